@@ -1,0 +1,467 @@
+"""The configuration: every setting once, with its unit, range and default; validated before anything runs.
+
+`load_config` turns config.yaml (plus what Snakemake merged over it) into a frozen `Config`. Every stage receives a settings
+file of its own (`stage_settings`) that holds what shapes that stage's result and nothing else, so that a change to evaluation
+never retrains and a new scale trains only itself.
+"""
+
+import difflib
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import UserError
+from .files import digest
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Timestep = Annotated[int, Field(ge=0, le=999)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+
+
+class Block(BaseModel):
+    """A frozen group of settings; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Teacher(Block):
+    """Where the teacher comes from: `embedded` (ships with sid_core) or `local` (a diffusers directory)."""
+
+    source: Literal["embedded", "local"] = "embedded"
+    path: str | None = Field(None, description="the diffusers directory, for source: local")
+
+    @model_validator(mode="after")
+    def _path_belongs_to_local(self) -> "Teacher":
+        if (self.source == "local") != (self.path is not None):
+            raise ValueError("path: give the diffusers directory with source: local, and only there")
+        return self
+
+
+class ExtraRun(Block):
+    """A distillation beside the sweep: a strategy at a scale, or four scales of its own (`custom`)."""
+
+    name: Name | None = Field(None, description="default: <strategy>-<scale>; a custom run needs one")
+    strategy: Literal["lsg", "long", "short", "none", "custom"]
+    scale: Positive | None = Field(
+        None, description="kappa of lsg (all), long (teacher > 1) and short (fake_train < 1)"
+    )
+    fake_train: Positive | None = Field(None, description="kappa_1, for strategy: custom")
+    fake_eval: Positive | None = Field(None, description="kappa_2 = kappa_3, for strategy: custom")
+    teacher: Positive | None = Field(None, description="kappa_4, for strategy: custom")
+    alpha: Positive | None = Field(None, description="default: distill.alpha")
+    num_steps: Count | None = Field(None, description="default: distill.num_steps")
+
+    @model_validator(mode="after")
+    def _scales_fit_strategy(self) -> "ExtraRun":
+        kappas = (self.fake_train, self.fake_eval, self.teacher)
+        if self.strategy == "custom":
+            if None in kappas or self.name is None or self.scale is not None:
+                raise ValueError("strategy: custom needs name, fake_train, fake_eval and teacher, and no scale")
+        elif any(k is not None for k in kappas):
+            raise ValueError(
+                f"fake_train, fake_eval and teacher belong to strategy: custom; {self.strategy} has one scale"
+            )
+        elif (self.strategy == "none") == (self.scale is not None):
+            raise ValueError(f"strategy: {self.strategy} {'has no' if self.strategy == 'none' else 'needs a'} scale")
+        if self.strategy == "long" and self.scale <= 1:
+            raise ValueError(f"scale={self.scale:g}: long guidance strengthens the teacher, expected more than 1")
+        if self.strategy == "short" and self.scale >= 1:
+            raise ValueError(f"scale={self.scale:g}: short guidance weakens the fake score, expected less than 1")
+        return self
+
+
+class Prompts(Block):
+    """Captions: `embedded` draws them with the scenes; `file` reads one a line."""
+
+    source: Literal["embedded", "file"] = "embedded"
+    train: Count | str = Field(20_000, description="number of training captions (embedded) or a text file (file)")
+    evaluation: Count | str = Field(5_000, description="number of evaluation captions (embedded) or a text file (file)")
+    split: Literal["evaluation", "validation"] = Field(
+        "evaluation",
+        description="which captions and noise are scored; choose settings on `validation`, report on `evaluation`",
+    )
+
+    @model_validator(mode="after")
+    def _kinds_agree(self) -> "Prompts":
+        for key in ("train", "evaluation"):
+            value = getattr(self, key)
+            if isinstance(value, str) != (self.source == "file"):
+                expected = "the path of a text file" if self.source == "file" else "a number of captions"
+                raise ValueError(f"{key}={value!r}: expected {expected} with source: {self.source}")
+        return self
+
+
+class Alarms(Block):
+    """Limits on health metrics; a run that stays beyond one for `patience` logged points ends as failed."""
+
+    score_gap_max: Positive = Field(description="RMS of f_teacher - f_fake, latent units")
+    latent_std_min: NonNegative = Field(description="std of x_g; below: the generator makes nothing")
+    latent_std_max: Positive = Field(description="std of x_g; above: it diverges")
+    generator_loss_max: Positive = Field(description="|generator loss|")
+    patience: Count = Field(description="logged points in a row beyond a limit")
+    warmup_nimg: int = Field(ge=0, description="images before the alarms listen; an untrained generator trips them")
+
+
+class Distill(Block):
+    """One distillation; METHOD: Adam, constant lr 1e-6, batch 512, t_init 625 for the published runs."""
+
+    train_kimg: Positive = Field(description="thousand images seen by the generator")
+    batch: Count = Field(description="images per iteration and half")
+    micro_batch: Count = Field(description="images per backward pass; divides batch, changes memory only")
+    lr: Positive = Field(description="learning rate of both networks")
+    fake_lr: Positive | None = Field(None, description="learning rate of the fake score; null: lr")
+    lr_final: Positive | None = Field(None, description="linear decay towards it over the run; null: constant")
+    adam_beta1: float = Field(0.0, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_eps: Positive = 1e-8
+    weight_decay: NonNegative = Field(0.0, description="above 0: AdamW")
+    alpha: Positive = Field(1.0, description="of the generator loss")
+    t_init: Timestep = Field(625, description="noise level the generator starts at")
+    t_min: Timestep = Field(20, description="training noise levels: t_min <= t < t_max")
+    t_max: Annotated[int, Field(ge=1, le=1000)] = 980
+    num_steps: Count = Field(1, description="network evaluations per image")
+    prompt_dropout: float = Field(0.1, ge=0, lt=1, description="in the fake score's half, where its guidance is not 1")
+    ema_halflife_nimg: NonNegative = Field(description="images; ramps up as ema_ramp * images seen")
+    ema_ramp: Positive = Field(0.05, description="half-life at most this fraction of the images seen")
+    nonfinite: Literal["stop", "skip"] = Field("stop", description="what a NaN or infinity in a loss or gradient does")
+    nonfinite_limit: Count = Field(10, description="skips in a row that stop the run")
+    text_cache: int = Field(4096, ge=0, description="distinct prompts whose encodings are kept in memory")
+    state_every_nimg: Count = Field(description="images between saved states")
+    keep_states: Count = Field(2, description="newest states kept")
+    log_every_nimg: Count = Field(description="images between logged points")
+    samples_every_nimg: Count = Field(description="images between sample grids")
+    alarms: Alarms
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Distill":
+        if self.t_min >= self.t_max:
+            raise ValueError(f"t_min={self.t_min}, t_max={self.t_max}: expected t_min < t_max")
+        if self.batch % self.micro_batch:
+            raise ValueError(f"micro_batch={self.micro_batch}: expected a divisor of batch={self.batch}")
+        if self.num_steps > max(self.t_init, 1):
+            raise ValueError(f"num_steps={self.num_steps}: expected at most t_init={self.t_init}")
+        return self
+
+
+class Sampling(Block):
+    """What shapes a sample: sample i has caption i and noise from seed + i, whatever the batch or shard."""
+
+    batch: Count = Field(description="images at once; changes speed and memory only")
+    seed: int = Field(0, ge=0, description="sample i is seeded with seed + i")
+    eps_error_samples: int = Field(ge=0, description="samples on which the teacher's own eps error is measured")
+
+
+class Generate(Sampling):
+    """The samples that are scored, in shards."""
+
+    samples: Count = Field(description="images per run; as many captions are used, in order")
+    samples_per_shard: Count = Field(description="images per file and job; more samples add shards")
+
+
+class Baselines(Block):
+    """What the generators are set beside: the teacher at several steps and guidance scales, its VAE, real images."""
+
+    solver: Literal["ddim", "dpm-solver"] = "ddim"
+    steps: list[Count] = Field(description="network evaluations per image of the teacher")
+    guidance_scales: list[Positive]
+    vae: bool = Field(description="real images through encoder and decoder: the floor of every latent model")
+    real: bool = Field(description="a second draw of real images: the floor of the metric")
+
+
+class Evaluate(Block):
+    """A protocol: what is done to the images, which networks look at them, and what they are compared with."""
+
+    protocol: Name
+    reference: Literal["embedded"] = Field("embedded", description="where reference images come from")
+    reference_samples: Count = Field(description="reference images")
+    feature_network: str = Field(
+        "embedded", description="`embedded`, or a folder with config.json and model.safetensors"
+    )
+    clip: str = Field("embedded", description="`embedded`, or a folder in open_clip's local-dir layout")
+    caption_prefix: str = Field("", description="put before a caption for the CLIP score")
+    image_size: Count | None = Field(None, description="centre crop and LANCZOS to this side first; null: as stored")
+    feature_size: Count | None = Field(
+        None, description="per-channel float bicubic (clean-fid) to this side; null: as is"
+    )
+    batch: Count = Field(description="images at once in feature extraction")
+    kid_subsets: Count = 100
+    kid_subset_size: Count = 1000
+    neighbours: Count = Field(3, description="k of precision and recall")
+    jackknife_groups: Count = Field(20, description="groups left out in turn for the standard error of FID")
+    bootstrap: Count = Field(1000, description="resamples for the standard error of the CLIP score")
+
+
+class Tracking(Block):
+    """MLflow mirrors the record; the files are the record."""
+
+    enabled: bool = True
+    uri: str | None = Field(
+        None, description="null: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working folder"
+    )
+
+
+class Config(Block):
+    """The whole experiment."""
+
+    experiment: Name
+    teacher: Teacher
+    guidance_scales: list[Positive] = Field(description="one LSG distillation each")
+    extra_runs: list[ExtraRun] = []
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
+    prompts: Prompts
+    distill: Distill
+    generate: Generate
+    baselines: Baselines
+    evaluate: Evaluate
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        names = [run.name for run in runs(self)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"two runs would be called {name!r}; give extra_runs a name of their own, seeds and scales once"
+                )
+        if not names:
+            raise ValueError("nothing to distil: give guidance_scales or extra_runs")
+        if isinstance(self.prompts.evaluation, int) and self.prompts.evaluation < self.generate.samples:
+            raise ValueError(
+                f"generate.samples={self.generate.samples}: only prompts.evaluation={self.prompts.evaluation} captions; lower one or raise the other"
+            )
+        if (self.baselines.vae or self.baselines.real) and self.prompts.source != "embedded":
+            raise ValueError(
+                "baselines.vae and baselines.real need real images of the captions; set both to false with prompts.source: file"
+            )
+        return self
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+class Run(Block):
+    """One distillation: its four guidance scales (kappa_2 = kappa_3 share one), alpha, steps and seed."""
+
+    name: Name
+    strategy: Literal["lsg", "long", "short", "none", "custom"]
+    fake_train: Positive
+    fake_eval: Positive
+    teacher: Positive
+    alpha: Positive
+    num_steps: Count
+    seed: int
+
+
+def scale_name(scale: float) -> str:
+    """The exact shortest decimal: 2.0 -> '2', 1.5 -> '1.5', 1.52 -> '1.52'. Two scales never share a name."""
+    return repr(float(scale)).removesuffix(".0")
+
+
+def runs(config: Config) -> list[Run]:
+    """All distillations, in the order of the tables. Seed 0 carries no suffix, so that adding seeds renames nothing."""
+    wanted = [ExtraRun(strategy="lsg", scale=scale) for scale in config.guidance_scales] + list(config.extra_runs)
+    result = []
+    for extra in wanted:
+        scale = extra.scale or 1.0
+        fake_train, fake_eval, teacher = {
+            "lsg": (scale, scale, scale),
+            "long": (1.0, 1.0, scale),
+            "short": (scale, 1.0, 1.0),
+            "none": (1.0, 1.0, 1.0),
+            "custom": (extra.fake_train, extra.fake_eval, extra.teacher),
+        }[extra.strategy]
+        base = extra.name or (extra.strategy if extra.scale is None else f"{extra.strategy}-{scale_name(scale)}")
+        for seed in config.seeds:
+            result.append(
+                Run(
+                    name=base if seed == 0 else f"{base}-seed{seed}",
+                    strategy=extra.strategy,
+                    fake_train=fake_train,
+                    fake_eval=fake_eval,
+                    teacher=teacher,
+                    alpha=extra.alpha or config.distill.alpha,
+                    num_steps=extra.num_steps or config.distill.num_steps,
+                    seed=seed,
+                )
+            )
+    return result
+
+
+class Baseline(Block):
+    """One row of comparison that needs no distillation."""
+
+    name: Name
+    kind: Literal["teacher", "vae", "real"]
+    solver: Literal["ddim", "dpm-solver"] | None = None
+    steps: int = Field(0, description="network evaluations per image, guided pairs counted once")
+    guidance_scale: Positive | None = None
+
+
+def baselines(config: Config) -> list[Baseline]:
+    """All baselines: teacher by steps and scale, then VAE and real images."""
+    block = config.baselines
+    result = [
+        Baseline(
+            name=f"teacher-cfg{scale_name(scale)}-{steps}steps",
+            kind="teacher",
+            solver=block.solver,
+            steps=steps,
+            guidance_scale=scale,
+        )
+        for steps in block.steps
+        for scale in block.guidance_scales
+    ]
+    result += [Baseline(name=kind, kind=kind) for kind in ("vae", "real") if getattr(block, kind)]
+    return result
+
+
+def shards(config: Config) -> list[str]:
+    """Shard names '00000', '00001', …: shard k holds samples k * samples_per_shard onwards."""
+    return [f"{k:05d}" for k in range(math.ceil(config.generate.samples / config.generate.samples_per_shard))]
+
+
+# --- settings of one stage -------------------------------------------------------------------------------------------
+
+
+class DistillSettings(Block):
+    """All that shapes a distillation (the teacher and the prompts are inputs beside it)."""
+
+    run: Run
+    distill: Distill
+
+
+class GenerateSettings(Block):
+    """All that shapes the samples of a generator."""
+
+    t_init: Timestep
+    num_steps: Count
+    sampling: Sampling
+
+
+class BaselineSettings(Block):
+    """All that shapes the samples of a baseline."""
+
+    baseline: Baseline
+    split: Literal["evaluation", "validation"]
+    sampling: Sampling
+
+
+class PromptsSettings(Block):
+    """All that shapes the prompt files."""
+
+    prompts: Prompts
+
+
+class EvaluateSettings(Block):
+    """All that shapes reference, features and scores."""
+
+    evaluate: Evaluate
+    samples: Count
+    seed: int
+
+
+def stage_settings(config: Config) -> dict[str, Block]:
+    """Every settings file of the experiment, by its path below results/<experiment>/."""
+    generate = config.generate
+    sampling = Sampling(**{key: getattr(generate, key) for key in Sampling.model_fields})
+    files: dict[str, Block] = {
+        "teacher.settings.yaml": config.teacher,
+        "prompts/settings.yaml": PromptsSettings(prompts=config.prompts),
+        "reference/settings.yaml": EvaluateSettings(
+            evaluate=config.evaluate, samples=generate.samples, seed=generate.seed
+        ),
+    }
+    for run in runs(config):
+        files[f"runs/{run.name}/settings.yaml"] = DistillSettings(run=run, distill=config.distill)
+        files[f"runs/{run.name}/generate.yaml"] = GenerateSettings(
+            t_init=config.distill.t_init, num_steps=run.num_steps, sampling=sampling
+        )
+    for baseline in baselines(config):
+        files[f"baselines/{baseline.name}/generate.yaml"] = BaselineSettings(
+            baseline=baseline, split=config.prompts.split, sampling=sampling
+        )
+    return files
+
+
+def dump(settings: Block) -> str:
+    """YAML text of settings, keys in declaration order."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+
+
+def settings_digest(settings: Block) -> str:
+    """Hex sha256 of settings by value."""
+    return digest(settings.model_dump(mode="json"))
+
+
+# --- reading and complaining -----------------------------------------------------------------------------------------
+
+
+def load_config(path: str | Path) -> Config:
+    """Read and validate a configuration file. Raises UserError naming key, value, expectation and remedy."""
+    return parse_config(read_yaml(path), str(path))
+
+
+def load_settings(kind: type[Block], path: str | Path) -> Any:
+    """Read a stage's settings file as `kind`."""
+    return parse(kind, read_yaml(path), str(path))
+
+
+def parse_config(values: dict, source: str = "config") -> Config:
+    """Validate an already merged configuration."""
+    return parse(Config, values, source)
+
+
+def read_yaml(path: str | Path) -> dict:
+    """Read a YAML mapping; a missing or malformed file is a UserError that names the place."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+    return values
+
+
+def parse(kind: type[Block], values: dict, source: str) -> Any:
+    """Validate `values` as `kind`; all mistakes are listed in one UserError, a line each."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(kind, problem) for problem in error.errors()]
+        raise UserError("\n".join(f"{source}: {line}" for line in lines)) from None
+
+
+def _explain(kind: type[Block], problem: dict) -> str:
+    """One line of a validation error: key, value, expectation, remedy."""
+    location = [part for part in problem["loc"] if not (isinstance(part, str) and "[" in part)]
+    key = ".".join(str(part) for part in location)
+    value = problem["input"]
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(location[-1]), _keys(kind, location[:-1]), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(_keys(kind, location[:-1]))}"
+        return f"unknown key {key!r}; {hint}"
+    if problem["type"] == "missing":
+        return f"{key}: missing; add it (config.yaml shows every key with its unit)"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:] if message.startswith("Input") else message
+    if problem["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key}={value!r}: {message.replace('input should be', 'expected')}"
+
+
+def _keys(kind: type[Block], location: list) -> list[str]:
+    """Names that are allowed at a place in the settings."""
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = kind.model_fields[part].annotation
+        inner = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, Block)]
+        kind = inner[0] if inner else annotation
+    return list(kind.model_fields)

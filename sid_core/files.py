@@ -1,0 +1,268 @@
+"""Files that are whole or absent: atomic writes, checksums, manifests that consumers verify, and the lease on a folder.
+
+Snakemake trusts file names and times. A truncated file with an old time looks finished to it, so every stage writes under a
+temporary name and renames, and every consumer checks the sha256 its producer recorded.
+"""
+
+import ast
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import UserError
+
+MANIFEST = "manifest.json"
+HEARTBEAT_S = 15.0
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
+
+    Works for a file or a directory that the block creates. An existing directory at `path` is replaced.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
+    try:
+        yield temporary
+        if temporary.is_file():
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
+        if path.is_dir() and not path.is_symlink():
+            os.rename(path, temporary.parent / "replaced")
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary.parent, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write JSON atomically; NaN and infinity are refused (they are not JSON)."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> dict:
+    """Read a JSON file; a missing or damaged one is a UserError that names it."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); delete it and run again") from None
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def digest(value: object) -> str:
+    """Hex sha256 of a JSON-serialisable value in canonical form (sorted keys, no spaces)."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def code_digest(*modules: str | Path) -> str:
+    """Digest of Python sources by meaning: comments, blank lines and docstrings do not count.
+
+    `modules` are files or folders. Rules put it into `params`, so that editing what shapes a stage's result reruns that
+    stage, and a comment does not.
+    """
+    hashed = hashlib.sha256()
+    for module in modules:
+        for path in sorted(Path(module).rglob("*.py")) if Path(module).is_dir() else [Path(module)]:
+            tree = ast.parse(path.read_bytes())
+            for node in ast.walk(tree):
+                documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+                if documented and ast.get_docstring(node, clean=False) is not None:
+                    node.body = node.body[1:]
+            hashed.update(path.name.encode() + ast.dump(tree).encode())
+    return hashed.hexdigest()[:16]
+
+
+# --- manifests -------------------------------------------------------------------------------------------------------
+
+
+def write_manifest(folder: str | Path, record: dict | None = None) -> None:
+    """Record the sha256 and size of every file below `folder` in `folder`/manifest.json, with `record` beside them."""
+    folder = Path(folder)
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    entries = {str(p.relative_to(folder)): {"sha256": sha256_file(p), "bytes": p.stat().st_size} for p in files}
+    write_json(folder / MANIFEST, {"record": record or {}, "files": entries})
+
+
+def verify_manifest(folder: str | Path) -> dict:
+    """Check every file `folder`'s manifest names; return its `record`.
+
+    Raises UserError naming the first file that is missing, of another size, or of other content.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        raise UserError(
+            f"{folder}: has no {MANIFEST}, so it is not a finished result; run the stage that makes it again"
+        )
+    manifest = read_json(folder / MANIFEST)
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path}: listed in {MANIFEST} but missing; delete {folder} and run again")
+        if path.stat().st_size != entry["bytes"] or sha256_file(path) != entry["sha256"]:
+            raise UserError(
+                f"{path}: differs from its recorded sha256 (truncated or edited); delete {folder} and run again"
+            )
+    return manifest["record"]
+
+
+def sidecar(path: str | Path) -> Path:
+    """The record beside a file: 00000.tar -> 00000.json."""
+    return Path(path).with_suffix(".json")
+
+
+def write_sidecar(path: str | Path, record: dict) -> None:
+    """Record a finished file's sha256 and size, with `record`, in its sidecar. Written last: it marks the file as whole."""
+    path = Path(path)
+    write_json(sidecar(path), {"sha256": sha256_file(path), "bytes": path.stat().st_size, "record": record})
+
+
+def verify_sidecar(path: str | Path) -> dict:
+    """Check a file against its sidecar; return the sidecar ({"sha256", "bytes", "record"}).
+
+    Raises UserError naming the file when it is missing, truncated or of other content.
+    """
+    path = Path(path)
+    if not path.is_file() or not sidecar(path).is_file():
+        raise UserError(
+            f"{path}: missing, or without its record {sidecar(path).name}; run the stage that makes it again"
+        )
+    entry = read_json(sidecar(path))
+    if path.stat().st_size != entry["bytes"] or sha256_file(path) != entry["sha256"]:
+        raise UserError(f"{path}: differs from its recorded sha256 (truncated or edited); delete it and run again")
+    return entry
+
+
+# --- lease -----------------------------------------------------------------------------------------------------------
+
+
+def _process_start(pid: int) -> str | None:
+    """Start time of a live process on this host (None when it is gone), so that a reused pid is not mistaken for it."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return None
+    return None if fields[0] == "Z" else fields[19]
+
+
+@contextmanager
+def lease(folder: str | Path) -> Iterator[None]:
+    """Hold `folder` against a second writer: after a kill of Snakemake its child lives on, and a restart starts another.
+
+    The owner (host, pid, job id, heartbeat) stands in `folder`/lease.json. On the same host a dead owner holds nothing; on
+    another host an owner is taken for dead when its heartbeat is four periods old.
+
+    Raises:
+        UserError: a living owner holds the folder; the message names it.
+    """
+    path = Path(folder) / "lease.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    host, pid = socket.gethostname(), os.getpid()
+    owner = {"host": host, "pid": pid, "start": _process_start(pid), "job": os.environ.get("SLURM_JOB_ID")}
+    payload = json.dumps(owner)
+    while True:
+        try:
+            with open(path, "x", encoding="utf-8") as handle:
+                handle.write(payload)
+            break
+        except FileExistsError:
+            _clear_dead_lease(path, host)
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(HEARTBEAT_S):
+            if path.exists():
+                os.utime(path)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        path.unlink(missing_ok=True)
+
+
+def _clear_dead_lease(path: Path, host: str) -> None:
+    try:
+        text, age_s = path.read_text(encoding="utf-8"), time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return
+    try:
+        owner = json.loads(text)
+    except json.JSONDecodeError:  # its owner is between creating and writing it, or died there
+        owner = {"host": None, "pid": None, "start": None, "job": None}
+    if owner["host"] == host:
+        start = _process_start(owner["pid"])
+        alive = start is not None and start == owner["start"]
+    else:
+        alive = age_s < 4 * HEARTBEAT_S
+    if alive:
+        job = f", Slurm job {owner['job']}" if owner["job"] else ""
+        raise UserError(
+            f"{path.parent}: in use by process {owner['pid']} on {owner['host']}{job} (last sign of life {age_s:.0f} s ago); "
+            "wait for it or stop it, then run again"
+        )
+    # Rename first: of two processes that see the same dead lease only one gets to remove it.
+    grave = path.with_name(f".lease.{os.getpid()}.{threading.get_ident()}")
+    try:
+        os.rename(path, grave)
+        grave.unlink()
+    except FileNotFoundError:
+        pass
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+LONGEST_LINE = 10_000
+
+
+def read_lines(path: str | Path, what: str) -> list[str]:
+    """Read a UTF-8 text file of one entry a line, stripped, case kept; blank lines are refused where they would shift indices.
+
+    Raises:
+        UserError: missing or empty file, invalid UTF-8 (the line is named), a blank line inside, a line over 10,000 characters.
+    """
+    try:
+        raw = Path(path).read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"{path}: no such {what} file") from None
+    lines: list[str] = []
+    for number, line in enumerate(raw.splitlines(), 1):
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})") from None
+        if len(text) > LONGEST_LINE:
+            raise UserError(
+                f"{path}, line {number}: {len(text):,} characters; expected one {what} a line, at most {LONGEST_LINE:,}"
+            )
+        if not text:
+            raise UserError(f"{path}, line {number}: blank; expected one {what} a line")
+        lines.append(text)
+    if not lines:
+        raise UserError(f"{path}: empty; expected one {what} a line")
+    return lines
