@@ -1,0 +1,52 @@
+"""Guidance commutes with the conversion to x_0; kappa 1 evaluates once."""
+
+import pytest
+import torch
+from test_losses import SD, ToyUNet
+
+from sid_core.method import Denoiser, NoiseSchedule, one_step
+
+
+@pytest.fixture
+def inputs():
+    g = torch.Generator().manual_seed(1)
+    return (
+        torch.randn(4, 2, 4, 4, generator=g),
+        torch.tensor([20, 300, 625, 979]),
+        torch.randn(4, 5, 6, generator=g),
+        torch.randn(1, 5, 6, generator=g),
+    )
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("kappa", [0.5, 1.5, 4.5])
+def test_guidance_of_x0_equals_guidance_of_output(inputs, kind, kappa):
+    x_t, t, cond, empty = inputs
+    f = Denoiser(ToyUNet(0), NoiseSchedule.from_config(SD), kind)
+    f_cond, f_empty = f(x_t, t, cond), f(x_t, t, empty.expand_as(cond))
+    torch.testing.assert_close(
+        f(x_t, t, cond, empty, kappa), f_empty + kappa * (f_cond - f_empty), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_scale_one_evaluates_the_conditional_branch_once(inputs):
+    x_t, t, cond, empty = inputs
+    batches = []
+    unet = ToyUNet(0)
+    unet.register_forward_hook(lambda module, args, output: batches.append(len(args[0])))
+    Denoiser(unet, NoiseSchedule.from_config(SD), "epsilon")(x_t, t, cond, empty, 1.0)
+    assert batches == [4]
+
+
+def test_eps_inverts_x0(inputs):
+    x_t, t, cond, _ = inputs
+    f = Denoiser(ToyUNet(0), NoiseSchedule.from_config(SD), "epsilon")
+    torch.testing.assert_close(f.eps(f(x_t, t, cond), x_t, t), f.unet(x_t, t, cond).sample, rtol=1e-4, atol=1e-4)
+
+
+def test_one_step_feeds_sigma_z(inputs):
+    z, _, cond, _ = inputs
+    f = Denoiser(ToyUNet(0), NoiseSchedule.from_config(SD), "epsilon")
+    t = torch.full((4,), 625)
+    eps_hat = f.unet(0.928555 * z, t, cond).sample
+    torch.testing.assert_close(one_step(f, z, 625, cond), 2.50172 * (z - eps_hat), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,76 @@
+"""The schedule against diffusers' own."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from sid_core.errors import UserError
+from sid_core.method import NoiseSchedule
+
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+ALL_T = torch.arange(1000)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SD,
+        {**SD, "beta_schedule": "linear"},
+        {"beta_schedule": "squaredcos_cap_v2"},
+        {"trained_betas": [0.1, 0.2, 0.3]},
+        {**SD, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
+    ],
+)
+def test_equals_diffusers(config):
+    ours, theirs = NoiseSchedule.from_config(config), DDPMScheduler(**config, clip_sample=False)
+    t = torch.arange(len(ours))
+    torch.testing.assert_close(ours.alpha(t).flatten() ** 2, theirs.alphas_cumprod, rtol=1e-5, atol=1e-7)
+    x0, eps = torch.randn(2, len(ours), 4, 2, 2)
+    torch.testing.assert_close(ours.add_noise(x0, eps, t), theirs.add_noise(x0, eps, t), rtol=1e-5, atol=1e-5)
+
+
+def test_published_constants():
+    schedule = NoiseSchedule.from_config(SD)
+    t = torch.tensor([625])
+    assert schedule.alpha(t).item() ** 2 == pytest.approx(0.1378, abs=5e-5)
+    assert schedule.sigma(t).item() == pytest.approx(0.9286, abs=5e-5)
+    # x_g = (sigma z - sigma eps) / alpha = 2.5017 (z - eps)
+    assert (schedule.sigma(t) / schedule.alpha(t)).item() == pytest.approx(2.5017, abs=5e-5)
+
+
+def test_identities():
+    schedule = NoiseSchedule.from_config(SD)
+    torch.testing.assert_close(schedule.alpha(ALL_T) ** 2 + schedule.sigma(ALL_T) ** 2, torch.ones(1000, 1, 1, 1))
+    torch.testing.assert_close(
+        schedule.snr(ALL_T), schedule.alpha(ALL_T) ** 2 / schedule.sigma(ALL_T) ** 2, rtol=1e-4, atol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"clip_sample": True}, "clip_sample"),
+        ({"thresholding": True}, "thresholding"),
+        ({"prediction_type": "sample"}, "prediction_type=sample"),
+        ({"beta_schedule": "sigmoid"}, "beta_schedule=sigmoid"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
+        ({"trained_betas": [0.1, 1.5]}, "betas"),
+    ],
+)
+def test_refuses_by_name(change, named):
+    with pytest.raises(UserError, match=named):
+        NoiseSchedule.from_config({**SD, **change})
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_x0_equals_schedulers_step(kind):
+    """The closed form equals what the published code takes from a scheduler's step, sample by sample."""
+    from sid_core.method import Denoiser
+
+    scheduler = DDIMScheduler(**SD, clip_sample=False, prediction_type=kind)
+    scheduler.set_timesteps(1000)
+    denoiser = Denoiser(torch.nn.Identity(), NoiseSchedule.from_config(SD), kind)
+    x_t, output = torch.randn(2, 5, 4, 3, 3)
+    t = torch.tensor([20, 300, 625, 900, 979])
+    theirs = [scheduler.step(output[i], t[i], x_t[i]).pred_original_sample for i in range(5)]
+    torch.testing.assert_close(denoiser._x0(output, x_t, t), torch.stack(theirs), rtol=1e-5, atol=1e-5)
