@@ -1,0 +1,1 @@
+"""Pretrained parts in the diffusers layout: the only importer of diffusers and transformers."""

@@ -1,0 +1,74 @@
+"""A small convolutional network whose features FID is computed on: what Inception is to photographs."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..files import read_json, write_json
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+class FeatureNetwork(nn.Module):
+    """Images to features; each level halves the image, and the last map is flattened, so that positions count.
+
+    Args:
+        image_size: height and width of the images it takes.
+        channels: channels of each level.
+        features: length D of a feature vector.
+    """
+
+    def __init__(self, image_size: int, channels: list[int], features: int):
+        super().__init__()
+        self.image_size, self.features = image_size, features
+        layers: list[nn.Module] = [nn.Conv2d(3, channels[0], 3, padding=1)]
+        for before, after in zip(channels, channels[1:], strict=False):
+            layers += [nn.GroupNorm(8, before), nn.SiLU(), nn.Conv2d(before, after, 3, stride=2, padding=1)]
+            layers += [nn.GroupNorm(8, after), nn.SiLU(), nn.Conv2d(after, after, 3, padding=1)]
+        layers += [nn.GroupNorm(8, channels[-1]), nn.SiLU(), nn.Flatten()]
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(channels[-1] * (image_size >> (len(channels) - 1)) ** 2, features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, D) float32 of images (B, 3, H, W), float, 0 to 255."""
+        assert images.shape[1:] == (3, self.image_size, self.image_size), f"images {tuple(images.shape)}"
+        return self.head(self.body(images.float() / 127.5 - 1))
+
+    @classmethod
+    def from_directory(cls, path: str | Path) -> "FeatureNetwork":
+        """Load config.json and model.safetensors of a directory, in evaluation mode without gradients.
+
+        Raises:
+            UserError: a file is missing or damaged, or the weights do not fit the config; the message names it.
+        """
+        path = Path(path)
+        config = read_json(path / CONFIG)
+        try:
+            network = cls(config["image_size"], config["channels"], config["features"])
+            network.load_state_dict(load_file(path / WEIGHTS))
+        except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"{path}: not a feature network ({type(error).__name__}: {reason}); "
+                f"expected {CONFIG} (image_size, channels, features) and {WEIGHTS} that fits it"
+            ) from None
+        return network.eval().requires_grad_(False)
+
+    def save(self, path: str | Path, channels: list[int]) -> None:
+        """Write config.json and model.safetensors into the directory `path`, creating it."""
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / CONFIG, {"image_size": self.image_size, "channels": list(channels), "features": self.features})
+        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, path / WEIGHTS)
+
+
+def standardise(network: FeatureNetwork, features: Tensor) -> None:
+    """Rescale the last layer so that each column of `features` (N, D), which it made, has mean 0 and std 1."""
+    mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
+    with torch.no_grad():
+        network.head.weight.div_(std[:, None])
+        network.head.bias.sub_(mean).div_(std)

@@ -1,0 +1,55 @@
+"""A distilled generator on disk: a UNet in the diffusers layout, with generator.json saying how to call it."""
+
+import json
+from pathlib import Path
+
+from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import UserError
+from ..files import atomic_path, read_json, sha256_file, verify_manifest, write_json, write_manifest
+from ..method.denoiser import Denoiser
+from ..method.schedule import NoiseSchedule, prediction_type
+from .teacher import load_component, scheduler_config
+
+WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
+
+
+def save_generator(out: Path, unet: UNet2DConditionModel, weights: dict[str, Tensor], record: dict) -> None:
+    """Write `out` whole: the UNet's config, `weights` (the EMA) as safetensors, `record` as generator.json, a manifest.
+
+    `record` needs `t_init`, `num_steps` and `prediction_type`, by which `load_generator` calls the network.
+    """
+    with atomic_path(out) as folder:
+        (folder / "unet").mkdir(parents=True)
+        # diffusers' own save would write the machine's paths into the config
+        config = {key: value for key, value in json.loads(unet.to_json_string()).items() if key != "_name_or_path"}
+        write_json(folder / "unet" / "config.json", config)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS, metadata={"format": "pt"}
+        )
+        write_json(folder / "generator.json", record)
+        write_manifest(folder)
+
+
+def load_generator(folder: Path, teacher: Path) -> tuple[Denoiser, dict]:
+    """The generator as a Denoiser (frozen, evaluation mode) on the teacher's schedule, and its generator.json.
+
+    Raises UserError when a file is missing or changed, or when the teacher predicts something else than it was made with.
+    """
+    folder = Path(folder)
+    verify_manifest(folder)
+    record, config = read_json(folder / "generator.json"), scheduler_config(teacher)
+    if record["prediction_type"] != prediction_type(config):
+        raise UserError(
+            f"{folder}: made for {record['prediction_type']}, but {teacher} is {prediction_type(config)}; give the teacher it was distilled from"
+        )
+    unet = load_component(UNet2DConditionModel, folder / "unet")
+    denoiser = Denoiser(unet, NoiseSchedule.from_config(config), prediction_type(config))
+    return denoiser.eval().requires_grad_(False), record
+
+
+def generator_sha256(folder: Path) -> str:
+    """Hash of the weight file, which identifies a generator in every table."""
+    return sha256_file(Path(folder) / WEIGHTS)

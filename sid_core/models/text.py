@@ -1,0 +1,77 @@
+"""Prompts to embeddings, as Stable Diffusion does it: the CLIP text model's last hidden state of every token."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from .teacher import load_component
+
+transformers_logging.disable_progress_bar()  # it would count the tensors of one file
+
+CHUNK = 256  # prompts encoded at once when a whole set is encoded ahead
+
+
+class TextEncoder(nn.Module):
+    """The teacher's tokenizer and text encoder, frozen."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, model: CLIPTextModel):
+        super().__init__()
+        self.tokenizer, self.model = tokenizer, model.eval().requires_grad_(False)
+
+    @classmethod
+    def from_directory(cls, folder: Path) -> "TextEncoder":
+        """Load `tokenizer` and `text_encoder` of a teacher directory."""
+        tokenizer = CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer")
+        return cls(tokenizer, load_component(CLIPTextModel, Path(folder) / "text_encoder"))
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """(B, L, D) float32, padded and truncated to the tokenizer's length L."""
+        tokens = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
+        )
+        return self.model(tokens.input_ids.to(self.model.device)).last_hidden_state.float()
+
+    def empty(self) -> Tensor:
+        """The embedding of the empty prompt, (1, L, D)."""
+        return self.encode([""])
+
+
+class PromptSet:
+    """Embeddings of a fixed list of prompts, by index.
+
+    Up to `cache_size` distinct prompts are encoded once, ahead and in a fixed order; more are encoded when asked for. Either
+    way the embedding of a batch depends on the list and the indices alone, not on what was asked before: a resumed run
+    must see the same bits.
+    """
+
+    def __init__(self, encoder: TextEncoder, prompts: Sequence[str], cache_size: int):
+        self.encoder, self.prompts = encoder, prompts
+        self.empty = encoder.empty()  # (1, L, D)
+        distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+        self._table = None
+        if len(distinct) <= cache_size:
+            texts = list(distinct)
+            self._table = torch.cat([encoder.encode(texts[i : i + CHUNK]) for i in range(0, len(texts), CHUNK)])
+            self._row = torch.tensor([distinct[prompt] for prompt in prompts])
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __call__(self, indices: Tensor, dropped: Tensor | None = None) -> Tensor:
+        """Embeddings (B, L, D) of the prompts at `indices` (B,) int64; where `dropped` (B,) bool, of the empty prompt."""
+        if self._table is not None:
+            cond = self._table[self._row[indices]]
+        else:
+            cond = self.encoder.encode([self.prompts[i] for i in indices.tolist()])
+        if dropped is not None:
+            cond = torch.where(dropped.view(-1, 1, 1).to(cond.device), self.empty, cond)
+        return cond

@@ -1,0 +1,143 @@
+"""Teachers as diffusers directories: what is brought, what is refused and how it is named."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from sid_core.config import Teacher
+from sid_core.errors import UserError
+from sid_core.files import read_json
+from sid_core.models import build
+from sid_core.models.generator import load_generator, save_generator
+from sid_core.models.teacher import latent_shape, load_denoiser, make_solver, prepare_teacher, teacher_sha256
+from sid_core.models.vae import ImageCodec
+
+
+@pytest.fixture
+def copy(tiny_teacher_source, tmp_path):
+    """A teacher folder a test may damage."""
+    return shutil.copytree(tiny_teacher_source, tmp_path / "source")
+
+
+def prepare(source, tmp_path):
+    out = tmp_path / "out"
+    try:
+        prepare_teacher(Teacher(source="local", path=str(source)), out)
+    finally:
+        assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".out")] == []
+    return out
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(read_json(path) | changes))
+
+
+def test_brings_the_weights_unchanged(tiny_teacher_source, tiny_teacher):
+    ours = load_denoiser(tiny_teacher).unet.state_dict()
+    theirs = UNet2DConditionModel.from_pretrained(tiny_teacher_source / "unet", low_cpu_mem_usage=False).state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert latent_shape(tiny_teacher) == (4, 8, 8)
+    assert len(teacher_sha256(tiny_teacher)) == 64
+
+
+def test_unused_forms_of_weights_are_left_behind(copy, tmp_path):
+    (copy / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
+    out = prepare(copy, tmp_path)
+    assert not list(out.rglob("*.bin"))
+
+
+@pytest.mark.parametrize("component", ["tokenizer", "text_encoder", "unet", "vae", "scheduler"])
+def test_missing_component_is_named(copy, tmp_path, component):
+    shutil.rmtree(copy / component)
+    with pytest.raises(UserError, match=f"component {component} is missing"):
+        prepare(copy, tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(UserError, match=r"teacher\.path=.*nowhere"):
+        prepare(tmp_path / "nowhere", tmp_path)
+
+
+def test_truncated_weights(copy, tmp_path):
+    path = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(UserError, match="unet: cannot be loaded"):
+        prepare(copy, tmp_path)
+
+
+def test_weights_of_another_shape(copy, tmp_path):
+    edit(copy / "unet" / "config.json", block_out_channels=[16, 32])
+    with pytest.raises(UserError, match="unet: cannot be loaded"):
+        prepare(copy, tmp_path)
+
+
+def test_text_encoder_of_another_width(copy, tmp_path):
+    build.new_text_encoder(32, 1, 2, 74, 12).save_pretrained(copy / "text_encoder")
+    with pytest.raises(UserError, match="text_encoder gives 32 values a token, unet expects 16"):
+        prepare(copy, tmp_path)
+
+
+def test_vae_of_other_channels(copy, tmp_path):
+    build.new_vae((8, 8), 8, 16).save_pretrained(copy / "vae")
+    with pytest.raises(UserError, match="vae has 8 latent channels, unet expects 4"):
+        prepare(copy, tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"clip_sample": True}, {"prediction_type": "sample"}])
+def test_refused_schedulers(copy, tmp_path, change):
+    edit(copy / "scheduler" / "scheduler_config.json", **change)
+    with pytest.raises(UserError, match=next(iter(change))):
+        prepare(copy, tmp_path)
+
+
+def test_prediction_type_is_read_from_the_scheduler(copy, tmp_path):
+    edit(copy / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
+    assert load_denoiser(prepare(copy, tmp_path)).prediction_type == "v_prediction"
+
+
+def test_an_edited_file_is_noticed(copy, tmp_path):
+    out = prepare(copy, tmp_path)
+    edit(out / "unet" / "config.json", sample_size=16)
+    with pytest.raises(UserError, match=r"unet/config\.json: differs from its recorded sha256"):
+        teacher_sha256(out)
+
+
+def test_codec_hides_the_scaling_factor(tiny_teacher):
+    codec = ImageCodec.from_directory(tiny_teacher)
+    vae = AutoencoderKL.from_pretrained(tiny_teacher / "vae", low_cpu_mem_usage=False).eval()
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        latents = vae.encode(images).latent_dist.mean * vae.config.scaling_factor
+        torch.testing.assert_close(codec.encode(images), latents)
+        torch.testing.assert_close(codec.decode(latents), vae.decode(latents / vae.config.scaling_factor).sample)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm-solver"])
+def test_solvers_walk_the_teachers_schedule(tiny_teacher, name):
+    solver = make_solver(name, tiny_teacher, 8)
+    assert len(solver.timesteps) == 8
+    assert solver.timesteps[0] == 999
+    assert solver.config.beta_schedule == "scaled_linear"
+
+
+def test_generator_round_trip(tiny_teacher, tmp_path):
+    unet = load_denoiser(tiny_teacher).unet
+    record = {"t_init": 625, "num_steps": 1, "prediction_type": "epsilon"}
+    save_generator(tmp_path / "generator", unet, unet.state_dict(), record)
+    loaded, read = load_generator(tmp_path / "generator", tiny_teacher)
+    assert read == record
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), unet.parameters(), strict=True))
+    assert str(tmp_path) not in (tmp_path / "generator" / "unet" / "config.json").read_text()
+    assert UNet2DConditionModel.from_pretrained(tmp_path / "generator" / "unet", low_cpu_mem_usage=False)
+
+
+def test_generator_of_another_prediction_type(tiny_teacher, tmp_path):
+    unet = load_denoiser(tiny_teacher).unet
+    record = {"t_init": 625, "num_steps": 1, "prediction_type": "v_prediction"}
+    save_generator(tmp_path / "generator", unet, unet.state_dict(), record)
+    with pytest.raises(UserError, match="made for v_prediction"):
+        load_generator(tmp_path / "generator", tiny_teacher)

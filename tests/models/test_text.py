@@ -1,0 +1,40 @@
+"""Prompt embeddings: what Stable Diffusion computes, whatever was asked before."""
+
+import pytest
+import torch
+
+from sid_core.models.text import PromptSet, TextEncoder
+
+PROMPTS = ["a red dot", "a blue dot", "a red dot", "two dots"]
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_teacher):
+    return TextEncoder.from_directory(tiny_teacher)
+
+
+def test_encodes_padded_tokens(encoder):
+    tokens = encoder.tokenizer(PROMPTS, padding="max_length", max_length=12, return_tensors="pt").input_ids
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.encode(PROMPTS), encoder.model(tokens)[0])
+    assert encoder.empty().shape == (1, 12, 16)
+
+
+def test_long_prompts_are_truncated(encoder):
+    assert encoder.encode(["a very long prompt of many letters"]).shape == (1, 12, 16)
+
+
+@pytest.mark.parametrize("cache_size", [0, 10])
+def test_set_by_index(encoder, cache_size):
+    prompts = PromptSet(encoder, PROMPTS, cache_size)
+    got = prompts(torch.tensor([2, 1]), torch.tensor([False, True]))
+    torch.testing.assert_close(got[0], encoder.encode(["a red dot"])[0])
+    torch.testing.assert_close(got[1], encoder.empty()[0])
+
+
+@pytest.mark.parametrize("cache_size", [0, 10])
+def test_bits_do_not_depend_on_history(encoder, cache_size):
+    fresh, used = (PromptSet(encoder, PROMPTS, cache_size) for _ in range(2))
+    used(torch.tensor([3, 3, 1]))
+    indices = torch.tensor([0, 3])
+    assert torch.equal(fresh(indices), used(indices))
