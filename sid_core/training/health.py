@@ -1,0 +1,43 @@
+"""Alarms: a diverging run ends with a message, not with a useless generator.
+
+The generator's loss oscillates about zero and says nothing about convergence; the gap between the two scores and the spread
+of the latents do.
+"""
+
+from typing import TYPE_CHECKING
+
+from .iteration import TrainingStopped
+
+if TYPE_CHECKING:
+    from ..config import Alarms
+
+REMEDY = "lower distill.lr (or raise the limit, if the samples look right), then run again"
+
+
+class AlarmWatch:
+    """Counts logged points in a row beyond each limit; raises TrainingStopped at `patience`."""
+
+    def __init__(self, alarms: "Alarms"):
+        self.alarms = alarms
+        self.counts: dict[str, int] = {}
+
+    def check(self, point: dict[str, float | None]) -> None:
+        """Look at one logged point; points before `warmup_nimg` images are not judged."""
+        if point["nimg"] < self.alarms.warmup_nimg:
+            return
+        values = {
+            "score_gap_max": point["score_gap"],
+            "latent_std_min": point["latent_std"],
+            "latent_std_max": point["latent_std"],
+            "generator_loss_max": point["generator_loss"],
+        }
+        for limit, value in values.items():
+            bound = getattr(self.alarms, limit)
+            beyond = value is None or (value < bound if limit.endswith("_min") else abs(value) > bound)
+            self.counts[limit] = self.counts.get(limit, 0) + 1 if beyond else 0
+            if self.counts[limit] >= self.alarms.patience:
+                name = limit.rsplit("_", 1)[0]
+                raise TrainingStopped(
+                    f"{name}={value if value is None else round(value, 4)} beyond distill.alarms.{limit}={bound:g} at {self.alarms.patience} points in a row, "
+                    f"the last at {point['nimg']:,} images: the run has failed; {REMEDY}"
+                )

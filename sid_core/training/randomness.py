@@ -1,0 +1,55 @@
+"""Everything random in an iteration, derived from (seed, iteration, half): nothing random is ever saved, and a resumed run
+draws what the uninterrupted one would have drawn.
+
+The draws are of the whole batch. Micro-batches (and ranks) take slices of it, so that results do not depend on how the
+batch is split.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Half = Literal["fake", "generator", "grid"]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One half's random inputs for a batch of B."""
+
+    prompts: Tensor  # (B,) int64, indices into the prompt set
+    dropped: Tensor  # (B,) bool, where the prompt becomes ""
+    noises: Tensor  # (num_steps, B, C, H, W), z of every generator step
+    eps: Tensor  # (B, C, H, W), the noise added to x_g
+    t: Tensor  # (B,) int64, its level
+
+    def __getitem__(self, rows: slice) -> "Draw":
+        return Draw(self.prompts[rows], self.dropped[rows], self.noises[:, rows], self.eps[rows], self.t[rows])
+
+
+def rng(seed: int, iteration: int, half: Half) -> torch.Generator:
+    """A CPU generator for one half of one iteration; neighbouring keys give unrelated streams."""
+    key = hashlib.sha256(f"{seed}/{iteration}/{half}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+
+
+def draw(
+    generator: torch.Generator,
+    *,
+    batch: int,
+    latent_shape: tuple[int, int, int],
+    num_prompts: int,
+    num_steps: int,
+    t_range: tuple[int, int],
+    dropout: float = 0.0,
+) -> Draw:
+    """Prompts uniformly with replacement, z and eps standard normal, t uniform in [t_min, t_max), drops with probability `dropout`."""
+    return Draw(
+        prompts=torch.randint(num_prompts, (batch,), generator=generator),
+        dropped=torch.rand(batch, generator=generator) < dropout,
+        noises=torch.randn(num_steps, batch, *latent_shape, generator=generator),
+        eps=torch.randn(batch, *latent_shape, generator=generator),
+        t=torch.randint(*t_range, (batch,), generator=generator),
+    )

@@ -1,0 +1,256 @@
+"""One distillation from settings to a generator on disk: resume, loop, log, save, export.
+
+Everything that must survive a kill lies in the state folder, which is no output of the workflow (Snakemake deletes the outputs
+of a failed job). Running again continues, and gives the bits of a run that was never interrupted.
+"""
+
+import json
+import logging
+import math
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import UserError
+from ..files import atomic_path, digest, lease, read_json, write_json, write_text
+from ..models.generator import save_generator
+from ..models.teacher import latent_shape, load_denoiser, teacher_sha256
+from ..models.text import PromptSet, TextEncoder
+from .health import AlarmWatch
+from .iteration import Trainer, TrainingStopped
+from .state import load_newest_state, save_state
+
+if TYPE_CHECKING:
+    from ..config import Distill, DistillSettings
+
+log = logging.getLogger(__name__)
+GRID = 16  # samples in a grid
+
+# settings that may change between a run and its continuation: they do not alter the weights
+FREE = (
+    "train_kimg",
+    "state_every_nimg",
+    "keep_states",
+    "log_every_nimg",
+    "samples_every_nimg",
+    "alarms",
+    "nonfinite",
+    "nonfinite_limit",
+    "text_cache",
+)
+
+
+class Interrupted(Exception):
+    """SIGTERM or SIGINT arrived; the state is saved. `signum` says which."""
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+def distill(
+    settings: "DistillSettings",
+    teacher: Path,
+    prompts: list[str],
+    state: Path,
+    out: Path,
+    on_samples: Callable[[int, Tensor], None] | None = None,
+) -> None:
+    """Train, or continue, one generator and write it to `out` (runs/<run>/generator), its log and grids beside it.
+
+    Args:
+        teacher: a prepared teacher directory.
+        prompts: training captions.
+        state: folder of this run's training state; also holds the live training.jsonl and grids/.
+        on_samples: called with (nimg, latents (16, C, H, W)) at every sample grid; expected to write into `state`/grids.
+
+    Raises:
+        TrainingStopped: non-finite numbers or an alarm. Interrupted: a signal arrived; running again continues.
+        UserError: the state belongs to other settings, or another process holds it.
+    """
+    with lease(state), _signals() as arrived:
+        sha256 = teacher_sha256(teacher)
+        _claim_state(state, settings, sha256, prompts)
+        denoiser = load_denoiser(teacher)
+        prompt_set = PromptSet(TextEncoder.from_directory(teacher), prompts, settings.distill.text_cache)
+        trainer = Trainer(denoiser, prompt_set, latent_shape(teacher), settings.run, settings.distill)
+        try:
+            _train(trainer, state, arrived, on_samples)
+        except TrainingStopped as error:
+            _end(state, "aborted", trainer)
+            raise TrainingStopped(f"{settings.run.name}: {error}") from None
+        record = {
+            "run": settings.run.model_dump(),
+            "t_init": settings.distill.t_init,
+            "num_steps": settings.run.num_steps,
+            "prediction_type": denoiser.prediction_type,
+            "train_kimg": trainer.nimg / 1000,
+            "skipped_updates": trainer.skipped,
+            "teacher_sha256": sha256,
+        }
+        with atomic_path(out.parent / "training.jsonl") as temporary:
+            shutil.copy(state / "training.jsonl", temporary)
+        with atomic_path(out.parent / "grids") as temporary:
+            shutil.copytree(state / "grids", temporary)
+        save_generator(out, trainer.ema.unet, trainer.ema.unet.state_dict(), record)
+        _end(state, "finished", trainer)
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+def _train(trainer: Trainer, state: Path, arrived: list[int], on_samples: Callable[[int, Tensor], None] | None) -> None:
+    """Iterate to the end, logging, drawing and saving on the way. `window` sums metrics since the last logged point."""
+    s = trainer.settings
+    window = load_newest_state(state, trainer) or {}
+    total = _iterations(s)
+    if trainer.iteration > total:
+        raise UserError(
+            f"{state}: has already seen {trainer.nimg:,} images, more than distill.train_kimg={s.train_kimg:g}; delete the folder to start over"
+        )
+    (state / "grids").mkdir(exist_ok=True)
+    clock = _Clock(trainer, _truncate_log(state / "training.jsonl", trainer.nimg))
+    watch = AlarmWatch(s.alarms)
+    if trainer.iteration:
+        log.info("%s: continuing at %s of %s images", trainer.run.name, f"{trainer.nimg:,}", f"{total * s.batch:,}")
+    elif on_samples:
+        on_samples(0, trainer.grid_latents(GRID))
+    with tqdm(
+        total=total * s.batch, initial=trainer.nimg, unit="img", desc=trainer.run.name, mininterval=1, disable=None
+    ) as bar:
+        while trainer.iteration < total:
+            for name, value in (trainer.step() | {"iterations": 1}).items():
+                window[name] = window.get(name, 0) + value
+            bar.update(s.batch)
+            last = trainer.iteration == total
+            if last or _due(trainer, s.log_every_nimg):
+                point = _point(trainer, window, clock)
+                window = {}
+                with open(state / "training.jsonl", "a", encoding="utf-8") as handle:
+                    handle.write(json.dumps(point) + "\n")
+                if bar.disable:
+                    log.info("%s: %s", trainer.run.name, _line(point, total * s.batch))
+                watch.check(point)
+            if on_samples and (last or _due(trainer, s.samples_every_nimg)):
+                on_samples(trainer.nimg, trainer.grid_latents(GRID))
+            if last or arrived or _due(trainer, s.state_every_nimg):
+                save_state(state, trainer, window, s.keep_states)
+            if arrived and not last:
+                raise Interrupted(arrived[0])
+
+
+class _Clock:
+    """Seconds of training over all resumes, and this process's images a second."""
+
+    def __init__(self, trainer: Trainer, before_s: float):
+        self.first_nimg, self.before_s, self.started = trainer.nimg, before_s, time.monotonic()
+
+    def read(self, nimg: int) -> tuple[float, float]:
+        here_s = time.monotonic() - self.started
+        return self.before_s + here_s, (nimg - self.first_nimg) / here_s
+
+
+def _due(trainer: Trainer, every_nimg: int) -> bool:
+    """Whether this iteration crossed a multiple of `every_nimg`."""
+    return trainer.nimg // every_nimg > (trainer.nimg - trainer.settings.batch) // every_nimg
+
+
+def _point(trainer: Trainer, window: dict[str, float], clock: _Clock) -> dict[str, float | None]:
+    """One logged point: means over the iterations since the last one; what is not finite (nonfinite: skip) becomes null."""
+    elapsed_s, images_per_s = clock.read(trainer.nimg)
+    means = {name: total / window["iterations"] for name, total in window.items() if name != "iterations"}
+    return {
+        "nimg": trainer.nimg,
+        "iteration": trainer.iteration,
+        "elapsed_s": round(elapsed_s, 3),
+        "images_per_s": round(images_per_s, 3),
+        **{name: mean if math.isfinite(mean) else None for name, mean in means.items()},
+        "ema_drift": trainer.ema_drift(),
+        "skipped": trainer.skipped,
+    }
+
+
+def _line(point: dict[str, float], total_nimg: int) -> str:
+    left_s = (total_nimg - point["nimg"]) / point["images_per_s"]
+    return (
+        f"{point['nimg']:,} of {total_nimg:,} images, {point['images_per_s']:.0f} images/s, {left_s:.0f} s left, "
+        f"score gap {point['score_gap']}, latent std {point['latent_std']}"
+    )
+
+
+def _truncate_log(path: Path, nimg: int) -> float:
+    """Drop points beyond the restored state (and a half-written last line): they will be made again. Return the seconds so far."""
+    kept, elapsed_s = [], 0.0
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            point = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if point["nimg"] <= nimg:
+            kept.append(line + "\n")
+            elapsed_s = point["elapsed_s"]
+    write_text(path, "".join(kept))
+    return elapsed_s
+
+
+# --- whose state is it -----------------------------------------------------------------------------------------------
+
+
+def _claim_state(state: Path, settings: "DistillSettings", teacher_sha256: str, prompts: list[str]) -> None:
+    """Make `state` this run's, or refuse it: what an unfinished run of other settings has computed is never thrown away."""
+    identity = _identity(settings, teacher_sha256, prompts)
+    path, mark = state / "identity.json", state / "ended.json"
+    before = read_json(path) if path.is_file() else identity
+    changed = [f"{key} ({before.get(key)} -> {value})" for key, value in identity.items() if before.get(key) != value]
+    ended = read_json(mark) if mark.is_file() else None
+    if changed and not ended:
+        raise UserError(
+            f"{state}: holds an unfinished run of other settings: {', '.join(changed)}; "
+            "restore them to continue it, or delete the folder to start over"
+        )
+    if ended and (changed or ended["iteration"] > _iterations(settings.distill)):
+        for stale in (*state.glob("state-*"), state / "training.jsonl"):
+            stale.unlink(missing_ok=True)
+        shutil.rmtree(state / "grids", ignore_errors=True)
+    mark.unlink(missing_ok=True)
+    write_json(path, identity)
+
+
+def _iterations(distill: "Distill") -> int:
+    """Iterations of a whole run; the last one counts in full."""
+    return -(-int(1000 * distill.train_kimg) // distill.batch)
+
+
+def _identity(settings: "DistillSettings", teacher_sha256: str, prompts: list[str]) -> dict[str, object]:
+    """All that the weights depend on, flat. With a decaying learning rate the length of the run is part of it."""
+    distill = settings.distill.model_dump()
+    free = [key for key in FREE if key != "train_kimg" or distill["lr_final"] is None]
+    return {
+        **{f"run.{key}": value for key, value in settings.run.model_dump().items() if key not in ("name", "strategy")},
+        **{f"distill.{key}": value for key, value in distill.items() if key not in free},
+        "teacher": teacher_sha256[:16],
+        "prompts": digest(prompts)[:16],
+    }
+
+
+def _end(state: Path, how: str, trainer: Trainer) -> None:
+    write_json(state / "ended.json", {"how": how, "iteration": trainer.iteration})
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and SIGINT instead of dying of them; the loop looks between iterations."""
+    arrived: list[int] = []
+    before = {s: signal.signal(s, lambda signum, _: arrived.append(signum)) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield arrived
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,49 @@
+"""A distillation of the tiny teacher that takes seconds."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from sid_core.config import Alarms, Distill, DistillSettings, Run
+
+PROMPTS = ["a red dot", "a blue dot", "two dots", "no dots", "a dot"]
+
+
+def make_settings(run: dict | None = None, alarms: dict | None = None, **distill) -> DistillSettings:
+    """20 iterations of batch 4 with everything saved often; keyword arguments override."""
+    quiet = Alarms(
+        score_gap_max=1e9, latent_std_min=0, latent_std_max=1e9, generator_loss_max=1e9, patience=2, warmup_nimg=0
+    )
+    values = {
+        "train_kimg": 0.08,
+        "batch": 4,
+        "micro_batch": 4,
+        "lr": 1e-4,
+        "ema_halflife_nimg": 20,
+        "state_every_nimg": 12,
+        "log_every_nimg": 8,
+        "samples_every_nimg": 40,
+        "alarms": quiet.model_copy(update=alarms or {}),
+    }
+    scales = {"fake_train": 1.5, "fake_eval": 1.5, "teacher": 1.5}
+    base = {"name": "lsg-1.5", "strategy": "lsg", **scales, "alpha": 1.0, "num_steps": 1, "seed": 0}
+    return DistillSettings(run=Run(**(base | (run or {}))), distill=Distill(**(values | distill)))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return SimpleNamespace(state=tmp_path / "state", out=tmp_path / "run" / "generator")
+
+
+@pytest.fixture
+def make_trainer(tiny_teacher):
+    from sid_core.models.teacher import latent_shape, load_denoiser
+    from sid_core.models.text import PromptSet, TextEncoder
+    from sid_core.training.iteration import Trainer
+
+    def make(**kwargs) -> Trainer:
+        settings = make_settings(**kwargs)
+        prompts = PromptSet(TextEncoder.from_directory(tiny_teacher), PROMPTS, settings.distill.text_cache)
+        return Trainer(load_denoiser(tiny_teacher), prompts, latent_shape(tiny_teacher), settings.run, settings.distill)
+
+    return make

@@ -1,0 +1,198 @@
+"""One iteration: which weights move, on which draws, by how much."""
+
+import copy
+
+import pytest
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+from sid_core.training.iteration import TrainingStopped
+from sid_core.training.randomness import draw, rng
+
+
+def weights(denoiser):
+    return torch.cat([p.detach().flatten() for p in denoiser.unet.parameters()]).clone()
+
+
+def test_starts_from_the_teacher_and_moves_only_its_students(make_trainer):
+    trainer = make_trainer()
+    start = weights(trainer.teacher)
+    assert all(torch.equal(start, weights(n)) for n in (trainer.fake_score, trainer.generator, trainer.ema))
+    trainer.step()
+    assert torch.equal(start, weights(trainer.teacher))
+    assert not torch.equal(start, weights(trainer.fake_score))
+    assert not torch.equal(start, weights(trainer.generator))
+
+
+def test_first_ema_update_copies_then_halves_as_configured(make_trainer):
+    trainer = make_trainer(ema_halflife_nimg=1.0, ema_ramp=0.05)
+    trainer.step()
+    assert torch.equal(weights(trainer.ema), weights(trainer.generator))
+    before = weights(trainer.ema)
+    trainer.step()
+    halflife = min(1.0, 0.05 * 4)  # images seen before the second iteration: 4
+    beta = 0.5 ** (4 / halflife)
+    torch.testing.assert_close(weights(trainer.ema), beta * before + (1 - beta) * weights(trainer.generator))
+
+
+def test_ema_equals_torchs_averaged_model(make_trainer):
+    trainer = make_trainer(
+        ema_halflife_nimg=8, ema_ramp=1e9
+    )  # no ramp: beta is constant, but for the copying first update
+    trainer.step()
+    beta = 0.5 ** (4 / 8)
+    reference = AveragedModel(trainer.generator, avg_fn=lambda e, p, _: beta * e + (1 - beta) * p)
+    reference.update_parameters(trainer.generator)  # its first update copies
+    for _ in range(3):
+        trainer.step()
+        reference.update_parameters(trainer.generator)
+    torch.testing.assert_close(weights(trainer.ema), weights(reference.module))
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2])
+def test_micro_batches_give_the_full_batchs_gradient(make_trainer, micro_batch, monkeypatch):
+    def gradients(trainer):
+        """Of both halves, before any update: Adam's first step is a sign, which would amplify rounding."""
+        found = {}
+
+        def keep(half, network, loss):
+            found[half] = torch.cat([p.grad.flatten() for p in network.unet.parameters()])
+            return 0.0
+
+        torch.manual_seed(0)
+        with torch.no_grad():  # as long as the two scores are equal, the generator's gradient is rounding alone
+            for p in trainer.fake_score.parameters():
+                p += 0.1 * torch.randn_like(p)
+        monkeypatch.setattr(trainer, "_update", keep)
+        return trainer.step(), found
+
+    (metrics_a, a), (metrics_b, b) = gradients(make_trainer()), gradients(make_trainer(micro_batch=micro_batch))
+    for half in ("fake", "generator"):
+        assert (a[half] - b[half]).norm() < 1e-5 * a[half].norm()
+    for name in ("fake_loss", "generator_loss", "teacher_residual", "fake_residual"):
+        assert metrics_a[name] == pytest.approx(metrics_b[name], rel=1e-5), name
+
+
+def test_same_inputs_same_bits_and_another_seed_other_bits(make_trainer):
+    one, two, other = make_trainer(), make_trainer(), make_trainer(run={"seed": 1})
+    for trainer in (one, two, other):
+        trainer.step()
+        trainer.step()
+    assert torch.equal(weights(one.ema), weights(two.ema))
+    assert not torch.equal(weights(one.ema), weights(other.ema))
+
+
+def test_adam_of_torch_on_the_accumulated_gradient(make_trainer):
+    """The first Adam step with beta1 = 0 is lr * g / (|g| + eps sqrt(1 - beta2)...): lr * sign(g) for gradients well above eps."""
+    trainer = make_trainer(lr=1e-3)
+    before = weights(trainer.generator)
+    trainer.step()
+    moved = (weights(trainer.generator) - before).abs()
+    assert moved.max().item() == pytest.approx(1e-3, rel=1e-3)
+    assert moved.median().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_learning_rate_decays_linearly_for_both(make_trainer):
+    trainer = make_trainer(lr=1e-4, lr_final=2e-5, fake_lr=3e-4)
+    rates = []
+    for _ in range(20):
+        trainer.step()
+        rates.append([o.param_groups[0]["lr"] for o in trainer.optimizers.values()])
+    assert rates[0] == pytest.approx([3e-4, 1e-4])
+    assert rates[10] == pytest.approx([3e-4 * 0.6, 1e-4 * 0.6])
+
+
+@pytest.mark.parametrize(
+    ("scales", "dropped"),
+    [((1, 1, 3), False), ((1.5, 1.5, 1.5), True), ((1, 1.5, 1), True), ((0.5, 1, 1), True), ((1, 1, 1), False)],
+)
+def test_prompts_are_dropped_in_the_fake_half_where_it_is_guided(make_trainer, scales, dropped):
+    run = dict(zip(("fake_train", "fake_eval", "teacher"), scales, strict=True))
+    trainer = make_trainer(run=run, prompt_dropout=0.9, batch=16, micro_batch=16)
+    seen = []
+    inner = trainer.prompts
+    recorder = lambda indices, drop=None: seen.append(drop) or inner(indices, drop)  # noqa: E731
+    recorder.empty = inner.empty
+    recorder_type = type(
+        "Recorder", (), {"__call__": staticmethod(recorder), "__len__": lambda self: len(inner), "empty": inner.empty}
+    )
+    trainer.prompts = recorder_type()
+    trainer.step()
+    fake, generator = seen
+    assert fake.any().item() == dropped
+    assert generator is None
+
+
+def test_draws_depend_on_seed_iteration_and_half_alone():
+    def make(*key):
+        return draw(
+            rng(*key), batch=6, latent_shape=(2, 3, 3), num_prompts=50, num_steps=2, t_range=(20, 980), dropout=0.5
+        )
+
+    a, b = make(0, 3, "fake"), make(0, 3, "fake")
+    assert torch.equal(a.noises, b.noises)
+    assert torch.equal(a.t, b.t)
+    others = [make(1, 3, "fake"), make(0, 4, "fake"), make(0, 3, "generator")]
+    assert not any(torch.equal(a.eps, other.eps) for other in others)
+    part = a[2:4]
+    assert torch.equal(part.noises, a.noises[:, 2:4])
+    assert part.t.tolist() == a.t[2:4].tolist()
+
+
+def test_levels_cover_their_range_and_noise_is_normal():
+    d = draw(
+        rng(0, 0, "fake"),
+        batch=200_000,
+        latent_shape=(1, 1, 1),
+        num_prompts=3,
+        num_steps=1,
+        t_range=(20, 980),
+        dropout=0.1,
+    )
+    assert (d.t.min().item(), d.t.max().item()) == (20, 979)
+    assert d.t.double().mean().item() == pytest.approx(499.5, abs=3)
+    assert d.dropped.double().mean().item() == pytest.approx(0.1, abs=0.003)
+    assert d.eps.std().item() == pytest.approx(1, abs=0.01)
+    assert d.prompts.unique().tolist() == [0, 1, 2]
+
+
+# --- non-finite numbers ----------------------------------------------------------------------------------------------
+
+
+def poison(denoiser):
+    with torch.no_grad():
+        next(denoiser.unet.parameters()).fill_(float("nan"))
+
+
+@pytest.mark.parametrize("network", ["fake_score", "teacher"])
+def test_nonfinite_stops_and_names_network_and_step(make_trainer, network):
+    trainer = make_trainer()
+    trainer.step()
+    poison(getattr(trainer, network))
+    name = {"fake_score": "fake score", "teacher": "generator"}[network]
+    with pytest.raises(TrainingStopped, match=rf"{name}, iteration 1 \(4 images\).*nonfinite: skip"):
+        trainer.step()
+
+
+def test_skip_leaves_the_weights_counts_and_gives_up_at_the_limit(make_trainer):
+    trainer = make_trainer(nonfinite="skip", nonfinite_limit=3)
+    poison(trainer.teacher)  # only the generator's half sees it
+    before = weights(trainer.generator)
+    trainer.step()
+    trainer.step()
+    assert torch.equal(before, weights(trainer.generator))
+    assert trainer.skipped == 2
+    with pytest.raises(TrainingStopped, match="3 non-finite updates in a row"):
+        trainer.step()
+
+
+def test_grid_uses_the_ema_and_noise_that_never_changes(make_trainer):
+    trainer = make_trainer()
+    first = trainer.grid_latents(4)
+    assert torch.equal(first, trainer.grid_latents(4))
+    before = copy.deepcopy(trainer.ema.unet.state_dict())
+    for _ in range(3):
+        trainer.step()
+    assert not torch.equal(first, trainer.grid_latents(4))
+    trainer.ema.unet.load_state_dict(before)
+    assert torch.equal(first, trainer.grid_latents(4))

@@ -1,0 +1,214 @@
+"""A whole run: interrupted and resumed equals uninterrupted, bit for bit; alarms; states of other settings."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+from conftest import PROMPTS, make_settings
+from safetensors.torch import load_file
+
+from sid_core.errors import UserError
+from sid_core.files import lease, read_json, sha256_file
+from sid_core.models.generator import load_generator
+from sid_core.training.iteration import Trainer, TrainingStopped
+from sid_core.training.run import Interrupted, distill
+from sid_core.training.state import saved_states
+
+WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_teacher, tmp_path_factory):
+    """The default run, to its end in one go."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    distill(make_settings(), tiny_teacher, PROMPTS, folder / "state", folder / "run" / "generator")
+    return folder
+
+
+def points(path):
+    """Logged points without their times."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("elapsed_s", "images_per_s")} for line in lines]
+
+
+def test_products(uninterrupted, tiny_teacher):
+    generator, record = load_generator(uninterrupted / "run" / "generator", tiny_teacher)
+    assert record["train_kimg"] == 0.08
+    assert record["run"]["teacher"] == 1.5
+    logged = points(uninterrupted / "run" / "training.jsonl")
+    assert [p["nimg"] for p in logged] == list(range(8, 81, 8))
+    assert len(saved_states(uninterrupted / "state")) == 2
+    assert not (uninterrupted / "state" / "lease.json").exists()
+    assert generator.prediction_type == "epsilon"
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 7, 13, 19])
+def test_interrupted_anywhere_equals_uninterrupted(uninterrupted, tiny_teacher, folders, monkeypatch, stop_at):
+    """SIGTERM during iteration `stop_at` saves there; the continuation gives the same weights and the same log."""
+    inner = Trainer.step
+
+    def step(self):
+        if self.iteration == stop_at - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return inner(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        with pytest.raises(Interrupted):
+            distill(make_settings(), tiny_teacher, PROMPTS, folders.state, folders.out)
+    assert not folders.out.exists()
+    assert f"{stop_at:09d}" in saved_states(folders.state)[0].name
+    distill(make_settings(), tiny_teacher, PROMPTS, folders.state, folders.out)
+    assert sha256_file(folders.out / WEIGHTS) == sha256_file(uninterrupted / "run" / "generator" / WEIGHTS)
+    assert points(folders.out.parent / "training.jsonl") == points(uninterrupted / "run" / "training.jsonl")
+
+
+def child(teacher, folders, settings):
+    try:
+        distill(settings, teacher, PROMPTS, folders.state, folders.out)
+    except Interrupted as error:
+        os._exit(128 + error.signum)
+    os._exit(0)
+
+
+def test_killed_at_random_moments_equals_uninterrupted(uninterrupted, tiny_teacher, folders):
+    """SIGKILL and SIGTERM at random moments, with a state written at every iteration so that many kills hit a write.
+
+    The processes are forked, so that a kill costs no imports.
+    """
+    settings, dice, codes = make_settings(state_every_nimg=4), random.Random(0), []
+    fork = multiprocessing.get_context("fork")
+    while 0 not in codes:
+        assert len(codes) < 60, f"the run does not advance: {codes}"
+        process = fork.Process(target=child, args=(tiny_teacher, folders, settings))
+        process.start()
+        process.join(dice.uniform(0.3, 1.2))
+        if process.is_alive() and len(codes) < 12:
+            os.kill(process.pid, dice.choice([signal.SIGKILL, signal.SIGTERM]))
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM)
+        codes.append(process.exitcode)
+    assert len(codes) > 3, codes
+    assert sha256_file(folders.out / WEIGHTS) == sha256_file(uninterrupted / "run" / "generator" / WEIGHTS)
+    assert points(folders.out.parent / "training.jsonl") == points(uninterrupted / "run" / "training.jsonl")
+
+
+@pytest.fixture
+def half_done(tiny_teacher, folders, monkeypatch):
+    """A run stopped after iteration 10, with states at 9 (periodic) and 10 (on the signal)."""
+    inner = Trainer.step
+
+    def step(self):
+        if self.iteration == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return inner(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        with pytest.raises(Interrupted):
+            distill(make_settings(), tiny_teacher, PROMPTS, folders.state, folders.out)
+    return folders
+
+
+def test_a_damaged_newest_state_falls_back_and_says_so(half_done, uninterrupted, tiny_teacher, caplog):
+    newest = saved_states(half_done.state)[0]
+    newest.write_bytes(newest.read_bytes()[:-10])
+    distill(make_settings(), tiny_teacher, PROMPTS, half_done.state, half_done.out)
+    assert f"{newest.name}: differs from its recorded sha256" in caplog.text
+    assert "falling back" in caplog.text
+    assert sha256_file(half_done.out / WEIGHTS) == sha256_file(uninterrupted / "run" / "generator" / WEIGHTS)
+
+
+def test_all_states_damaged_is_an_error_not_a_restart(half_done, tiny_teacher):
+    for path in saved_states(half_done.state):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="all 2 saved states are damaged"):
+        distill(make_settings(), tiny_teacher, PROMPTS, half_done.state, half_done.out)
+
+
+@pytest.mark.parametrize(
+    ("change", "prompts", "named"),
+    [({"lr": 2e-4}, PROMPTS, r"distill\.lr \(0\.0001 -> 0\.0002\)"), ({}, PROMPTS[:3], "prompts")],
+)
+def test_an_unfinished_run_of_other_settings_is_refused_by_name(half_done, tiny_teacher, change, prompts, named):
+    before = sorted(p.name for p in half_done.state.iterdir())
+    with pytest.raises(UserError, match=f"unfinished run of other settings: {named}"):
+        distill(make_settings(**change), tiny_teacher, prompts, half_done.state, half_done.out)
+    assert sorted(p.name for p in half_done.state.iterdir()) == before
+
+
+def test_an_unfinished_run_is_not_shortened_silently(half_done, tiny_teacher):
+    with pytest.raises(UserError, match="already seen 40 images"):
+        distill(make_settings(train_kimg=0.02), tiny_teacher, PROMPTS, half_done.state, half_done.out)
+
+
+def test_settings_that_do_not_touch_the_weights_may_change(half_done, uninterrupted, tiny_teacher):
+    changed = make_settings(log_every_nimg=20, keep_states=1, state_every_nimg=40)
+    distill(changed, tiny_teacher, PROMPTS, half_done.state, half_done.out)
+    assert sha256_file(half_done.out / WEIGHTS) == sha256_file(uninterrupted / "run" / "generator" / WEIGHTS)
+    assert len(saved_states(half_done.state)) == 1
+
+
+def test_a_finished_run_is_replaced_by_other_settings_and_extended_by_more_images(tiny_teacher, folders, tmp_path):
+    distill(make_settings(train_kimg=0.04), tiny_teacher, PROMPTS, folders.state, folders.out)
+    distill(make_settings(train_kimg=0.08), tiny_teacher, PROMPTS, folders.state, folders.out)  # continues
+    assert [p["nimg"] for p in points(folders.state / "training.jsonl")] == list(range(8, 81, 8))
+    distill(make_settings(train_kimg=0.02), tiny_teacher, PROMPTS, folders.state, folders.out)  # shorter: starts over
+    assert [p["nimg"] for p in points(folders.out.parent / "training.jsonl")] == [8, 16, 20]
+    distill(make_settings(lr=2e-4), tiny_teacher, PROMPTS, folders.state, folders.out)  # starts over
+    fresh = tmp_path / "fresh" / "generator"
+    distill(make_settings(lr=2e-4), tiny_teacher, PROMPTS, tmp_path / "fresh_state", fresh)
+    assert sha256_file(folders.out / WEIGHTS) == sha256_file(fresh / WEIGHTS)
+
+
+def test_an_extended_run_equals_a_long_one(uninterrupted, tiny_teacher, folders):
+    distill(make_settings(train_kimg=0.04), tiny_teacher, PROMPTS, folders.state, folders.out)
+    distill(make_settings(), tiny_teacher, PROMPTS, folders.state, folders.out)
+    assert sha256_file(folders.out / WEIGHTS) == sha256_file(uninterrupted / "run" / "generator" / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("alarms", "named"),
+    [
+        ({"score_gap_max": 1e-9}, r"score_gap=.* beyond distill\.alarms\.score_gap_max"),
+        ({"latent_std_min": 100.0}, "latent_std_min"),
+        ({"latent_std_max": 1e-9}, "latent_std_max"),
+        ({"generator_loss_max": 1e-9}, "generator_loss_max"),
+    ],
+)
+def test_alarms_end_the_run_without_a_generator(tiny_teacher, folders, alarms, named):
+    settings = make_settings(alarms=alarms | {"warmup_nimg": 20, "patience": 3})
+    with pytest.raises(TrainingStopped, match=named) as stopped:
+        distill(settings, tiny_teacher, PROMPTS, folders.state, folders.out)
+    assert "at 40 images" in str(stopped.value)
+    assert [p["nimg"] for p in points(folders.state / "training.jsonl")] == [8, 16, 24, 32, 40]  # 24, 32, 40 are judged
+    assert not folders.out.exists()
+    assert read_json(folders.state / "ended.json") == {"how": "aborted", "iteration": 10}
+
+
+def test_a_second_writer_is_refused(tiny_teacher, folders):
+    with lease(folders.state), pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+        distill(make_settings(), tiny_teacher, PROMPTS, folders.state, folders.out)
+
+
+def test_grids_are_drawn_at_the_start_the_intervals_and_the_end(tiny_teacher, folders):
+    drawn = {}
+    settings = make_settings(samples_every_nimg=32)
+
+    def on_samples(nimg, latents):
+        drawn[nimg] = latents
+        (folders.state / "grids" / f"{nimg:08d}.png").write_bytes(b"")
+
+    distill(settings, tiny_teacher, PROMPTS, folders.state, folders.out, on_samples)
+    assert sorted(drawn) == [0, 32, 64, 80]
+    assert drawn[0].shape == (16, 4, 8, 8)
+    assert sorted(p.name for p in (folders.out.parent / "grids").iterdir()) == [f"{n:08d}.png" for n in sorted(drawn)]
+
+
+def test_saved_state_is_plain_safetensors(uninterrupted):
+    tensors = load_file(saved_states(uninterrupted / "state")[0])
+    assert {name.split("/")[0] for name in tensors} == {"generator", "fake_score", "ema", "adam"}
