@@ -1,5 +1,6 @@
 """A small convolutional network whose features FID is computed on: what Inception is to photographs."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -24,9 +25,9 @@ class FeatureNetwork(nn.Module):
 
     def __init__(self, image_size: int, channels: list[int], features: int):
         super().__init__()
-        self.image_size, self.features = image_size, features
+        self.config = {"image_size": image_size, "channels": list(channels), "features": features}
         layers: list[nn.Module] = [nn.Conv2d(3, channels[0], 3, padding=1)]
-        for before, after in zip(channels, channels[1:], strict=False):
+        for before, after in pairwise(channels):
             layers += [nn.GroupNorm(8, before), nn.SiLU(), nn.Conv2d(before, after, 3, stride=2, padding=1)]
             layers += [nn.GroupNorm(8, after), nn.SiLU(), nn.Conv2d(after, after, 3, padding=1)]
         layers += [nn.GroupNorm(8, channels[-1]), nn.SiLU(), nn.Flatten()]
@@ -35,7 +36,8 @@ class FeatureNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, D) float32 of images (B, 3, H, W), float, 0 to 255."""
-        assert images.shape[1:] == (3, self.image_size, self.image_size), f"images {tuple(images.shape)}"
+        size = self.config["image_size"]
+        assert images.shape[1:] == (3, size, size), f"images {tuple(images.shape)}: expected (B, 3, {size}, {size})"
         return self.head(self.body(images.float() / 127.5 - 1))
 
     @classmethod
@@ -58,11 +60,11 @@ class FeatureNetwork(nn.Module):
             ) from None
         return network.eval().requires_grad_(False)
 
-    def save(self, path: str | Path, channels: list[int]) -> None:
+    def save(self, path: str | Path) -> None:
         """Write config.json and model.safetensors into the directory `path`, creating it."""
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
-        write_json(path / CONFIG, {"image_size": self.image_size, "channels": list(channels), "features": self.features})
+        write_json(path / CONFIG, self.config)
         save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, path / WEIGHTS)
 
 

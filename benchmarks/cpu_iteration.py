@@ -1,0 +1,155 @@
+"""How much faster is our iteration than the published loop's way of doing the same work, on a CPU, at shapes size?
+
+    python benchmarks/cpu_iteration.py [--rounds 5] [--iterations 4] [--threads 1]
+
+Both do the iteration of METHOD (kappa 1.5, batch 32, float32) on the embedded teacher. The published way, written out here in
+its own structure: every call of a network tokenises and encodes its prompts again (and the empty prompt for each of them),
+x_0 comes from a scheduler step per sample, NaNs are replaced parameter by parameter, Adam loops over parameters, and so does
+the EMA. Runs alternate A B A B; the ratio of medians is the result. With the same draws both give the same losses, which is
+checked first.
+"""
+
+import argparse
+import copy
+import statistics
+import time
+from types import SimpleNamespace
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor
+
+from sid_core.models.teacher import latent_shape, load_denoiser, scheduler_config
+from sid_core.models.text import PromptSet, TextEncoder
+from sid_core.shapes import ASSETS, scenes
+from sid_core.training.iteration import Trainer
+from sid_core.training.randomness import Draw
+
+BATCH, KAPPA, LR, T_INIT = 32, 1.5, 1e-4, 625
+RUN = SimpleNamespace(
+    name="benchmark", fake_train=KAPPA, fake_eval=KAPPA, teacher=KAPPA, alpha=1.0, num_steps=1, seed=0
+)
+SETTINGS = SimpleNamespace(
+    train_kimg=1.0, batch=BATCH, micro_batch=BATCH, lr=LR, fake_lr=None, lr_final=None, adam_beta1=0.0, adam_beta2=0.999,
+    adam_eps=1e-8, weight_decay=0.0, t_init=T_INIT, t_min=20, t_max=980, prompt_dropout=0.1, ema_halflife_nimg=2000,
+    ema_ramp=0.05, nonfinite="stop", nonfinite_limit=10,
+)  # fmt: skip
+
+
+class PublishedWay:
+    """The published loop's structure around the same networks and draws."""
+
+    def __init__(self, ours: Trainer, encoder: TextEncoder, captions: list[str], scheduler: DDPMScheduler):
+        self.ours, self.encoder, self.captions, self.scheduler = ours, encoder, captions, scheduler
+        self.teacher = copy.deepcopy(ours.teacher.unet)
+        self.fake, self.generator, self.ema = (copy.deepcopy(ours.teacher.unet) for _ in range(3))
+        self.optimizers = [
+            torch.optim.Adam(net.parameters(), lr=LR, betas=(0.0, 0.999), eps=1e-8, foreach=False, fused=False)
+            for net in (self.fake, self.generator)
+        ]
+        self.iteration = 0
+
+    def sample(self, z: Tensor, prompts: list[str]) -> Tensor:
+        t = torch.full((len(z),), T_INIT)
+        x_t = self.scheduler.add_noise(torch.zeros_like(z), z, t)
+        eps = self.generator(x_t, t, encoder_hidden_states=self.encoder.encode(prompts)).sample
+        return self.scheduler.step(eps, T_INIT, x_t).pred_original_sample
+
+    def guided_eps(self, unet: torch.nn.Module, x_t: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
+        context = torch.cat([self.encoder.encode([""] * len(prompts)), self.encoder.encode(prompts)])
+        both = unet(torch.cat([x_t] * 2), torch.cat([t] * 2), encoder_hidden_states=context).sample
+        uncond, cond = both.chunk(2)
+        return uncond + KAPPA * (cond - uncond)
+
+    def x0(self, eps: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        steps = [self.scheduler.step(eps[i], t[i], x_t[i]).pred_original_sample for i in range(len(t))]
+        return torch.stack(steps)
+
+    def step(self) -> tuple[float, float]:
+        draws = self.ours._draw("fake", BATCH, 0.1), self.ours._draw("generator", BATCH, 0.0)
+        losses = self.fake_half(draws[0]), self.generator_half(draws[1])
+        halflife = min(SETTINGS.ema_halflife_nimg, SETTINGS.ema_ramp * self.iteration * BATCH)
+        beta = 0.5 ** (BATCH / max(halflife, 1e-8))
+        with torch.no_grad():
+            for p_ema, p in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
+                p_ema.copy_(p.lerp(p_ema, beta))
+        self.iteration += 1
+        return losses
+
+    def fake_half(self, draw: Draw) -> float:
+        prompts = [
+            "" if drop else self.captions[i]
+            for i, drop in zip(draw.prompts.tolist(), draw.dropped.tolist(), strict=True)
+        ]
+        with torch.no_grad():
+            x_g = self.sample(draw.noises[0], prompts)
+        self.fake.requires_grad_(True)
+        eps_hat = self.guided_eps(self.fake, self.scheduler.add_noise(x_g, draw.eps, draw.t), draw.t, prompts)
+        loss = ((eps_hat - draw.eps) ** 2).sum() / BATCH
+        return self.update(loss, self.fake, self.optimizers[0]) / x_g[0].numel()
+
+    def generator_half(self, draw: Draw) -> float:
+        prompts = [self.captions[i] for i in draw.prompts.tolist()]
+        self.generator.requires_grad_(True)
+        x_g = self.sample(draw.noises[0], prompts)
+        x_t = self.scheduler.add_noise(x_g, draw.eps, draw.t)
+        y_fake, y_real = (
+            self.x0(self.guided_eps(net, x_t, draw.t, prompts), x_t, draw.t) for net in (self.fake, self.teacher)
+        )
+        weight = (x_g - y_real).abs().mean(dim=[1, 2, 3], keepdim=True).detach().clip(min=1e-5)
+        loss = ((y_real - y_fake) * (y_fake - x_g) / weight).sum() / BATCH
+        return self.update(loss, self.generator, self.optimizers[1])
+
+    def update(self, loss: Tensor, net: torch.nn.Module, optimizer: torch.optim.Optimizer) -> float:
+        loss.backward()
+        net.requires_grad_(False)
+        for p in net.parameters():
+            torch.nan_to_num(p.grad, nan=0, posinf=1e5, neginf=-1e5, out=p.grad)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+
+def seconds(step, iterations: int) -> float:
+    started = time.perf_counter()
+    for _ in range(iterations):
+        step()
+    return (time.perf_counter() - started) / iterations
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--iterations", type=int, default=4, help="per round and way")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    folder = ASSETS / "teacher"
+    encoder, captions = TextEncoder.from_directory(folder), scenes.draw("train", 5000)[1]
+    ours = Trainer(load_denoiser(folder), PromptSet(encoder, captions, 4096), latent_shape(folder), RUN, SETTINGS)
+    config = {k: v for k, v in scheduler_config(folder).items() if not k.startswith("_")}
+    scheduler = DDPMScheduler.from_config(config)
+    published = PublishedWay(ours, encoder, captions, scheduler)
+
+    theirs = published.step()
+    metrics = ours.step()
+    print(f"losses of the first iteration: ours {metrics['fake_loss']:.6f}, published way {theirs[0]:.6f}")
+    assert abs(metrics["fake_loss"] - theirs[0]) < 1e-4 * theirs[0], "the two do not compute the same loss"
+
+    times: dict[str, list[float]] = {"ours": [], "published way": []}
+    for _ in range(args.rounds):
+        times["ours"].append(seconds(ours.step, args.iterations))
+        times["published way"].append(seconds(published.step, args.iterations))
+    print(
+        f"\nbatch {BATCH}, kappa {KAPPA}, {args.threads} thread(s), torch {torch.__version__}; {args.rounds} rounds of {args.iterations}"
+    )
+    for name, values in times.items():
+        print(
+            f"{name:14s} {1000 * statistics.median(values):7.1f} ms an iteration (min {1000 * min(values):.1f}, max {1000 * max(values):.1f})"
+        )
+    print(f"ratio          {statistics.median(times['published way']) / statistics.median(times['ours']):7.2f}")
+
+
+if __name__ == "__main__":
+    main()

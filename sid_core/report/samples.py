@@ -1,0 +1,147 @@
+"""Samples side by side: the same captions and noise down the guidance scales, the teacher above, real images below."""
+
+import hashlib
+import tarfile
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image, UnidentifiedImageError
+
+from ..config import Config, scale_name, shards
+from ..errors import UserError
+from ..files import read_json, read_lines, sidecar
+from .summary import Entry, best, rounded, steps
+from .theme import DPI, LIGHT, new_figure
+
+COLUMNS = 10
+TILE = 192  # pixels a sample takes in the sheet, about
+LARGEST = 256  # pixels; larger samples are shrunk
+GAP, GAP_BETWEEN_KINDS, MARGIN, NAMES_WIDTH = 8, 26, 24, 250  # pixels
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """One row of the sheet."""
+
+    kind: str
+    name: str  # of the run or baseline
+    title: str
+    subtitle: str
+    images: list[np.ndarray]  # uint8 (H, W, 3)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The sheet: rows of samples of the same captions, and which samples they are."""
+
+    indices: list[int]
+    captions: list[str]
+    rows: list[SampleRow]
+
+
+def read_grid(config: Config, folder: Path, entries: list[Entry]) -> Grid:
+    """The first samples with different captions, of the best teacher baseline, every generator (first seed) and real images.
+
+    Raises:
+        UserError: captions, a shard or a sample is missing, damaged, or not what its record says.
+    """
+    shard = shards(config)[0]
+    count = min(config.generate.samples, config.generate.samples_per_shard)
+    captions = read_lines(folder / "prompts" / "evaluation.txt", "caption")[:count]
+    first_with: dict[str, int] = {}
+    for index, caption in enumerate(captions):
+        first_with.setdefault(caption, index)
+    indices = sorted(first_with.values())[:COLUMNS]
+
+    def row(entry: Entry, title: str) -> SampleRow:
+        parent = "runs" if entry.kind == "generator" else "baselines"
+        images = read_images(folder / parent / entry.row.run / "samples" / f"{shard}.tar", indices, captions)
+        return SampleRow(entry.kind, entry.name, title, f"FID {rounded((entry.estimate('fid')[0], None), 1)}", images)
+
+    rows = []
+    if (teacher := best(entries, "teacher", "fid")) is not None:
+        scale = scale_name(teacher.row.kappa_teacher)
+        rows.append(row(teacher, f"teacher, CFG {scale}\n{steps(teacher.row)}"))
+    for entry in entries:
+        if entry.kind == "generator":
+            rows.append(
+                row(entry, f"SiD-LSG\nκ = {scale_name(entry.row.kappa_teacher)}" if entry.swept else entry.name)
+            )
+    rows += [row(entry, "real images") for entry in entries if entry.kind == "real"]
+    return Grid(indices, [captions[index] for index in indices], rows)
+
+
+def read_images(shard: Path, indices: list[int], captions: list[str]) -> list[np.ndarray]:
+    """Samples of a shard, uint8 (H, W, 3), checked against its record: the captions of the shard, the pixels of each sample."""
+    record = read_json(sidecar(shard)).get("record", {})
+    recorded = {sample["index"]: sample["sha256"] for sample in record.get("samples", [])}
+    if record.get("captions_sha256") != hashlib.sha256("\n".join(captions).encode()).hexdigest():
+        raise UserError(f"{shard}: made from other captions than prompts/evaluation.txt holds; delete it and run again")
+    images = []
+    try:
+        with tarfile.open(shard) as archive:
+            for index in indices:
+                with archive.extractfile(f"{index:08d}.png") as member, Image.open(member) as image:
+                    pixels = np.asarray(image.convert("RGB"))
+                if hashlib.sha256(pixels.tobytes()).hexdigest() != recorded.get(index):
+                    raise UserError(
+                        f"{shard}: sample {index:08d}.png is not the one its record names; delete it and run again"
+                    )
+                images.append(pixels)
+    except FileNotFoundError:
+        raise UserError(f"{shard}: no such file; run the generation again") from None
+    except (tarfile.TarError, KeyError, UnidentifiedImageError, OSError, EOFError) as error:
+        raise UserError(f"{shard}: damaged ({error}); delete it and run again") from None
+    return images
+
+
+def fit(image: np.ndarray) -> np.ndarray:
+    """A small image with its pixels repeated up to about TILE, a large one shrunk to LARGEST at most."""
+    side = max(image.shape[:2])
+    factor = max(round(TILE / side), 1 if side > TILE // 3 else 3)
+    image = image.repeat(factor, axis=0).repeat(factor, axis=1)
+    if max(image.shape[:2]) > LARGEST:
+        scale = LARGEST / max(image.shape[:2])
+        size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    return image
+
+
+def draw(grid: Grid) -> Figure:
+    """The sheet, pixel by pixel: captions above the columns, names beside the rows."""
+    tiles = [[fit(image) for image in row.images] for row in grid.rows]
+    height, width = np.max([tile.shape[:2] for line in tiles for tile in line], axis=0)
+    captions = [_wrapped(caption, width) for caption in grid.captions]
+    y = MARGIN + 26 * max(caption.count("\n") + 1 for caption in captions)
+    starts = []
+    for row, before in zip(grid.rows, [None, *grid.rows[:-1]], strict=True):
+        y += GAP_BETWEEN_KINDS if before is not None and before.kind != row.kind else GAP
+        starts.append(y)
+        y += height
+    columns = [NAMES_WIDTH + column * (width + GAP) for column in range(len(captions))]
+    sheet_width, sheet_height = columns[-1] + width + MARGIN, y + MARGIN
+
+    with matplotlib.rc_context(LIGHT.rc()):
+        figure = new_figure(sheet_width / DPI, sheet_height / DPI, layout=None)
+
+        def text(x: float, y: float, words: str, **style: object) -> None:
+            figure.text(x / sheet_width, 1 - y / sheet_height, words, **style)
+
+        for x, caption in zip(columns, captions, strict=True):
+            text(x, starts[0] - 12, caption, fontsize=6.5, va="bottom", color=LIGHT.faint)
+        for row, line, start in zip(grid.rows, tiles, starts, strict=True):
+            x, middle = NAMES_WIDTH - 18, start + height / 2
+            text(x, middle - 4, row.title, fontsize=8, ha="right", va="bottom", fontweight="bold", linespacing=1.25)
+            text(x, middle + 8, row.subtitle, fontsize=7.5, ha="right", va="top", color=LIGHT.faint)
+            for x, tile in zip(columns, line, strict=True):
+                figure.figimage(tile, x, sheet_height - start - tile.shape[0])
+    return figure
+
+
+def _wrapped(caption: str, width: int) -> str:
+    """A caption broken to a column's width (10.5 pixels a letter), its end left out where it is long."""
+    return textwrap.fill(textwrap.shorten(caption, 90, placeholder="…"), max(int(width / 10.5), 8))

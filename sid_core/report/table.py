@@ -1,0 +1,223 @@
+"""summary.csv: one row for every run, baseline and published result, at full precision.
+
+Rows of one experiment share a protocol, to the hash; anything else is refused. Published rows carry the name of their protocol
+and no hash, and stand there to be looked at: `comparable` says whether they may be compared.
+"""
+
+import csv
+import io
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from ..config import Baseline, Config, Run, baselines, runs
+from ..errors import UserError
+from ..files import MANIFEST, read_json
+
+PUBLISHED = Path(__file__).with_name("published.csv")
+PUBLISHED_PROTOCOL = "coco2014-30k"
+PUBLISHED_SAMPLES = 30_000  # part of that protocol
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of summary.csv; its fields are the columns. None is an empty cell: not measured, or without meaning there."""
+
+    run: str
+    kind: str  # generator | teacher | vae | real | published
+    teacher: str
+    strategy: str | None
+    kappa_fake_train: float | None
+    kappa_fake_eval: float | None
+    kappa_teacher: float | None  # of a teacher row: its guidance scale
+    seed: int | None  # of the training
+    nfe: int
+    train_kimg: float | None
+    samples: int
+    fid: float
+    fid_se: float | None
+    fid_inf: float | None
+    clip: float  # mean cosine, not times 100
+    clip_se: float | None
+    kid: float | None
+    precision: float | None
+    recall: float | None
+    teacher_eps_error: float | None
+    images_per_s: float | None  # of generation
+    protocol: str
+    protocol_hash: str | None
+    generator_sha256: str | None
+
+
+COLUMNS = [field.name for field in fields(Row)]
+SCORE_KEYS = ["nfe", *COLUMNS[COLUMNS.index("samples") :], "versions"]  # of score.json
+
+
+def score_path(folder: Path, item: Run | Baseline) -> Path:
+    """Where the score of a run or baseline lies."""
+    return folder / ("runs" if isinstance(item, Run) else "baselines") / item.name / "score.json"
+
+
+def read_scores(config: Config, folder: Path) -> dict[str, dict]:
+    """Scores by name of run or baseline, in the order of the tables.
+
+    Raises:
+        UserError: a score is missing or damaged, or two were measured by different protocols.
+    """
+    items = [*runs(config), *baselines(config)]
+    paths = {item.name: score_path(folder, item) for item in items}
+    scores = {name: _read_score(path) for name, path in paths.items()}
+    first, *others = scores
+    for name in others:
+        if scores[name]["protocol_hash"] != scores[first]["protocol_hash"]:
+            a, b = flat(scores[first]["protocol"]), flat(scores[name]["protocol"])
+            apart = "; ".join(f"{key}: {a.get(key)}, {b.get(key)}" for key in a | b if a.get(key) != b.get(key))
+            raise UserError(
+                f"{paths[first]} was measured by protocol {_protocol(scores[first])} and {paths[name]} by "
+                f"{_protocol(scores[name])}; they differ in {apart or 'their hash alone'}. Such scores are not comparable: "
+                "delete the features and scores of the older one and run again"
+            )
+    return scores
+
+
+def _protocol(score: dict) -> str:
+    return f"{score['protocol']['name']} (hash {score['protocol_hash'][:12]})"
+
+
+def flat(record: dict, prefix: str = "") -> dict[str, str]:
+    """A nested record as text by dotted names."""
+    result: dict[str, str] = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return result
+
+
+def _read_score(path: Path) -> dict:
+    score = read_json(path)
+    missing = [key for key in SCORE_KEYS if not isinstance(score, dict) or key not in score]
+    if missing:
+        raise UserError(f"{path}: has no {', '.join(missing)}, so it is not a score; delete it and run again")
+    if not isinstance(score["protocol"], dict) or "name" not in score["protocol"] or not score["protocol_hash"]:
+        raise UserError(f"{path}: its protocol has no name or no hash; delete it and run again")
+    for key in ("fid", "clip"):
+        if not isinstance(score[key], int | float) or not math.isfinite(score[key]):
+            raise UserError(f"{path}: {key}={score[key]!r}: expected a finite number; delete it and run again")
+    return score
+
+
+def make_rows(config: Config, folder: Path, scores: dict[str, dict]) -> list[Row]:
+    """All rows: generators, teacher baselines, VAE and real images, published results."""
+    rows = [_generator_row(config, folder, run, scores[run.name]) for run in runs(config)]
+    rows += [_baseline_row(config, baseline, scores[baseline.name]) for baseline in baselines(config)]
+    return rows + published_rows()
+
+
+def _generator_row(config: Config, folder: Path, run: Run, score: dict) -> Row:
+    record = _generator_record(folder / "runs" / run.name / "generator", run, score)
+    return Row(
+        run=run.name,
+        kind="generator",
+        teacher=_teacher_name(config),
+        strategy=run.strategy,
+        kappa_fake_train=run.fake_train,
+        kappa_fake_eval=run.fake_eval,
+        kappa_teacher=run.teacher,
+        seed=run.seed,
+        train_kimg=record["train_kimg"],
+        **_measured(score),
+    )
+
+
+def _generator_record(generator: Path, run: Run, score: dict) -> dict:
+    """generator.json, if it is of the run the configuration describes and the score is of these weights."""
+    path = generator / "generator.json"
+    record = read_json(path)
+    if not {"run", "train_kimg"} <= record.keys():
+        raise UserError(f"{path}: not the record of a generator (no run, no train_kimg); distil {run.name} again")
+    for key, wanted in run.model_dump().items():
+        if record["run"].get(key) != wanted:
+            raise UserError(
+                f"{path}: {key}={record['run'].get(key)!r}, and the configuration says {wanted!r}; distil {run.name} again, "
+                "or give this experiment another name"
+            )
+    files = read_json(generator / MANIFEST).get("files", {})
+    if score["generator_sha256"] not in [entry["sha256"] for entry in files.values()]:
+        raise UserError(
+            f"{generator}: its weights are not those that were scored ({score['generator_sha256']}); "
+            f"delete the samples of {run.name} and run again"
+        )
+    return record
+
+
+def _baseline_row(config: Config, baseline: Baseline, score: dict) -> Row:
+    return Row(
+        run=baseline.name,
+        kind=baseline.kind,
+        teacher=_teacher_name(config),
+        strategy=None,
+        kappa_fake_train=None,
+        kappa_fake_eval=None,
+        kappa_teacher=baseline.guidance_scale,
+        seed=None,
+        train_kimg=None,
+        **_measured(score),
+    )
+
+
+def _measured(score: dict) -> dict:
+    """The columns that come from score.json."""
+    copied = {key: score[key] for key in COLUMNS if key in score}
+    return copied | {"protocol": score["protocol"]["name"]}
+
+
+def _teacher_name(config: Config) -> str:
+    return config.teacher.source if config.teacher.path is None else Path(config.teacher.path).name
+
+
+def published_rows() -> list[Row]:
+    """The official results (published.csv): 30,000 captions of COCO-2014, one row for each teacher, scale and length."""
+    with open(PUBLISHED, encoding="utf-8", newline="") as handle:
+        return [_published_row(line) for line in csv.DictReader(handle)]
+
+
+def _published_row(line: dict[str, str]) -> Row:
+    kappa = float(line["kappa"])
+    return Row(
+        run=f"published-{line['teacher']}-{line['strategy']}-{line['kappa']}-{line['train_kimg']}kimg",
+        kind="published",
+        teacher=line["teacher"],
+        strategy=line["strategy"],
+        kappa_fake_train=kappa,
+        kappa_fake_eval=kappa,
+        kappa_teacher=kappa,
+        seed=None,
+        nfe=int(line["nfe"]),
+        train_kimg=float(line["train_kimg"]),
+        samples=PUBLISHED_SAMPLES,
+        fid=float(line["fid"]),
+        fid_se=None,
+        fid_inf=None,
+        clip=float(line["clip"]),
+        clip_se=None,
+        kid=None,
+        precision=None,
+        recall=None,
+        teacher_eps_error=None,
+        images_per_s=None,
+        protocol=PUBLISHED_PROTOCOL,
+        protocol_hash=None,
+        generator_sha256=None,
+    )
+
+
+def to_csv(rows: list[Row]) -> str:
+    """CSV text with a header; numbers at full precision, empty where there is none."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return text.getvalue()

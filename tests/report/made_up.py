@@ -1,0 +1,103 @@
+"""A finished experiment, made up: the layout of results/<experiment>/ with random images and plausible scores."""
+
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sid_core.config import Config, Run, baselines, parse_config, read_yaml, runs
+from sid_core.files import write_json, write_sidecar
+
+CONFIG = Path(__file__).parents[2] / "config.yaml"
+SAMPLES = 14
+CAPTION = 'a "<script>alert(1)</script>" & $x^{$ \\frac cross'
+CAPTIONS = ["a red circle", "a red circle", CAPTION, *(f"a star number {i}" for i in range(SAMPLES - 3))]
+PROTOCOL = {"name": "shapes", "reference": {"images": 10}, "comment": "<b>not bold</b>"}
+PROTOCOL_HASH = "0123456789abcdef" * 4
+
+
+def make_config(**changes: object) -> Config:
+    values = read_yaml(CONFIG) | {"guidance_scales": [1.5, 3.0], "extra_runs": [], "seeds": [0]}
+    values["generate"] |= {"samples": SAMPLES, "samples_per_shard": SAMPLES}
+    values["baselines"] |= {"steps": [8], "guidance_scales": [1.0, 3.0], "vae": True, "real": True}
+    return parse_config(values | changes)
+
+
+def make_score(fid: float, clip: float, nfe: int, generator_sha256: str | None = None) -> dict:
+    return {
+        "samples": SAMPLES,
+        "fid": fid,
+        "fid_se": 0.43,
+        "fid_inf": fid - 1,
+        "clip": clip,
+        "clip_se": 0.0012,
+        "kid": fid / 1000,
+        "precision": 0.7,
+        "recall": 0.6,
+        "teacher_eps_error": None,
+        "images_per_s": 2100.4,
+        "nfe": nfe,
+        "generator_sha256": generator_sha256,
+        "protocol": PROTOCOL,
+        "protocol_hash": PROTOCOL_HASH,
+        "versions": {"torch": "2.14.1"},
+    }
+
+
+def write_samples(path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True)
+    records = []
+    with tarfile.open(path, "w") as archive:
+        for index in range(SAMPLES):
+            pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            png = io.BytesIO()
+            Image.fromarray(pixels).save(png, "png")
+            member = tarfile.TarInfo(f"{index:08d}.png")
+            member.size = png.tell()
+            png.seek(0)
+            archive.addfile(member, png)
+            records.append({"index": index, "seed": index, "sha256": hashlib.sha256(pixels.tobytes()).hexdigest()})
+    captions = hashlib.sha256("\n".join(CAPTIONS).encode()).hexdigest()
+    write_sidecar(path, {"start": 0, "stop": SAMPLES, "captions_sha256": captions, "samples": records})
+
+
+def write_run(folder: Path, run: Run, number: int) -> None:
+    """FID 30 and CLIP 0.4 at scale 1.5, 45 and 0.6 at 3; a seed more adds 2 and 0.01."""
+    score = make_score(
+        15 + 10 * run.teacher + 2 * run.seed, 0.2 + 0.2 * run.teacher / 1.5 + 0.01 * run.seed, 1, "a" * 64
+    )
+    write_json(folder / "score.json", score)
+    write_json(folder / "generator" / "generator.json", {"run": run.model_dump(), "train_kimg": 12.8})
+    weights = {"unet/diffusion_pytorch_model.safetensors": {"sha256": "a" * 64, "bytes": 1}}
+    write_json(folder / "generator" / "manifest.json", {"record": {}, "files": weights})
+    write_samples(folder / "samples" / "00000.tar", number)
+    keys = [
+        "score_gap",
+        "latent_std",
+        "fake_loss",
+        "teacher_residual",
+        "fake_grad_norm",
+        "generator_grad_norm",
+        "images_per_s",
+    ]
+    points = [{"nimg": 320 * i, "skipped": run.seed, **{key: 0.5 + 1 / i for key in keys}} for i in range(1, 6)]
+    points[2]["fake_loss"] = None
+    (folder / "training.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points), encoding="utf-8")
+
+
+def write_experiment(folder: Path, config: Config) -> Path:
+    (folder / "prompts").mkdir()
+    (folder / "prompts" / "evaluation.txt").write_text("\n".join(CAPTIONS) + "\n", encoding="utf-8")
+    for number, run in enumerate(runs(config)):
+        write_run(folder / "runs" / run.name, run, number)
+    for number, baseline in enumerate(baselines(config), 100):
+        path = folder / "baselines" / baseline.name
+        write_samples(path / "samples" / "00000.tar", number)
+        fid = {"teacher": 20 + 5 * (baseline.guidance_scale or 0), "vae": 5.0, "real": 0.3}[baseline.kind]
+        write_json(path / "score.json", make_score(fid, 0.65, baseline.steps))
+    return folder

@@ -1,0 +1,131 @@
+import io
+
+import numpy as np
+import pytest
+from made_up import CAPTION, make_config
+from PIL import Image
+
+from sid_core.config import shards
+from sid_core.errors import UserError
+from sid_core.report import figures, samples, summary, table
+from sid_core.report.theme import LIGHT, to_png
+
+
+def read(config, folder):
+    return summary.make_entries(config, table.make_rows(config, folder, table.read_scores(config, folder)))
+
+
+def texts(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def test_the_trade_off_joins_scales_in_order_with_errors_and_labels(make_experiment):
+    config = make_config(guidance_scales=[3.0, 1.5], extra_runs=[{"strategy": "none"}])
+    figure = figures.fid_clip(read(config, make_experiment(config)), LIGHT)
+    (axes,) = figure.axes
+    curve = next(line for line in axes.lines if line.get_color() == LIGHT.generator and len(line.get_xdata()) > 1)
+    np.testing.assert_allclose(curve.get_xydata(), [[0.4, 30], [0.6, 45]])
+    widths = [np.ptp(segment[:, 1]) for bars in axes.collections for segment in bars.get_segments()]
+    assert widths.count(pytest.approx(2 * 0.43)) == 5  # two scales, one extra run, two teachers
+    shown = texts(figure)
+    for text in ("κ 1.5", "3", "SiD-LSG, one step", "CFG 1", "teacher, 8 steps", "none"):
+        assert text in shown
+    assert "VAE floor: FID 5.00 ± 0.43, CLIP 0.650" in shown
+    assert not any("published" in text for text in shown)
+
+
+def test_labels_cover_neither_each_other_nor_the_frame(make_experiment):
+    config = make_config(guidance_scales=[1.5, 1.6, 1.7, 1.8, 3.0])
+    figure = figures.fid_clip(read(config, make_experiment(config)), LIGHT)
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert all(axes.bbox.padded(1).containsx(box.x0) and axes.bbox.padded(1).containsx(box.x1) for box in boxes)
+
+
+def test_published_points_appear_where_the_protocol_agrees(make_experiment):
+    config = make_config()
+    folder = make_experiment(config)
+    for path in folder.glob("*/*/score.json"):
+        path.write_text(path.read_text().replace('"name": "shapes"', '"name": "coco2014-30k"'))
+    figure = figures.fid_clip(read(config, folder), LIGHT)
+    assert sum(text.startswith("published") for text in texts(figure)) == 9
+
+
+def test_training_draws_a_line_for_each_run_and_the_limits_of_the_alarms(make_experiment):
+    config = make_config(seeds=[0, 1])
+    curves = figures.read_curves(config, make_experiment(config))
+    assert np.isnan(curves[0][1]["fake_loss"]).sum() == 1
+    figure = figures.training(config.distill.alarms, curves, LIGHT)
+    gap, std = figure.axes[:2]
+    assert [len(gap.lines), len(std.lines)] == [4 + 1, 4 + 2]
+    np.testing.assert_allclose(gap.lines[0].get_xdata(), [0.32, 0.64, 0.96, 1.28, 1.6])
+    assert gap.lines[4].get_ydata()[0] == config.distill.alarms.score_gap_max
+    assert gap.lines[0].get_color() == gap.lines[1].get_color() != gap.lines[2].get_color()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        (b"", "empty"),
+        (b'{"nimg": 3', "line 1: not a logged point"),
+        (b'{"nimg": 3}\n', "no 'skipped'"),
+        (b"\xff\n", "not UTF-8"),
+        (b"[]\n", "line 1"),
+    ],
+)
+def test_a_damaged_log_is_named(make_experiment, content, message):
+    config = make_config()
+    folder = make_experiment(config)
+    path = folder / "runs" / "lsg-3" / "training.jsonl"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        figures.read_curves(config, folder)
+    assert str(path) in str(error.value)
+
+
+def test_the_sheet_shows_the_stored_pixels_of_different_captions(make_experiment):
+    config = make_config(seeds=[0, 1])
+    folder = make_experiment(config)
+    grid = samples.read_grid(config, folder, read(config, folder))
+    assert grid.indices == [0, *range(2, 11)]  # sample 1 has the caption of sample 0
+    assert grid.captions[1] == CAPTION
+    assert [row.name for row in grid.rows] == ["teacher-cfg1-8steps", "lsg-1.5", "lsg-3", "real"]
+    image = Image.open(io.BytesIO(to_png(samples.draw(grid)))).convert("RGB")
+    sheet = np.asarray(image)
+    wanted = samples.fit(grid.rows[1].images[3])
+    assert wanted.shape == (192, 192, 3)
+    assert any(wanted[0].tobytes() in line.tobytes() for line in sheet), "enlarged pixels were resampled"
+
+
+@pytest.mark.parametrize(("side", "shown"), [(16, 192), (32, 192), (64, 192), (128, 256), (256, 256), (512, 256)])
+def test_small_images_are_enlarged_and_large_ones_shrunk(side, shown):
+    assert samples.fit(np.zeros((side, side, 3), np.uint8)).shape == (shown, shown, 3)
+
+
+def test_a_damaged_shard_is_named(make_experiment):
+    config = make_config()
+    folder = make_experiment(config)
+    entries = read(config, folder)
+    path = folder / "runs" / "lsg-3" / "samples" / f"{shards(config)[0]}.tar"
+    whole = path.read_bytes()
+
+    def expect(message):
+        with pytest.raises(UserError, match=message) as error:
+            samples.read_grid(config, folder, entries)
+        assert str(path) in str(error.value)
+
+    captions = folder / "prompts" / "evaluation.txt"
+    text = captions.read_text()
+    captions.write_text(text.replace("red", "blue"))
+    with pytest.raises(UserError, match="other captions"):
+        samples.read_grid(config, folder, entries)
+    captions.write_text(text)
+    path.write_bytes(whole[:6000])
+    expect("damaged")
+    path.write_bytes((folder / "runs" / "lsg-1.5" / "samples" / path.name).read_bytes())
+    expect("not the one its record names")
+    path.unlink()
+    expect("no such file")

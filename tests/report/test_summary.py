@@ -1,0 +1,100 @@
+import json
+import math
+
+import pytest
+from made_up import make_config
+
+from sid_core.report import summary, table
+
+
+def read(config, folder):
+    return summary.make_entries(config, table.make_rows(config, folder, table.read_scores(config, folder)))
+
+
+@pytest.mark.parametrize(
+    ("estimate", "text"),
+    [
+        ((33.7123, 0.4321), "33.71 ± 0.43"),
+        ((33.7123, 1.2345), "33.7 ± 1.2"),
+        ((233.7123, 12.345), "234 ± 12"),
+        ((0.49213, 0.00123), "0.4921 ± 0.0012"),
+        ((0.3, 1e-7), "0.3000 ± 0.0000"),
+        ((33.7123, None), "33.71"),
+        ((33.7123, 0.0), "33.71"),
+        (None, "—"),
+    ],
+)
+def test_the_error_decides_the_rounding(estimate, text):
+    assert summary.rounded(estimate, 2) == text
+
+
+def test_one_seed_shows_the_standard_error_of_the_metric(make_experiment):
+    config = make_config()
+    entries = read(config, make_experiment(config))
+    assert entries[0].estimate("fid") == (30.0, 0.43)
+    assert entries[0].estimate("recall") == (0.6, None)
+    assert entries[0].estimate("teacher_eps_error") is None
+    text = summary.to_markdown(config, entries, summary.warnings(config, entries, {}))
+    assert "| **30.00 ± 0.43** |" in text
+    assert "| **0.6000 ± 0.0012** |" in text
+    assert "1.20 times the teacher's best, 25.00 ± 0.43 (teacher-cfg1-8steps)" in text
+    assert "## Each seed" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len({line.count("|") for line in rows}) == 1
+    published = [line for line in rows if "published-" in line]
+    assert len(published) == 9
+    assert all("coco2014-30k (not comparable)" in line for line in published)
+
+
+def test_seeds_are_put_together_as_mean_and_standard_deviation(make_experiment):
+    config = make_config(seeds=[0, 1, 2], extra_runs=[{"strategy": "none"}])
+    entries = read(config, make_experiment(config))
+    assert [entry.name for entry in entries[:4]] == ["lsg-1.5", "lsg-3", "none", "teacher-cfg1-8steps"]
+    assert [row.run for row in entries[1].rows] == ["lsg-3", "lsg-3-seed1", "lsg-3-seed2"]
+    mean, sd = entries[1].estimate("fid")
+    assert mean == pytest.approx(47)
+    assert sd == pytest.approx(2)  # of 45, 47, 49, n - 1
+    assert math.isclose(entries[1].estimate("recall")[1], 0)
+    text = summary.to_markdown(config, entries, [])
+    assert "| lsg-1.5 | 1.5 | 1 | 12.8 | 32.0 ± 2.0 |" in text
+    assert "| none | 1 | 1 | 12.8 | **27.0 ± 2.0** |" in text
+    assert "over 3 seeds" in text
+    assert "| lsg-3-seed1 |" in text.split("## Each seed")[1]
+
+
+def test_only_runs_with_the_common_settings_belong_to_the_sweep(make_experiment):
+    extra = [{"strategy": "none"}, {"strategy": "lsg", "scale": 2, "alpha": 1.2}, {"strategy": "lsg", "scale": 6}]
+    config = make_config(extra_runs=extra)
+    entries = read(config, make_experiment(config))
+    assert [entry.name for entry in entries if entry.swept] == ["lsg-1.5", "lsg-3", "lsg-6"]
+
+
+def test_guidance_shows_the_scales_that_differ(make_experiment):
+    config = make_config(extra_runs=[{"strategy": "short", "scale": 0.5}])
+    entries = read(config, make_experiment(config))
+    assert [summary.guidance(entry.row) for entry in entries[:4]] == ["1.5", "3", "0.5 / 1 / 1", "1"]
+
+
+def test_warnings_name_what_limits_the_conclusions(make_experiment):
+    config = make_config(prompts=make_config().prompts.model_dump() | {"split": "validation"})
+    folder = make_experiment(config)
+    path = folder / "runs" / "lsg-3" / "score.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"samples": 9}))
+    text = "\n".join(summary.warnings(config, read(config, folder), {"lsg-3": 4, "lsg-1.5": 0}))
+    assert "Not comparable: 9 published rows" in text
+    assert "Partial: lsg-3 was scored on 9 samples, the configuration says 14" in text
+    assert "Skipped: lsg-3 left out 4 updates" in text
+    assert "lsg-1.5" not in text
+    assert "one seed" in text
+    assert "validation split" in text
+    assert summary.warnings(make_config(seeds=[0, 1, 2]), read(config, folder)[:1], {}) == []
+
+
+def test_published_rows_of_the_same_protocol_are_comparable(make_experiment):
+    config = make_config()
+    folder = make_experiment(config)
+    for path in folder.glob("*/*/score.json"):
+        path.write_text(path.read_text().replace('"name": "shapes"', '"name": "coco2014-30k"'))
+    entries = read(config, folder)
+    assert all(entry.comparable for entry in entries)
+    assert "on trust" in summary.warnings(config, entries, {})[0]

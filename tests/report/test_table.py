@@ -1,0 +1,122 @@
+import csv
+import io
+import json
+
+import pytest
+from made_up import PROTOCOL_HASH, make_config
+
+from sid_core.errors import UserError
+from sid_core.report import table
+
+COLUMNS = (
+    "run,kind,teacher,strategy,kappa_fake_train,kappa_fake_eval,kappa_teacher,seed,nfe,train_kimg,samples,fid,fid_se,"
+    "fid_inf,clip,clip_se,kid,precision,recall,teacher_eps_error,images_per_s,protocol,protocol_hash,generator_sha256"
+)
+
+
+def read(config, folder):
+    return table.make_rows(config, folder, table.read_scores(config, folder))
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_csv_has_the_columns_and_the_numbers_unrounded(make_experiment):
+    config = make_config(extra_runs=[{"strategy": "long", "scale": 2.5}])
+    text = table.to_csv(read(config, make_experiment(config)))
+    assert text.splitlines()[0] == COLUMNS
+    rows = {row["run"]: row for row in csv.DictReader(io.StringIO(text))}
+    assert list(rows)[:7] == [
+        "lsg-1.5",
+        "lsg-3",
+        "long-2.5",
+        "teacher-cfg1-8steps",
+        "teacher-cfg3-8steps",
+        "vae",
+        "real",
+    ]
+    ours = rows["lsg-1.5"]
+    assert [ours[key] for key in ("kind", "strategy", "seed", "nfe", "train_kimg")] == [
+        "generator",
+        "lsg",
+        "0",
+        "1",
+        "12.8",
+    ]
+    assert (float(ours["fid"]), float(ours["images_per_s"]), ours["teacher_eps_error"]) == (30.0, 2100.4, "")
+    assert [ours["protocol"], ours["protocol_hash"], ours["generator_sha256"]] == ["shapes", PROTOCOL_HASH, "a" * 64]
+    kappas = [[row[f"kappa_{k}"] for k in ("fake_train", "fake_eval", "teacher")] for row in rows.values()]
+    assert kappas[1:4] == [["3.0"] * 3, ["1.0", "1.0", "2.5"], ["", "", "1.0"]]
+    assert [rows[name]["kind"] for name in ("teacher-cfg3-8steps", "vae", "real")] == ["teacher", "vae", "real"]
+
+
+def test_published_rows_name_their_protocol_and_carry_no_hash():
+    rows = table.published_rows()
+    assert len(rows) == 9
+    assert len({row.run for row in rows}) == 9
+    assert {(row.kind, row.protocol, row.protocol_hash, row.samples) for row in rows} == {
+        ("published", "coco2014-30k", None, 30_000)
+    }
+    best = min(rows, key=lambda row: row.fid)
+    assert (best.teacher, best.kappa_teacher, best.train_kimg, best.fid, best.clip) == (
+        "sd15",
+        1.5,
+        18_789,
+        8.15,
+        0.304,
+    )
+
+
+def test_two_protocols_are_refused_and_both_are_named(make_experiment):
+    config = make_config()
+    folder = make_experiment(config)
+    other = "fedcba" * 10
+    edit(folder / "baselines" / "vae" / "score.json", protocol_hash=other, protocol={"name": "old"})
+    with pytest.raises(UserError, match="not comparable") as error:
+        table.read_scores(config, folder)
+    for part in ("lsg-1.5", "vae", PROTOCOL_HASH[:12], other[:12], "by old (hash", "name: shapes, old"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "no such file"),
+        (lambda path: path.write_text(path.read_text()[:40]), "not valid JSON"),
+        (lambda path: path.write_text('{"fid": 3}'), "has no nfe, samples, fid_se"),
+        (lambda path: path.write_text("[]"), "not a score"),
+        (lambda path: edit(path, fid=float("nan")), "fid=nan"),
+        (lambda path: edit(path, clip=None), "clip=None"),
+        (lambda path: edit(path, protocol={}), "no name"),
+    ],
+)
+def test_a_damaged_score_is_named(make_experiment, damage, message):
+    config = make_config()
+    path = make_experiment(config) / "runs" / "lsg-3" / "score.json"
+    damage(path)
+    with pytest.raises(UserError, match=message) as error:
+        table.read_scores(config, path.parents[2])
+    assert str(path) in str(error.value)
+
+
+def test_a_generator_of_other_settings_is_refused(make_experiment):
+    config = make_config()
+    folder = make_experiment(config)
+    path = folder / "runs" / "lsg-3" / "generator" / "generator.json"
+    record = json.loads(path.read_text())
+    edit(path, run=record["run"] | {"alpha": 1.2})
+    with pytest.raises(UserError, match=r"alpha=1\.2, and the configuration says 1\.0") as error:
+        read(config, folder)
+    assert str(path) in str(error.value)
+    path.unlink()
+    with pytest.raises(UserError, match="no such file"):
+        read(config, folder)
+
+
+def test_a_score_of_other_weights_is_refused(make_experiment):
+    config = make_config()
+    folder = make_experiment(config)
+    edit(folder / "runs" / "lsg-3" / "score.json", generator_sha256="b" * 64)
+    with pytest.raises(UserError, match=r"not those that were scored \(bbbb.*samples of lsg-3"):
+        read(config, folder)
