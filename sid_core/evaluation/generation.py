@@ -1,0 +1,177 @@
+"""Samples of a generator or of a baseline, into shards.
+
+Sample i has caption i and noise of its own seed; networks see it inside a fixed block (inputs.py). So images depend neither on
+batch nor on shard, and a shard that is made again is the same file.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import settings_digest
+from ..errors import UserError
+from ..method import Denoiser, n_step
+from ..models.generator import generator_sha256, load_generator
+from ..models.teacher import make_solver
+from .images import dequantise, pixel_sha256, quantise
+from .inputs import NOISE_DEVICE, SEEDS, Inputs
+from .progress import Progress
+from .protocol import versions
+from .shards import captions_sha256, ranges, write_shard
+
+if TYPE_CHECKING:
+    from ..config import BaselineSettings, GenerateSettings
+
+# Images (B, 3, H, W) in [-1, 1] of the samples at indices (B,), and the scaled latents (B, C, h, w) they come from, if any.
+Sampler = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+
+
+def generate_run(
+    settings: "GenerateSettings", generator: Path, teacher: Path, captions: Path, start: int, stop: int, out: Path
+) -> None:
+    """Write samples start .. stop of a distilled generator to the shard `out` (.tar).
+
+    Raises:
+        UserError: too few captions, an input that differs from its manifest, a generator made with other settings,
+            images that are not finite.
+    """
+    network, record = load_generator(generator, teacher)
+    for key in ("t_init", "num_steps"):
+        if record[key] != getattr(settings, key):
+            raise UserError(
+                f"{generator}: distilled with {key}={record[key]}, the settings say {getattr(settings, key)}; distil it again"
+            )
+    inputs = Inputs(settings.sampling, teacher, captions)
+
+    def latents(noises: Tensor, cond: Tensor) -> Tensor:
+        return n_step(network, noises.unbind(1), settings.t_init, cond)
+
+    def sample(indices: Tensor) -> tuple[Tensor, Tensor]:
+        x_g = inputs.by_block(latents, inputs.noises(indices, settings.num_steps), inputs.prompts(indices))
+        return inputs.by_block(inputs.codec.decode, x_g), x_g
+
+    identity = {"settings_sha256": settings_digest(settings), "generator_sha256": generator_sha256(generator)}
+    _write(inputs, sample, start, stop, out, identity | {"nfe": settings.num_steps})
+
+
+def generate_baseline(
+    settings: "BaselineSettings", teacher: Path, captions: Path, start: int, stop: int, out: Path
+) -> None:
+    """Write samples start .. stop of a baseline to the shard `out` (.tar): teacher, VAE round trip, or real images.
+
+    Raises:
+        UserError: as generate_run; captions that the real images do not belong to.
+    """
+    baseline = settings.baseline
+    inputs = Inputs(settings.sampling, teacher, captions)
+    sampler = {"teacher": _teacher_sampler, "vae": _vae_sampler, "real": _real_sampler}[baseline.kind]
+    identity = {"settings_sha256": settings_digest(settings), "generator_sha256": None}
+    _write(inputs, sampler(settings, inputs, teacher), start, stop, out, identity | {"nfe": baseline.steps})
+
+
+def _teacher_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path) -> Sampler:
+    baseline = settings.baseline
+    solver = make_solver(baseline.solver, teacher, baseline.steps)
+
+    def latents(noises: Tensor, cond: Tensor) -> Tensor:
+        solver.set_timesteps(baseline.steps)  # forgets the block before: multistep solvers keep a history
+        return solve(solver, inputs.teacher, noises[:, 0], cond, inputs.empty_prompt, baseline.guidance_scale)
+
+    def sample(indices: Tensor) -> tuple[Tensor, Tensor]:
+        x_0 = inputs.by_block(latents, inputs.noises(indices, 1), inputs.prompts(indices))
+        return inputs.by_block(inputs.codec.decode, x_0), x_0
+
+    return sample
+
+
+def _vae_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path) -> Sampler:
+    def sample(indices: Tensor) -> tuple[Tensor, Tensor]:
+        x_0 = inputs.by_block(inputs.codec.encode, dequantise(inputs.real_images(settings.split, indices)))
+        return inputs.by_block(inputs.codec.decode, x_0), x_0
+
+    return sample
+
+
+def _real_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path) -> Sampler:
+    def sample(indices: Tensor) -> tuple[Tensor, None]:
+        return dequantise(inputs.real_images(settings.split, indices)), None
+
+    return sample
+
+
+def solve(solver, teacher: Denoiser, noise: Tensor, cond: Tensor, uncond: Tensor, guidance_scale: float) -> Tensor:
+    """Latents (B, C, h, w) from noise of that shape, by a diffusers solver with its timesteps set.
+
+    The Denoiser answers with x_0 whatever its network predicts, so the solver is told to expect that.
+    """
+    solver.register_to_config(prediction_type="sample")
+    x_t = noise * solver.init_noise_sigma
+    for step in solver.timesteps:
+        x0_hat = teacher(solver.scale_model_input(x_t, step), step.expand(len(x_t)), cond, uncond, guidance_scale)
+        x_t = solver.step(x0_hat, step, x_t).prev_sample
+    return x_t
+
+
+def _write(inputs: Inputs, sample: Sampler, start: int, stop: int, out: Path, identity: dict) -> None:
+    """Sample start .. stop and write shard and sidecar."""
+    sampling, captions = inputs.sampling, inputs.captions
+    if not 0 <= start < stop <= len(captions):
+        raise UserError(
+            f"samples {start}–{stop - 1}: expected a range inside the {len(captions)} captions; give more captions or fewer samples"
+        )
+    if sampling.seed + stop > SEEDS:
+        raise UserError(f"generate.seed={sampling.seed}: expected seed + samples up to 2^32; choose a smaller seed")
+    record = {
+        "start": start,
+        "stop": stop,
+        "seed": sampling.seed,
+        "noise_device": NOISE_DEVICE,
+        "captions_sha256": captions_sha256(captions[start:stop]),
+        "teacher_sha256": inputs.teacher_sha256,
+        **identity,
+        "versions": versions(),
+        "images_per_s": None,
+        "samples": [],
+    }
+    write_shard(out, _samples(inputs, sample, start, stop, record, Progress(stop - start, out.stem)), record)
+
+
+@torch.inference_mode()
+def _samples(
+    inputs: Inputs, sample: Sampler, start: int, stop: int, record: dict, progress: Progress
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (index, image), and fill `record` with what is known of each sample and of the speed of sampling."""
+    seed, probes = inputs.sampling.seed, inputs.sampling.eps_error_samples
+    elapsed_s, computed = 0.0, 0
+    for indices in inputs.batches(start, stop):
+        began_s = time.perf_counter()
+        decoded, latents = sample(indices)
+        images = quantise(_finite(decoded, indices))
+        elapsed_s, computed = elapsed_s + time.perf_counter() - began_s, computed + len(indices)
+        record["images_per_s"] = computed / elapsed_s
+
+        errors: list[float | None] = [None] * len(indices)
+        if indices[0] < probes:
+            errors = inputs.eps_errors(
+                inputs.by_block(inputs.codec.encode, decoded) if latents is None else latents, indices
+            )
+        for index, image, error in zip(indices.tolist(), images, errors, strict=True):
+            if start <= index < stop:
+                known = {"index": index, "seed": seed + index, "sha256": pixel_sha256(image)}
+                record["samples"].append(known | {"eps_error": error if index < probes else None})
+                yield index, image
+        progress.update(len(record["samples"]))
+
+
+def _finite(images: Tensor, indices: Tensor) -> Tensor:
+    bad = indices[~images.isfinite().flatten(1).all(1)].tolist()
+    if bad:
+        raise UserError(
+            f"samples {ranges(bad)} are not finite: the network has diverged; train it again with a lower lr"
+        )
+    return images

@@ -1,0 +1,73 @@
+"""Images between network and metric: quantise, crop, resize, PNG. An image is uint8 (H, W, 3) unless said otherwise.
+
+The published protocol (GigaGAN's evaluation of COCO-2014) crops to the short side, shrinks with PIL's LANCZOS to 8 bits, and
+enlarges for the feature network as clean-fid does (arXiv 2104.11222): per channel, in float, with PIL's bicubic filter.
+"""
+
+import hashlib
+import io
+
+import numpy as np
+import torch
+from cleanfid.resize import make_resizer
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import UserError
+
+QUANTISE = "x * 127.5 + 128 clipped to [0, 255], truncated"
+
+
+def quantise(images: Tensor) -> np.ndarray:
+    """Network output (B, 3, H, W) float in [-1, 1] to 8 bits (B, H, W, 3). Non-finite values are the caller's to refuse."""
+    levels = (images * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def dequantise(images: np.ndarray) -> Tensor:
+    """8-bit images (B, H, W, 3) to what a VAE takes: (B, 3, H, W) float32 in [-1, 1]; `quantise` gives the images back."""
+    # diffusers' scale: level k comes to lie in the middle of the interval that quantise truncates to k
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def centre_crop(image: np.ndarray) -> np.ndarray:
+    """The central square of the short side, where torchvision's center_crop puts it (round half to even, not //)."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    return image[top : top + side, left : left + side]
+
+
+def shrink(image: np.ndarray, side: int) -> np.ndarray:
+    """Centre crop, then PIL's LANCZOS to side x side in 8 bits."""
+    return np.asarray(Image.fromarray(centre_crop(image)).resize((side, side), Image.Resampling.LANCZOS))
+
+
+def enlarge(image: np.ndarray, side: int) -> np.ndarray:
+    """clean-fid's `clean` resize, by clean-fid: (side, side, 3) float32 in [0, 255], not rounded."""
+    return make_resizer("PIL", False, "bicubic", (side, side))(image)
+
+
+def pixel_sha256(image: np.ndarray) -> str:
+    """Hex sha256 of the pixel bytes; PNG bytes depend on the library that packs them, pixels do not."""
+    return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """PNG bytes, lightly packed: packing harder costs more time than the files are worth."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def decode_png(data: bytes, name: str) -> np.ndarray:
+    """Pixels of a PNG; `name` is what an error calls it.
+
+    Raises:
+        UserError: truncated or no image.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{name}: truncated or no image ({error}); delete the file it is in and run again") from None

@@ -1,0 +1,104 @@
+"""The protocol: all that must agree before two scores may be set side by side, as one record and its hash.
+
+What cannot move a score (batch size, resamples of a standard error) is not in it. Versions of libraries are recorded beside
+it: they may move a last digit, and a table that refused to compare over them would compare nothing.
+"""
+
+import platform
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+from ..files import digest
+from .images import QUANTISE
+from .shards import captions_sha256
+
+if TYPE_CHECKING:
+    from ..config import Evaluate, EvaluateSettings
+
+# Raise it when a formula or a step of the code changes a score.
+FORMULAS = 1
+SEED_RULE = "sample i: caption i; torch.Generator().manual_seed(seed + i), float32"
+KID_SEED = 2020  # torch-fidelity's default
+
+LIBRARIES = (
+    "torch",
+    "numpy",
+    "pillow",
+    "diffusers",
+    "transformers",
+    "open_clip_torch",
+    "clean-fid",
+    "torch-fidelity",
+)
+
+
+def image_record(evaluate: "Evaluate") -> dict:
+    """How images become what the networks see."""
+    return {
+        "quantise": QUANTISE,
+        "image_size": evaluate.image_size,
+        "image_resize": evaluate.image_size and "centre crop, PIL LANCZOS, uint8",
+        "feature_size": evaluate.feature_size,
+        "feature_resize": evaluate.feature_size and "clean-fid: PIL bicubic, float, per channel",
+        "clip_resize": "open_clip preprocessing of the same image",
+    }
+
+
+def protocol_record(
+    settings: "EvaluateSettings", captions: list[str], weights: dict, reference: dict, noise_device: str
+) -> dict:
+    """The protocol of `settings.samples` samples.
+
+    Args:
+        captions: at least as many as samples; the first `settings.samples` count.
+        weights: sha256 of the weight files, {"features", "clip"}.
+        reference: {"source", "count", "images_sha256"}.
+        noise_device: where the noise was drawn; CUDA's stream differs from the CPU's.
+
+    Raises:
+        UserError: fewer captions than samples.
+    """
+    evaluate, samples = settings.evaluate, settings.samples
+    if len(captions) < samples:
+        raise UserError(f"generate.samples={samples}: only {len(captions)} captions; lower it or give more captions")
+    return {
+        "name": evaluate.protocol,
+        "formulas": FORMULAS,
+        "samples": samples,
+        "captions_sha256": captions_sha256(captions[:samples]),
+        "caption_prefix": evaluate.caption_prefix,
+        "seed": settings.seed,
+        "seed_rule": SEED_RULE,
+        "noise_device": noise_device,
+        "images": image_record(evaluate),
+        "weights": weights,
+        "reference": reference,
+        "kid": {"subsets": evaluate.kid_subsets, "subset_size": evaluate.kid_subset_size, "seed": KID_SEED},
+        "precision_recall": {"neighbours": evaluate.neighbours},
+    }
+
+
+def protocol_hash(record: dict) -> str:
+    """Hex sha256 by which scores are compared."""
+    return digest(record)
+
+
+def differences(first: dict, second: dict) -> str:
+    """What two protocol records disagree about, for a message: `kid.subsets: 100, 50; samples: 5000, 1000`."""
+    a, b = _flat(first), _flat(second)
+    return "; ".join(
+        f"{key}: {a.get(key)}, {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)
+    )
+
+
+def _flat(record: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in record.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that touch images or numbers."""
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES}

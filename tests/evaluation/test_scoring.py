@@ -1,0 +1,211 @@
+"""From sample shards to a score, with tiny networks; the metrics themselves are tested in test_frechet and test_metrics."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from small import CAPTIONS, SAMPLES, baseline_settings, generate_settings
+
+from sid_core.errors import UserError
+from sid_core.evaluation.extractors import Clip
+from sid_core.evaluation.features import build_reference, extract_features
+from sid_core.evaluation.generation import generate_baseline, generate_run
+from sid_core.evaluation.metrics import clip_score
+from sid_core.evaluation.scoring import score
+from sid_core.files import read_json, sidecar, write_sidecar
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tiny_generator, tiny_teacher, captions, evaluate_settings):
+    """Two shards of samples, their features, the reference."""
+    folder = tmp_path_factory.mktemp("made")
+    reference = folder / "reference" / "features.safetensors"
+    build_reference(evaluate_settings(), reference)
+    samples, features = [], []
+    for name, span in (("00000", (0, 13)), ("00001", (13, SAMPLES))):
+        samples.append(folder / "samples" / f"{name}.tar")
+        features.append(folder / "features" / f"{name}.safetensors")
+        generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, *span, samples[-1])
+        extract_features(evaluate_settings(), samples[-1], captions, reference, features[-1])
+    return SimpleNamespace(reference=reference, samples=samples, features=features, captions=captions)
+
+
+@pytest.fixture
+def scored(made, evaluate_settings, tmp_path):
+    out = tmp_path / "score.json"
+    score(evaluate_settings(), made.features, made.reference, made.captions, out)
+    return read_json(out)
+
+
+def test_a_score_holds_every_value(scored):
+    numbers = ["fid", "fid_se", "fid_inf", "clip", "clip_se", "kid", "precision", "recall", "images_per_s"]
+    assert all(math.isfinite(scored[name]) for name in numbers)
+    assert scored["samples"] == SAMPLES
+    assert scored["nfe"] == 1
+    assert len(scored["generator_sha256"]) == len(scored["protocol_hash"]) == 64
+    assert scored["protocol"]["weights"] == scored["weights"]
+    assert scored["versions"]["torch"]
+
+
+def test_eps_error_is_the_mean_over_the_probed_samples(made, scored):
+    records = [read_json(sidecar(path))["record"]["samples"] for path in made.samples]
+    errors = [sample["eps_error"] for record in records for sample in record]
+    assert scored["teacher_eps_error"] == pytest.approx(np.mean(errors[:5]))
+
+
+def test_order_of_shards_changes_nothing(made, scored, evaluate_settings, tmp_path):
+    score(evaluate_settings(), made.features[::-1], made.reference, made.captions, tmp_path / "again.json")
+    assert read_json(tmp_path / "again.json") == scored
+
+
+def test_one_shard_or_two_is_the_same_score(
+    made, scored, tiny_generator, tiny_teacher, captions, evaluate_settings, tmp_path
+):
+    generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, 0, SAMPLES, tmp_path / "00000.tar")
+    features = tmp_path / "00000.safetensors"
+    extract_features(evaluate_settings(), tmp_path / "00000.tar", captions, made.reference, features)
+    score(evaluate_settings(), [features], made.reference, captions, tmp_path / "again.json")
+    again = read_json(tmp_path / "again.json")
+    assert again["protocol_hash"] == scored["protocol_hash"]
+    assert again["fid"] == pytest.approx(scored["fid"], rel=1e-4)
+    assert again["clip"] == pytest.approx(scored["clip"], abs=1e-6)
+
+
+def test_features_stand_beside_their_captions(made, networks, evaluate_settings):
+    """The CLIP score of the stored embeddings is that of each image with its own caption."""
+    clip = Clip(networks["clip"])
+    stored = load_file(made.features[1])
+    assert stored["index"].tolist() == list(range(13, SAMPLES))
+    assert torch.allclose(stored["clip_text"], clip.texts(CAPTIONS[13:]), atol=1e-6)
+    assert torch.allclose(stored["clip_image"].norm(dim=1), torch.ones(7), atol=1e-5)
+    assert clip_score(stored["clip_image"], clip.texts(CAPTIONS[13:]), 2)[0] == pytest.approx(
+        float((stored["clip_image"] * stored["clip_text"]).sum(1).mean()), abs=1e-6
+    )
+
+
+def test_clip_is_deterministic_and_sees_pils_bicubic(networks):
+    """In training mode, or with random weights, two loads would differ."""
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    first, second = (Clip(networks["clip"]).images([image]) for _ in range(2))
+    assert torch.equal(first, second)
+    shrunk = np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BICUBIC))
+    assert torch.equal(Clip(networks["clip"]).images([shrunk]), first)
+
+
+def test_open_clips_preprocessing_is_pils_bicubic_bit_for_bit():
+    """256 to 224, the published protocol's size."""
+    from open_clip.transform import image_transform
+
+    image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    seen = image_transform(224, is_train=False, mean=(0, 0, 0), std=(1, 1, 1))(Image.fromarray(image))
+    expected = np.asarray(Image.fromarray(image).resize((224, 224), Image.Resampling.BICUBIC))
+    assert np.array_equal((seen * 255).round().permute(1, 2, 0).byte().numpy(), expected)
+
+
+def test_the_prefix_goes_before_the_caption(made, networks, evaluate_settings, tmp_path):
+    out = tmp_path / "00000.safetensors"
+    extract_features(evaluate_settings(caption_prefix="so "), made.samples[0], made.captions, made.reference, out)
+    expected = Clip(networks["clip"]).texts([f"so {caption}" for caption in CAPTIONS[:13]])
+    assert torch.allclose(load_file(out)["clip_text"], expected, atol=1e-6)
+
+
+def test_real_images_score_better_than_a_random_generator(
+    made, scored, tiny_teacher, scene_captions, evaluate_settings, tmp_path
+):
+    generate_baseline(baseline_settings("real"), tiny_teacher, scene_captions, 0, SAMPLES, tmp_path / "real.tar")
+    features = tmp_path / "real.safetensors"
+    extract_features(evaluate_settings(), tmp_path / "real.tar", scene_captions, made.reference, features)
+    score(evaluate_settings(), [features], made.reference, scene_captions, tmp_path / "score.json")
+    real = read_json(tmp_path / "score.json")
+    assert real["fid"] < scored["fid"] / 2
+    assert real["generator_sha256"] is None
+    assert real["protocol_hash"] != scored["protocol_hash"], "other captions are another protocol"
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_a_partial_set_is_refused(made, evaluate_settings, tmp_path):
+    with pytest.raises(UserError, match=r"samples missing: 13–19 \(7 of 20\)"):
+        score(evaluate_settings(), made.features[:1], made.reference, made.captions, tmp_path / "score.json")
+    with pytest.raises(UserError, match="no feature shards"):
+        score(evaluate_settings(), [], made.reference, made.captions, tmp_path / "score.json")
+    assert not (tmp_path / "score.json").exists()
+
+
+def test_missing_features_are_named(made, evaluate_settings, tmp_path):
+    with pytest.raises(UserError, match=r"00007\.safetensors"):
+        score(evaluate_settings(), [tmp_path / "00007.safetensors"], made.reference, made.captions, tmp_path / "s.json")
+
+
+def test_nan_features_are_named(made, evaluate_settings, tmp_path):
+    tensors, record = load_file(made.features[0]), read_json(sidecar(made.features[0]))["record"]
+    tensors["features"][4, 2] = torch.nan
+    spoilt = tmp_path / "00000.safetensors"
+    save_file(tensors, spoilt)
+    write_sidecar(spoilt, record)
+    with pytest.raises(UserError, match=r"00000\.safetensors: features: features of samples 4 are not finite"):
+        score(evaluate_settings(), [spoilt, made.features[1]], made.reference, made.captions, tmp_path / "score.json")
+
+
+def test_truncated_features_are_named(made, evaluate_settings, tmp_path):
+    path = tmp_path / "00000.safetensors"
+    path.write_bytes(made.features[0].read_bytes()[:-9])
+    sidecar(path).write_bytes(sidecar(made.features[0]).read_bytes())
+    with pytest.raises(UserError, match=r"00000\.safetensors: differs"):
+        score(evaluate_settings(), [path], made.reference, made.captions, tmp_path / "score.json")
+
+
+def test_features_of_another_protocol_are_refused(made, evaluate_settings, tmp_path):
+    with pytest.raises(UserError, match=r"00000\.safetensors: made under another protocol \(kid\.subsets: 5, 4\)"):
+        score(evaluate_settings(kid_subsets=5), made.features, made.reference, made.captions, tmp_path / "score.json")
+
+
+def test_one_image_is_refused(made, evaluate_settings, tmp_path):
+    reference = tmp_path / "features.safetensors"
+    with pytest.raises(UserError, match=r"reference_samples=1"):
+        build_reference(evaluate_settings(reference_samples=1), reference)
+    assert not reference.exists()
+
+
+def test_samples_of_other_seeds_or_captions_are_refused(made, evaluate_settings, tmp_path):
+    out = tmp_path / "00000.safetensors"
+    with pytest.raises(UserError, match=r"00000\.tar: made with seed 0, the settings say seed=3"):
+        extract_features(evaluate_settings(seed=3), made.samples[0], made.captions, made.reference, out)
+    shifted = tmp_path / "captions.txt"
+    shifted.write_text("\n".join(["one more", *CAPTIONS]), encoding="utf-8")
+    with pytest.raises(UserError, match=r"00000\.tar: made from other captions than lines 1–13"):
+        extract_features(evaluate_settings(), made.samples[0], shifted, made.reference, out)
+
+
+def test_a_reference_of_another_network_is_refused(made, evaluate_settings, tmp_path):
+    settings = evaluate_settings(image_size=None, feature_size=24)
+    with pytest.raises(UserError, match=r"features\.safetensors: made with another feature network or image size"):
+        extract_features(settings, made.samples[0], made.captions, made.reference, tmp_path / "x.safetensors")
+
+
+def test_networks_that_are_missing_are_named(evaluate_settings, networks, tmp_path):
+    with pytest.raises(UserError, match=r"evaluate\.feature_network=.*nowhere.*no file .*config\.json"):
+        build_reference(evaluate_settings(feature_network=str(tmp_path / "nowhere")), tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=r"evaluate\.clip=.*open_clip_config\.json"):
+        Clip(str(tmp_path / "nowhere"))
+
+
+def test_clip_without_its_weights_is_refused(networks, tmp_path):
+    """open_clip itself would go on with random weights."""
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {}}))
+    with pytest.raises(UserError, match=r"open_clip_model\.safetensors"):
+        Clip(str(tmp_path))
+    (tmp_path / "open_clip_model.safetensors").write_bytes(b"truncated")
+    with pytest.raises(UserError, match="cannot be loaded by open_clip"):
+        Clip(str(tmp_path))
+
+
+def test_images_of_a_size_the_network_does_not_take_are_refused(evaluate_settings, tmp_path):
+    with pytest.raises(UserError, match=r"feature_size: .*24 x 24.*16 x 16; set feature_size: 24"):
+        build_reference(evaluate_settings(feature_size=None), tmp_path / "x.safetensors")
