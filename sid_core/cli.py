@@ -1,0 +1,222 @@
+"""The command line: one thin subcommand a stage, `sid-core STAGE --settings … --out …`; Snakemake calls the same.
+
+A user's mistake ends in one message and exit code 1. Libraries are imported by the stage that needs them: they take seconds.
+"""
+
+import argparse
+import errno
+import json
+import logging
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+from . import config
+from .errors import UserError
+
+# what the machine refuses, and no defect: full disk, quota, permissions, read-only folders
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a subcommand. Returns the exit code: 0, 1 after a user's mistake, 128 + signal when interrupted."""
+    given = _parser().parse_args(arguments)
+    os.environ["MPLBACKEND"] = "Agg"  # no display is needed, whatever the user's shell says
+    if given.threads:
+        os.environ["OMP_NUM_THREADS"] = str(given.threads)  # read by torch and numpy when they are imported
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        given.run(given)
+    except UserError as error:
+        return _complain(str(error))
+    except KeyboardInterrupt:
+        return _complain("interrupted; what is finished is kept, running again continues", 128 + signal.SIGINT)
+    except Exception as error:
+        refusal = _refusal(error)
+        if refusal is None:
+            raise
+        place = getattr(error, "filename", None) or getattr(given, "out", "output")
+        return _complain(f"{place}: {refusal}; make room or choose another place, then run again")
+    return 0
+
+
+def _refusal(error: Exception) -> str | None:
+    """What the machine said when it refused a file; None for every other error."""
+    number = error.errno if isinstance(error, OSError) else None
+    if type(error).__name__ == "SafetensorError" and (match := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(match[1])
+    return os.strerror(number).lower() if number in REFUSALS else None
+
+
+def _complain(message: str, code: int = 1) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+# --- stages ----------------------------------------------------------------------------------------------------------
+
+
+def _teacher(given: argparse.Namespace) -> None:
+    from .models.teacher import prepare_teacher
+
+    prepare_teacher(config.load_settings(config.Teacher, given.settings), given.out)
+
+
+def _prompts(given: argparse.Namespace) -> None:
+    from .models.prompts import prepare_prompts
+
+    prepare_prompts(config.load_settings(config.PromptsSettings, given.settings), given.out)
+
+
+def _distill(given: argparse.Namespace) -> None:
+    from .files import read_lines, verify_manifest
+    from .models.vae import ImageCodec
+    from .preview import write_grid
+    from .tracking import Mirror
+    from .training.run import Interrupted, distill
+
+    settings = config.load_settings(config.DistillSettings, given.settings)
+    verify_manifest(given.prompts.parent)
+    prompts = read_lines(given.prompts, "caption")
+    codec = ImageCodec.from_directory(given.teacher)
+
+    def draw(nimg: int, latents) -> None:
+        write_grid(codec.decode(latents), given.state / "grids" / f"{nimg:08d}.png")
+
+    try:
+        with Mirror(given.tracking, settings, given.state):
+            distill(settings, given.teacher, prompts, given.state, given.out, draw)
+    except Interrupted as error:
+        sys.exit(
+            _complain(
+                f"{settings.run.name}: interrupted; its state is saved, running again continues", 128 + error.signum
+            )
+        )
+
+
+def _generate(given: argparse.Namespace) -> None:
+    from .evaluation.generation import generate_run
+
+    settings = config.load_settings(config.GenerateSettings, given.settings)
+    generate_run(settings, given.generator, given.teacher, given.captions, *given.range, given.out)
+
+
+def _generate_baseline(given: argparse.Namespace) -> None:
+    from .evaluation.generation import generate_baseline
+
+    settings = config.load_settings(config.BaselineSettings, given.settings)
+    generate_baseline(settings, given.teacher, given.captions, *given.range, given.out)
+
+
+def _reference(given: argparse.Namespace) -> None:
+    from .evaluation.features import build_reference
+
+    build_reference(config.load_settings(config.EvaluateSettings, given.settings), given.out)
+
+
+def _features(given: argparse.Namespace) -> None:
+    from .evaluation.features import extract_features
+
+    settings = config.load_settings(config.EvaluateSettings, given.settings)
+    extract_features(settings, given.samples, given.captions, given.reference, given.out)
+
+
+def _score(given: argparse.Namespace) -> None:
+    from .evaluation.scoring import score
+
+    settings = config.load_settings(config.EvaluateSettings, given.settings)
+    score(settings, given.features, given.reference, given.captions, given.out)
+
+
+def _compare(given: argparse.Namespace) -> None:
+    from .report import compare
+
+    compare(config.load_config(given.settings), given.results)
+
+
+def _tracking_init(given: argparse.Namespace) -> None:
+    from . import tracking
+
+    tracking.init(given.experiment, None if given.off else tracking.resolve_uri(given.uri), given.out)
+
+
+def _track(given: argparse.Namespace) -> None:
+    from . import tracking
+
+    tracking.track(given.experiment, given.results, given.tracking, given.out)
+
+
+def _sample(given: argparse.Namespace) -> None:
+    from .preview import sample
+
+    teacher = given.teacher or given.generator.resolve().parents[2] / "teacher"
+    sample(given.generator, teacher, given.prompt, given.seed, given.out)
+
+
+def _shapes_assets(given: argparse.Namespace) -> None:
+    from .shapes.recipes.build import make_assets
+    from .shapes.recipes.settings import SMALLEST, RecipeSettings
+
+    make_assets(given.out, SMALLEST if given.smallest else RecipeSettings())
+
+
+def _schema(given: argparse.Namespace) -> None:
+    print(json.dumps(config.Config.model_json_schema(), indent=2))
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+OPTIONS = {
+    "settings": {"type": Path, "help": "the stage's frozen settings (YAML)"},
+    "teacher": {"type": Path, "help": "a prepared teacher: results/EXPERIMENT/teacher"},
+    "prompts": {"type": Path, "help": "training captions, one a line"},
+    "captions": {"type": Path, "help": "evaluation captions, one a line"},
+    "state": {"type": Path, "help": "folder of the training state; running again continues from it"},
+    "tracking": {"type": Path, "help": "what tracking-init wrote; training mirrors itself to MLflow once it is there"},
+    "generator": {"type": Path, "help": "runs/RUN/generator of a finished distillation"},
+    "range": {"type": int, "nargs": 2, "metavar": ("START", "STOP"), "help": "samples START to STOP - 1"},
+    "samples": {"type": Path, "help": "a shard of samples (.tar)"},
+    "features": {"type": Path, "nargs": "+", "help": "all feature shards of a run or baseline (.safetensors)"},
+    "reference": {"type": Path, "help": "the reference features (.safetensors)"},
+    "results": {"type": Path, "help": "results/EXPERIMENT"},
+    "experiment": {"help": "name of the MLflow experiment"},
+    "prompt": {"help": "what to draw"},
+    "out": {"type": Path, "help": "what to write; it appears whole or not at all"},
+}
+STAGES = {
+    "teacher": (_teacher, "copy the teacher from its source and check it", "settings out"),
+    "prompts": (_prompts, "write the captions", "settings out"),
+    "distill": (_distill, "train one generator, or go on with it", "settings teacher prompts state tracking out"),
+    "generate": (_generate, "samples of a generator", "settings generator teacher captions range out"),
+    "generate-baseline": (_generate_baseline, "samples of a baseline", "settings teacher captions range out"),
+    "reference": (_reference, "features of the reference images", "settings out"),
+    "features": (_features, "features of a shard of samples", "settings samples captions reference out"),
+    "score": (_score, "FID, CLIP score and more, from features", "settings features reference captions out"),
+    "compare": (_compare, "table, figures and page of an experiment", "settings results"),
+    "tracking-init": (_tracking_init, "make MLflow's database and experiment", "experiment out"),
+    "track": (_track, "mirror an experiment's files to MLflow", "experiment tracking results out"),
+    "sample": (_sample, "one image for a prompt", "generator prompt out"),
+    "shapes-assets": (_shapes_assets, "train the shipped networks of the embedded experiment (hours)", "out"),
+    "schema": (_schema, "print the JSON schema of config.yaml", ""),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    about = "SiD-LSG stage by stage; `snakemake --cores all` calls them in their order."
+    parser = argparse.ArgumentParser(prog="sid-core", description=about)
+    commands = parser.add_subparsers(title="stages", required=True, metavar="STAGE")
+    named = {}
+    for name, (run, description, options) in STAGES.items():
+        command = named[name] = commands.add_parser(name, help=description, description=description)
+        command.set_defaults(run=run)
+        for option in options.split():
+            command.add_argument(f"--{option}", required=True, **OPTIONS[option])
+        command.add_argument("--threads", type=int, metavar="N", help="of torch and numpy")
+    named["tracking-init"].add_argument("--uri", help="default: MLFLOW_TRACKING_URI, else mlflow.db in this folder")
+    named["tracking-init"].add_argument("--off", action="store_true", help="record that nothing is to be tracked")
+    named["sample"].add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    named["sample"].add_argument("--teacher", type=Path, help="default: the teacher beside the generator's runs/")
+    named["shapes-assets"].add_argument("--smallest", action="store_true", help="a minute's worth: loadable, not good")
+    return parser

@@ -1,0 +1,15 @@
+"""What the workflow must know of the machine it runs on."""
+
+import os
+import sys
+from pathlib import Path
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA device is there; importing torch to ask it would take seconds."""
+    return any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def put_python_first() -> None:
+    """Let `python` in shell commands be the running one, also where its environment is not activated."""
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

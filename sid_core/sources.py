@@ -1,0 +1,108 @@
+"""What shapes a stage's result beside its settings and inputs: the modules it imports, and folders outside of results/.
+
+Snakemake sees neither. A digest of each stands in the rules' `params`, so that an edit or a replaced file reruns the stages
+it can change, and those alone.
+"""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from .config import Config
+from .errors import UserError
+from .files import code_digest, digest, sha256_file
+from .shapes import ASSETS
+
+ROOT = Path(__file__).parent
+# how settings are read and files are written: no number of a result depends on them
+PLUMBING = {ROOT / name for name in ("__init__.py", "errors.py", "config.py", "files.py")}
+
+
+def stage_digest(module: str) -> str:
+    """Digest of a module ('training.run') and of what it imports from this package; comments and docstrings do not count."""
+    path = _file(ROOT.joinpath(*module.split(".")))
+    assert path is not None, f"sid_core.{module}: no such module"
+    return code_digest(*sorted(reachable(path) - PLUMBING))
+
+
+def data_digests(config: Config) -> dict[str, str]:
+    """Digests of the files a user's configuration points at, or of the assets in their place, by stage.
+
+    Raises:
+        UserError: a path does not exist; the message names its key. It costs seconds to find out here, hours later on.
+    """
+    teacher, prompts, evaluate = config.teacher, config.prompts, config.evaluate
+    files = {"prompts.train": prompts.train, "prompts.evaluation": prompts.evaluation}
+    return {
+        "teacher": _data_digest("teacher.path", teacher.path or ASSETS / "teacher"),
+        "prompts": "" if prompts.source == "embedded" else digest([_data_digest(k, v) for k, v in files.items()]),
+        "evaluate": digest(
+            [
+                _data_digest(f"evaluate.{key}", ASSETS / folder if value == "embedded" else value)
+                for key, folder, value in (
+                    ("feature_network", "features", evaluate.feature_network),
+                    ("clip", "clip", evaluate.clip),
+                )
+            ]
+        ),
+    }
+
+
+def _data_digest(key: str, path: str | Path) -> str:
+    """A user's files by name, size and time (they may be gigabytes); the package's own by content (a checkout has new times)."""
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise UserError(f"{key}={path}: no such file or folder (a relative path starts at {Path.cwd()})")
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    if path.is_relative_to(ROOT):
+        return digest({str(p.relative_to(path)): sha256_file(p) for p in files})
+    return digest({str(p.relative_to(path)): [p.stat().st_size, p.stat().st_mtime_ns] for p in files})
+
+
+def reachable(path: Path) -> set[Path]:
+    """`path` and every file of this package that it imports, directly or not, also inside functions."""
+    found, waiting = set(), [path]
+    while waiting:
+        current = waiting.pop()
+        if current not in found:
+            found.add(current)
+            waiting += imports(current)
+    return found
+
+
+@cache
+def imports(path: Path) -> frozenset[Path]:
+    """Files of this package that the module at `path` imports itself, with the packages they lie in."""
+    found = set()
+    for target in _targets(path):
+        file = _file(target)
+        if file is not None:
+            found.add(file)
+            found.update(p / "__init__.py" for p in file.parents if p.is_relative_to(ROOT))
+    return frozenset(found - {path})
+
+
+def _targets(path: Path) -> Iterator[Path]:
+    """What import statements name, as paths without suffix; some are functions or classes and no files."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.ImportFrom):
+            if node.level:
+                base = path.parents[node.level - 1]
+            elif (node.module or "").split(".")[0] == ROOT.name:
+                base = ROOT.parent
+            else:
+                continue
+            base = base.joinpath(*(node.module or "").split(".")) if node.module else base
+            yield base
+            yield from (base / alias.name for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (ROOT.parent.joinpath(*alias.name.split(".")) for alias in node.names)
+
+
+def _file(target: Path) -> Path | None:
+    """The source file of a module or package; None where there is none in this package."""
+    for path in (target.with_name(f"{target.name}.py"), target / "__init__.py"):
+        if path.is_relative_to(ROOT) and path.is_file():
+            return path
+    return None

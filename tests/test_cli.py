@@ -1,0 +1,215 @@
+"""The command line: a user's mistake is one message and exit code 1, a defect keeps its traceback."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from safetensors import SafetensorError
+
+from sid_core import cli
+from sid_core.config import DistillSettings, Prompts, PromptsSettings, dump
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """A settings file of the prompts stage."""
+    path = tmp_path / "settings.yaml"
+    path.write_text(dump(PromptsSettings(prompts=Prompts(train=3, evaluation=2))))
+    return path
+
+
+def prompts(settings, out) -> int:
+    return cli.main(["prompts", "--settings", str(settings), "--out", str(out)])
+
+
+def test_a_stage_runs_and_writes_what_it_was_asked_for(settings, tmp_path):
+    assert prompts(settings, tmp_path / "prompts") == 0
+    assert len((tmp_path / "prompts" / "train.txt").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("stage", cli.STAGES)
+def test_every_stage_explains_itself(stage, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([stage, "--help"])
+    assert ended.value.code == 0
+    assert cli.STAGES[stage][1].split("(")[0].strip()[:20] in " ".join(capsys.readouterr().out.split())
+
+
+def test_every_option_belongs_to_a_stage():
+    assert set(cli.OPTIONS) == {option for *_, options in cli.STAGES.values() for option in options.split()}
+
+
+def test_a_mistake_is_one_message_without_traceback(tmp_path):
+    """As a user sees it: a process of its own."""
+    (tmp_path / "settings.yaml").write_text("prompts: {source: file, train: 3, evaluation: b.txt}\n")
+    command = [sys.executable, "-m", "sid_core", "prompts", "--settings", "settings.yaml", "--out", "prompts"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == (
+        "error: settings.yaml: prompts: train=3: expected the path of a text file with source: file\n"
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["settings.yaml"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "results/x.safetensors"),
+        OSError(errno.EDQUOT, "Disk quota exceeded", "results/x.safetensors"),
+        PermissionError(errno.EACCES, "Permission denied", "results/x.safetensors"),
+    ],
+)
+def test_a_refusal_of_the_machine_names_the_file(settings, tmp_path, monkeypatch, capsys, error):
+    monkeypatch.setattr("sid_core.models.prompts.prepare_prompts", lambda *_: (_ for _ in ()).throw(error))
+    assert prompts(settings, tmp_path / "prompts") == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: results/x.safetensors: {error.strerror.lower()}; ")
+    assert message.count("\n") == 1
+
+
+def test_a_disk_that_fills_up_under_safetensors_is_a_refusal_too(settings, tmp_path, monkeypatch, capsys):
+    error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    monkeypatch.setattr("sid_core.models.prompts.prepare_prompts", lambda *_: (_ for _ in ()).throw(error))
+    assert prompts(settings, tmp_path / "prompts") == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/prompts: no space left on device; ")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a defect"), FileNotFoundError(errno.ENOENT, "No such file", "x")])
+def test_a_defect_keeps_its_traceback(settings, tmp_path, monkeypatch, error):
+    monkeypatch.setattr("sid_core.models.prompts.prepare_prompts", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(type(error)):
+        prompts(settings, tmp_path / "prompts")
+
+
+def test_interrupted_anywhere_is_130(settings, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sid_core.models.prompts.prepare_prompts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert prompts(settings, tmp_path / "prompts") == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_no_display_is_needed(settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "TkAgg")
+    prompts(settings, tmp_path / "prompts")
+    assert os.environ["MPLBACKEND"] == "Agg"
+
+
+def test_threads_are_set_before_torch_is_imported():
+    code = (
+        "from sid_core import cli\n"
+        "cli.STAGES['schema'] = (lambda given: print(__import__('torch').get_num_threads()), 'x', '')\n"
+        "cli.main(['schema', '--threads', '1'])"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "1"
+
+
+# --- distill and sample --------------------------------------------------------------------------------------------------
+
+
+def make_settings(**values) -> DistillSettings:
+    distill = {
+        "train_kimg": 0.016,
+        "batch": 4,
+        "micro_batch": 4,
+        "lr": 1e-4,
+        "ema_halflife_nimg": 8,
+        "state_every_nimg": 8,
+        "log_every_nimg": 4,
+        "samples_every_nimg": 8,
+        "alarms": {
+            "score_gap_max": 1e9,
+            "latent_std_min": 0,
+            "latent_std_max": 1e9,
+            "generator_loss_max": 1e9,
+            "patience": 2,
+            "warmup_nimg": 0,
+        },
+    }
+    scales = {"fake_train": 1.5, "fake_eval": 1.5, "teacher": 1.5}
+    run = {"name": "lsg-1.5", "strategy": "lsg", **scales, "alpha": 1, "num_steps": 1, "seed": 0}
+    return DistillSettings(run=run, distill=distill | values)
+
+
+@pytest.fixture(scope="module")
+def experiment(tiny_teacher, tmp_path_factory):
+    """results/x with the tiny teacher, five prompts, and a run that was distilled through the command line."""
+    folder = tmp_path_factory.mktemp("results") / "x"
+    (folder / "runs" / "lsg-1.5").mkdir(parents=True)
+    (folder / "teacher").symlink_to(tiny_teacher)
+    (folder / "prompts.yaml").write_text(dump(PromptsSettings(prompts=Prompts(train=5, evaluation=1))))
+    assert prompts(folder / "prompts.yaml", folder / "prompts") == 0
+    (folder / "settings.yaml").write_text(dump(make_settings()))
+    assert distill(folder) == 0
+    return folder
+
+
+def distill(folder) -> int:
+    options = {
+        "settings": folder / "settings.yaml",
+        "teacher": folder / "teacher",
+        "prompts": folder / "prompts" / "train.txt",
+        "state": folder / "state" / "lsg-1.5",
+        "tracking": folder / "state" / "tracking.json",
+        "out": folder / "runs" / "lsg-1.5" / "generator",
+    }
+    return cli.main(["distill", *(text for name, path in options.items() for text in (f"--{name}", str(path)))])
+
+
+def sample(folder, out, *more: str) -> int:
+    generator = folder / "runs" / "lsg-1.5" / "generator"
+    arguments = ["sample", "--generator", str(generator), "--prompt", "a red circle", "--out", str(out), *more]
+    return cli.main(arguments)
+
+
+def test_distill_leaves_generator_log_and_grids(experiment):
+    run = experiment / "runs" / "lsg-1.5"
+    assert (run / "generator" / "manifest.json").is_file()
+    assert len((run / "training.jsonl").read_text().splitlines()) == 4
+    assert [p.name for p in sorted((run / "grids").iterdir())] == ["00000000.png", "00000008.png", "00000016.png"]
+    with Image.open(run / "grids" / "00000016.png") as grid:
+        assert grid.size == (4 * 128, 4 * 128)  # 16 tiny images, enlarged to be seen
+
+
+def test_distill_checks_its_prompts(experiment, capsys):
+    path = experiment / "prompts" / "train.txt"
+    before = path.read_text()
+    path.write_text(before + "one more\n")
+    assert distill(experiment) == 1
+    assert "prompts/train.txt: differs from its recorded sha256" in capsys.readouterr().err
+    path.write_text(before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_distill_interrupted_says_so_and_tells_the_signal(experiment, monkeypatch, capsys, number):
+    from sid_core.training import run
+
+    def interrupted(*_):
+        raise run.Interrupted(number)
+
+    monkeypatch.setattr(run, "distill", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        distill(experiment)
+    assert ended.value.code == 128 + number
+    assert capsys.readouterr().err == "error: lsg-1.5: interrupted; its state is saved, running again continues\n"
+
+
+def test_sample_depends_on_seed_and_nothing_else(experiment, tmp_path):
+    for name, seed in (("a", 0), ("again", 0), ("b", 1)):
+        assert sample(experiment, tmp_path / f"{name}.png", "--seed", str(seed)) == 0
+    a, again, b = ((tmp_path / f"{name}.png").read_bytes() for name in ("a", "again", "b"))
+    assert a == again
+    assert a != b
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (128, 128)
+
+
+def test_sample_names_a_folder_that_is_not_there(experiment, tmp_path, capsys):
+    assert sample(experiment, tmp_path / "x.png", "--teacher", str(tmp_path / "nowhere")) == 1
+    assert f"--teacher {tmp_path}/nowhere: no such folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,224 @@
+"""The configuration: mistakes are named with their remedy, and each stage's settings hold what concerns it alone."""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from sid_core import config as c
+from sid_core.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = c.read_yaml(ROOT / "config.yaml")
+
+
+def changed(**values) -> dict:
+    """The shipped configuration with `block__key=value` changed; `...` takes a key away."""
+    result = copy.deepcopy(SHIPPED)
+    for path, value in values.items():
+        *blocks, key = path.split("__")
+        target = result
+        for block in blocks:
+            target = target[block]
+        if value is ...:
+            del target[key]
+        else:
+            target[key] = value
+    return result
+
+
+def test_shipped_config_is_valid_and_complete():
+    parsed = c.parse_config(SHIPPED)
+    assert [run.name for run in c.runs(parsed)] == ["lsg-1.5", "lsg-2", "lsg-3", "lsg-4.5"]
+
+    def complete(block: c.Block, given: dict, where: str):
+        for key, value in block:
+            assert key in given, f"{where}.{key} is not in config.yaml"
+            if isinstance(value, c.Block):
+                complete(value, given[key], f"{where}.{key}")
+
+    given = changed()
+    given["teacher"].setdefault("path", None)  # belongs to source: local, and would be wrong to set here
+    complete(parsed, given, "config")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"distill__train_kimgs": 1}, "unknown key 'distill.train_kimgs'; did you mean 'train_kimg'?"),
+        ({"guidance_scale": [1]}, "unknown key 'guidance_scale'; did you mean 'guidance_scales'?"),
+        ({"distill__lr": ...}, "distill.lr: missing"),
+        ({"guidance_scales": [1.5, 0]}, "guidance_scales.1=0: expected greater than 0"),
+        ({"guidance_scales": [-2]}, "guidance_scales.0=-2"),
+        ({"guidance_scales": [float("nan")]}, "guidance_scales.0=nan"),
+        ({"guidance_scales": ["much"]}, "guidance_scales.0='much'"),
+        ({"guidance_scales": [1.5, 1.50]}, "two runs would be called 'lsg-1.5'"),
+        ({"guidance_scales": [], "extra_runs": []}, "nothing to distil"),
+        ({"distill__t_init": 1200}, "distill.t_init=1200: expected less than or equal to 999"),
+        ({"distill__t_min": 980}, "t_min=980, t_max=980: expected t_min < t_max"),
+        ({"distill__micro_batch": 5}, "micro_batch=5: expected a divisor of batch=32"),
+        ({"extra_runs": [{"strategy": "long"}]}, "strategy: long needs a scale"),
+        ({"extra_runs": [{"strategy": "short", "scale": 2}]}, "scale=2: short guidance"),
+        ({"extra_runs": [{"strategy": "lsg", "scale": 2, "teacher": 3}]}, "belong to strategy: custom"),
+        ({"teacher": {"source": "local"}}, "give the diffusers directory"),
+        ({"prompts__train": "captions.txt"}, "expected a number of captions with source: embedded"),
+        ({"prompts__evaluation": 10}, "only prompts.evaluation=10 captions"),
+        ({"experiment": "a/b"}, "experiment='a/b'"),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(values, message):
+    with pytest.raises(UserError) as caught:
+        c.parse_config(changed(**values))
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_several_mistakes_are_listed_together():
+    with pytest.raises(UserError) as caught:
+        c.parse_config(changed(distill__t_init=1200, distill__lr="fast", seeds=[-1]))
+    assert len(str(caught.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "\x00"])
+def test_a_file_that_is_no_mapping_is_named(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        c.load_config(tmp_path / "config.yaml")
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers():
+    # YAML 1.1 wants a dot before the exponent
+    assert c.parse_config(changed(distill__lr="1e-6")).distill.lr == 1e-6
+
+
+# --- runs --------------------------------------------------------------------------------------------------------------
+
+
+def runs_of(**values) -> dict[str, c.Run]:
+    return {run.name: run for run in c.runs(c.parse_config(changed(**values)))}
+
+
+def test_close_scales_have_names_of_their_own():
+    assert list(runs_of(guidance_scales=[1.5, 1.52, 2, 10])) == ["lsg-1.5", "lsg-1.52", "lsg-2", "lsg-10"]
+
+
+def test_seeds_rename_nothing():
+    assert list(runs_of(guidance_scales=[2], seeds=[0, 1])) == ["lsg-2", "lsg-2-seed1"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "name", "kappas"),
+    [
+        ({"strategy": "lsg", "scale": 7}, "lsg-7", (7, 7, 7)),
+        ({"strategy": "long", "scale": 3}, "long-3", (1, 1, 3)),
+        ({"strategy": "short", "scale": 0.5}, "short-0.5", (0.5, 1, 1)),
+        ({"strategy": "none"}, "none", (1, 1, 1)),
+        ({"strategy": "custom", "name": "x", "fake_train": 1, "fake_eval": 2, "teacher": 3}, "x", (1, 2, 3)),
+    ],
+)
+def test_strategies_are_four_scales(extra, name, kappas):
+    run = runs_of(extra_runs=[extra])[name]
+    assert (run.fake_train, run.fake_eval, run.teacher) == kappas
+
+
+def test_an_extra_run_may_have_its_own_alpha_and_steps():
+    run = runs_of(extra_runs=[{"strategy": "lsg", "scale": 2, "name": "two", "alpha": 1.2, "num_steps": 2}])["two"]
+    assert (run.alpha, run.num_steps) == (1.2, 2)
+
+
+def test_baselines_and_shards():
+    parsed = c.parse_config(changed(generate__samples=5000, generate__samples_per_shard=2000, baselines__steps=[2, 8]))
+    names = [baseline.name for baseline in c.baselines(parsed)]
+    assert names[0] == "teacher-cfg1-2steps"
+    assert names[-2:] == ["vae", "real"]
+    assert len(names) == 2 * 5 + 2
+    assert c.shards(parsed) == ["00000", "00001", "00002"]
+
+
+# --- settings of one stage -----------------------------------------------------------------------------------------------
+
+
+def changed_files(**values) -> set[str]:
+    """Which stages' settings differ from the shipped configuration's; new ones too."""
+    before, after = (c.stage_settings(c.parse_config(v)) for v in (SHIPPED, changed(**values)))
+    return {re.sub(r"^(runs|baselines)/[^/]+", r"\1", name) for name in after if after[name] != before.get(name)}
+
+
+@pytest.mark.parametrize(
+    ("values", "files"),
+    [
+        ({"evaluate__neighbours": 5}, {"reference/settings.yaml"}),
+        ({"generate__samples": 4000}, {"reference/settings.yaml"}),
+        ({"generate__batch": 100}, {"runs/generate.yaml", "baselines/generate.yaml"}),
+        ({"distill__lr": 1e-5}, {"runs/settings.yaml"}),
+        ({"distill__t_init": 600}, {"runs/settings.yaml", "runs/generate.yaml"}),
+        ({"tracking__enabled": False}, set()),
+        ({"guidance_scales": [1.5, 2.0, 3.0, 4.5, 6.0]}, {"runs/settings.yaml", "runs/generate.yaml"}),
+        ({"teacher": {"source": "local", "path": "x"}}, {"teacher.settings.yaml"}),
+    ],
+)
+def test_a_change_reaches_the_stages_it_concerns(values, files):
+    assert changed_files(**values) == files
+
+
+def test_a_new_scale_changes_no_other_run():
+    before = c.stage_settings(c.parse_config(SHIPPED))
+    after = c.stage_settings(c.parse_config(changed(guidance_scales=[1.5, 2.0, 2.5, 3.0, 4.5])))
+    assert {name for name in after if after[name] != before.get(name)} == {
+        "runs/lsg-2.5/settings.yaml",
+        "runs/lsg-2.5/generate.yaml",
+    }
+
+
+def test_settings_survive_their_file(tmp_path):
+    for name, settings in c.stage_settings(c.parse_config(SHIPPED)).items():
+        path = tmp_path / name.replace("/", "-")
+        path.write_text(c.dump(settings))
+        assert c.load_settings(type(settings), path) == settings
+    (tmp_path / "config.yaml").write_text(c.dump(c.parse_config(SHIPPED)))
+    assert c.load_config(tmp_path / "config.yaml") == c.parse_config(SHIPPED)
+
+
+def test_every_setting_is_read():
+    """A setting that no module mentions would be obeyed by nobody."""
+    text = "\n".join(p.read_text() for p in (ROOT / "sid_core").rglob("*.py"))
+    code = text.replace((ROOT / "sid_core" / "config.py").read_text().split("# --- runs")[0], "")
+    blocks = (c.Prompts, c.Alarms, c.Distill, c.Sampling, c.Baselines, c.Evaluate, c.Run, c.Baseline)
+    unread = [
+        f"{block.__name__}.{key}"
+        for block in blocks
+        for key in block.model_fields
+        if not re.search(rf"\b{key}\b", code)
+    ]
+    assert not unread
+
+
+# --- the schema for editors ----------------------------------------------------------------------------------------------
+
+SCHEMA = json.loads((ROOT / "workflow" / "schemas" / "config.schema.json").read_text())
+
+
+def test_schema_is_the_models():
+    assert c.Config.model_json_schema() == SCHEMA, "run: sid-core schema > workflow/schemas/config.schema.json"
+
+
+def test_schema_accepts_the_shipped_config():
+    jsonschema.validate(SHIPPED, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"distill__train_kimgs": 1},
+        {"distill__lr": ...},
+        {"guidance_scales": [0]},
+        {"distill__t_init": 1200},
+        {"experiment": "a/b"},
+    ],
+)
+def test_schema_refuses_what_the_models_refuse(values):
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(changed(**values), SCHEMA)

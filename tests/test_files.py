@@ -1,0 +1,232 @@
+"""Files are whole or absent, consumers notice what was changed, and a folder has one writer."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from sid_core import files
+from sid_core.errors import UserError
+
+
+def test_atomic_path_leaves_nothing_when_the_writer_fails(tmp_path):
+    (tmp_path / "old.txt").write_text("before")
+
+    def fail():
+        with files.atomic_path(tmp_path / "old.txt") as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert [p.name for p in tmp_path.iterdir()] == ["old.txt"]
+    assert (tmp_path / "old.txt").read_text() == "before"
+
+
+def test_atomic_path_replaces_a_folder_whole(tmp_path):
+    for content in ("first", "second"):
+        with files.atomic_path(tmp_path / "folder") as temporary:
+            temporary.mkdir()
+            (temporary / content).write_text(content)
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["second"]
+
+
+def test_write_json_refuses_what_is_not_json(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(tmp_path / "x.json", {"loss": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"\xff"])
+def test_read_json_names_a_missing_or_damaged_file(tmp_path, content):
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.json"):
+        files.read_json(path)
+
+
+def test_code_digest_sees_code_and_not_comments(tmp_path):
+    def digest(text: str) -> str:
+        (tmp_path / "module.py").write_text(text)
+        return files.code_digest(tmp_path)
+
+    first = digest('"""Doc."""\n\ndef f(x):\n    """Doc."""\n    return x + 1\n')
+    assert digest('"""Other."""\ndef f(x):  # comment\n    return (x + 1)\n') == first
+    assert digest("def f(x):\n    return x + 2\n") != first
+
+
+# --- manifests and sidecars ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "weights").write_bytes(b"0123456789")
+    (tmp_path / "config.json").write_text("{}")
+    files.write_manifest(tmp_path, {"made": "here"})
+    return tmp_path
+
+
+def test_manifest_gives_its_record_back(folder):
+    assert files.verify_manifest(folder) == {"made": "here"}
+
+
+def test_a_file_that_was_added_later_does_not_matter(folder):
+    (folder / ".snakemake_timestamp").touch()
+    files.verify_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda p: p.write_bytes(b"01234"), lambda p: p.write_bytes(b"012345678X"), os.unlink]
+)
+def test_manifest_notices_a_truncated_edited_or_missing_file_with_its_old_time(folder, damage):
+    path = folder / "unet" / "weights"
+    times = (path.stat().st_atime, path.stat().st_mtime)
+    damage(path)
+    if path.exists():
+        os.utime(path, times)
+    with pytest.raises(UserError, match="unet/weights"):
+        files.verify_manifest(folder)
+
+
+def test_a_folder_without_manifest_is_not_finished(tmp_path):
+    with pytest.raises(UserError, match="not a finished result"):
+        files.verify_manifest(tmp_path)
+
+
+def test_sidecar_gives_its_record_back_and_notices_damage(tmp_path):
+    path = tmp_path / "00000.tar"
+    path.write_bytes(b"samples")
+    with pytest.raises(UserError, match="without its record"):
+        files.verify_sidecar(path)
+    files.write_sidecar(path, {"start": 0})
+    assert files.verify_sidecar(path)["record"] == {"start": 0}
+    path.write_bytes(b"sample")
+    with pytest.raises(UserError, match=r"00000\.tar"):
+        files.verify_sidecar(path)
+
+
+# --- lease -------------------------------------------------------------------------------------------------------------
+
+
+def lease_of(folder, **owner):
+    values = {"host": "elsewhere", "pid": 1, "start": "1", "job": None} | owner
+    (folder / "lease.json").write_text(json.dumps(values))
+
+
+def test_lease_is_gone_afterwards_also_after_an_error(tmp_path):
+    def fail():
+        with files.lease(tmp_path):
+            assert (tmp_path / "lease.json").is_file()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert not list(tmp_path.iterdir())
+
+
+def test_lease_refuses_a_second_writer_and_names_the_first(tmp_path):
+    with files.lease(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()}"), files.lease(tmp_path):
+        pass
+
+
+def test_a_killed_owner_holds_nothing(tmp_path):
+    code = (
+        "import os, signal, sys; from sid_core.files import lease\n"
+        "with lease(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == -9
+    assert (tmp_path / "lease.json").is_file()
+    with files.lease(tmp_path):
+        assert json.loads((tmp_path / "lease.json").read_text())["pid"] == os.getpid()
+
+
+def test_a_reused_pid_is_not_taken_for_the_owner(tmp_path):
+    lease_of(tmp_path, host=files.socket.gethostname(), pid=os.getpid(), start="an earlier process")
+    with files.lease(tmp_path):
+        pass
+
+
+def test_an_owner_on_another_host_lives_as_long_as_its_heartbeat(tmp_path):
+    lease_of(tmp_path, job="42")
+    with pytest.raises(UserError, match="elsewhere, Slurm job 42"), files.lease(tmp_path):
+        pass
+    old = time.time() - 5 * files.HEARTBEAT_S
+    os.utime(tmp_path / "lease.json", (old, old))
+    with files.lease(tmp_path):
+        pass
+
+
+def test_the_heartbeat_is_refreshed(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "HEARTBEAT_S", 0.02)
+    with files.lease(tmp_path):
+        os.utime(tmp_path / "lease.json", (0, 0))
+        deadline = time.monotonic() + 5
+        while (tmp_path / "lease.json").stat().st_mtime == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("dead_owner", [False, True])
+def test_of_racing_writers_one_wins(tmp_path, dead_owner):
+    holders, most, refused, won = [], [], [], []
+    start = threading.Barrier(8)
+    done = threading.Event()
+
+    def take():
+        start.wait()
+        try:
+            with files.lease(tmp_path):
+                holders.append(1)
+                most.append(len(holders))
+                won.append(1)
+                done.wait(5)
+                holders.pop()
+        except UserError:
+            refused.append(1)
+        if len(refused) == 7:
+            done.set()
+
+    if dead_owner:
+        lease_of(tmp_path)
+        os.utime(tmp_path / "lease.json", (0, 0))
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(won), len(refused), max(most)) == (1, 7, 1)
+
+
+# --- text --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"a dog\n\na cat\n", "line 2: blank"),
+        (b"a dog\n\xff\xfe\n", "line 2: not UTF-8"),
+        (b"x" * 10_000_000, "line 1: 10,000,000 characters"),
+        (None, "no such caption file"),
+    ],
+)
+def test_read_lines_names_file_line_and_reason(tmp_path, content, message):
+    path = tmp_path / "captions.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        files.read_lines(path, "caption")
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_read_lines_strips_and_keeps_case(tmp_path):
+    (tmp_path / "captions.txt").write_bytes("  A Dög \r\nx\n".encode())
+    assert files.read_lines(tmp_path / "captions.txt", "caption") == ["A Dög", "x"]
