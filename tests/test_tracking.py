@@ -1,0 +1,346 @@
+"""MLflow mirrors files: nothing lost, nothing twice, and never in the way. Read back through its own client."""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_cli import make_settings
+
+from sid_core import tracking
+from sid_core.config import dump
+from sid_core.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A database in a folder of its own, as `tracking_init` leaves it."""
+    path = tmp_path_factory.mktemp("mlflow") / "state" / "tracking.json"
+    tracking.init("shapes", f"sqlite:///{path.parents[1] / 'mlflow.db'}", path)
+    return json.loads(path.read_text()) | {"path": path}
+
+
+@pytest.fixture
+def client(store):
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=store["uri"])
+
+
+def write_log(path: Path, first: int, last: int) -> None:
+    """Points of iterations first .. last of batch 8; two metrics, one of them missing at the second."""
+    with open(path, "a", encoding="utf-8") as handle:
+        for i in range(first, last + 1):
+            point = {"nimg": 8 * i, "iteration": i, "elapsed_s": 0.5 * i, "score_gap": None if i == 2 else 1 / i}
+            handle.write(json.dumps(point) + "\n")
+
+
+def history(client, run_id: str, key: str) -> list[tuple[int, float]]:
+    return [(metric.step, metric.value) for metric in client.get_metric_history(run_id, key)]
+
+
+# --- where -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "configured", "expected"),
+    [
+        (None, None, "sqlite:///{here}/mlflow.db"),
+        (None, "sqlite:///runs.db", "sqlite:///{here}/runs.db"),
+        (None, "sqlite:////data/runs.db", "sqlite:////data/runs.db"),
+        (None, "http://server:5000", "http://server:5000"),
+        ("http://server:5000", "sqlite:///runs.db", "http://server:5000"),
+    ],
+)
+def test_uri_is_absolute_and_the_environment_wins(monkeypatch, tmp_path, environment, configured, expected):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if environment:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", environment)
+    assert tracking.resolve_uri(configured) == expected.format(here=tmp_path)
+
+
+def test_init_makes_a_database_that_many_may_write_to(store, capsys):
+    assert store["problem"] is None
+    database = store["uri"].removeprefix("sqlite:///")
+    with sqlite3.connect(database) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert not list(Path.cwd().glob("mlruns"))
+    again = store["path"].with_name("again.json")
+    tracking.init("shapes", store["uri"], again)
+    assert json.loads(again.read_text())["experiment_id"] == store["experiment_id"]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_leftover_file_store_does_not_matter(tmp_path, monkeypatch):
+    (tmp_path / "mlruns" / "0").mkdir(parents=True)
+    (tmp_path / "mlruns" / "0" / "meta.yaml").write_text("name: Default\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracking.init("shapes", tracking.resolve_uri(None), tmp_path / "tracking.json")
+    assert json.loads((tmp_path / "tracking.json").read_text())["problem"] is None
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////nowhere/at/all/mlflow.db", "nonsense://x"])
+def test_an_unreachable_place_is_said_once_and_soon(tmp_path, capsys, uri):
+    started = time.monotonic()
+    tracking.init("shapes", uri, tmp_path / "tracking.json")
+    assert time.monotonic() - started < 60
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert said.startswith(f"MLflow at {uri} cannot be used (")
+    assert "Traceback" not in said
+    # nothing more is tried and nothing more is said
+    (tmp_path / "summary.csv").write_text("run,kind\n")
+    track(tmp_path, tmp_path / "tracking.json")
+    with tracking.Mirror(tmp_path / "tracking.json", make_settings(), tmp_path) as mirror:
+        mirror._sync()
+    assert mirror.run is None
+    assert capsys.readouterr().out == ""
+
+
+def test_switched_off_is_silent(tmp_path, capsys):
+    tracking.init("shapes", None, tmp_path / "tracking.json")
+    (tmp_path / "summary.csv").write_text("run,kind\n")
+    track(tmp_path, tmp_path / "tracking.json")
+    assert json.loads((tmp_path / "mirrored.json").read_text())["runs"] == {}
+    assert capsys.readouterr().out == ""
+
+
+# --- one run ---------------------------------------------------------------------------------------------------------------
+
+
+def test_points_are_logged_once_each(store, client, tmp_path):
+    log = tmp_path / "training.jsonl"
+    write_log(log, 1, 120)
+    for _ in range(2):
+        tracking.MirroredRun(store, "points", {"lr": 1}, {}).points(log)
+    write_log(log, 121, 130)
+    with open(log, "a") as handle:
+        handle.write('{"nimg": 1048, "itera')  # the writer is in the middle of a line
+    run = tracking.MirroredRun(store, "points", {"lr": 1}, {})
+    run.points(log)
+    assert history(client, run.id, "training/iteration") == [(8 * i, i) for i in range(1, 131)]
+    assert history(client, run.id, "training/score_gap") == [(8 * i, 1 / i) for i in range(1, 131) if i != 2]
+
+
+def test_grids_are_images_over_steps_once_each(store, client, tmp_path):
+    for nimg in (0, 32):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{nimg:08d}.png")
+    for _ in range(2):
+        run = tracking.MirroredRun(store, "grids", {}, {})
+        run.grids(tmp_path)
+    names = [Path(artifact.path).name for artifact in client.list_artifacts(run.id, "images")]
+    pictures = [name for name in names if name.endswith(".png")]
+    assert len(pictures) == 2
+    assert {int(name.replace("%", "+").split("+step+")[1].split("+")[0]) for name in pictures} == {0, 32}
+
+
+def test_files_are_uploaded_again_when_they_changed(store, client, tmp_path):
+    (tmp_path / "generator").mkdir()
+    (tmp_path / "generator" / "weights").write_text("1")
+    run = tracking.MirroredRun(store, "files", {}, {})
+    run.files(tmp_path / "generator")
+    before = client.get_run(run.id).data.tags[tracking.FILES]
+    (tmp_path / "generator" / "weights").write_text("2")
+    run.files(tmp_path / "generator")
+    assert client.get_run(run.id).data.tags[tracking.FILES] != before
+    assert [artifact.path for artifact in client.list_artifacts(run.id, "generator")] == ["generator/weights"]
+
+
+def test_other_settings_and_other_protocols_are_other_runs(store):
+    def run(lr: float, protocol: str | None) -> str:
+        mirrored = tracking.MirroredRun(store, "identity", {"lr": lr}, {}, protocol)
+        mirrored.params({"protocol_hash": protocol})
+        return mirrored.id
+
+    while_training = run(1, None)
+    assert run(1, "p") == while_training
+    assert run(1, "q") != while_training
+    assert run(1, "p") == while_training
+    assert run(2, "p") != while_training
+
+
+def test_four_jobs_at_once_lose_nothing(store, client, tmp_path):
+    write_log(tmp_path / "training.jsonl", 1, 300)
+    code = (
+        "import json, pathlib, sys; from sid_core import tracking\n"
+        "store, log = json.loads(sys.argv[1]), pathlib.Path(sys.argv[2])\n"
+        "tracking.MirroredRun(store, f'job-{sys.argv[3]}', {}, {}).points(log)"
+    )
+    described = json.dumps({key: value for key, value in store.items() if key != "path"})
+    jobs = [
+        subprocess.Popen([sys.executable, "-c", code, described, str(tmp_path / "training.jsonl"), str(i)])
+        for i in range(4)
+    ]
+    assert [job.wait() for job in jobs] == [0] * 4
+    for i in range(4):
+        run = tracking.MirroredRun(store, f"job-{i}", {}, {})
+        assert len(history(client, run.id, "training/iteration")) == 300
+
+
+# --- while it trains ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def state(tmp_path):
+    (tmp_path / "state" / "grids").mkdir(parents=True)
+    return tmp_path / "state"
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "FINISHED"), (UserError("diverged"), "FAILED"), (RuntimeError("SIGTERM"), "KILLED")]
+)
+def test_mirror_follows_a_training_and_tells_how_it_ended(store, client, state, monkeypatch, error, status):
+    monkeypatch.setattr(tracking, "PERIOD_S", 0.05)
+    monkeypatch.setattr(tracking, "GOODBYE_S", 60)
+    settings = make_settings(lr=len(status) * 1e-6)  # a run of its own
+
+    def train():
+        with mirror:
+            write_log(state / "training.jsonl", 1, 3)
+            wait_for(lambda: mirror.run and client.get_run(mirror.run.id).data.metrics.get("training/nimg") == 24)
+            assert client.get_run(mirror.run.id).info.status == "RUNNING"
+            write_log(state / "training.jsonl", 4, 5)
+            if error:
+                raise error
+
+    for _ in range(2):  # the second time as a resumed job
+        (state / "training.jsonl").unlink(missing_ok=True)
+        mirror = tracking.Mirror(store["path"], settings, state)
+        if error:
+            with pytest.raises(type(error)):
+                train()
+        else:
+            mirror.__enter__()
+            write_log(state / "training.jsonl", 1, 5)
+            wait_for(lambda: mirror.run is not None)  # noqa: B023
+            mirror.__exit__(None, None, None)
+        assert client.get_run(mirror.run.id).info.status == status
+        assert history(client, mirror.run.id, "training/nimg") == [(8 * i, 8 * i) for i in range(1, 6)]
+
+
+def test_mirror_never_stops_or_delays_training(store, state, monkeypatch):
+    monkeypatch.setattr(tracking, "PERIOD_S", 0.01)
+    monkeypatch.setattr(tracking, "GOODBYE_S", 0.1)
+    monkeypatch.setattr(tracking, "_generator_run", lambda *_: threading.Event().wait(5))
+    started = time.monotonic()
+    with tracking.Mirror(store["path"], make_settings(), state):
+        time.sleep(0.1)
+    assert time.monotonic() - started < 2
+
+    monkeypatch.setattr(tracking, "_generator_run", lambda *_: 1 / 0)
+    with tracking.Mirror(store["path"], make_settings(), state):
+        time.sleep(0.1)
+    with tracking.Mirror(state / "not-there.json", make_settings(), state):
+        time.sleep(0.1)
+
+
+# --- when all is done --------------------------------------------------------------------------------------------------------
+
+
+def track(results: Path, tracked: Path) -> None:
+    tracking.track("shapes", results, tracked, results / "mirrored.json")
+
+
+@pytest.fixture
+def results(tmp_path):
+    """What `track` reads of a finished experiment: one generator, one teacher baseline, one published row."""
+    run, baseline = tmp_path / "runs" / "lsg-1.5", tmp_path / "baselines" / "teacher-cfg2-8steps"
+    for folder in (run / "grids", run / "generator", baseline):
+        folder.mkdir(parents=True)
+    (run / "settings.yaml").write_text(dump(make_settings(lr=7e-6)))
+    for path in (run / "generate.yaml", run / "score.json", run / "generator" / "weights", baseline / "generate.yaml"):
+        path.write_text("{}")
+    (baseline / "score.json").write_text("{}")
+    Image.new("RGB", (8, 8)).save(run / "grids" / "00000008.png")
+    write_log(run / "training.jsonl", 1, 4)
+    (tmp_path / "summary.csv").write_text(
+        "run,kind,teacher,strategy,kappa_fake_train,kappa_fake_eval,kappa_teacher,seed,nfe,train_kimg,samples,"
+        "fid,fid_se,fid_inf,clip,clip_se,kid,precision,recall,teacher_eps_error,images_per_s,protocol,protocol_hash,generator_sha256\n"
+        "lsg-1.5,generator,embedded,lsg,1.5,1.5,1.5,0,1,0.032,80,20.5,1.5,19,0.5,0.01,0.1,0.9,0.8,0.05,99,shapes,abc,def\n"
+        "teacher-cfg2-8steps,teacher,embedded,,,,2.0,,8,,80,10.5,1.5,9,0.6,0.01,0.1,0.9,0.8,0.05,9,shapes,abc,\n"
+        "published-x,published,sd15,lsg,2.0,2.0,2.0,,1,4812.0,30000,9.56,,,0.313,,,,,,,coco2014-30k,,\n"
+    )
+    return tmp_path
+
+
+def test_track_brings_every_row_once(store, client, results, capsys):
+    track(results, store["path"])
+    record = json.loads((results / "mirrored.json").read_text())
+    assert set(record["runs"]) == {"lsg-1.5", "teacher-cfg2-8steps", "published-x"}
+    said = capsys.readouterr().out
+    assert f"http://127.0.0.1:5000/#/experiments/{store['experiment_id']}/runs?compareRunsMode=CHART" in said
+    assert record["links"]["generators side by side"] in said
+    assert "make ui" in said
+
+    track(results, store["path"])
+    assert json.loads((results / "mirrored.json").read_text())["runs"] == record["runs"]
+
+    run = client.get_run(record["runs"]["lsg-1.5"])
+    assert (run.info.run_name, run.info.status) == ("lsg-1.5", "FINISHED")
+    tags = {"sweep": "shapes", "kind": "generator", "strategy": "lsg", "scale": "1.5", "generator_sha256": "def"}
+    assert tags.items() <= run.data.tags.items()
+    params = {"kappa_fake_train": "1.5", "kappa_teacher": "1.5", "alpha": "1.0", "seed": "0", "protocol_hash": "abc"}
+    assert params.items() <= run.data.params.items()
+    assert {
+        "teacher": "embedded",
+        "distill.lr": "7e-06",
+        "distill.alarms.patience": "2",
+    }.items() <= run.data.params.items()
+    assert run.data.metrics["fid"] == 20.5
+    assert len(client.get_metric_history(run.info.run_id, "fid")) == 1
+    assert history(client, run.info.run_id, "training/nimg") == [(8 * i, 8 * i) for i in range(1, 5)]
+    assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {
+        "generator",
+        "settings.yaml",
+        "score.json",
+        "images",
+    }
+
+    published = client.get_run(record["runs"]["published-x"])
+    assert published.data.tags["kind"] == "published"
+    assert (published.data.metrics["fid"], published.data.params["train_kimg"]) == (9.56, "4812.0")
+    assert "fid_se" not in published.data.metrics
+
+
+def test_track_notes_only_the_path_of_large_weights(store, client, results, monkeypatch):
+    monkeypatch.setattr(tracking, "LARGEST_UPLOAD", 1)
+    (results / "runs" / "lsg-1.5" / "settings.yaml").write_text(dump(make_settings(lr=8e-6)))
+    track(results, store["path"])
+    run_id = json.loads((results / "mirrored.json").read_text())["runs"]["lsg-1.5"]
+    assert "generator" not in {a.path for a in client.list_artifacts(run_id)}
+    assert client.get_run(run_id).data.tags["generator"] == str(results / "runs" / "lsg-1.5" / "generator")
+
+
+def test_a_server_that_stops_answering_ends_in_one_line(store, results, monkeypatch, capsys):
+    monkeypatch.setattr(tracking, "_sync_row", lambda *_: 1 / 0)
+    track(results, store["path"])
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert "stopped answering (ZeroDivisionError: division by zero)" in said
+    record = json.loads((results / "mirrored.json").read_text())
+    assert (record["runs"], record["links"]) == ({}, {})
+
+
+def test_links_lead_to_the_users_own_server():
+    links = tracking._links({"uri": "http://server:8080/", "experiment_id": "7"}, ["a", "b"])
+    assert links["charts"] == "http://server:8080/#/experiments/7/runs?compareRunsMode=CHART"
+    assert links["generators side by side"].startswith("http://server:8080/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D")
+
+
+def test_no_statistics_leave_the_machine(store):
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
