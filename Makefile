@@ -1,0 +1,46 @@
+# make run: the whole experiment. make test: the whole suite. Both set up .venv first, once, and again when the lock changes.
+PYTHON ?= python3
+UV := 0.13.9
+BIN := .venv/bin
+READY := .venv/.ready
+TRACKING := sqlite:///$(CURDIR)/mlflow.db
+
+.PHONY: run setup test lint ui lock bench assets
+
+run: setup
+	$(BIN)/snakemake --cores all
+
+setup: $(READY)
+
+# the lock holds versions and hashes; uv, itself of a fixed version, fetches in parallel
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); expected Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check --line-length 120 Snakefile workflow
+	$(BIN)/snakemake --lint
+
+ui: setup
+	$(BIN)/mlflow ui --backend-store-uri $(TRACKING) --host 127.0.0.1 --port 5000
+
+# after a change of the dependencies in pyproject.toml
+lock: setup
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --group dev pyproject.toml -o requirements.lock
+
+bench: setup
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+# the shipped networks of the embedded experiment, trained from nothing (hours)
+assets: setup
+	$(BIN)/sid-core shapes-assets --out sid_core/shapes/assets

@@ -1,0 +1,53 @@
+# One table, three figures and one page over all runs and baselines, read from files alone.
+SCORED = {"runs": RUNS, "baselines": BASELINES}
+
+
+rule compare:
+    input:
+        settings=f"{RESULTS}/config.yaml",
+        scores=[f"{RESULTS}/{kind}/{name}/score.json" for kind, names in SCORED.items() for name in names],
+        samples=[f"{RESULTS}/{kind}/{name}/samples/{SHARDS[0]}.tar" for kind, names in SCORED.items() for name in names],
+        generators=expand(rules.distill.output.record, run=RUNS),
+        training=expand(rules.distill.output.training, run=RUNS),
+        captions=rules.prompts.output.evaluation,
+    output:
+        csv=f"{RESULTS}/summary.csv",
+        summary=report(
+            f"{RESULTS}/summary.md",
+            caption="../report/summary.rst",
+            category="Results",
+        ),
+        fid_clip=report(
+            f"{RESULTS}/figures/fid_clip.png",
+            caption="../report/fid_clip.rst",
+            category="Results",
+        ),
+        samples=report(
+            f"{RESULTS}/figures/samples.png",
+            caption="../report/samples.rst",
+            category="Results",
+        ),
+        training=report(
+            f"{RESULTS}/figures/training.png",
+            caption="../report/training.rst",
+            category="Training",
+        ),
+        page=report(f"{RESULTS}/report.html", caption="../report/page.rst", category="Results"),
+    log:
+        f"{RESULTS}/logs/compare.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/compare.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime="30m",
+    params:
+        out=subpath(output.csv, parent=True),
+        code=stage_digest("report"),
+    message:
+        "compare"
+    shell:
+        "python -m sid_core compare --settings {input.settings} --results {params.out} --threads {threads}"
+        " > {log} 2>&1"

@@ -1,0 +1,35 @@
+# One distillation a run. Its training state lies in state/RUN and is no output (Snakemake deletes those of a failed job):
+# running again continues where it was.
+rule distill:
+    input:
+        settings=f"{RESULTS}/runs/{{run}}/settings.yaml",
+        teacher=rules.teacher.output.manifest,
+        prompts=rules.prompts.output.train,
+    output:
+        manifest=f"{RESULTS}/runs/{{run}}/generator/manifest.json",
+        record=f"{RESULTS}/runs/{{run}}/generator/generator.json",
+        config=f"{RESULTS}/runs/{{run}}/generator/unet/config.json",
+        weights=f"{RESULTS}/runs/{{run}}/generator/unet/diffusion_pytorch_model.safetensors",
+        training=f"{RESULTS}/runs/{{run}}/training.jsonl",
+        grids=directory(f"{RESULTS}/runs/{{run}}/grids"),
+    log:
+        f"{RESULTS}/logs/distill/{{run}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/distill/{{run}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        gpu=GPU,
+        mem_mb=8000,
+        runtime="12h",
+    params:
+        teacher=subpath(input.teacher, parent=True),
+        out=subpath(output.manifest, parent=True),
+        code=stage_digest("training.run"),
+    message:
+        "distil {wildcards.run} (progress: {log})"
+    shell:
+        "python -m sid_core distill --settings {input.settings} --teacher {params.teacher} --prompts {input.prompts}"
+        f" --state {RESULTS}/state/{{wildcards.run}} --out {{params.out}} --tracking {RESULTS}/state/tracking.json"
+        " --threads {threads} > {log} 2>&1"

@@ -1,0 +1,27 @@
+# The captions to distil with and to score with.
+rule prompts:
+    input:
+        settings=f"{RESULTS}/prompts.settings.yaml",
+    output:
+        manifest=f"{RESULTS}/prompts/manifest.json",
+        train=f"{RESULTS}/prompts/train.txt",
+        evaluation=f"{RESULTS}/prompts/evaluation.txt",
+        report=f"{RESULTS}/prompts/report.json",
+    log:
+        f"{RESULTS}/logs/prompts.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/prompts.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime="30m",
+    params:
+        out=subpath(output.manifest, parent=True),
+        data=DATA["prompts"],
+        code=stage_digest("models.prompts"),
+    message:
+        "prompts"
+    shell:
+        "python -m sid_core prompts --settings {input.settings} --out {params.out} --threads {threads} > {log} 2>&1"

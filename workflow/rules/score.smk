@@ -1,0 +1,86 @@
+# Reference, features of every shard, and the scores: all under one protocol, the same way for runs and baselines.
+rule reference:
+    input:
+        settings=f"{RESULTS}/reference/settings.yaml",
+    output:
+        features=f"{RESULTS}/reference/features.safetensors",
+        record=f"{RESULTS}/reference/features.json",
+    log:
+        f"{RESULTS}/logs/reference.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/reference.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        gpu=GPU,
+        mem_mb=6000,
+        runtime="4h",
+    params:
+        data=DATA["evaluate"],
+        code=stage_digest("evaluation.features"),
+    message:
+        "reference features"
+    shell:
+        "python -m sid_core reference --settings {input.settings} --out {output.features} --threads {threads}"
+        " > {log} 2>&1"
+
+
+rule features:
+    input:
+        settings=rules.reference.input.settings,
+        samples=f"{RESULTS}/{{kind}}/{{name}}/samples/{{shard}}.tar",
+        record=f"{RESULTS}/{{kind}}/{{name}}/samples/{{shard}}.json",
+        captions=rules.prompts.output.evaluation,
+        reference=rules.reference.output.features,
+    output:
+        features=f"{RESULTS}/{{kind}}/{{name}}/features/{{shard}}.safetensors",
+        record=f"{RESULTS}/{{kind}}/{{name}}/features/{{shard}}.json",
+    log:
+        f"{RESULTS}/logs/features/{{kind}}/{{name}}.{{shard}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/features/{{kind}}/{{name}}.{{shard}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        gpu=GPU,
+        mem_mb=6000,
+        runtime="4h",
+    params:
+        data=DATA["evaluate"],
+        code=stage_digest("evaluation.features"),
+    message:
+        "features of {wildcards.name}, shard {wildcards.shard}"
+    shell:
+        "python -m sid_core features --settings {input.settings} --samples {input.samples}"
+        " --captions {input.captions} --reference {input.reference} --out {output.features}"
+        " --threads {threads} > {log} 2>&1"
+
+
+rule score:
+    input:
+        settings=rules.reference.input.settings,
+        features=expand(rules.features.output.features, shard=SHARDS, allow_missing=True),
+        records=expand(rules.features.output.record, shard=SHARDS, allow_missing=True),
+        captions=rules.prompts.output.evaluation,
+        reference=rules.reference.output.features,
+    output:
+        f"{RESULTS}/{{kind}}/{{name}}/score.json",
+    log:
+        f"{RESULTS}/logs/score/{{kind}}/{{name}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/score/{{kind}}/{{name}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=8000,
+        runtime="1h",
+    params:
+        code=stage_digest("evaluation.scoring"),
+    message:
+        "score {wildcards.name}"
+    shell:
+        "python -m sid_core score --settings {input.settings} --features {input.features}"
+        " --captions {input.captions} --reference {input.reference} --out {output} --threads {threads} > {log} 2>&1"

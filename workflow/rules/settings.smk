@@ -1,0 +1,22 @@
+# Frozen settings: each stage takes its own file as input, so that a change reruns the stages it concerns and those after
+# them. A cluster job reads config.yaml again when it starts; what it works by was frozen here, when the pipeline started.
+localrules:
+    settings,
+    all,
+
+
+rule settings:
+    output:
+        f"{RESULTS}/{{file}}",
+    log:
+        f"{RESULTS}/logs/settings/{{file}}.log",
+    wildcard_constraints:
+        file="|".join(map(re.escape, SETTINGS)),
+    conda:
+        "../../environment.yml"
+    params:
+        text=lambda wildcards: SETTINGS[wildcards.file],
+    message:
+        "settings: {wildcards.file}"
+    shell:
+        "printf '%s' {params.text:q} > {output:q}.part 2> {log:q} && mv {output:q}.part {output:q}"

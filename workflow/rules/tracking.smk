@@ -1,0 +1,58 @@
+# MLflow mirrors the files. `tracking_init` makes the database before several processes write to it; distillations mirror
+# themselves as soon as its file is there (it is no input of theirs: turning tracking on must not train again); `track`
+# brings everything else, and what they missed, once all is done. Both speak to the terminal, and run where the user sits: a
+# cluster's nodes may have no network.
+from sid_core.tracking import resolve_uri
+
+
+
+localrules:
+    tracking_init,
+    track,
+
+
+rule tracking_init:
+    output:
+        f"{RESULTS}/state/tracking.json",
+    log:
+        f"{RESULTS}/logs/tracking_init.log",
+    priority: 10
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime="10m",
+    params:
+        experiment=CONFIG.experiment,
+        where=["--uri", resolve_uri(CONFIG.tracking.uri)] if CONFIG.tracking.enabled else ["--off"],
+    message:
+        "tracking"
+    shell:
+        "python -m sid_core tracking-init --experiment {params.experiment} {params.where:q} --out {output} 2>&1 | tee {log}"
+
+
+rule track:
+    input:
+        tracking=rules.tracking_init.output,
+        summary=rules.compare.output.csv,
+        grids=expand(rules.distill.output.grids, run=RUNS),
+    output:
+        record=f"{RESULTS}/tracking.json",
+    log:
+        f"{RESULTS}/logs/track.log",
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime="1h",
+    params:
+        experiment=CONFIG.experiment,
+        results=subpath(output.record, parent=True),
+        code=stage_digest("tracking"),
+    message:
+        "mirror to MLflow"
+    shell:
+        "python -m sid_core track --experiment {params.experiment} --tracking {input.tracking} --results {params.results}"
+        " --out {output} 2>&1 | tee {log}"
