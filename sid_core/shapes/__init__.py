@@ -1,0 +1,6 @@
+"""The embedded experiment: procedurally drawn scenes, their captions, and small networks trained on them."""
+
+from pathlib import Path
+
+# teacher/ (a diffusers directory), clip/ (an open_clip directory), features/, recipe.json; made by `recipes`
+ASSETS = Path(__file__).parent / "assets"
