@@ -18,10 +18,10 @@ from ..files import atomic_path, digest, read_lines, verify_sidecar, write_sidec
 from ..shapes import scenes
 from .extractors import Clip, Features
 from .images import enlarge, pixel_sha256, shrink
-from .metrics import check_finite
 from .progress import Progress
-from .protocol import image_record, protocol_hash, protocol_record, versions
-from .shards import captions_sha256, read_shard
+from .protocol import image_record, protocol_hash, protocol_record
+from .shards import captions_sha256, ranges, read_shard
+from .versions import versions
 
 if TYPE_CHECKING:
     from ..config import Evaluate, EvaluateSettings
@@ -115,6 +115,19 @@ def load_features(path: Path) -> tuple[dict[str, Tensor], dict]:
         if name != "index":
             check_finite(rows, tensors["index"], f"{path}: {name}")
     return tensors, record
+
+
+def check_finite(features: Tensor, index: Tensor, source: str) -> None:
+    """Refuse NaN and infinity: one such row would make every metric NaN.
+
+    Raises:
+        UserError: names `source` and the samples.
+    """
+    bad = index[~features.isfinite().all(1)]
+    if len(bad):
+        raise UserError(
+            f"{source}: features of samples {ranges(bad.tolist())} are not finite; delete it and extract the features again"
+        )
 
 
 def reference_record(path: Path, features_sha256: str, evaluate: "Evaluate") -> dict:

@@ -21,8 +21,8 @@ from ..models.teacher import make_solver
 from .images import dequantise, pixel_sha256, quantise
 from .inputs import NOISE_DEVICE, SEEDS, Inputs
 from .progress import Progress
-from .protocol import versions
 from .shards import captions_sha256, ranges, write_shard
+from .versions import versions
 
 if TYPE_CHECKING:
     from ..config import BaselineSettings, GenerateSettings

@@ -1,4 +1,4 @@
-"""CLIP score, KID, precision and recall, and the checks that features and samples pass before any of them.
+"""CLIP score, KID, precision and recall, and the check that a sample set passes before any of them.
 
 Features and embeddings are float32 (N, D), one row a sample.
 """
@@ -72,19 +72,6 @@ def precision_recall(generated: Tensor, reference: Tensor, neighbours: int) -> t
         verbose=False,
     )
     return result[KEY_METRIC_PRECISION], result[KEY_METRIC_RECALL]
-
-
-def check_finite(features: Tensor, index: Tensor, source: str) -> None:
-    """Refuse NaN and infinity: one such row would make every metric NaN.
-
-    Raises:
-        UserError: names `source` and the samples.
-    """
-    bad = index[~features.isfinite().all(1)]
-    if len(bad):
-        raise UserError(
-            f"{source}: features of samples {ranges(bad.tolist())} are not finite; delete it and extract the features again"
-        )
 
 
 def check_samples(samples: list[dict], expected: int) -> None:

@@ -4,8 +4,6 @@ What cannot move a score (batch size, resamples of a standard error) is not in i
 it: they may move a last digit, and a table that refused to compare over them would compare nothing.
 """
 
-import platform
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
@@ -20,17 +18,6 @@ if TYPE_CHECKING:
 FORMULAS = 1
 SEED_RULE = "sample i: caption i; torch.Generator().manual_seed(seed + i), float32"
 KID_SEED = 2020  # torch-fidelity's default
-
-LIBRARIES = (
-    "torch",
-    "numpy",
-    "pillow",
-    "diffusers",
-    "transformers",
-    "open_clip_torch",
-    "clean-fid",
-    "torch-fidelity",
-)
 
 
 def image_record(evaluate: "Evaluate") -> dict:
@@ -97,8 +84,3 @@ def _flat(record: dict, prefix: str = "") -> dict:
     for key, value in record.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that touch images or numbers."""
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES}

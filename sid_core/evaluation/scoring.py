@@ -12,7 +12,8 @@ from ..files import read_lines, write_json
 from .features import load_features, reference_record
 from .frechet import Gaussian, Reference, fid
 from .metrics import check_samples, clip_score, kid, precision_recall
-from .protocol import KID_SEED, differences, protocol_hash, protocol_record, versions
+from .protocol import KID_SEED, differences, protocol_hash, protocol_record
+from .versions import versions
 
 if TYPE_CHECKING:
     from ..config import EvaluateSettings

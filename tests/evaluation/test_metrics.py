@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from sid_core.errors import UserError
-from sid_core.evaluation.metrics import check_finite, check_samples, clip_score, kid, precision_recall
+from sid_core.evaluation.features import check_finite
+from sid_core.evaluation.metrics import check_samples, clip_score, kid, precision_recall
 
 
 def normal(n: int, d: int, seed: int) -> torch.Tensor:

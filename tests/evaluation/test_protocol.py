@@ -1,6 +1,7 @@
 from small import CAPTIONS
 
-from sid_core.evaluation.protocol import differences, protocol_hash, protocol_record, versions
+from sid_core.evaluation.protocol import differences, protocol_hash, protocol_record
+from sid_core.evaluation.versions import versions
 
 WEIGHTS = {"features": "f" * 64, "clip": "c" * 64}
 REFERENCE = {"source": "embedded", "count": 30, "images_sha256": "a" * 64}

@@ -8,8 +8,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import PROMPTS, make_settings
 from safetensors.torch import load_file
+from small_run import PROMPTS, make_settings
 
 from sid_core.errors import UserError
 from sid_core.files import lease, read_json, sha256_file

@@ -16,6 +16,8 @@ rule distill:
         f"{RESULTS}/logs/distill/{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/distill/{{run}}.tsv"
+    # the longest jobs first: started last, one of them would run alone at the end
+    priority: 5
     conda:
         "../../environment.yml"
     threads: 1

@@ -5,7 +5,6 @@
 from sid_core.tracking import resolve_uri
 
 
-
 localrules:
     tracking_init,
     track,
