@@ -1,0 +1,322 @@
+"""The real graph at its smallest, in a folder of its own: what is made, what is made again, and what a mistake looks like.
+
+One experiment is shared and each test goes on from where the last one left it: a stage is a process, and imports take most of
+its time. The first run distils one scale; a second one is added later.
+"""
+
+import copy
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+SMALLEST = {
+    "experiment": "smallest",
+    "guidance_scales": [1.5],
+    "prompts": {"source": "embedded", "train": 32, "evaluation": 64, "split": "validation"},
+    "distill": {
+        "train_kimg": 0.032,
+        "batch": 8,
+        "micro_batch": 8,
+        "state_every_nimg": 16,
+        "log_every_nimg": 8,
+        "samples_every_nimg": 16,
+    },
+    "generate": {"samples": 32, "samples_per_shard": 32, "batch": 16, "eps_error_samples": 16},
+    "baselines": {"steps": [1], "guidance_scales": [1.5], "vae": False, "real": False},
+    "evaluate": {
+        "reference_samples": 100,
+        "kid_subsets": 2,
+        "kid_subset_size": 16,
+        "jackknife_groups": 2,
+        "bootstrap": 10,
+    },
+}
+
+
+class Project:
+    """A copy of the workflow with a configuration of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.results = folder, folder / "results" / "smallest"
+        for name in ("Snakefile", "environment.yml"):
+            shutil.copy(ROOT / name, folder)
+        shutil.copytree(ROOT / "workflow", folder / "workflow")
+        (folder / "profiles").symlink_to("workflow/profiles")
+        self.configure()
+
+    def configure(self, **blocks) -> None:
+        """Write config.yaml: the shipped one, with SMALLEST and then `blocks` over it."""
+        config = yaml.safe_load((ROOT / "config.yaml").read_text())
+        for values in (SMALLEST, blocks):
+            for key, value in copy.deepcopy(values).items():
+                config[key] = config[key] | value if isinstance(value, dict) else value
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+    def snakemake(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        """Run snakemake here, in the environment of a user who has not activated anything."""
+        plain = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "MLFLOW_TRACKING_URI")}
+        return subprocess.run(
+            [sys.executable, "-m", "snakemake", *arguments],
+            cwd=self.folder,
+            env=plain | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *arguments: str) -> str:
+        done = self.snakemake("--cores", "2", *arguments)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def planned(self, *arguments: str) -> dict[str, int]:
+        """What a dry run would do: number of jobs by rule."""
+        done = self.snakemake("--dry-run", *arguments)
+        assert done.returncode == 0, done.stdout
+        jobs = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout, re.M))
+        return {rule: int(count) for rule, count in jobs.items() if rule not in ("all", "total")}
+
+    def complaint(self, *arguments: str) -> str:
+        """What a user sees of a run that fails."""
+        done = self.snakemake("--cores", "1", *arguments)
+        assert done.returncode == 1
+        assert "Traceback" not in done.stdout
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return Project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="module")
+def finished(project):
+    """The project after its first run."""
+    project.first_output = project.run()
+    return project
+
+
+# --- before anything runs ----------------------------------------------------------------------------------------------------
+
+
+def test_rules_are_in_good_condition(project):
+    done = project.snakemake("--lint")
+    assert done.returncode == 0, done.stdout
+    assert "Congratulations" in done.stdout
+
+
+def test_rules_are_formatted():
+    command = [sys.executable, "-m", "snakefmt.snakefmt", "--check", "--line-length", "120", "Snakefile", "workflow"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_default_profile_is_loaded_by_itself(project):
+    assert "Using workflow specific profile profiles/default" in project.snakemake("--dry-run").stdout
+
+
+@pytest.mark.parametrize(
+    ("blocks", "expected"),
+    [
+        ({"distill": {"t_init": 1200}}, ["config: distill.t_init=1200: expected less than or equal to 999"]),
+        (
+            {"distill": {"trian_kimg": 1}, "guidance_scales": [0]},
+            [
+                "config: unknown key 'distill.trian_kimg'; did you mean 'train_kimg'?",
+                "config: guidance_scales.0=0: expected greater than 0",
+            ],
+        ),
+        ({"teacher": {"source": "local", "path": "nowhere"}}, ["teacher.path=nowhere: no such file or folder"]),
+    ],
+)
+def test_a_mistake_is_told_before_anything_runs(project, blocks, expected):
+    project.configure(**blocks)
+    said = project.complaint()
+    for line in expected:
+        assert said.count(line) == 1
+    assert len(said.splitlines()) < 8
+    assert not project.results.exists()
+    project.configure()
+
+
+def test_a_broken_config_file_is_told(project):
+    (project.folder / "config.yaml").write_text("experiment: [x\n")
+    assert "not valid JSON or YAML" in project.complaint()
+    project.configure()
+
+
+# --- from nothing ------------------------------------------------------------------------------------------------------------
+
+
+def test_everything_is_made(finished):
+    run = finished.results / "runs" / "lsg-1.5"
+    for path in (
+        finished.results / "teacher" / "manifest.json",
+        finished.results / "prompts" / "report.json",
+        finished.results / "reference" / "features.safetensors",
+        finished.results / "baselines" / "teacher-cfg1.5-1steps" / "score.json",
+        run / "settings.yaml",
+        run / "generator" / "unet" / "diffusion_pytorch_model.safetensors",
+        run / "training.jsonl",
+        run / "grids" / "00000032.png",
+        run / "samples" / "00000.tar",
+        run / "features" / "00000.safetensors",
+        run / "score.json",
+        finished.results / "summary.csv",
+        finished.results / "summary.md",
+        finished.results / "figures" / "fid_clip.png",
+        finished.results / "figures" / "training.png",
+        finished.results / "figures" / "samples.png",
+        finished.results / "report.html",
+        finished.results / "benchmarks" / "distill" / "lsg-1.5.tsv",
+    ):
+        assert path.stat().st_size > 0
+    assert not list(finished.results.rglob("*.part"))
+
+
+def test_links_to_the_comparison_are_printed(finished):
+    assert "http://127.0.0.1:5000/#/experiments/1/runs?compareRunsMode=CHART" in finished.first_output
+    assert "http://127.0.0.1:5000/#/compare-runs?runs=" in finished.first_output
+
+
+def test_a_second_run_does_nothing(finished):
+    assert "Nothing to be done" in finished.run()
+
+
+def test_a_deleted_intermediate_is_noticed(finished):
+    path = finished.results / "runs" / "lsg-1.5" / "features" / "00000.json"
+    path.rename(path.with_suffix(".hidden"))
+    assert finished.planned() == {"features": 1, "score": 1, "compare": 1, "track": 1}
+    path.with_suffix(".hidden").rename(path)
+
+
+def test_a_truncated_artefact_with_its_old_time_is_noticed_by_its_consumer(finished):
+    path = finished.results / "runs" / "lsg-1.5" / "generator" / "unet" / "diffusion_pytorch_model.safetensors"
+    whole, times = path.read_bytes(), (path.stat().st_atime, path.stat().st_mtime)
+    samples = finished.results / "runs" / "lsg-1.5" / "samples" / "00000.tar"
+    kept = samples.with_suffix(".json").read_bytes(), samples.read_bytes()
+    try:
+        path.write_bytes(whole[:1000])
+        os.utime(path, times)
+        assert finished.planned() == {}  # Snakemake trusts the time
+        said = finished.complaint("--forcerun", "generate_run", "--until", "generate_run")
+        message = f"error: {path.relative_to(finished.folder)}: differs from its recorded sha256 (truncated or edited)"
+        assert message in said
+        assert not samples.exists()
+    finally:
+        path.write_bytes(whole)
+        os.utime(path, times)
+    finished.run()
+    assert (samples.with_suffix(".json").read_bytes() == kept[0], samples.read_bytes()) == (False, kept[1])
+
+
+# --- what a change makes again -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("blocks", "rules"),
+    [
+        ({"evaluate": {"neighbours": 4}}, {"reference", "features", "score"}),
+        ({"generate": {"seed": 7}}, {"reference", "generate_run", "generate_baseline", "features", "score"}),
+        ({"baselines": {"guidance_scales": [1.5, 2]}}, {"generate_baseline", "features", "score"}),
+        ({"distill": {"lr": 2e-4}}, {"distill", "generate_run", "features", "score"}),
+    ],
+)
+def test_a_change_reaches_its_stage_and_those_after_it(finished, blocks, rules):
+    finished.configure(**blocks)
+    planned = finished.planned()
+    finished.configure()
+    assert set(planned) - {"settings", "compare", "track"} == rules
+
+
+def test_more_samples_add_shards_and_make_none_again(finished):
+    finished.configure(generate={"samples": 64})
+    planned = finished.planned()
+    finished.configure()
+    assert (planned["generate_run"], planned["generate_baseline"]) == (1, 1)
+    assert "distill" not in planned
+
+
+def test_tracking_elsewhere_or_not_at_all_makes_nothing_again(finished):
+    for tracking in ({"enabled": False}, {"uri": "http://127.0.0.1:9"}):
+        finished.configure(tracking=tracking)
+        assert set(finished.planned()) == {"settings", "tracking_init", "compare", "track"}
+    finished.configure()
+
+
+def test_an_edit_that_is_taken_back_leaves_nothing_to_do(finished):
+    finished.configure(distill={"lr": 2e-4})
+    assert finished.planned()["distill"] == 1
+    finished.configure()
+    assert finished.planned() == {}
+
+
+def test_a_new_scale_trains_itself_alone(finished):
+    before = {
+        path: path.stat().st_mtime_ns for path in (finished.results / "runs" / "lsg-1.5").rglob("*") if path.is_file()
+    }
+    finished.configure(guidance_scales=[1.5, 1.52])
+    planned = finished.planned()
+    assert {rule: planned[rule] for rule in planned if rule not in ("compare", "track")} == {
+        "settings": 3,  # the run's two, and the whole configuration for the comparison
+        "distill": 1,
+        "generate_run": 1,
+        "features": 1,
+        "score": 1,
+    }
+    finished.run()
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert {path.name for path in (finished.results / "runs").iterdir()} == {"lsg-1.5", "lsg-1.52"}
+    assert "Nothing to be done" in finished.run()
+
+
+# --- what MLflow holds, after two runs and a repeated stage ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mirrored(finished):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{finished.folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("smallest")
+    return client, client.search_runs([experiment.experiment_id], "tags.sweep = 'smallest'", max_results=100)
+
+
+def test_mlflow_holds_each_run_once(mirrored):
+    names = [run.info.run_name for run in mirrored[1]]
+    assert len(names) == len(set(names))
+    assert {"lsg-1.5", "lsg-1.52", "teacher-cfg1.5-1steps"} <= set(names)
+    assert {run.data.tags["kind"] for run in mirrored[1]} == {"generator", "teacher", "published"}
+    assert {run.info.status for run in mirrored[1]} == {"FINISHED"}
+
+
+def test_mlflow_holds_every_point_and_the_scores(finished, mirrored):
+    client, runs = mirrored
+    for run in runs:
+        if run.data.tags["kind"] != "generator":
+            continue
+        folder = finished.results / "runs" / run.info.run_name
+        points = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+        logged = client.get_metric_history(run.info.run_id, "training/score_gap")
+        assert [(metric.step, metric.value) for metric in logged] == [
+            (point["nimg"], point["score_gap"]) for point in points
+        ]
+        score = json.loads((folder / "score.json").read_text())
+        assert run.data.metrics["fid"] == score["fid"]
+        assert run.data.params["protocol_hash"] == score["protocol_hash"]
+        assert float(run.data.params["kappa_teacher"]) == float(run.info.run_name.removeprefix("lsg-"))
+        artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+        assert {"generator", "images", "settings.yaml"} <= artifacts
+
+
+def test_snakemakes_own_report_is_made_offline(finished):
+    finished.run("--report", "snakemake-report.html")
+    assert (finished.folder / "snakemake-report.html").stat().st_size > 100_000
