@@ -177,11 +177,12 @@ def _point(trainer: Trainer, window: dict[str, float], clock: _Clock) -> dict[st
     }
 
 
-def _line(point: dict[str, float], total_nimg: int) -> str:
+def _line(point: dict[str, float | None], total_nimg: int) -> str:
     left_s = (total_nimg - point["nimg"]) / point["images_per_s"]
+    gap, std = ("not finite" if point[key] is None else f"{point[key]:.3f}" for key in ("score_gap", "latent_std"))
     return (
         f"{point['nimg']:,} of {total_nimg:,} images, {point['images_per_s']:.0f} images/s, {left_s:.0f} s left, "
-        f"score gap {point['score_gap']}, latent std {point['latent_std']}"
+        f"score gap {gap}, latent std {std}"
     )
 
 
