@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -37,17 +38,24 @@ def main(arguments: list[str] | None = None) -> int:
         refusal = _refusal(error)
         if refusal is None:
             raise
-        place = getattr(error, "filename", None) or getattr(given, "out", "output")
-        return _complain(f"{place}: {refusal}; make room or choose another place, then run again")
+        return _complain(f"{_place(error, given)}: {refusal}; make room or choose another place, then run again")
     return 0
 
 
 def _refusal(error: Exception) -> str | None:
     """What the machine said when it refused a file; None for every other error."""
-    number = error.errno if isinstance(error, OSError) else None
-    if type(error).__name__ == "SafetensorError" and (match := re.search(r"\(os error (\d+)\)", str(error))):
-        number = int(match[1])
+    number = getattr(error, "errno", None)
+    # safetensors and shutil.copytree wrap the system's error in text
+    if isinstance(error, shutil.Error) or type(error).__name__ == "SafetensorError":
+        match = re.search(r"(?:\[Errno |\(os error )(\d+)", str(error))
+        number = int(match[1]) if match else None
     return os.strerror(number).lower() if number in REFUSALS else None
+
+
+def _place(error: Exception, given: argparse.Namespace) -> str:
+    """The file an error is about; where it does not say, the places the stage writes to."""
+    places = [str(getattr(given, name)) for name in ("out", "state", "results") if name in given]
+    return str(getattr(error, "filename", None) or " or ".join(places))
 
 
 def _complain(message: str, code: int = 1) -> int:

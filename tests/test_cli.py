@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,8 +73,14 @@ def test_a_refusal_of_the_machine_names_the_file(settings, tmp_path, monkeypatch
     assert message.count("\n") == 1
 
 
-def test_a_disk_that_fills_up_under_safetensors_is_a_refusal_too(settings, tmp_path, monkeypatch, capsys):
-    error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        shutil.Error([("a", "b", "[Errno 28] No space left on device: 'a' -> 'b'")]),
+    ],
+)
+def test_a_full_disk_is_recognised_where_a_library_wraps_it(settings, tmp_path, monkeypatch, capsys, error):
     monkeypatch.setattr("sid_core.models.prompts.prepare_prompts", lambda *_: (_ for _ in ()).throw(error))
     assert prompts(settings, tmp_path / "prompts") == 1
     assert capsys.readouterr().err.startswith(f"error: {tmp_path}/prompts: no space left on device; ")
