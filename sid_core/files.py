@@ -5,6 +5,7 @@ temporary name and renames, and every consumer checks the sha256 its producer re
 """
 
 import ast
+import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import socket
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -181,14 +183,10 @@ def lease(folder: str | Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     host, pid = socket.gethostname(), os.getpid()
     owner = {"host": host, "pid": pid, "start": _process_start(pid), "job": os.environ.get("SLURM_JOB_ID")}
-    payload = json.dumps(owner)
-    while True:
-        try:
-            with open(path, "x", encoding="utf-8") as handle:
-                handle.write(payload)
-            break
-        except FileExistsError:
-            _clear_dead_lease(path, host)
+    payload = json.dumps(owner | {"token": uuid.uuid4().hex})
+    with _guard(path):
+        _refuse_living_owner(path, host)
+        write_text(path, payload)
     stop = threading.Event()
 
     def beat() -> None:
@@ -203,18 +201,23 @@ def lease(folder: str | Path) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        path.unlink(missing_ok=True)
+        with _guard(path):
+            if path.is_file() and path.read_text(encoding="utf-8") == payload:
+                path.unlink()
 
 
-def _clear_dead_lease(path: Path, host: str) -> None:
-    try:
-        text, age_s = path.read_text(encoding="utf-8"), time.time() - path.stat().st_mtime
-    except FileNotFoundError:
+@contextmanager
+def _guard(path: Path) -> Iterator[None]:
+    """Look at a lease and change it in one step: of two that find a dead owner, the second must find the first."""
+    with open(path.with_name(".lease.guard"), "a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # let go when the file is closed, also by a kill
+        yield
+
+
+def _refuse_living_owner(path: Path, host: str) -> None:
+    if not path.is_file():
         return
-    try:
-        owner = json.loads(text)
-    except json.JSONDecodeError:  # its owner is between creating and writing it, or died there
-        owner = {"host": None, "pid": None, "start": None, "job": None}
+    owner, age_s = read_json(path), time.time() - path.stat().st_mtime
     if owner["host"] == host:
         start = _process_start(owner["pid"])
         alive = start is not None and start == owner["start"]
@@ -226,13 +229,6 @@ def _clear_dead_lease(path: Path, host: str) -> None:
             f"{path.parent}: in use by process {owner['pid']} on {owner['host']}{job} (last sign of life {age_s:.0f} s ago); "
             "wait for it or stop it, then run again"
         )
-    # Rename first: of two processes that see the same dead lease only one gets to remove it.
-    grave = path.with_name(f".lease.{os.getpid()}.{threading.get_ident()}")
-    try:
-        os.rename(path, grave)
-        grave.unlink()
-    except FileNotFoundError:
-        pass
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

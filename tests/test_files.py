@@ -128,7 +128,8 @@ def test_lease_is_gone_afterwards_also_after_an_error(tmp_path):
 
     with pytest.raises(RuntimeError):
         fail()
-    assert not list(tmp_path.iterdir())
+    # the guard stays: were it removed, two writers could each lock a file of that name
+    assert [path.name for path in tmp_path.iterdir()] == [".lease.guard"]
 
 
 def test_lease_refuses_a_second_writer_and_names_the_first(tmp_path):
@@ -202,6 +203,35 @@ def test_of_racing_writers_one_wins(tmp_path, dead_owner):
     for thread in threads:
         thread.join()
     assert (len(won), len(refused), max(most)) == (1, 7, 1)
+
+
+def test_a_writer_that_looks_slowly_does_not_take_over_from_a_faster_one(tmp_path, monkeypatch):
+    """The first to find the dead owner is held up between looking and taking; the second must not slip in."""
+    lease_of(tmp_path, host=files.socket.gethostname(), pid=os.getpid(), start="an earlier process")
+    looked, calls, outcomes, done = files.read_json, [], [], threading.Event()
+
+    def slow_for_the_first(path):
+        owner = looked(path)
+        calls.append(path)
+        time.sleep(0.5 if len(calls) == 1 else 0)
+        return owner
+
+    monkeypatch.setattr(files, "read_json", slow_for_the_first)
+
+    def take():
+        try:
+            with files.lease(tmp_path):
+                outcomes.append("holds")
+                done.wait(1.5)
+        except UserError:
+            outcomes.append("refused")
+
+    threads = [threading.Thread(target=take) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["holds", "refused"]
 
 
 # --- text --------------------------------------------------------------------------------------------------------------
