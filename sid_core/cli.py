@@ -82,6 +82,7 @@ def _distill(given: argparse.Namespace) -> None:
     from .files import read_lines, verify_manifest
     from .models.vae import ImageCodec
     from .preview import write_grid
+    from .sources import stage_digest
     from .tracking import Mirror
     from .training.run import Interrupted, distill
 
@@ -95,7 +96,7 @@ def _distill(given: argparse.Namespace) -> None:
 
     try:
         with Mirror(given.tracking, settings, given.state):
-            distill(settings, given.teacher, prompts, given.state, given.out, draw)
+            distill(settings, given.teacher, prompts, given.state, given.out, draw, stage_digest("training.run"))
     except Interrupted as error:
         sys.exit(
             _complain(

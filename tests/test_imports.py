@@ -27,7 +27,7 @@ ALLOWED = {
     "tracking": BASE,
     "machine": set(),
     "sources": BASE,
-    "cli": BASE | {"models", "training", "evaluation", "report", "recipes", "preview", "tracking"},
+    "cli": BASE | {"sources", "models", "training", "evaluation", "report", "recipes", "preview", "tracking"},
     "__main__": {"cli"},
 }
 # third-party libraries, and the only parts that may import them

@@ -62,6 +62,7 @@ def distill(
     state: Path,
     out: Path,
     on_samples: Callable[[int, Tensor], None] | None = None,
+    code: str = "",
 ) -> None:
     """Train, or continue, one generator and write it to `out` (runs/<run>/generator), its log and grids beside it.
 
@@ -70,6 +71,7 @@ def distill(
         prompts: training captions.
         state: folder of this run's training state; also holds the live training.jsonl and grids/.
         on_samples: called with (nimg, latents (16, C, H, W)) at every sample grid; expected to write into `state`/grids.
+        code: digest of the training code. A finished run of other code is trained again, not exported again.
 
     Raises:
         TrainingStopped: non-finite numbers or an alarm. Interrupted: a signal arrived; running again continues.
@@ -77,7 +79,7 @@ def distill(
     """
     with lease(state), _signals() as arrived:
         sha256 = teacher_sha256(teacher)
-        _claim_state(state, settings, sha256, prompts)
+        _claim_state(state, settings, sha256, prompts, code)
         denoiser = load_denoiser(teacher)
         prompt_set = PromptSet(TextEncoder.from_directory(teacher), prompts, settings.distill.text_cache)
         trainer = Trainer(denoiser, prompt_set, latent_shape(teacher), settings.run, settings.distill)
@@ -204,24 +206,27 @@ def _truncate_log(path: Path, nimg: int) -> float:
 # --- whose state is it -----------------------------------------------------------------------------------------------
 
 
-def _claim_state(state: Path, settings: "DistillSettings", teacher_sha256: str, prompts: list[str]) -> None:
+def _claim_state(state: Path, settings: "DistillSettings", teacher_sha256: str, prompts: list[str], code: str) -> None:
     """Make `state` this run's, or refuse it: what an unfinished run of other settings has computed is never thrown away."""
     identity = _identity(settings, teacher_sha256, prompts)
     path, mark = state / "identity.json", state / "ended.json"
-    before = read_json(path) if path.is_file() else identity
+    before = read_json(path) if path.is_file() else identity | {"code": code}
     changed = [f"{key} ({before.get(key)} -> {value})" for key, value in identity.items() if before.get(key) != value]
     ended = read_json(mark) if mark.is_file() else None
+    recoded = before.get("code") != code
     if changed and not ended:
         raise UserError(
             f"{state}: holds an unfinished run of other settings: {', '.join(changed)}; "
             "restore them to continue it, or delete the folder to start over"
         )
-    if ended and (changed or ended["iteration"] > _iterations(settings.distill)):
+    if recoded and not ended:  # days of training are not thrown away for an update, but the bits may differ
+        log.warning("%s: begun with other training code than it continues with", settings.run.name)
+    if ended and (changed or recoded or ended["iteration"] > _iterations(settings.distill)):
         for stale in (*state.glob("state-*"), state / "training.jsonl"):
             stale.unlink(missing_ok=True)
         shutil.rmtree(state / "grids", ignore_errors=True)
     mark.unlink(missing_ok=True)
-    write_json(path, identity)
+    write_json(path, identity | {"code": code})
 
 
 def _iterations(distill: "Distill") -> int:

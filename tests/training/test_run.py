@@ -165,6 +165,21 @@ def test_a_finished_run_is_replaced_by_other_settings_and_extended_by_more_image
     assert sha256_file(folders.out / WEIGHTS) == sha256_file(fresh / WEIGHTS)
 
 
+def test_a_finished_run_of_other_code_is_trained_again(tiny_teacher, folders, monkeypatch):
+    settings = make_settings(train_kimg=0.016)
+    iterations = []
+    inner = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self: iterations.append(self.iteration) or inner(self))
+    for code, trained in (("old", 4), ("old", 4), ("new", 8)):  # the second time it is only exported
+        distill(settings, tiny_teacher, PROMPTS, folders.state, folders.out, code=code)
+        assert len(iterations) == trained
+
+
+def test_an_unfinished_run_continues_with_other_code_and_says_so(half_done, tiny_teacher, caplog):
+    distill(make_settings(), tiny_teacher, PROMPTS, half_done.state, half_done.out, code="new")
+    assert "begun with other training code" in caplog.text
+
+
 def test_an_extended_run_equals_a_long_one(uninterrupted, tiny_teacher, folders):
     distill(make_settings(train_kimg=0.04), tiny_teacher, PROMPTS, folders.state, folders.out)
     distill(make_settings(), tiny_teacher, PROMPTS, folders.state, folders.out)
