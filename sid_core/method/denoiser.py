@@ -4,8 +4,9 @@ What the UNet predicts (epsilon or v) is resolved here and known nowhere else. G
 since x_0 is affine in either and the coefficients of the guided sum add to one.
 """
 
-from torch import Tensor, cat, nn
+from torch import Tensor, nn
 
+from .guided_pair import guided_pair
 from .schedule import NoiseSchedule
 
 
@@ -38,9 +39,9 @@ class Denoiser(nn.Module):
             output = self._network(x_t, t, cond)
         else:
             assert uncond is not None, f"guidance_scale={guidance_scale} needs the embedding of the empty prompt"
-            # one batch of 2B: on every device cheaper than two of B
-            both = self._network(cat([x_t, x_t]), cat([t, t]), cat([uncond.expand_as(cond), cond]))
-            output_uncond, output_cond = both.chunk(2)
+            dtype = self.unet.dtype
+            both = guided_pair(self.unet, x_t.to(dtype), t, uncond.expand_as(cond).to(dtype), cond.to(dtype))
+            output_uncond, output_cond = both.float().chunk(2)
             output = output_uncond + guidance_scale * (output_cond - output_uncond)
         return self._x0(output, x_t, t)
 

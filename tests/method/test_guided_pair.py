@@ -1,0 +1,92 @@
+"""The shared prefix of a guided pair gives what two evaluations give, values and gradients, at less than their cost."""
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from sid_core.method.guided_pair import guided_pair, shares_prefix
+
+CROSS, PLAIN = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
+
+
+def unet(down=(CROSS[0], PLAIN[0]), up=(PLAIN[1], CROSS[1]), **more) -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    settings = {
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 2,
+        "norm_num_groups": 4,
+        "cross_attention_dim": 6,
+        "attention_head_dim": 2,
+        "down_block_types": down,
+        "up_block_types": up,
+    }
+    return UNet2DConditionModel(**settings | more)
+
+
+NETWORKS = {
+    "stable-diffusion-1": {},  # attention first, the last down block without; convolutions as projections
+    "stable-diffusion-2": {"use_linear_projection": True, "attention_head_dim": (2, 4)},
+    "middle only": {"down": (PLAIN[0],) * 2, "up": (PLAIN[1],) * 2, "layers_per_block": 1},
+    "two transformer blocks": {"transformer_layers_per_block": 2},
+    "not Stable Diffusion's": {"class_embed_type": "timestep"},
+}
+
+
+@pytest.fixture
+def inputs():
+    g = torch.Generator().manual_seed(1)
+    shapes = (3, 4, 8, 8), (3, 5, 6), (3, 5, 6)
+    return [torch.randn(shape, generator=g) for shape in shapes] + [torch.tensor([20, 400, 979])]
+
+
+def pair_of_evaluations(network, x_t, t, uncond, cond):
+    return torch.cat([network(x_t, t, encoder_hidden_states=text).sample for text in (uncond, cond)])
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "not Stable Diffusion's"])
+def test_values_and_all_gradients_equal_two_evaluations(inputs, name):
+    x_t, uncond, cond, t = inputs
+    network = unet(**NETWORKS[name])
+    assert shares_prefix(network)
+    x_t.requires_grad_()
+    weights = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    results = []
+    for evaluate in (guided_pair, pair_of_evaluations):
+        output = evaluate(network, x_t, t, uncond, cond)
+        gradients = torch.autograd.grad((output * weights).sum(), [x_t, *network.parameters()])
+        results.append((output, *gradients))
+    for shared, separate in zip(*results, strict=True):
+        torch.testing.assert_close(shared, separate, rtol=1e-5, atol=1e-5 * separate.abs().max().item() + 1e-7)
+
+
+def test_sizes_that_do_not_halve_evenly(inputs):
+    _, uncond, cond, t = inputs
+    x_t = torch.randn(3, 4, 7, 9, generator=torch.Generator().manual_seed(3))
+    network = unet()
+    torch.testing.assert_close(
+        guided_pair(network, x_t, t, uncond, cond),
+        pair_of_evaluations(network, x_t, t, uncond, cond),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_other_networks_are_evaluated_whole():
+    assert not shares_prefix(unet(**NETWORKS["not Stable Diffusion's"]))
+    assert not shares_prefix(torch.nn.Linear(1, 1))
+
+
+def flops(evaluate) -> int:
+    with FlopCounterMode(display=False) as counter:
+        evaluate()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(("name", "at_most"), [("stable-diffusion-1", 0.975), ("middle only", 0.8)])
+def test_costs_less_than_two_evaluations(inputs, name, at_most):
+    network, (x_t, uncond, cond, t) = unet(**NETWORKS[name]), inputs
+    shared = flops(lambda: guided_pair(network, x_t, t, uncond, cond))
+    separate = flops(lambda: pair_of_evaluations(network, x_t, t, uncond, cond))
+    assert shared < at_most * separate
