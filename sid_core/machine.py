@@ -13,3 +13,10 @@ def has_gpu() -> bool:
 def put_python_first() -> None:
     """Let `python` in shell commands be the running one, also where its environment is not activated."""
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def device() -> str:
+    """Where networks run: "cuda" where one can be used, else "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
