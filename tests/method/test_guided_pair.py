@@ -84,7 +84,7 @@ def flops(evaluate) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize(("name", "at_most"), [("stable-diffusion-1", 0.975), ("middle only", 0.8)])
+@pytest.mark.parametrize(("name", "at_most"), [("stable-diffusion-1", 0.975), ("middle only", 0.9)])
 def test_costs_less_than_two_evaluations(inputs, name, at_most):
     network, (x_t, uncond, cond, t) = unet(**NETWORKS[name]), inputs
     shared = flops(lambda: guided_pair(network, x_t, t, uncond, cond))
