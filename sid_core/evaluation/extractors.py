@@ -83,11 +83,18 @@ class Clip:
             raise UserError(f"evaluate.clip={setting}: {folder} cannot be loaded by open_clip: {reason}") from None
         self._model = model.eval().requires_grad_(False)  # it comes in training mode
 
-    @torch.inference_mode()
     def images(self, images: Sequence[np.ndarray]) -> Tensor:
         """Embeddings (B, E) float32 of unit length, of images (H, W, 3) uint8."""
-        batch = torch.stack([self._preprocess(Image.fromarray(image)) for image in images])
-        return self._model.encode_image(batch, normalize=True).float()
+        return self.encode([self.prepare(image) for image in images])
+
+    def prepare(self, image: np.ndarray) -> Tensor:
+        """An image (H, W, 3) uint8 as the model takes it, (3, S, S) float32; may be called from several threads."""
+        return self._preprocess(Image.fromarray(image))
+
+    @torch.inference_mode()
+    def encode(self, prepared: Sequence[Tensor]) -> Tensor:
+        """Embeddings (B, E) float32 of unit length, of what `prepare` returned."""
+        return self._model.encode_image(torch.stack(list(prepared)), normalize=True).float()
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:
