@@ -122,20 +122,20 @@ def _generate_baseline(given: argparse.Namespace) -> None:
 def _reference(given: argparse.Namespace) -> None:
     from .evaluation.features import build_reference
 
-    build_reference(config.load_settings(config.EvaluateSettings, given.settings), given.out)
+    build_reference(config.load_settings(config.ReferenceSettings, given.settings), given.out)
 
 
 def _features(given: argparse.Namespace) -> None:
     from .evaluation.features import extract_features
 
-    settings = config.load_settings(config.EvaluateSettings, given.settings)
-    extract_features(settings, given.samples, given.captions, given.reference, given.out)
+    settings = config.load_settings(config.FeatureSettings, given.settings)
+    extract_features(settings, given.samples, given.captions, given.out)
 
 
 def _score(given: argparse.Namespace) -> None:
     from .evaluation.scoring import score
 
-    settings = config.load_settings(config.EvaluateSettings, given.settings)
+    settings = config.load_settings(config.ScoreSettings, given.settings)
     score(settings, given.features, given.reference, given.captions, given.out)
 
 
@@ -201,7 +201,7 @@ STAGES = {
     "generate": (_generate, "samples of a generator", "settings generator teacher captions range out"),
     "generate-baseline": (_generate_baseline, "samples of a baseline", "settings teacher captions range out"),
     "reference": (_reference, "features of the reference images", "settings out"),
-    "features": (_features, "features of a shard of samples", "settings samples captions reference out"),
+    "features": (_features, "features of a shard of samples", "settings samples captions out"),
     "score": (_score, "FID, CLIP score and more, from features", "settings features reference captions out"),
     "compare": (_compare, "table, figures and page of an experiment", "settings results"),
     "tracking-init": (_tracking_init, "make MLflow's database and experiment", "experiment out"),

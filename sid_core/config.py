@@ -173,12 +173,9 @@ class Baselines(Block):
     real: bool = Field(description="a second draw of real images: the floor of the metric")
 
 
-class Evaluate(Block):
-    """A protocol: what is done to the images, which networks look at them, and what they are compared with."""
+class FeatureSettings(Block):
+    """What is done to images, and which networks look at them: all that shapes the features of samples."""
 
-    protocol: Name
-    reference: Literal["embedded"] = Field("embedded", description="where reference images come from")
-    reference_samples: Count = Field(description="reference images")
     feature_network: str = Field(
         "embedded", description="`embedded`, or a folder with config.json and model.safetensors"
     )
@@ -189,6 +186,19 @@ class Evaluate(Block):
         None, description="per-channel float bicubic (clean-fid) to this side; null: as is"
     )
     batch: Count = Field(description="images at once in feature extraction")
+
+
+class ReferenceSettings(FeatureSettings):
+    """The images that samples are compared with: all that shapes their features."""
+
+    reference: Literal["embedded"] = Field("embedded", description="where reference images come from")
+    reference_samples: Count = Field(description="reference images")
+
+
+class Evaluate(ReferenceSettings):
+    """A protocol: how images are seen, what they are compared with, and the formulas of the scores."""
+
+    protocol: Name
     kid_subsets: Count = 100
     kid_subset_size: Count = 1000
     neighbours: Count = Field(3, description="k of precision and recall")
@@ -357,8 +367,8 @@ class PromptsSettings(Block):
     prompts: Prompts
 
 
-class EvaluateSettings(Block):
-    """All that shapes reference, features and scores."""
+class ScoreSettings(Block):
+    """All that shapes a score beside the features it is made from."""
 
     evaluate: Evaluate
     samples: Count
@@ -367,14 +377,14 @@ class EvaluateSettings(Block):
 
 def stage_settings(config: Config) -> dict[str, Block]:
     """Every settings file of the experiment, by its path below results/<experiment>/."""
-    generate = config.generate
-    sampling = Sampling(**{key: getattr(generate, key) for key in Sampling.model_fields})
+    generate, evaluate = config.generate, config.evaluate
+    sampling = _part(Sampling, generate)
     files: dict[str, Block] = {
         "teacher.settings.yaml": config.teacher,
-        "prompts/settings.yaml": PromptsSettings(prompts=config.prompts),
-        "reference/settings.yaml": EvaluateSettings(
-            evaluate=config.evaluate, samples=generate.samples, seed=generate.seed
-        ),
+        "prompts.settings.yaml": PromptsSettings(prompts=config.prompts),
+        "reference/settings.yaml": _part(ReferenceSettings, evaluate),
+        "features.settings.yaml": _part(FeatureSettings, evaluate),
+        "score.settings.yaml": ScoreSettings(evaluate=evaluate, samples=generate.samples, seed=generate.seed),
     }
     for run in runs(config):
         files[f"runs/{run.name}/settings.yaml"] = DistillSettings(run=run, distill=config.distill)
@@ -386,6 +396,11 @@ def stage_settings(config: Config) -> dict[str, Block]:
             baseline=baseline, split=config.prompts.split, sampling=sampling
         )
     return files
+
+
+def _part(kind: type[Block], block: Block) -> Block:
+    """The settings of `kind` that `block`, of a class below it, holds among others."""
+    return kind(**{key: getattr(block, key) for key in kind.model_fields})
 
 
 def dump(settings: Block) -> str:

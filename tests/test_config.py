@@ -150,8 +150,13 @@ def changed_files(**values) -> set[str]:
 @pytest.mark.parametrize(
     ("values", "files"),
     [
-        ({"evaluate__neighbours": 5}, {"reference/settings.yaml"}),
-        ({"generate__samples": 4000}, {"reference/settings.yaml"}),
+        ({"evaluate__neighbours": 5}, {"score.settings.yaml"}),
+        ({"generate__samples": 4000}, {"score.settings.yaml"}),
+        ({"evaluate__reference_samples": 40}, {"reference/settings.yaml", "score.settings.yaml"}),
+        (
+            {"evaluate__clip": "x"},
+            {"features.settings.yaml", "reference/settings.yaml", "score.settings.yaml"},
+        ),
         ({"generate__batch": 100}, {"runs/generate.yaml", "baselines/generate.yaml"}),
         ({"distill__lr": 1e-5}, {"runs/settings.yaml"}),
         ({"distill__t_init": 600}, {"runs/settings.yaml", "runs/generate.yaml"}),

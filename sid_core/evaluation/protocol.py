@@ -12,7 +12,7 @@ from .images import QUANTISE
 from .shards import captions_sha256
 
 if TYPE_CHECKING:
-    from ..config import Evaluate, EvaluateSettings
+    from ..config import FeatureSettings, ScoreSettings
 
 # Raise it when a formula or a step of the code changes a score.
 FORMULAS = 1
@@ -20,20 +20,20 @@ SEED_RULE = "sample i: caption i; torch.Generator().manual_seed(seed + i), float
 KID_SEED = 2020  # torch-fidelity's default
 
 
-def image_record(evaluate: "Evaluate") -> dict:
+def image_record(settings: "FeatureSettings") -> dict:
     """How images become what the networks see."""
     return {
         "quantise": QUANTISE,
-        "image_size": evaluate.image_size,
-        "image_resize": evaluate.image_size and "centre crop, PIL LANCZOS, uint8",
-        "feature_size": evaluate.feature_size,
-        "feature_resize": evaluate.feature_size and "clean-fid: PIL bicubic, float, per channel",
+        "image_size": settings.image_size,
+        "image_resize": settings.image_size and "centre crop, PIL LANCZOS, uint8",
+        "feature_size": settings.feature_size,
+        "feature_resize": settings.feature_size and "clean-fid: PIL bicubic, float, per channel",
         "clip_resize": "open_clip preprocessing of the same image",
     }
 
 
 def protocol_record(
-    settings: "EvaluateSettings", captions: list[str], weights: dict, reference: dict, noise_device: str
+    settings: "ScoreSettings", captions: list[str], weights: dict, reference: dict, noise_device: str
 ) -> dict:
     """The protocol of `settings.samples` samples.
 

@@ -9,17 +9,17 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import read_lines, write_json
-from .features import load_features, reference_record
+from .features import check_captions, load_features, reference_record
 from .frechet import Gaussian, Reference, fid
 from .metrics import check_samples, clip_score, kid, precision_recall
-from .protocol import KID_SEED, differences, protocol_hash, protocol_record
+from .protocol import KID_SEED, differences, image_record, protocol_hash, protocol_record
 from .versions import versions
 
 if TYPE_CHECKING:
-    from ..config import EvaluateSettings
+    from ..config import ScoreSettings
 
 
-def score(settings: "EvaluateSettings", features: Sequence[Path], reference: Path, captions: Path, out: Path) -> None:
+def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, captions: Path, out: Path) -> None:
     """Write score.json of a run or baseline from all of its feature shards.
 
     Raises:
@@ -33,7 +33,11 @@ def score(settings: "EvaluateSettings", features: Sequence[Path], reference: Pat
     records = [record for _, record in parts]
     samples = [sample for record in records for sample in record["samples"]]
     check_samples(samples, settings.samples)
-    protocol = _common_protocol(settings, features, records, reference, captions)
+    lines = read_lines(captions, "caption")
+    _check_origin(settings, features, records, lines)
+    weights = records[0]["weights"]
+    compared_with = reference_record(reference, weights["features"], evaluate)
+    protocol = protocol_record(settings, lines, weights, compared_with, records[0]["noise_device"])
     tensors = _in_order([tensors for tensors, _ in parts])
     reference_features = load_features(reference)[0]["features"]
 
@@ -61,31 +65,32 @@ def score(settings: "EvaluateSettings", features: Sequence[Path], reference: Pat
             "generator_sha256": records[0]["generator_sha256"],
             "protocol": protocol,
             "protocol_hash": protocol_hash(protocol),
-            "weights": protocol["weights"],
+            "weights": weights,
             "versions": versions(),
         },
     )
 
 
-def _common_protocol(
-    settings: "EvaluateSettings", features: Sequence[Path], records: list[dict], reference: Path, captions: Path
-) -> dict:
-    """The protocol of these settings, which every shard must have been made under; so must one generator."""
-    lines = read_lines(captions, "caption")
-    made = records[0]["protocol"]
-    compared_with = reference_record(reference, made["weights"]["features"], settings.evaluate)
-    expected = protocol_record(settings, lines, made["weights"], compared_with, made["noise_device"])
+def _check_origin(settings: "ScoreSettings", features: Sequence[Path], records: list[dict], lines: list[str]) -> None:
+    """Every shard was made as these settings say, and all of them alike: by one generator, seen by the same networks.
+
+    Raises:
+        UserError: names the shard, what it was made with and what was expected.
+    """
+    same = ("weights", "noise_device", "generator_sha256", "nfe")
+    expected = {
+        "seed": settings.seed,
+        "images": image_record(settings.evaluate),
+        "caption_prefix": settings.evaluate.caption_prefix,
+    } | {key: records[0][key] for key in same}
     for path, record in zip(features, records, strict=True):
-        if record["protocol_hash"] != protocol_hash(expected):
-            raise UserError(
-                f"{path}: made under another protocol ({differences(expected, record['protocol'])}); extract it again"
-            )
-        if record["generator_sha256"] != records[0]["generator_sha256"]:
-            raise UserError(f"{path}: from another generator than {features[0]}; generate the samples again")
-    return expected
+        apart = differences(expected, {key: record[key] for key in expected})
+        if apart:
+            raise UserError(f"{path}: made otherwise than expected ({apart}); delete it and run again")
+        check_captions(path, record, lines)
 
 
-def _check_counts(settings: "EvaluateSettings") -> None:
+def _check_counts(settings: "ScoreSettings") -> None:
     """Enough samples for every formula; `fid` also looks at quarters of the set."""
     groups, samples = settings.evaluate.jackknife_groups, settings.samples
     if samples < 8:

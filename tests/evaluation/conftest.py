@@ -7,7 +7,7 @@ import pytest
 import torch
 from small import CAPTIONS, SAMPLES
 
-from sid_core.config import Evaluate, EvaluateSettings
+from sid_core.config import Evaluate, ScoreSettings
 
 
 @pytest.fixture(scope="session")
@@ -74,9 +74,9 @@ def networks(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def evaluate_settings(networks):
-    """Settings for the tiny networks: 16 x 16 images, enlarged to 24 x 24 for the features."""
+    """Settings of a score for the tiny networks: 16 x 16 images, enlarged to 24 x 24; `.evaluate` is what features need."""
 
-    def make(samples: int = SAMPLES, seed: int = 0, **changes) -> EvaluateSettings:
+    def make(samples: int = SAMPLES, seed: int = 0, **changes) -> ScoreSettings:
         values = {
             "protocol": "tiny",
             "reference_samples": 30,
@@ -88,6 +88,6 @@ def evaluate_settings(networks):
             "jackknife_groups": 5,
             "bootstrap": 20,
         }
-        return EvaluateSettings(evaluate=Evaluate(**(values | networks | changes)), samples=samples, seed=seed)
+        return ScoreSettings(evaluate=Evaluate(**(values | networks | changes)), samples=samples, seed=seed)
 
     return make

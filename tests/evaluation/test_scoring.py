@@ -25,13 +25,13 @@ def made(tmp_path_factory, tiny_generator, tiny_teacher, captions, evaluate_sett
     """Two shards of samples, their features, the reference."""
     folder = tmp_path_factory.mktemp("made")
     reference = folder / "reference" / "features.safetensors"
-    build_reference(evaluate_settings(), reference)
+    build_reference(evaluate_settings().evaluate, reference)
     samples, features = [], []
     for name, span in (("00000", (0, 13)), ("00001", (13, SAMPLES))):
         samples.append(folder / "samples" / f"{name}.tar")
         features.append(folder / "features" / f"{name}.safetensors")
         generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, *span, samples[-1])
-        extract_features(evaluate_settings(), samples[-1], captions, reference, features[-1])
+        extract_features(evaluate_settings().evaluate, samples[-1], captions, features[-1])
     return SimpleNamespace(reference=reference, samples=samples, features=features, captions=captions)
 
 
@@ -68,7 +68,7 @@ def test_one_shard_or_two_is_the_same_score(
 ):
     generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, 0, SAMPLES, tmp_path / "00000.tar")
     features = tmp_path / "00000.safetensors"
-    extract_features(evaluate_settings(), tmp_path / "00000.tar", captions, made.reference, features)
+    extract_features(evaluate_settings().evaluate, tmp_path / "00000.tar", captions, features)
     score(evaluate_settings(), [features], made.reference, captions, tmp_path / "again.json")
     again = read_json(tmp_path / "again.json")
     assert again["protocol_hash"] == scored["protocol_hash"]
@@ -109,7 +109,7 @@ def test_open_clips_preprocessing_is_pils_bicubic_bit_for_bit():
 
 def test_the_prefix_goes_before_the_caption(made, networks, evaluate_settings, tmp_path):
     out = tmp_path / "00000.safetensors"
-    extract_features(evaluate_settings(caption_prefix="so "), made.samples[0], made.captions, made.reference, out)
+    extract_features(evaluate_settings(caption_prefix="so ").evaluate, made.samples[0], made.captions, out)
     expected = Clip(networks["clip"]).texts([f"so {caption}" for caption in CAPTIONS[:13]])
     assert torch.allclose(load_file(out)["clip_text"], expected, atol=1e-6)
 
@@ -119,12 +119,20 @@ def test_real_images_score_better_than_a_random_generator(
 ):
     generate_baseline(baseline_settings("real"), tiny_teacher, scene_captions, 0, SAMPLES, tmp_path / "real.tar")
     features = tmp_path / "real.safetensors"
-    extract_features(evaluate_settings(), tmp_path / "real.tar", scene_captions, made.reference, features)
+    extract_features(evaluate_settings().evaluate, tmp_path / "real.tar", scene_captions, features)
     score(evaluate_settings(), [features], made.reference, scene_captions, tmp_path / "score.json")
     real = read_json(tmp_path / "score.json")
     assert real["fid"] < scored["fid"] / 2
     assert real["generator_sha256"] is None
     assert real["protocol_hash"] != scored["protocol_hash"], "other captions are another protocol"
+
+
+def test_other_formulas_need_no_other_features(made, scored, evaluate_settings, tmp_path):
+    settings = evaluate_settings(kid_subsets=5, neighbours=2)
+    score(settings, made.features, made.reference, made.captions, tmp_path / "again.json")
+    again = read_json(tmp_path / "again.json")
+    assert again["fid"] == scored["fid"]
+    assert again["protocol_hash"] != scored["protocol_hash"]
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -161,37 +169,53 @@ def test_truncated_features_are_named(made, evaluate_settings, tmp_path):
         score(evaluate_settings(), [path], made.reference, made.captions, tmp_path / "score.json")
 
 
-def test_features_of_another_protocol_are_refused(made, evaluate_settings, tmp_path):
-    with pytest.raises(UserError, match=r"00000\.safetensors: made under another protocol \(kid\.subsets: 5, 4\)"):
-        score(evaluate_settings(kid_subsets=5), made.features, made.reference, made.captions, tmp_path / "score.json")
+def test_features_seen_otherwise_are_refused(made, evaluate_settings, tmp_path):
+    settings = evaluate_settings(caption_prefix="so ")
+    with pytest.raises(UserError, match=r"00000\.safetensors: made otherwise than expected \(caption_prefix: so , \)"):
+        score(settings, made.features, made.reference, made.captions, tmp_path / "score.json")
+
+
+def test_shards_of_different_networks_are_refused(made, evaluate_settings, tmp_path):
+    other = tmp_path / "00001.safetensors"
+    other.write_bytes(made.features[1].read_bytes())
+    record = read_json(sidecar(made.features[1]))["record"]
+    write_sidecar(other, record | {"weights": record["weights"] | {"clip": "c" * 64}})
+    features = [made.features[0], other]
+    with pytest.raises(UserError, match=r"00001\.safetensors: made otherwise than expected \(weights\.clip: "):
+        score(evaluate_settings(), features, made.reference, made.captions, tmp_path / "score.json")
 
 
 def test_one_image_is_refused(made, evaluate_settings, tmp_path):
     reference = tmp_path / "features.safetensors"
     with pytest.raises(UserError, match=r"reference_samples=1"):
-        build_reference(evaluate_settings(reference_samples=1), reference)
+        build_reference(evaluate_settings(reference_samples=1).evaluate, reference)
     assert not reference.exists()
 
 
 def test_samples_of_other_seeds_or_captions_are_refused(made, evaluate_settings, tmp_path):
-    out = tmp_path / "00000.safetensors"
-    with pytest.raises(UserError, match=r"00000\.tar: made with seed 0, the settings say seed=3"):
-        extract_features(evaluate_settings(seed=3), made.samples[0], made.captions, made.reference, out)
+    out = tmp_path / "score.json"
+    with pytest.raises(UserError, match=r"00000\.safetensors: made otherwise than expected \(seed: 3, 0\)"):
+        score(evaluate_settings(seed=3), made.features, made.reference, made.captions, out)
     shifted = tmp_path / "captions.txt"
     shifted.write_text("\n".join(["one more", *CAPTIONS]), encoding="utf-8")
+    with pytest.raises(UserError, match=r"00000\.safetensors: made from other captions than lines 1–13"):
+        score(evaluate_settings(), made.features, made.reference, shifted, out)
     with pytest.raises(UserError, match=r"00000\.tar: made from other captions than lines 1–13"):
-        extract_features(evaluate_settings(), made.samples[0], shifted, made.reference, out)
+        extract_features(evaluate_settings().evaluate, made.samples[0], shifted, tmp_path / "00000.safetensors")
 
 
 def test_a_reference_of_another_network_is_refused(made, evaluate_settings, tmp_path):
-    settings = evaluate_settings(image_size=None, feature_size=24)
+    other = tmp_path / "features.safetensors"
+    build_reference(evaluate_settings(image_size=12).evaluate, other)
     with pytest.raises(UserError, match=r"features\.safetensors: made with another feature network or image size"):
-        extract_features(settings, made.samples[0], made.captions, made.reference, tmp_path / "x.safetensors")
+        score(evaluate_settings(), made.features, other, made.captions, tmp_path / "score.json")
 
 
 def test_networks_that_are_missing_are_named(evaluate_settings, networks, tmp_path):
     with pytest.raises(UserError, match=r"evaluate\.feature_network=.*nowhere.*no file .*config\.json"):
-        build_reference(evaluate_settings(feature_network=str(tmp_path / "nowhere")), tmp_path / "x.safetensors")
+        build_reference(
+            evaluate_settings(feature_network=str(tmp_path / "nowhere")).evaluate, tmp_path / "x.safetensors"
+        )
     with pytest.raises(UserError, match=r"evaluate\.clip=.*open_clip_config\.json"):
         Clip(str(tmp_path / "nowhere"))
 
@@ -208,4 +232,4 @@ def test_clip_without_its_weights_is_refused(networks, tmp_path):
 
 def test_images_of_a_size_the_network_does_not_take_are_refused(evaluate_settings, tmp_path):
     with pytest.raises(UserError, match=r"feature_size: .*24 x 24.*16 x 16; set feature_size: 24"):
-        build_reference(evaluate_settings(feature_size=None), tmp_path / "x.safetensors")
+        build_reference(evaluate_settings(feature_size=None).evaluate, tmp_path / "x.safetensors")

@@ -18,11 +18,8 @@ RESULTS = f"results/{CONFIG.experiment}"
 RUNS = [run.name for run in runs(CONFIG)]
 BASELINES = [baseline.name for baseline in baselines(CONFIG)]
 SHARDS = shards(CONFIG)
-# Text of every settings file, by its path. The prompts stage replaces its folder whole, so its settings lie beside it
-SETTINGS = {
-    name.replace("prompts/settings", "prompts.settings"): dump(settings)
-    for name, settings in stage_settings(CONFIG).items()
-} | {"config.yaml": dump(CONFIG)}
+# text of every settings file, by its path
+SETTINGS = {name: dump(settings) for name, settings in stage_settings(CONFIG).items()} | {"config.yaml": dump(CONFIG)}
 # so that on a machine with a GPU one job has it at a time (profile: gpu: 1), and without one two jobs run side by side
 GPU = int(has_gpu())
 

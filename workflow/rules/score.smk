@@ -28,11 +28,10 @@ rule reference:
 
 rule features:
     input:
-        settings=rules.reference.input.settings,
+        settings=f"{RESULTS}/features.settings.yaml",
         samples=f"{RESULTS}/{{kind}}/{{name}}/samples/{{shard}}.tar",
         record=f"{RESULTS}/{{kind}}/{{name}}/samples/{{shard}}.json",
         captions=rules.prompts.output.evaluation,
-        reference=rules.reference.output.features,
     output:
         features=f"{RESULTS}/{{kind}}/{{name}}/features/{{shard}}.safetensors",
         record=f"{RESULTS}/{{kind}}/{{name}}/features/{{shard}}.json",
@@ -54,13 +53,13 @@ rule features:
         "features of {wildcards.name}, shard {wildcards.shard}"
     shell:
         "python -m sid_core features --settings {input.settings} --samples {input.samples}"
-        " --captions {input.captions} --reference {input.reference} --out {output.features}"
+        " --captions {input.captions} --out {output.features}"
         " --threads {threads} > {log} 2>&1"
 
 
 rule score:
     input:
-        settings=rules.reference.input.settings,
+        settings=f"{RESULTS}/score.settings.yaml",
         features=expand(rules.features.output.features, shard=SHARDS, allow_missing=True),
         records=expand(rules.features.output.record, shard=SHARDS, allow_missing=True),
         captions=rules.prompts.output.evaluation,
