@@ -75,11 +75,12 @@ def _teacher(given: argparse.Namespace) -> None:
 def _prompts(given: argparse.Namespace) -> None:
     from .models.prompts import prepare_prompts
 
-    prepare_prompts(config.load_settings(config.PromptsSettings, given.settings), given.out)
+    prepare_prompts(config.load_settings(config.PromptsSettings, given.settings), given.out, given.teacher)
 
 
 def _distill(given: argparse.Namespace) -> None:
-    from .files import read_lines, verify_manifest
+    from .files import verify_manifest
+    from .models.prompts import training_prompts
     from .models.vae import ImageCodec
     from .preview import write_grid
     from .sources import stage_digest
@@ -88,7 +89,7 @@ def _distill(given: argparse.Namespace) -> None:
 
     settings = config.load_settings(config.DistillSettings, given.settings)
     verify_manifest(given.prompts.parent)
-    prompts = read_lines(given.prompts, "caption")
+    prompts = training_prompts(given.prompts)
     codec = ImageCodec.from_directory(given.teacher)
 
     def draw(nimg: int, latents) -> None:
@@ -229,3 +230,4 @@ def _parser() -> argparse.ArgumentParser:
     named["sample"].add_argument("--teacher", type=Path, help="default: the teacher beside the generator's runs/")
     named["shapes-assets"].add_argument("--smallest", action="store_true", help="a minute's worth: loadable, not good")
     return parser
+    named["prompts"].add_argument("--teacher", type=Path, help="counts tokens with its tokenizer")

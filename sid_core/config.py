@@ -75,12 +75,23 @@ class ExtraRun(Block):
         return self
 
 
-class Prompts(Block):
-    """Captions: `embedded` draws them with the scenes; `file` reads one a line."""
+COCO2014_30K = "coco2014-30k"  # the 30,000 captions of the published evaluation, which ship with sid_core
 
-    source: Literal["embedded", "file"] = "embedded"
-    train: Count | str = Field(20_000, description="number of training captions (embedded) or a text file (file)")
-    evaluation: Count | str = Field(5_000, description="number of evaluation captions (embedded) or a text file (file)")
+
+class Prompts(Block):
+    """Captions: `embedded` draws them with the scenes, `file` reads them, `hub` reads them from a repository's file."""
+
+    source: Literal["embedded", "file", "hub"] = "embedded"
+    train: Count | str = Field(
+        20_000, description="captions to distil with: a number (embedded), a path (file) or a file of `repo` (hub)"
+    )
+    evaluation: Count | str = Field(
+        5_000, description="captions to score with: a number (embedded), else a path or coco2014-30k"
+    )
+    column: str | None = Field(None, description="of a .csv or .parquet file: the one that holds the captions")
+    member: str | None = Field(None, description="of a .tar: the file that holds the training captions")
+    repo: str | None = Field(None, description="the hub's repository, for source: hub")
+    revision: str | None = Field(None, description="its commit; null: what `main` is on the day")
     split: Literal["evaluation", "validation"] = Field(
         "evaluation",
         description="which captions and noise are scored; choose settings on `validation`, report on `evaluation`",
@@ -90,9 +101,13 @@ class Prompts(Block):
     def _kinds_agree(self) -> "Prompts":
         for key in ("train", "evaluation"):
             value = getattr(self, key)
-            if isinstance(value, str) != (self.source == "file"):
-                expected = "the path of a text file" if self.source == "file" else "a number of captions"
+            if isinstance(value, str) != (self.source != "embedded"):
+                expected = "a number of captions" if self.source == "embedded" else "a caption file"
                 raise ValueError(f"{key}={value!r}: expected {expected} with source: {self.source}")
+        if (self.source == "hub") != (self.repo is not None) or (self.revision is not None and self.repo is None):
+            raise ValueError("repo, revision: give the repository with source: hub, and only there")
+        if self.source == "embedded" and (self.column is not None or self.member is not None):
+            raise ValueError("column, member: belong to source: file and source: hub")
         return self
 
 
@@ -240,9 +255,10 @@ class Config(Block):
                 )
         if not names:
             raise ValueError("nothing to distil: give guidance_scales or extra_runs")
-        if isinstance(self.prompts.evaluation, int) and self.prompts.evaluation < self.generate.samples:
+        captions = 30_000 if self.prompts.evaluation == COCO2014_30K else self.prompts.evaluation
+        if isinstance(captions, int) and captions < self.generate.samples:
             raise ValueError(
-                f"generate.samples={self.generate.samples}: only prompts.evaluation={self.prompts.evaluation} captions; lower one or raise the other"
+                f"generate.samples={self.generate.samples}: only prompts.evaluation={captions} captions; lower one or raise the other"
             )
         if (self.baselines.vae or self.baselines.real) and self.prompts.source != "embedded":
             raise ValueError(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from .config import Config
+from .config import COCO2014_30K, Config
 from .errors import UserError
 from .files import code_digest, digest, sha256_file
 from .shapes import ASSETS
@@ -33,10 +33,12 @@ def data_digests(config: Config) -> dict[str, str]:
         UserError: a path does not exist; the message names its key. It costs seconds to find out here, hours later on.
     """
     teacher, prompts, evaluate = config.teacher, config.prompts, config.evaluate
-    files = {"prompts.train": prompts.train, "prompts.evaluation": prompts.evaluation}
+    files = {"prompts.train": prompts.train} if prompts.source == "file" else {}
+    if isinstance(prompts.evaluation, str) and prompts.evaluation != COCO2014_30K:
+        files["prompts.evaluation"] = prompts.evaluation
     return {
         "teacher": _data_digest("teacher.path", teacher.path or ASSETS / "teacher"),
-        "prompts": "" if prompts.source == "embedded" else digest([_data_digest(k, v) for k, v in files.items()]),
+        "prompts": digest([_data_digest(key, path) for key, path in files.items()]),
         "evaluate": digest(
             [
                 _data_digest(f"evaluate.{key}", ASSETS / folder if value == "embedded" else value)

@@ -1,34 +1,212 @@
-"""Prompt files of an experiment: one caption a line, from the embedded scenes or from the user's own text."""
+"""Prompt files of an experiment: one caption a line, from the embedded scenes, a file, or a file of a hub repository.
 
+10 million training captions stream through: what is remembered of each is 8 bytes.
+"""
+
+import logging
+import random
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from .. import hub
+from ..config import COCO2014_30K
 from ..errors import UserError
-from ..files import atomic_path, digest, read_lines, write_json, write_manifest
+from ..files import atomic_path, read_json, sha256_file, write_json, write_manifest
 from ..shapes import scenes
+from .captions import LineFile, read_captions
 
 if TYPE_CHECKING:
-    from ..config import PromptsSettings
+    from ..config import Prompts, PromptsSettings
+
+log = logging.getLogger(__name__)
+
+COCO_CAPTIONS = Path(__file__).parents[1] / "data" / "coco2014_captions_30k.txt"
+COCO_SHA256 = "edabd2a556026cbf5d36a5fffa35ad43d7ba71b72f6d640b727c1edefb7f1945"
+TOKEN_SAMPLE = 100_000  # captions whose tokens are counted
 
 
-def prepare_prompts(settings: "PromptsSettings", out: Path) -> None:
-    """Write `out`/train.txt, `out`/evaluation.txt, report.json (counts, duplicates, overlap) and a manifest, all or nothing."""
+def prepare_prompts(settings: "PromptsSettings", out: Path, teacher: Path | None = None) -> None:
+    """Write `out`/train.txt, `out`/evaluation.txt, report.json (counts, tokens, overlap) and a manifest, all or nothing.
+
+    Captions are stripped, their case is kept. A blank line is skipped (and counted) where captions are drawn at random, and
+    refused among the evaluation captions, where it would shift the numbering.
+
+    Args:
+        teacher: a prepared teacher, whose tokenizer counts tokens; None: they are not counted.
+
+    Raises:
+        UserError: a file is missing, empty, damaged, not UTF-8 or not of captions; the hub does not give it.
+    """
     prompts = settings.prompts
-    if prompts.source == "embedded":
-        train, evaluation = scenes.draw("train", prompts.train)[1], scenes.draw(prompts.split, prompts.evaluation)[1]
-    else:
-        train, evaluation = read_lines(prompts.train, "caption"), read_lines(prompts.evaluation, "caption")
-    for name, captions in (("train", train), ("evaluation", evaluation)):
-        if any("\n" in caption or "\r" in caption for caption in captions):
-            raise UserError(f"prompts.{name}: a caption holds a line break; expected one caption a line")
     with atomic_path(out) as folder:
         folder.mkdir()
-        (folder / "train.txt").write_text("\n".join(train) + "\n", encoding="utf-8")
-        (folder / "evaluation.txt").write_text("\n".join(evaluation) + "\n", encoding="utf-8")
-        overlap = len(set(train) & set(evaluation))
+        evaluation = _Written(folder / "evaluation.txt")
+        evaluation.write(_evaluation_captions(prompts), f"prompts.evaluation={prompts.evaluation}", blanks=False)
+        train, overlap = _Written(folder / "train.txt"), _Overlap(folder / "evaluation.txt")
+        captions, origin = _train_captions(prompts)
+        train.write(overlap.watch(captions), f"prompts.train={prompts.train}", blanks=True)
         report = {
-            name: {"captions": len(captions), "distinct": len(set(captions)), "sha256": digest(captions)}
-            for name, captions in (("train", train), ("evaluation", evaluation))
+            "source": {"kind": prompts.source, "file": prompts.train, **origin},
+            "train": train.report(teacher),
+            "evaluation": evaluation.report(teacher),
+            "overlap": overlap.report(),
         }
-        write_json(folder / "report.json", report | {"distinct_evaluation_captions_in_train": overlap})
+        write_json(folder / "report.json", report)
         write_manifest(folder)
+    _tell(report, embedded=prompts.source == "embedded")
+
+
+def training_prompts(path: Path) -> LineFile:
+    """The training captions that the prompts stage wrote, by index, with the hash their manifest records."""
+    return LineFile(path, read_json(Path(path).parent / "manifest.json")["files"][Path(path).name]["sha256"])
+
+
+# --- where captions come from ------------------------------------------------------------------------------------------
+
+
+def _train_captions(prompts: "Prompts") -> tuple[Iterator[tuple[str, str]], dict[str, object]]:
+    """(place, caption) of the training captions, and where they come from."""
+    if prompts.source == "embedded":
+        return _numbered(scenes.draw("train", prompts.train)[1]), {}
+    if prompts.source == "file":
+        return read_captions(Path(prompts.train), prompts.column, prompts.member), {}
+    repository = hub.find(prompts.repo, prompts.revision or "main", ("prompts.repo", "prompts.revision"))
+    origin = {"repo": prompts.repo, "commit": repository.commit}
+    return read_captions(repository.fetch(prompts.train), prompts.column, prompts.member), origin
+
+
+def _evaluation_captions(prompts: "Prompts") -> Iterator[tuple[str, str]]:
+    if prompts.source == "embedded":
+        return _numbered(scenes.draw(prompts.split, prompts.evaluation)[1])
+    if prompts.evaluation != COCO2014_30K:
+        return read_captions(Path(prompts.evaluation), prompts.column)
+    if sha256_file(COCO_CAPTIONS) != COCO_SHA256:
+        raise UserError(f"{COCO_CAPTIONS}: not the published captions (sha256 {COCO_SHA256}); install sid_core again")
+    return read_captions(COCO_CAPTIONS)
+
+
+def _numbered(captions: Sequence[str]) -> Iterator[tuple[str, str]]:
+    return ((f"caption {number}", caption) for number, caption in enumerate(captions, 1))
+
+
+# --- writing and counting ----------------------------------------------------------------------------------------------
+
+
+class _Written:
+    """A caption file being written, and what is known of its lines: a 64-bit hash of each, to count duplicates.
+
+    Two of 10 million captions share a hash by chance once in 400,000 files, which would make `distinct` one too small.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self._hashes, self.blanks = path, array("q"), 0
+
+    def write(self, captions: Iterable[tuple[str, str]], source: str, blanks: bool) -> None:
+        """Write captions, one a line; `blanks`: whether empty ones are left out or refused."""
+        with open(self.path, "w", encoding="utf-8", newline="\n") as file:
+            for place, caption in captions:
+                if caption:
+                    self._hashes.append(hash(caption))
+                    file.write(caption + "\n")
+                elif blanks:
+                    self.blanks += 1
+                else:
+                    raise UserError(f"{source}, {place}: blank; expected one caption a line")
+        if not self._hashes:
+            raise UserError(f"{source}: empty; expected one caption a line")
+
+    def report(self, teacher: Path | None) -> dict[str, object]:
+        """Counts, and lengths in tokens of a sample."""
+        hashes = np.frombuffer(self._hashes, np.int64)
+        hashes.sort()
+        distinct = 1 + int(np.count_nonzero(hashes[1:] != hashes[:-1]))
+        counts = {"captions": len(hashes), "distinct": distinct, "duplicates": len(hashes) - distinct}
+        return counts | {"blank_lines": self.blanks, "tokens": token_lengths(self.path, teacher) if teacher else None}
+
+
+class _Overlap:
+    """Which evaluation captions occur among the training captions, exactly and up to case, spaces and final punctuation."""
+
+    def __init__(self, evaluation: Path):
+        self._exact = set(evaluation.read_text(encoding="utf-8").split("\n")[:-1])
+        self._normalised = {normalised(caption) for caption in self._exact}
+        self._found: dict[str, set[str]] = {"exact": set(), "normalised": set()}
+        self._training = 0
+
+    def watch(self, captions: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+        """Pass training captions on, looking at each."""
+        exact, known, found = self._exact, self._normalised, self._found
+        for pair in captions:
+            key = normalised(pair[1])
+            if key in known:
+                found["normalised"].add(key)
+                self._training += 1
+                if pair[1] in exact:
+                    found["exact"].add(pair[1])
+            yield pair
+
+    def report(self) -> dict[str, int]:
+        """Distinct evaluation captions that training sees, exactly or normalised, and how many training captions they make."""
+        return {
+            "exact": len(self._found["exact"]),
+            "normalised": len(self._found["normalised"]),
+            "training_captions": self._training,
+        }
+
+
+def normalised(caption: str) -> str:
+    """A caption up to case, runs of white space and final punctuation."""
+    return " ".join(caption.casefold().split()).rstrip(" .,;:!?")
+
+
+def token_lengths(path: Path, teacher: Path) -> dict[str, object]:
+    """Lengths in tokens, with start and end token, of up to 100,000 captions drawn from a file with a fixed seed."""
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(Path(teacher) / "tokenizer")
+    captions = LineFile(path, "")
+    chosen = sorted(random.Random(0).sample(range(len(captions)), min(TOKEN_SAMPLE, len(captions))))
+    lengths = []
+    for first in range(0, len(chosen), 1000):
+        texts = [captions[i] for i in chosen[first : first + 1000]]
+        lengths += [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False).input_ids]
+    return {
+        "sample": len(lengths),
+        "min": min(lengths),
+        "mean": sum(lengths) / len(lengths),
+        "max": max(lengths),
+        "limit": tokenizer.model_max_length,
+        "truncated": sum(length > tokenizer.model_max_length for length in lengths),
+    }
+
+
+def _tell(report: dict, embedded: bool) -> None:
+    """The report in lines; an overlap with the evaluation captions is a warning, unless both are drawn from one grammar."""
+    train, evaluation, overlap = report["train"], report["evaluation"], report["overlap"]
+    log.info(
+        "training captions: %s, %s of them distinct; blank lines left out: %s",
+        *(f"{train[key]:,}" for key in ("captions", "distinct", "blank_lines")),
+    )
+    if tokens := train["tokens"]:
+        log.info(
+            "tokens a caption: %d to %d, %.1f on average; %.2f %% are cut at %d",
+            *(tokens[key] for key in ("min", "max", "mean")),
+            100 * tokens["truncated"] / tokens["sample"],
+            tokens["limit"],
+        )
+    seen = f"{overlap['normalised']:,} of {evaluation['distinct']:,} distinct evaluation captions"
+    if embedded:
+        log.info("%s are also trained on, as intended: both are drawn from one grammar", seen)
+    elif overlap["normalised"]:
+        log.warning(
+            "%s are also trained on (%s of them to the letter, the others up to case, spaces and final punctuation): "
+            "scores on them are not zero-shot; take them out of prompts.train",
+            seen,
+            f"{overlap['exact']:,}",
+        )
+    else:
+        log.info("no evaluation caption is trained on")

@@ -1,5 +1,6 @@
 """Prompts to embeddings, as Stable Diffusion does it: the CLIP text model's last hidden state of every token."""
 
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,12 +57,10 @@ class PromptSet:
     def __init__(self, encoder: TextEncoder, prompts: Sequence[str], cache_size: int):
         self.encoder, self.prompts = encoder, prompts
         self.empty = encoder.empty()  # (1, L, D)
-        distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
         self._table = None
-        if len(distinct) <= cache_size:
-            texts = list(distinct)
+        if (rows := _distinct(prompts, cache_size)) is not None:
+            texts, self._row = rows
             self._table = torch.cat([encoder.encode(texts[i : i + CHUNK]) for i in range(0, len(texts), CHUNK)])
-            self._row = torch.tensor([distinct[prompt] for prompt in prompts])
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -75,3 +74,14 @@ class PromptSet:
         if dropped is not None:
             cond = torch.where(dropped.view(-1, 1, 1).to(cond.device), self.empty, cond)
         return cond
+
+
+def _distinct(prompts: Sequence[str], most: int) -> tuple[list[str], Tensor] | None:
+    """The distinct prompts in order, and for each prompt which one it is; None as soon as there are more than `most`."""
+    rows: dict[str, int] = {}
+    which = array("q")
+    for prompt in prompts:
+        which.append(rows.setdefault(prompt, len(rows)))
+        if len(rows) > most:
+            return None
+    return list(rows), torch.tensor(which)

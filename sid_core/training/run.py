@@ -10,7 +10,7 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,7 +58,7 @@ class Interrupted(Exception):
 def distill(
     settings: "DistillSettings",
     teacher: Path,
-    prompts: list[str],
+    prompts: Sequence[str],
     state: Path,
     out: Path,
     on_samples: Callable[[int, Tensor], None] | None = None,
@@ -206,7 +206,7 @@ def _truncate_log(path: Path, nimg: int) -> float:
 # --- whose state is it -----------------------------------------------------------------------------------------------
 
 
-def _claim_state(state: Path, settings: "DistillSettings", teacher_sha256: str, prompts: list[str], code: str) -> None:
+def _claim_state(state: Path, settings: "DistillSettings", teacher_sha256: str, prompts: Sequence[str], code: str) -> None:
     """Make `state` this run's, or refuse it: what an unfinished run of other settings has computed is never thrown away."""
     identity = _identity(settings, teacher_sha256, prompts)
     path, mark = state / "identity.json", state / "ended.json"
@@ -234,7 +234,7 @@ def _iterations(distill: "Distill") -> int:
     return -(-int(1000 * distill.train_kimg) // distill.batch)
 
 
-def _identity(settings: "DistillSettings", teacher_sha256: str, prompts: list[str]) -> dict[str, object]:
+def _identity(settings: "DistillSettings", teacher_sha256: str, prompts: Sequence[str]) -> dict[str, object]:
     """All that the weights depend on, flat. With a decaying learning rate the length of the run is part of it."""
     distill = settings.distill.model_dump()
     free = [key for key in FREE if key != "train_kimg" or distill["lr_final"] is None]
@@ -242,7 +242,8 @@ def _identity(settings: "DistillSettings", teacher_sha256: str, prompts: list[st
         **{f"run.{key}": value for key, value in settings.run.model_dump().items() if key not in ("name", "strategy")},
         **{f"distill.{key}": value for key, value in distill.items() if key not in free},
         "teacher": teacher_sha256[:16],
-        "prompts": digest(prompts)[:16],
+        # 10 million prompts take long to digest: a sequence that knows the hash of its file is known by that
+        "prompts": (getattr(prompts, "sha256", None) or digest(prompts))[:16],
     }
 
 

@@ -1,43 +1,157 @@
-"""Prompt files: good text, bad text."""
+"""Prompt files: good text, bad text, tables, archives, a hub; and lines of a file by index."""
 
+import gzip
+import hashlib
+import io
+import logging
+import tarfile
+
+import pandas
 import pytest
 
-from sid_core.config import Prompts, PromptsSettings
+from sid_core import hub
+from sid_core.config import COCO2014_30K, Prompts, PromptsSettings
 from sid_core.errors import UserError
 from sid_core.files import read_json, read_lines, verify_manifest
-from sid_core.models.prompts import prepare_prompts
+from sid_core.models.captions import LineFile
+from sid_core.models.prompts import COCO_CAPTIONS, COCO_SHA256, normalised, prepare_prompts, training_prompts
+
+FOUR = ["A Dog", "Été", "a cat", "Été"]
 
 
-def prepare(tmp_path, train: bytes, evaluation: bytes = b"a cat\n"):
-    (tmp_path / "train").write_bytes(train)
+def prepare(tmp_path, train: bytes, evaluation: bytes = b"a cat\n", name: str = "train", **settings):
+    (tmp_path / name).write_bytes(train)
     (tmp_path / "eval").write_bytes(evaluation)
-    prompts = Prompts(source="file", train=str(tmp_path / "train"), evaluation=str(tmp_path / "eval"))
+    prompts = Prompts(source="file", train=str(tmp_path / name), evaluation=str(tmp_path / "eval"), **settings)
     prepare_prompts(PromptsSettings(prompts=prompts), tmp_path / "out")
     return tmp_path / "out"
 
 
-def test_case_is_kept_and_overlap_reported(tmp_path):
-    out = prepare(tmp_path, "A Dog \nÉté\r\na cat\nÉté".encode(), b"a cat\nA DOG\n")
-    verify_manifest(out)
-    assert read_lines(out / "train.txt", "caption") == ["A Dog", "Été", "a cat", "Été"]
-    report = read_json(out / "report.json")
-    assert (report["train"]["captions"], report["train"]["distinct"]) == (4, 3)
-    assert report["distinct_evaluation_captions_in_train"] == 1
+def table(captions: list[str | None], write: str) -> bytes:
+    """A table with a column of captions and another, by pandas' method `write`."""
+    buffer = io.BytesIO()
+    getattr(pandas.DataFrame({"id": range(len(captions)), "text": captions}), write)(buffer, index=False)
+    return buffer.getvalue()
+
+
+def archive(mode: str = "w", **files: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as tar:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(f"folder/{name}.txt")
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+TEXT = "\n".join(FOUR).encode()
 
 
 @pytest.mark.parametrize(
-    ("train", "message"),
+    ("name", "data", "settings"),
     [
-        (b"", "train: empty"),
-        (b"fine\n\xff\xfe\n", "line 2: not UTF-8"),
-        (b"x" * 10_000_000, "line 1: 10,000,000 characters"),
-        (b"one\n\ntwo\n", "line 2: blank"),
+        ("a.txt", "A Dog \nÉté\r\na cat\nÉté".encode(), {}),
+        ("a", b"\xef\xbb\xbf" + "A Dog\rÉté\ra cat\r\nÉté\r\n".encode(), {}),
+        ("a.txt.gz", gzip.compress(TEXT), {}),
+        ("a.csv", table(FOUR, "to_csv"), {"column": "text"}),
+        ("a.csv.gz", gzip.compress(table(FOUR, "to_csv")), {"column": "text"}),
+        ("a.parquet", table(FOUR, "to_parquet"), {"column": "text"}),
+        ("a.tar", archive(good=TEXT, other=b"x\n"), {"member": "folder/good.txt"}),
+        ("a.tar.gz", archive("w:gz", good=TEXT, other=b"x\n"), {"member": "good.txt"}),
     ],
 )
-def test_bad_text_is_named(tmp_path, train, message):
+def test_formats_give_the_same_captions(tmp_path, name, data, settings):
+    out = prepare(tmp_path, data, b"a cat\nA DOG.\n", name, **settings)
+    verify_manifest(out)
+    assert read_lines(out / "train.txt", "caption") == FOUR
+    report = read_json(out / "report.json")
+    assert [report["train"][key] for key in ("captions", "distinct", "duplicates")] == [4, 3, 1]
+    assert report["overlap"] == {"exact": 1, "normalised": 2, "training_captions": 2}
+
+
+def test_line_breaks_in_cells_become_spaces_and_words_stay_words(tmp_path):
+    cells = ["a\nb", 'say "x", twice', "NA", "null", "c\r\nd"]
+    for kind in ("csv", "parquet"):
+        out = prepare(tmp_path, table(cells, f"to_{kind}"), name=f"a.{kind}", column="text")
+        assert (out / "train.txt").read_text() == 'a b\nsay "x", twice\nNA\nnull\nc d\n'
+
+
+def test_blank_captions_are_left_out_of_training_and_counted(tmp_path):
+    cells = ["a", None, "  ", "b"]
+    for name, data, settings in (
+        ("a.txt", b"a\n\n  \nb\n", {}),
+        ("a.parquet", table(cells, "to_parquet"), {"column": "text"}),
+        ("a.csv", table(cells, "to_csv"), {"column": "text"}),
+    ):
+        out = prepare(tmp_path, data, name=name, **settings)
+        assert (out / "train.txt").read_text() == "a\nb\n"
+        assert read_json(out / "report.json")["train"]["blank_lines"] == 2
+
+
+def test_lines_are_the_same_wherever_blocks_end(tmp_path, monkeypatch):
+    data = "ab\r\n\u00e9\nc\rd\n\n\u65e5\u672c\r\ne".encode()
+    for block in range(1, 12):
+        monkeypatch.setattr("sid_core.models.captions.BLOCK", block)
+        out = prepare(tmp_path, data)
+        assert (out / "train.txt").read_text(encoding="utf-8") == "ab\né\nc\nd\n日本\ne\n"
+        assert list(training_prompts(out / "train.txt")) == ["ab", "é", "c", "d", "日本", "e"]
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "settings", "message"),
+    [
+        ("t", b"", {}, "t: empty"),
+        ("t", b"\n\n", {}, "t: empty"),
+        ("t", b"fine\n\xff\xfe\n", {}, "line 2: not UTF-8"),
+        ("t", b"fine\n" * 500_000 + b"\xc3(\n", {}, "line 500001: not UTF-8"),
+        ("t", b"a\n" + b"x" * 10_000_000, {}, "line 2: over 100,000 characters"),
+        ("t", b"a\n" + b"x" * 100_001 + b"\n", {}, "line 2: over 100,000 characters"),
+        ("t.gz", gzip.compress(TEXT)[:-9], {}, r"t\.gz: truncated or damaged"),
+        ("t.gz", TEXT, {}, r"t\.gz: truncated or damaged"),
+        ("t.csv", table(FOUR, "to_csv"), {}, "prompts.column: not set; expected one of .*: id, text"),
+        ("t.csv", table(FOUR, "to_csv"), {"column": "txt"}, "prompts.column: 'txt'; expected one of .*: id, text"),
+        ("t.csv", b"id,text\n1,a\n2,b,c\n", {"column": "text"}, "line 3: 3 cells under 2 column names"),
+        ("t.csv", b'id,text\n1,"a\n' + b"2,b\n" * 50_000, {"column": "text"}, "is a quote never closed"),
+        ("t.csv", b"id,text\n1,\xff\n", {"column": "text"}, "line 2: not UTF-8"),
+        ("t.parquet", table(FOUR, "to_parquet"), {"column": "txt"}, "'txt'; expected one of .*: id, text"),
+        ("t.parquet", table(FOUR, "to_parquet"), {"column": "id"}, "column 'id' holds int64, expected text"),
+        ("t.parquet", table(FOUR, "to_parquet")[:-20], {"column": "text"}, r"t\.parquet: truncated or damaged"),
+        ("t.parquet", b"PAR1" + b"x" * 100 + b"PAR1", {"column": "text"}, r"t\.parquet: truncated or damaged"),
+        ("t.tar", archive(a=TEXT), {}, "prompts.member=None: expected one of the files in .*: folder/a.txt"),
+        ("t.tar", archive(a=TEXT)[:600], {"member": "a.txt"}, "truncated or damaged"),
+        ("t.tar", b"not a tar", {"member": "a.txt"}, "truncated or damaged"),
+        ("t.txt", TEXT, {"member": "a.txt"}, "is no archive"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, name, train, settings, message):
     with pytest.raises(UserError, match=message):
-        prepare(tmp_path, train)
+        prepare(tmp_path, train, name=name, **settings)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_blank_evaluation_caption_is_refused(tmp_path):
+    with pytest.raises(UserError, match="eval, line 2: blank"):
+        prepare(tmp_path, b"one\n", b"one\n\ntwo\n")
+
+
+def test_overlap_is_warned_about(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        prepare(tmp_path, b"A CAT.\nx\na cat\n", b"a cat\nb\nA cat\n")
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warned) == 1
+    assert warned[0].startswith("1 of 3 distinct evaluation captions are also trained on (1 of them to the letter")
+
+
+def test_no_overlap_and_the_embedded_one_are_no_warnings(tmp_path, caplog):
+    prepare(tmp_path, b"a dog\n", b"a cat\n")
+    prepare_prompts(PromptsSettings(prompts=Prompts(train=500, evaluation=40)), tmp_path / "embedded")
+    assert read_json(tmp_path / "embedded" / "report.json")["overlap"]["exact"] > 0
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_normalised_captions():
+    assert normalised("  A  Cat\tSits. ") == normalised("a cat sits") == normalised("A CAT SITS !")
+    assert normalised("a cat's") != normalised("a cats")
 
 
 def test_embedded_captions_differ_by_split(tmp_path):
@@ -48,3 +162,85 @@ def test_embedded_captions_differ_by_split(tmp_path):
         read[split] = read_lines(tmp_path / split / "evaluation.txt", "caption")
         assert len(read[split]) == 40
     assert read["evaluation"] != read["validation"]
+
+
+def test_tokens_are_counted_as_the_teacher_counts_them(tmp_path, tiny_teacher):
+    (tmp_path / "train").write_text("ab\nabcd ef\n" + "a" * 30 + "\n")
+    (tmp_path / "eval").write_text("a\n")
+    prompts = Prompts(source="file", train=str(tmp_path / "train"), evaluation=str(tmp_path / "eval"))
+    prepare_prompts(PromptsSettings(prompts=prompts), tmp_path / "out", tiny_teacher)
+    report = read_json(tmp_path / "out" / "report.json")
+    # the tiny teacher's tokens are letters, between a start and an end token; it reads 12
+    expected = {"sample": 3, "min": 4, "mean": (4 + 8 + 32) / 3, "max": 32, "limit": 12, "truncated": 1}
+    assert report["train"]["tokens"] == expected
+    assert report["evaluation"]["tokens"]["max"] == 3
+
+
+def test_the_published_evaluation_captions_ship(tmp_path):
+    assert hashlib.sha256(COCO_CAPTIONS.read_bytes()).hexdigest() == COCO_SHA256
+    (tmp_path / "train").write_text("a dog\n")
+    prompts = Prompts(source="file", train=str(tmp_path / "train"), evaluation=COCO2014_30K)
+    prepare_prompts(PromptsSettings(prompts=prompts), tmp_path / "out")
+    lines = read_lines(tmp_path / "out" / "evaluation.txt", "caption")
+    assert len(lines) == 30_000
+    assert lines[1] == "A motorcycle parked in a parking space next to another motorcycle."
+
+
+def test_a_file_of_the_hub_is_read_and_its_commit_recorded(tmp_path, monkeypatch):
+    (tmp_path / "prompts.tar").write_bytes(archive(good=TEXT))
+    asked = []
+
+    class Repository:
+        commit = "1" * 40
+
+        def fetch(self, file):
+            asked.append(file)
+            return tmp_path / file
+
+    monkeypatch.setattr(hub, "find", lambda *given: asked.append(given) or Repository())
+    prompts = Prompts(
+        source="hub", repo="a/b", train="prompts.tar", member="good.txt", evaluation=COCO2014_30K, revision="2" * 40
+    )
+    prepare_prompts(PromptsSettings(prompts=prompts), tmp_path / "out")
+    assert read_lines(tmp_path / "out" / "train.txt", "caption") == FOUR
+    source = read_json(tmp_path / "out" / "report.json")["source"]
+    assert source == {"kind": "hub", "file": "prompts.tar", "repo": "a/b", "commit": "1" * 40}
+    assert asked == [("a/b", "2" * 40, ("prompts.repo", "prompts.revision")), "prompts.tar"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"source": "hub", "train": "a", "evaluation": "b"}, "give the repository"),
+        ({"source": "file", "train": "a", "evaluation": "b", "repo": "x/y"}, "give the repository"),
+        ({"source": "file", "train": "a", "evaluation": 3}, "evaluation=3: expected a caption file"),
+        ({"evaluation": COCO2014_30K}, "expected a number of captions"),
+        ({"column": "text"}, "belong to source: file"),
+    ],
+)
+def test_settings_that_disagree(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Prompts(**settings)
+
+
+# --- lines by index ----------------------------------------------------------------------------------------------------
+
+
+def test_a_line_file_is_the_list_of_its_lines(tmp_path):
+    lines = ["é" * n + str(n) for n in range(3000)]
+    path = tmp_path / "lines"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    file = LineFile(path, "hash")
+    assert len(file) == 3000
+    assert [file[i] for i in (0, 1, 2999, -1, -3000)] == [lines[i] for i in (0, 1, 2999, -1, -3000)]
+    assert list(file) == lines
+    for index in (3000, -3001):
+        with pytest.raises(IndexError):
+            file[index]
+
+
+def test_training_prompts_are_known_by_the_hash_of_their_file(tmp_path):
+    out = prepare(tmp_path, TEXT)
+    prompts = training_prompts(out / "train.txt")
+    assert list(prompts) == FOUR
+    assert prompts.sha256 == hashlib.sha256((out / "train.txt").read_bytes()).hexdigest()

@@ -2,6 +2,7 @@
 rule prompts:
     input:
         settings=f"{RESULTS}/prompts.settings.yaml",
+        teacher=f"{RESULTS}/teacher/manifest.json",  # its tokenizer counts tokens
     output:
         manifest=f"{RESULTS}/prompts/manifest.json",
         train=f"{RESULTS}/prompts/train.txt",
@@ -19,9 +20,11 @@ rule prompts:
         runtime="30m",
     params:
         out=subpath(output.manifest, parent=True),
+        teacher=subpath(input.teacher, parent=True),
         data=DATA["prompts"],
         code=stage_digest("models.prompts"),
     message:
         "prompts"
     shell:
-        "python -m sid_core prompts --settings {input.settings} --out {params.out} --threads {threads} > {log} 2>&1"
+        "python -m sid_core prompts --settings {input.settings} --teacher {params.teacher} --out {params.out}"
+        " --threads {threads} > {log} 2>&1"

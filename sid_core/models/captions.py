@@ -1,0 +1,179 @@
+"""Captions as they are published: a text, .csv or .parquet file, packed with gzip or in a .tar; and lines of a file by index.
+
+Everything streams, so that 10 million captions cost no memory but 8 bytes a line of the index.
+"""
+
+import csv
+import gzip
+import os
+import tarfile
+import zlib
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from ..errors import UserError
+
+BLOCK = 1 << 20  # bytes read at once
+LONGEST = 100_000  # characters of a caption; of web pages' texts the longest have thousands
+TARS = (".tar", ".tar.gz", ".tgz")
+
+
+def read_captions(path: Path, column: str | None = None, member: str | None = None) -> Iterator[tuple[str, str]]:
+    """Every caption of a file as (place, caption), in order and stripped; '' for a blank line or an empty cell.
+
+    `place` is what a message calls it: "line 3" or "row 3". Line breaks inside a cell become spaces.
+
+    Args:
+        path: .csv and .parquet are tables, .tar is an archive, anything else is text of one caption a line; .gz unpacks.
+        column: of a table.
+        member: of an archive: its path in there, or its name.
+
+    Raises:
+        UserError: no such file, member or column; damaged; not UTF-8; a caption of more than 100,000 characters.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"{path}: no such caption file")
+    where = f"{path}:{member}" if member else str(path)
+    try:
+        with ExitStack() as stack:
+            file, name = _open(path, member, stack)
+            if name.endswith(".gz"):
+                file, name = stack.enter_context(gzip.open(file)), name.removesuffix(".gz")
+            read = {".csv": _csv_cells, ".parquet": _parquet_cells}.get(Path(name).suffix.lower())
+            unit, captions = ("row", read(file, column, where)) if read else ("line", _lines(file, where))
+            for number, caption in enumerate(captions, 1):
+                if len(caption) > LONGEST:
+                    raise _too_long(where, unit, number)
+                yield f"{unit} {number}", caption.strip()
+    except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
+        raise UserError(f"{where}: truncated or damaged ({error}); fetch or write it again") from None
+
+
+def _open(path: Path, member: str | None, stack: ExitStack) -> tuple[BinaryIO, str]:
+    """The file, or the archive's member, and the name that tells its format."""
+    if not path.name.endswith(TARS):
+        if member:
+            raise UserError(f"prompts.member={member}: {path} is no archive; take the setting out, or give a .tar")
+        return stack.enter_context(open(path, "rb")), path.name.lower()
+    archive = stack.enter_context(tarfile.open(path))  # noqa: SIM115  the stack is the context manager
+    files = [entry for entry in archive.getmembers() if entry.isfile()]
+    names = [entry.name for entry in files]
+    found = [entry for entry in files if member in (entry.name, Path(entry.name).name, entry.name.removeprefix("./"))]
+    if len(found) != 1:
+        raise UserError(f"prompts.member={member}: expected one of the files in {path}: {_listed(names)}")
+    return stack.enter_context(archive.extractfile(found[0])), found[0].name.lower()
+
+
+def _lines(file: BinaryIO, where: str) -> Iterator[str]:
+    """Lines of UTF-8 text without their ends (\\n, \\r\\n or \\r). A byte order mark is dropped."""
+    rest, number = b"", 1  # what follows the last \n, and which line that is
+    while block := file.read(BLOCK):
+        whole, newline, rest = (rest + block).rpartition(b"\n")
+        lines = _split(whole + newline, where, number) if newline else []
+        yield from lines
+        number += len(lines)
+        if len(rest) > 4 * LONGEST:
+            raise _too_long(where, "line", number)
+    if rest:
+        yield from _split(rest, where, number)
+
+
+def _split(data: bytes, where: str, number: int) -> list[str]:
+    """Lines of data that begins with line `number` and ends with a line."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        number += data.count(b"\n", 0, error.start)
+        raise UserError(
+            f"{where}, line {number}: not UTF-8 ({error.reason}); convert the file, for example with iconv"
+        ) from None
+    text = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
+    return (text.removeprefix("\ufeff") if number == 1 else text).split("\n")
+
+
+def _csv_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[str]:
+    """Cells of a column of comma-separated text with a header."""
+    rows = csv.reader(line + "\n" for line in _lines(file, where))
+    try:
+        header = next(rows, [])
+        index = _column(header, column, where)
+        for row in rows:
+            if row and len(row) != len(header):
+                raise UserError(
+                    f"{where}, line {rows.line_num}: {len(row)} cells under {len(header)} column names; quote its commas"
+                )
+            yield " ".join(row[index].splitlines()) if row else ""
+    except csv.Error as error:
+        raise UserError(f"{where}, line {rows.line_num}: {error}; is a quote never closed?") from None
+
+
+def _parquet_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[str]:
+    """Cells of a column of text; null is ''."""
+    import pyarrow
+    from pyarrow import parquet, types
+
+    try:
+        table = parquet.ParquetFile(file, buffer_size=BLOCK)
+        _column(table.schema_arrow.names, column, where)
+        kind = table.schema_arrow.field(column).type
+        text = kind.value_type if types.is_dictionary(kind) else kind
+        if not (types.is_string(text) or types.is_large_string(text) or types.is_string_view(text)):
+            raise UserError(f"{where}: column {column!r} holds {kind}, expected text; choose another prompts.column")
+        for batch in table.iter_batches(8192, columns=[column], use_threads=False):
+            yield from (" ".join((cell or "").splitlines()) for cell in batch.column(0).to_pylist())
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise UserError(f"{where}: truncated or damaged ({cause}); fetch or write it again") from None
+
+
+def _column(names: Sequence[str], column: str | None, where: str) -> int:
+    """Position of the column; it must be there once."""
+    if list(names).count(column) != 1:
+        given = "not set" if column is None else repr(column)
+        raise UserError(f"prompts.column: {given}; expected one of the columns of {where}: {_listed(names)}")
+    return list(names).index(column)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return (", ".join(names[:20]) or "none") + more
+
+
+def _too_long(where: str, unit: str, number: int) -> UserError:
+    return UserError(f"{where}, {unit} {number}: over {LONGEST:,} characters; expected one caption a {unit}")
+
+
+class LineFile(Sequence[str]):
+    """Lines of a UTF-8 text file by index, read from disk when asked for; the index takes 8 bytes a line.
+
+    Args:
+        path: as the prompts stage writes it: every line ends with \\n.
+        sha256: of the file; stands for the list wherever its identity matters, since hashing 10 million lines takes long.
+    """
+
+    def __init__(self, path: Path, sha256: str):
+        self.path, self.sha256 = Path(path), sha256
+        self._file = open(path, "rb")  # noqa: SIM115  open as long as the sequence lives
+        ends, offset = array("q"), 0
+        while block := self._file.read(BLOCK):
+            ends.frombytes((np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + offset).tobytes())
+            offset += len(block)
+        self._ends = ends  # position of every \n
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        index = range(len(self))[index]  # raises IndexError, takes negative ones
+        start = self._ends[index - 1] + 1 if index else 0
+        return os.pread(self._file.fileno(), self._ends[index] - start, start).decode("utf-8")
+
+    def __iter__(self) -> Iterator[str]:
+        with open(self.path, encoding="utf-8", newline="\n") as file:
+            yield from (line.removesuffix("\n") for line in file)
