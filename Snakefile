@@ -13,6 +13,7 @@ include: "workflow/rules/settings.smk"
 include: "workflow/rules/teacher.smk"
 include: "workflow/rules/prompts.smk"
 include: "workflow/rules/distill.smk"
+include: "workflow/rules/import.smk"
 include: "workflow/rules/generate.smk"
 include: "workflow/rules/score.smk"
 include: "workflow/rules/compare.smk"
@@ -24,9 +25,10 @@ rule all:
     default_target: True
     input:
         expand(rules.settings.output, file=SETTINGS),
-        rules.teacher.output,
+        expand(rules.teacher.output, teacher=TEACHERS),
         rules.prompts.output,
-        expand(rules.distill.output, run=RUNS),
+        expand(rules.distill.output, run=DISTILLED),
+        expand(rules.import_generator.output, run=IMPORTED),
         expand(rules.generate_run.output, run=RUNS, shard=SHARDS),
         expand(rules.generate_baseline.output, name=BASELINES, shard=SHARDS),
         rules.reference.output,

@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from . import config
@@ -85,6 +86,8 @@ def _distill(given: argparse.Namespace) -> None:
     from .preview import write_grid
     from .sources import stage_digest
     from .tracking import Mirror
+    from .training.distributed import PeerLost, is_first
+    from .training.health import TrainingStopped
     from .training.run import Interrupted, distill
 
     settings = config.load_settings(config.DistillSettings, given.settings)
@@ -95,15 +98,17 @@ def _distill(given: argparse.Namespace) -> None:
     def draw(nimg: int, latents) -> None:
         write_grid(codec.decode(latents), given.state / "grids" / f"{nimg:08d}.png")
 
+    mirror = Mirror(given.tracking, settings, given.state) if is_first() else nullcontext()
     try:
-        with Mirror(given.tracking, settings, given.state):
+        with mirror:
             distill(settings, given.teacher, prompts, given.state, given.out, draw, stage_digest("training.run"))
     except Interrupted as error:
-        sys.exit(
-            _complain(
-                f"{settings.run.name}: interrupted; its state is saved, running again continues", 128 + error.signum
-            )
-        )
+        message = f"{settings.run.name}: interrupted; its state is saved, running again continues"
+        sys.exit(_complain(message, 128 + error.signum) if is_first() else 128 + error.signum)
+    except (TrainingStopped, PeerLost):
+        if is_first():
+            raise
+        sys.exit(1)  # it ends all processes; the first one says so
 
 
 def _generate(given: argparse.Namespace) -> None:
@@ -172,6 +177,13 @@ def _shapes_assets(given: argparse.Namespace) -> None:
     make_assets(given.out, SMALLEST if given.smallest else RecipeSettings())
 
 
+def _plan(given: argparse.Namespace) -> None:
+    from .machine import has_gpu
+    from .plan import to_text
+
+    print(to_text(config.load_config("config.yaml", given.configfile), int(has_gpu())))
+
+
 def _schema(given: argparse.Namespace) -> None:
     print(json.dumps(config.Config.model_json_schema(), indent=2))
 
@@ -209,6 +221,7 @@ STAGES = {
     "track": (_track, "mirror an experiment's files to MLflow", "experiment tracking results out"),
     "sample": (_sample, "one image for a prompt", "generator prompt out"),
     "shapes-assets": (_shapes_assets, "train the shipped networks of the embedded experiment (hours)", "out"),
+    "plan": (_plan, "what an experiment will take: jobs, GPU hours, memory, disk", ""),
     "schema": (_schema, "print the JSON schema of config.yaml", ""),
 }
 
@@ -226,8 +239,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--threads", type=int, metavar="N", help="of torch and numpy")
     named["tracking-init"].add_argument("--uri", help="default: MLFLOW_TRACKING_URI, else mlflow.db in this folder")
     named["tracking-init"].add_argument("--off", action="store_true", help="record that nothing is to be tracked")
+    named["prompts"].add_argument("--teacher", type=Path, help="counts tokens with its tokenizer")
     named["sample"].add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     named["sample"].add_argument("--teacher", type=Path, help="default: the teacher beside the generator's runs/")
+    named["plan"].add_argument("--configfile", type=Path, help="such as experiments/sd15.yaml (default: config.yaml alone)")
     named["shapes-assets"].add_argument("--smallest", action="store_true", help="a minute's worth: loadable, not good")
     return parser
-    named["prompts"].add_argument("--teacher", type=Path, help="counts tokens with its tokenizer")

@@ -20,6 +20,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Timestep = Annotated[int, Field(ge=0, le=999)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
 
 
@@ -30,15 +32,22 @@ class Block(BaseModel):
 
 
 class Teacher(Block):
-    """Where the teacher comes from: `embedded` (ships with sid_core) or `local` (a diffusers directory)."""
+    """Where the teacher comes from: `embedded` (ships with sid_core), `local` (a diffusers directory) or `hub`."""
 
-    source: Literal["embedded", "local"] = "embedded"
+    source: Literal["embedded", "local", "hub"] = "embedded"
     path: str | None = Field(None, description="the diffusers directory, for source: local")
+    repo: str | None = Field(None, description="OWNER/NAME, for source: hub")
+    revision: str | None = Field(None, description="commit of repo; a branch or tag is resolved, with a warning")
+    variant: Literal["fp16"] | None = Field(None, description="fp16: half the download; loaded as float32 all the same")
+    sha256: dict[str, Sha256] | None = Field(None, description="of files of repo, by name there; null: recorded only")
 
     @model_validator(mode="after")
-    def _path_belongs_to_local(self) -> "Teacher":
+    def _keys_belong_to_their_source(self) -> "Teacher":
         if (self.source == "local") != (self.path is not None):
             raise ValueError("path: give the diffusers directory with source: local, and only there")
+        place = (self.repo, self.revision)
+        if None in place if self.source == "hub" else any((*place, self.variant, self.sha256)):
+            raise ValueError("repo, revision: give both with source: hub, and only there; so variant and sha256")
         return self
 
 
@@ -55,6 +64,7 @@ class ExtraRun(Block):
     teacher: Positive | None = Field(None, description="kappa_4, for strategy: custom")
     alpha: Positive | None = Field(None, description="default: distill.alpha")
     num_steps: Count | None = Field(None, description="default: distill.num_steps")
+    train_kimg: Positive | None = Field(None, description="default: distill.train_kimg")
 
     @model_validator(mode="after")
     def _scales_fit_strategy(self) -> "ExtraRun":
@@ -73,6 +83,20 @@ class ExtraRun(Block):
         if self.strategy == "short" and self.scale >= 1:
             raise ValueError(f"scale={self.scale:g}: short guidance weakens the fake score, expected less than 1")
         return self
+
+
+class Imported(Block):
+    """A published generator, taken as it is instead of distilled: a pickle, read by a restricted unpickler."""
+
+    name: Name
+    file: str = Field(description="a path, or with `repo` the name of a file there")
+    repo: str | None = Field(None, description="hub repository; null: `file` is a path")
+    revision: str | None = Field(None, description="commit of `repo`")
+    teacher: Name | None = Field(None, description="a key of `teachers`; null: `teacher`")
+    scale: Positive = Field(description="kappa it was distilled with (LSG: all four)")
+    train_kimg: Positive = Field(description="thousand images it was distilled with")
+    t_init: Timestep = 625
+    num_steps: Count = 1
 
 
 COCO2014_30K = "coco2014-30k"  # the 30,000 captions of the published evaluation, which ship with sid_core
@@ -145,6 +169,12 @@ class Distill(Block):
     ema_ramp: Positive = Field(0.05, description="half-life at most this fraction of the images seen")
     nonfinite: Literal["stop", "skip"] = Field("stop", description="what a NaN or infinity in a loss or gradient does")
     nonfinite_limit: Count = Field(10, description="skips in a row that stop the run")
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = Field(
+        "float32", description="of the networks' arithmetic; weights, gradients and losses are float32 in all"
+    )
+    checkpointing: bool = Field(False, description="compute activations again in backward: a third slower, less memory")
+    offload: Literal["none", "ema"] = Field("none", description="what lives in the host's memory: the averaged weights")
+    compile: bool = Field(False, description="compile blocks of the networks; minutes at the start, faster on GPUs")
     text_cache: int = Field(4096, ge=0, description="distinct prompts whose encodings are kept in memory")
     state_every_nimg: Count = Field(description="images between saved states")
     keep_states: Count = Field(2, description="newest states kept")
@@ -168,6 +198,14 @@ class Sampling(Block):
 
     batch: Count = Field(description="images at once; changes speed and memory only")
     seed: int = Field(0, ge=0, description="sample i is seeded with seed + i")
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of the networks; noise, x_0 and quantisation stay float32"
+    )
+    vae_slicing: Count | None = Field(None, description="images decoded at once, to save memory; null: a whole block")
+    image_size: Count | None = Field(
+        None, description="stored after centre crop and LANCZOS to this side, evaluate.image_size; null: as decoded"
+    )
+    png_level: int = Field(1, ge=0, le=9, description="packing of stored images: 0 fast and large, 9 slow and small")
     eps_error_samples: int = Field(ge=0, description="samples on which the teacher's own eps error is measured")
 
 
@@ -192,9 +230,16 @@ class FeatureSettings(Block):
     """What is done to images, and which networks look at them: all that shapes the features of samples."""
 
     feature_network: str = Field(
-        "embedded", description="`embedded`, or a folder with config.json and model.safetensors"
+        "embedded",
+        description="`embedded`, a folder with config.json and model.safetensors, or the path or URL of a TorchScript file",
     )
-    clip: str = Field("embedded", description="`embedded`, or a folder in open_clip's local-dir layout")
+    feature_network_sha256: Sha256 | None = Field(None, description="of its weight file; null: recorded only")
+    clip: str = Field("embedded", description="`embedded`, a folder in open_clip's layout, or OWNER/NAME on a hub")
+    clip_revision: Commit | None = Field(None, description="full commit of clip on the hub; null: clip is not there")
+    clip_sha256: Sha256 | None = Field(None, description="of its weight file; null: recorded only")
+    clip_strict: bool = Field(
+        False, description="lower 63 of 256 levels by one before CLIP, as the published script's rounding does"
+    )
     caption_prefix: str = Field("", description="put before a caption for the CLIP score")
     image_size: Count | None = Field(None, description="centre crop and LANCZOS to this side first; null: as stored")
     feature_size: Count | None = Field(
@@ -206,8 +251,9 @@ class FeatureSettings(Block):
 class ReferenceSettings(FeatureSettings):
     """The images that samples are compared with: all that shapes their features."""
 
-    reference: Literal["embedded"] = Field("embedded", description="where reference images come from")
-    reference_samples: Count = Field(description="reference images")
+    reference: str = Field("embedded", description="`embedded`, a folder or zip of images, or the URL of a zip")
+    reference_sha256: Sha256 | None = Field(None, description="of the zip behind a URL; null: recorded on first use")
+    reference_samples: Count = Field(description="reference images; a folder or zip must hold exactly as many")
 
 
 class Evaluate(ReferenceSettings):
@@ -219,6 +265,39 @@ class Evaluate(ReferenceSettings):
     neighbours: Count = Field(3, description="k of precision and recall")
     jackknife_groups: Count = Field(20, description="groups left out in turn for the standard error of FID")
     bootstrap: Count = Field(1000, description="resamples for the standard error of the CLIP score")
+
+
+class Plan(Block):
+    """What `sid-core plan` reckons with: sizes and speeds of one GPU (or process). It changes no result."""
+
+    unet_million: Positive = Field(description="million parameters of the UNet")
+    train_images_per_s: Positive = Field(description="of a distillation, per GPU")
+    generate_images_per_s: Positive = Field(description="of a one-step generator with its VAE, per job")
+    evaluations_per_s: Positive = Field(description="of the teacher (a guided pair is two), per job")
+    feature_images_per_s: Positive = Field(description="per job")
+    image_kb: Positive = Field(description="of a stored sample")
+    download_gb: NonNegative = Field(description="of all that is fetched")
+
+
+class JobResources(Block):
+    """What one job of a stage asks for; a profile's --set-resources goes over it."""
+
+    gpu: int | None = Field(None, ge=0, description="GPUs; null: one where the machine has one")
+    threads: Count = 1
+    mem_mb: Count = 6000
+    runtime: str = Field("4h", pattern=r"^[1-9]\d*[mhd]$", description="limit, such as 30m, 12h, 5d")
+
+
+class Resources(Block):
+    """Of each stage's jobs, in one place."""
+
+    teacher: JobResources
+    prompts: JobResources
+    distill: JobResources
+    generate: JobResources
+    reference: JobResources
+    features: JobResources
+    score: JobResources
 
 
 class Tracking(Block):
@@ -235,30 +314,45 @@ class Config(Block):
 
     experiment: Name
     teacher: Teacher
+    teachers: dict[Name, Teacher] = Field({}, description="further ones, by name, for `imports`")
     guidance_scales: list[Positive] = Field(description="one LSG distillation each")
     extra_runs: list[ExtraRun] = []
+    imports: list[Imported] = []
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
     prompts: Prompts
     distill: Distill
     generate: Generate
     baselines: Baselines
     evaluate: Evaluate
+    resources: Resources
+    plan: Plan
     tracking: Tracking = Tracking()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
-        names = [run.name for run in runs(self)]
+        names = [run.name for run in generators(self)]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(
                     f"two runs would be called {name!r}; give extra_runs a name of their own, seeds and scales once"
                 )
         if not names:
-            raise ValueError("nothing to distil: give guidance_scales or extra_runs")
+            raise ValueError("nothing to distil: give guidance_scales, extra_runs or imports")
+        for imported in self.imports:
+            if imported.teacher is not None and imported.teacher not in self.teachers:
+                raise ValueError(
+                    f"imports.{imported.name}: teacher={imported.teacher}: expected a key of teachers"
+                    f" ({', '.join(self.teachers) or 'none there'}), or null"
+                )
         captions = 30_000 if self.prompts.evaluation == COCO2014_30K else self.prompts.evaluation
         if isinstance(captions, int) and captions < self.generate.samples:
             raise ValueError(
                 f"generate.samples={self.generate.samples}: only prompts.evaluation={captions} captions; lower one or raise the other"
+            )
+        if self.generate.image_size not in (None, self.evaluate.image_size):
+            raise ValueError(
+                f"generate.image_size={self.generate.image_size}: expected null or evaluate.image_size="
+                f"{self.evaluate.image_size}; an image must not be resized twice"
             )
         if (self.baselines.vae or self.baselines.real) and self.prompts.source != "embedded":
             raise ValueError(
@@ -283,13 +377,23 @@ class Run(Block):
     seed: int
 
 
+def teacher_folder(imported: "Imported | None" = None) -> str:
+    """Where a generator's teacher lies below results/<experiment>/."""
+    return "teacher" if imported is None or imported.teacher is None else f"teachers/{imported.teacher}"
+
+
 def scale_name(scale: float) -> str:
     """The exact shortest decimal: 2.0 -> '2', 1.5 -> '1.5', 1.52 -> '1.52'. Two scales never share a name."""
     return repr(float(scale)).removesuffix(".0")
 
 
 def runs(config: Config) -> list[Run]:
-    """All distillations, in the order of the tables. Seed 0 carries no suffix, so that adding seeds renames nothing."""
+    """All distillations, in the order of the tables."""
+    return [settings.run for settings in distillations(config)]
+
+
+def distillations(config: Config) -> "list[DistillSettings]":
+    """Each run with its settings. Seed 0 carries no suffix, so that adding seeds renames nothing."""
     wanted = [ExtraRun(strategy="lsg", scale=scale) for scale in config.guidance_scales] + list(config.extra_runs)
     result = []
     for extra in wanted:
@@ -302,20 +406,41 @@ def runs(config: Config) -> list[Run]:
             "custom": (extra.fake_train, extra.fake_eval, extra.teacher),
         }[extra.strategy]
         base = extra.name or (extra.strategy if extra.scale is None else f"{extra.strategy}-{scale_name(scale)}")
+        distill = config.distill
+        if extra.train_kimg is not None:
+            distill = distill.model_copy(update={"train_kimg": extra.train_kimg})
         for seed in config.seeds:
-            result.append(
-                Run(
-                    name=base if seed == 0 else f"{base}-seed{seed}",
-                    strategy=extra.strategy,
-                    fake_train=fake_train,
-                    fake_eval=fake_eval,
-                    teacher=teacher,
-                    alpha=extra.alpha or config.distill.alpha,
-                    num_steps=extra.num_steps or config.distill.num_steps,
-                    seed=seed,
-                )
+            run = Run(
+                name=base if seed == 0 else f"{base}-seed{seed}",
+                strategy=extra.strategy,
+                fake_train=fake_train,
+                fake_eval=fake_eval,
+                teacher=teacher,
+                alpha=extra.alpha or config.distill.alpha,
+                num_steps=extra.num_steps or config.distill.num_steps,
+                seed=seed,
             )
+            result.append(DistillSettings(run=run, distill=distill))
     return result
+
+
+def imported_run(imported: Imported) -> Run:
+    """What is known of a published generator's distillation; its seed is not, and 0 stands for it."""
+    return Run(
+        name=imported.name,
+        strategy="lsg",
+        fake_train=imported.scale,
+        fake_eval=imported.scale,
+        teacher=imported.scale,
+        alpha=1.0,
+        num_steps=imported.num_steps,
+        seed=0,
+    )
+
+
+def generators(config: Config) -> list[Run]:
+    """All that is sampled and scored as a generator: distillations and imports."""
+    return runs(config) + [imported_run(imported) for imported in config.imports]
 
 
 class Baseline(Block):
@@ -361,6 +486,13 @@ class DistillSettings(Block):
     distill: Distill
 
 
+class ImportSettings(Block):
+    """All that shapes an imported generator."""
+
+    run: Run
+    imported: Imported
+
+
 class GenerateSettings(Block):
     """All that shapes the samples of a generator."""
 
@@ -402,10 +534,19 @@ def stage_settings(config: Config) -> dict[str, Block]:
         "features.settings.yaml": _part(FeatureSettings, evaluate),
         "score.settings.yaml": ScoreSettings(evaluate=evaluate, samples=generate.samples, seed=generate.seed),
     }
-    for run in runs(config):
-        files[f"runs/{run.name}/settings.yaml"] = DistillSettings(run=run, distill=config.distill)
+    for name, teacher in config.teachers.items():
+        files[f"teachers/{name}.settings.yaml"] = teacher
+    for settings in distillations(config):
+        run = settings.run
+        files[f"runs/{run.name}/settings.yaml"] = settings
         files[f"runs/{run.name}/generate.yaml"] = GenerateSettings(
             t_init=config.distill.t_init, num_steps=run.num_steps, sampling=sampling
+        )
+    for imported in config.imports:
+        run = imported_run(imported)
+        files[f"runs/{run.name}/settings.yaml"] = ImportSettings(run=run, imported=imported)
+        files[f"runs/{run.name}/generate.yaml"] = GenerateSettings(
+            t_init=imported.t_init, num_steps=run.num_steps, sampling=sampling
         )
     for baseline in baselines(config):
         files[f"baselines/{baseline.name}/generate.yaml"] = BaselineSettings(
@@ -432,9 +573,22 @@ def settings_digest(settings: Block) -> str:
 # --- reading and complaining -----------------------------------------------------------------------------------------
 
 
-def load_config(path: str | Path) -> Config:
-    """Read and validate a configuration file. Raises UserError naming key, value, expectation and remedy."""
-    return parse_config(read_yaml(path), str(path))
+def load_config(path: str | Path, over: str | Path | None = None) -> Config:
+    """Read and validate a configuration file, with what `over` says differently, as Snakemake's --configfile does it.
+
+    Raises UserError naming key, value, expectation and remedy.
+    """
+    values = read_yaml(path)
+    return parse_config(merge(values, read_yaml(over)) if over else values, str(over or path))
+
+
+def merge(values: dict, over: dict) -> dict:
+    """`values` with the mappings of `over` laid over its own; lists and values are replaced."""
+    merged = dict(values)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(values.get(key), dict)
+        merged[key] = merge(values[key], value) if both else value
+    return merged
 
 
 def load_settings(kind: type[Block], path: str | Path) -> Any:

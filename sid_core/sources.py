@@ -32,12 +32,16 @@ def data_digests(config: Config) -> dict[str, str]:
     Raises:
         UserError: a path does not exist; the message names its key. It costs seconds to find out here, hours later on.
     """
-    teacher, prompts, evaluate = config.teacher, config.prompts, config.evaluate
+    prompts, evaluate = config.prompts, config.evaluate
+    teachers = {"teacher": config.teacher} | {f"teachers/{name}": block for name, block in config.teachers.items()}
     files = {"prompts.train": prompts.train} if prompts.source == "file" else {}
     if isinstance(prompts.evaluation, str) and prompts.evaluation != COCO2014_30K:
         files["prompts.evaluation"] = prompts.evaluation
     return {
-        "teacher": _data_digest("teacher.path", teacher.path or ASSETS / "teacher"),
+        **{
+            where: _data_digest(f"{where.replace('/', '.')}.path", block.path or ASSETS / "teacher")
+            for where, block in teachers.items()
+        },
         "prompts": digest([_data_digest(key, path) for key, path in files.items()]),
         "evaluate": digest(
             [

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from .config import DistillSettings, load_settings
+from .config import DistillSettings, ImportSettings, load_settings
 from .errors import UserError
 from .files import digest, read_json, sha256_file, write_json
 
@@ -226,9 +226,11 @@ def _read_points(path: Path) -> list[dict]:
     return points
 
 
-def _generator_run(store: dict, settings: DistillSettings, protocol_hash: str | None = None) -> MirroredRun:
-    """The MLflow run of a distillation, with its settings as params."""
-    run, flat = settings.run, _flat({"distill": settings.distill.model_dump(mode="json")})
+def _generator_run(
+    store: dict, settings: DistillSettings | ImportSettings, protocol_hash: str | None = None
+) -> MirroredRun:
+    """The MLflow run of a distillation or an import, with its settings as params."""
+    run, flat = settings.run, _flat(settings.model_dump(mode="json", exclude={"run"}))
     strategy_tags = {"kind": "generator", "strategy": run.strategy, "scale": f"{run.teacher:g}"}
     mirrored = MirroredRun(store, run.name, settings.model_dump(mode="json"), strategy_tags, protocol_hash)
     scales = {f"kappa_{key}": getattr(run, key) for key in ("fake_train", "fake_eval", "teacher")}
@@ -324,8 +326,8 @@ def _sync_row(store: dict, row: dict[str, str], results: Path) -> str:
     name, kind = row["run"], row["kind"]
     folder = results / ("runs" if kind == "generator" else "baselines") / name
     if kind == "generator":
-        settings = load_settings(DistillSettings, folder / "settings.yaml")
-        run = _generator_run(store, settings, row["protocol_hash"])
+        kept = DistillSettings if (folder / "training.jsonl").is_file() else ImportSettings
+        run = _generator_run(store, load_settings(kept, folder / "settings.yaml"), row["protocol_hash"])
         run.points(folder / "training.jsonl")
         run.grids(folder / "grids")
         weights = folder / "generator"

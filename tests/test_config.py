@@ -65,6 +65,8 @@ def test_shipped_config_is_valid_and_complete():
         ({"extra_runs": [{"strategy": "lsg", "scale": 2, "teacher": 3}]}, "belong to strategy: custom"),
         ({"teacher": {"source": "local"}}, "give the diffusers directory"),
         ({"prompts__train": "captions.txt"}, "expected a number of captions with source: embedded"),
+        ({"generate__image_size": 16}, "generate.image_size=16: expected null or evaluate.image_size=None"),
+        ({"generate__png_level": 10}, "generate.png_level=10: expected less than or equal to 9"),
         ({"prompts__evaluation": 10}, "only prompts.evaluation=10 captions"),
         ({"experiment": "a/b"}, "experiment='a/b'"),
     ],
@@ -191,7 +193,20 @@ def test_every_setting_is_read():
     """A setting that no module mentions would be obeyed by nobody."""
     text = "\n".join(p.read_text() for p in (ROOT / "sid_core").rglob("*.py"))
     code = text.replace((ROOT / "sid_core" / "config.py").read_text().split("# --- runs")[0], "")
-    blocks = (c.Prompts, c.Alarms, c.Distill, c.Sampling, c.Baselines, c.Evaluate, c.Run, c.Baseline)
+    blocks = (
+        c.ExtraRun,
+        c.Imported,
+        c.Plan,
+        c.JobResources,
+        c.Prompts,
+        c.Alarms,
+        c.Distill,
+        c.Sampling,
+        c.Baselines,
+        c.Evaluate,
+        c.Run,
+        c.Baseline,
+    )
     unread = [
         f"{block.__name__}.{key}"
         for block in blocks

@@ -224,7 +224,7 @@ def _key(axes: Axes, styles: dict[str, dict], curves: Curves) -> None:
     axes.set_axis_off()
     handles = {base_name(run): Line2D([], [], **styles[run.name] | {"linewidth": 2, "alpha": 1}) for run, _ in curves}
     seeds = len({run.seed for run, _ in curves})
-    title = "Runs" if seeds == 1 else f"Runs, a line for each of {seeds} seeds"
+    title = f"Runs, a line for each of {seeds} seeds" if seeds > 1 else "Runs" if curves else "Nothing was trained here"
     legend = axes.legend(
         handles.values(), handles.keys(), loc="upper left", frameon=False, fontsize=8.5, title=title, handlelength=2.6
     )

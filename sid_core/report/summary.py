@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..config import Config, Run, runs, scale_name
+from ..config import Config, Run, generators, runs, scale_name
 from .table import Row
 
 FEW_SEEDS = 3
@@ -42,7 +42,7 @@ class Entry:
 
 def make_entries(config: Config, rows: list[Row]) -> list[Entry]:
     """Rows put together over seeds, in the order of the rows."""
-    by_name = {run.name: run for run in runs(config)}
+    by_name = {run.name: run for run in generators(config)}
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(base_name(by_name[row.run]) if row.kind == "generator" else row.run, []).append(row)
@@ -65,7 +65,8 @@ def base_name(run: Run) -> str:
 
 
 def _is_swept(config: Config, run: Run) -> bool:
-    return run.strategy == "lsg" and (run.alpha, run.num_steps) == (config.distill.alpha, config.distill.num_steps)
+    usual = (config.distill.alpha, config.distill.num_steps)
+    return run.strategy == "lsg" and (run.alpha, run.num_steps) == usual and run in runs(config)
 
 
 def best(entries: list[Entry], kind: str, column: str) -> Entry | None:

@@ -11,7 +11,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from ..config import Baseline, Config, Run, baselines, runs
+from ..config import Baseline, Config, Run, baselines, generators
 from ..errors import UserError
 from ..files import MANIFEST, read_json
 
@@ -65,7 +65,7 @@ def read_scores(config: Config, folder: Path) -> dict[str, dict]:
     Raises:
         UserError: a score is missing or damaged, or two were measured by different protocols.
     """
-    items = [*runs(config), *baselines(config)]
+    items = [*generators(config), *baselines(config)]
     paths = {item.name: score_path(folder, item) for item in items}
     scores = {name: _read_score(path) for name, path in paths.items()}
     first, *others = scores
@@ -111,7 +111,7 @@ def _read_score(path: Path) -> dict:
 
 def make_rows(config: Config, folder: Path, scores: dict[str, dict]) -> list[Row]:
     """All rows: generators, teacher baselines, VAE and real images, published results."""
-    rows = [_generator_row(config, folder, run, scores[run.name]) for run in runs(config)]
+    rows = [_generator_row(config, folder, run, scores[run.name]) for run in generators(config)]
     rows += [_baseline_row(config, baseline, scores[baseline.name]) for baseline in baselines(config)]
     return rows + published_rows()
 
@@ -121,7 +121,7 @@ def _generator_row(config: Config, folder: Path, run: Run, score: dict) -> Row:
     return Row(
         run=run.name,
         kind="generator",
-        teacher=_teacher_name(config),
+        teacher=_teacher_name(config, run),
         strategy=run.strategy,
         kappa_fake_train=run.fake_train,
         kappa_fake_eval=run.fake_eval,
@@ -174,8 +174,11 @@ def _measured(score: dict) -> dict:
     return copied | {"protocol": score["protocol"]["name"]}
 
 
-def _teacher_name(config: Config) -> str:
-    return config.teacher.source if config.teacher.path is None else Path(config.teacher.path).name
+def _teacher_name(config: Config, run: Run | None = None) -> str:
+    """`embedded`, or the last part of a path or repository; of an imported run its own teacher's."""
+    key = next((imported.teacher for imported in config.imports if run and imported.name == run.name), None)
+    teacher = config.teachers[key] if key else config.teacher
+    return Path(teacher.path or teacher.repo or teacher.source).name
 
 
 def published_rows() -> list[Row]:

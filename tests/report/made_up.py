@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sid_core.config import Config, Run, baselines, parse_config, read_yaml, runs
+from sid_core.config import Config, Run, baselines, generators, parse_config, read_yaml, runs
 from sid_core.files import write_json, write_sidecar
 
 CONFIG = Path(__file__).parents[2] / "config.yaml"
@@ -76,6 +76,9 @@ def write_run(folder: Path, run: Run, number: int) -> None:
     weights = {"unet/diffusion_pytorch_model.safetensors": {"sha256": "a" * 64, "bytes": 1}}
     write_json(folder / "generator" / "manifest.json", {"record": {}, "files": weights})
     write_samples(folder / "samples" / "00000.tar", number)
+
+
+def write_training(folder: Path, run: Run) -> None:
     keys = [
         "score_gap",
         "latent_std",
@@ -93,8 +96,10 @@ def write_run(folder: Path, run: Run, number: int) -> None:
 def write_experiment(folder: Path, config: Config) -> Path:
     (folder / "prompts").mkdir()
     (folder / "prompts" / "evaluation.txt").write_text("\n".join(CAPTIONS) + "\n", encoding="utf-8")
-    for number, run in enumerate(runs(config)):
+    for number, run in enumerate(generators(config)):
         write_run(folder / "runs" / run.name, run, number)
+    for run in runs(config):
+        write_training(folder / "runs" / run.name, run)
     for number, baseline in enumerate(baselines(config), 100):
         path = folder / "baselines" / baseline.name
         write_samples(path / "samples" / "00000.tar", number)

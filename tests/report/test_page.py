@@ -106,3 +106,12 @@ def test_images_of_the_page_are_whole(experiment):
 def test_report_does_not_import_torch():
     check = "import sys, sid_core.report; sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_imports_alone_are_compared(tmp_path):
+    config = make_config(
+        guidance_scales=[], imports=[{"name": "official-2", "file": "a.pkl", "scale": 2, "train_kimg": 4812}]
+    )
+    folder = write_experiment(tmp_path, config)
+    compare(config, folder)
+    assert "official-2" in (folder / "summary.md").read_text()

@@ -51,6 +51,22 @@ def test_csv_has_the_columns_and_the_numbers_unrounded(make_experiment):
     assert [rows[name]["kind"] for name in ("teacher-cfg3-8steps", "vae", "real")] == ["teacher", "vae", "real"]
 
 
+IMPORTS = {
+    "teachers": {"other": {"source": "local", "path": "/models/sd21-base"}},
+    "imports": [
+        {"name": "official-2", "file": "a.pkl", "scale": 2, "train_kimg": 4812},
+        {"name": "official-3", "file": "b.pkl", "scale": 3, "train_kimg": 6144, "teacher": "other"},
+    ],
+}
+
+
+def test_imported_generators_are_rows_with_their_own_teacher(make_experiment):
+    config = make_config(**IMPORTS)
+    rows = {row.run: row for row in read(config, make_experiment(config))}
+    assert (rows["official-2"].kind, rows["official-2"].teacher) == ("generator", "embedded")
+    assert (rows["official-3"].teacher, rows["official-3"].kappa_fake_train) == ("sd21-base", 3.0)
+
+
 def test_published_rows_name_their_protocol_and_carry_no_hash():
     rows = table.published_rows()
     assert len(rows) == 9

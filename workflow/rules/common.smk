@@ -1,9 +1,11 @@
 # The validated configuration and the names made from it.
 import re
+import sys
 
-from sid_core.config import baselines, dump, parse_config, runs, shards, stage_settings
+from sid_core.config import baselines, dump, generators, parse_config, runs, shards, stage_settings, teacher_folder
 from sid_core.errors import UserError
 from sid_core.machine import has_gpu, put_python_first
+from sid_core.plan import to_text
 from sid_core.sources import data_digests, stage_digest
 
 try:
@@ -15,13 +17,34 @@ except UserError as error:
 put_python_first()
 
 RESULTS = f"results/{CONFIG.experiment}"
-RUNS = [run.name for run in runs(CONFIG)]
+DISTILLED = [run.name for run in runs(CONFIG)]
+IMPORTED = {imported.name: imported for imported in CONFIG.imports}
+# every generator that is sampled and scored
+RUNS = [run.name for run in generators(CONFIG)]
+TEACHERS = ["teacher", *(f"teachers/{name}" for name in CONFIG.teachers)]
 BASELINES = [baseline.name for baseline in baselines(CONFIG)]
 SHARDS = shards(CONFIG)
 # text of every settings file, by its path
 SETTINGS = {name: dump(settings) for name, settings in stage_settings(CONFIG).items()} | {"config.yaml": dump(CONFIG)}
-# so that on a machine with a GPU one job has it at a time (profile: gpu: 1), and without one two jobs run side by side
-GPU = int(has_gpu())
+ASKS = CONFIG.resources
+
+
+# where nothing is said: on a machine with a GPU one job has it at a time (profile: gpu: 1), without one two run side by side
+def gpus(asks):
+    return int(has_gpu()) if asks.gpu is None else asks.gpu
+
+
+# a pattern for these names and nothing else, also where there are none
+def any_of(names):
+    return "|".join(map(re.escape, names)) or "$^"
+
+
+def teacher_of(wildcards):
+    return f"{RESULTS}/{teacher_folder(IMPORTED.get(wildcards.run))}/manifest.json"
+
+
+if workflow.dryrun:
+    print(to_text(CONFIG, int(has_gpu())), file=sys.stderr)
 
 
 # which samples a shard holds; sample i has caption i and noise from seed + i, whatever the shards
@@ -34,4 +57,5 @@ wildcard_constraints:
     run="[^/]+",
     name="[^/]+",
     kind="runs|baselines",
+    teacher=any_of(TEACHERS),
     shard=r"\d{5}",

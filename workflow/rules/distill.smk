@@ -3,7 +3,7 @@
 rule distill:
     input:
         settings=f"{RESULTS}/runs/{{run}}/settings.yaml",
-        teacher=rules.teacher.output.manifest,
+        teacher=f"{RESULTS}/teacher/manifest.json",
         prompts=rules.prompts.output.train,
     output:
         manifest=f"{RESULTS}/runs/{{run}}/generator/manifest.json",
@@ -12,6 +12,8 @@ rule distill:
         weights=f"{RESULTS}/runs/{{run}}/generator/unet/diffusion_pytorch_model.safetensors",
         training=f"{RESULTS}/runs/{{run}}/training.jsonl",
         grids=directory(f"{RESULTS}/runs/{{run}}/grids"),
+    wildcard_constraints:
+        run=any_of(DISTILLED),
     log:
         f"{RESULTS}/logs/distill/{{run}}.log",
     benchmark:
@@ -20,11 +22,11 @@ rule distill:
     priority: 5
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: ASKS.distill.threads
     resources:
-        gpu=GPU,
-        mem_mb=8000,
-        runtime="12h",
+        gpu=gpus(ASKS.distill),
+        mem_mb=ASKS.distill.mem_mb,
+        runtime=ASKS.distill.runtime,
     params:
         teacher=subpath(input.teacher, parent=True),
         out=subpath(output.manifest, parent=True),

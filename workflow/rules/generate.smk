@@ -2,8 +2,8 @@
 rule generate_run:
     input:
         settings=f"{RESULTS}/runs/{{run}}/generate.yaml",
-        generator=rules.distill.output.manifest,
-        teacher=rules.teacher.output.manifest,
+        generator=f"{RESULTS}/runs/{{run}}/generator/manifest.json",
+        teacher=teacher_of,
         captions=rules.prompts.output.evaluation,
     output:
         samples=f"{RESULTS}/runs/{{run}}/samples/{{shard}}.tar",
@@ -14,11 +14,11 @@ rule generate_run:
         f"{RESULTS}/benchmarks/generate/{{run}}.{{shard}}.tsv"
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: ASKS.generate.threads
     resources:
-        gpu=GPU,
-        mem_mb=6000,
-        runtime="4h",
+        gpu=gpus(ASKS.generate),
+        mem_mb=ASKS.generate.mem_mb,
+        runtime=ASKS.generate.runtime,
     params:
         generator=subpath(input.generator, parent=True),
         teacher=subpath(input.teacher, parent=True),
@@ -35,7 +35,7 @@ rule generate_run:
 rule generate_baseline:
     input:
         settings=f"{RESULTS}/baselines/{{name}}/generate.yaml",
-        teacher=rules.teacher.output.manifest,
+        teacher=f"{RESULTS}/teacher/manifest.json",
         captions=rules.prompts.output.evaluation,
     output:
         samples=f"{RESULTS}/baselines/{{name}}/samples/{{shard}}.tar",
@@ -46,11 +46,11 @@ rule generate_baseline:
         f"{RESULTS}/benchmarks/generate/{{name}}.{{shard}}.tsv"
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: ASKS.generate.threads
     resources:
-        gpu=GPU,
-        mem_mb=6000,
-        runtime="4h",
+        gpu=gpus(ASKS.generate),
+        mem_mb=ASKS.generate.mem_mb,
+        runtime=ASKS.generate.runtime,
     params:
         teacher=subpath(input.teacher, parent=True),
         range=shard_range,

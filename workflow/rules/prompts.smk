@@ -14,13 +14,14 @@ rule prompts:
         f"{RESULTS}/benchmarks/prompts.tsv"
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: ASKS.prompts.threads
     resources:
-        mem_mb=2000,
-        runtime="30m",
+        gpu=gpus(ASKS.prompts),
+        mem_mb=ASKS.prompts.mem_mb,
+        runtime=ASKS.prompts.runtime,
     params:
-        out=subpath(output.manifest, parent=True),
         teacher=subpath(input.teacher, parent=True),
+        out=subpath(output.manifest, parent=True),
         data=DATA["prompts"],
         code=stage_digest("models.prompts"),
     message:

@@ -11,11 +11,11 @@ rule reference:
         f"{RESULTS}/benchmarks/reference.tsv"
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: ASKS.reference.threads
     resources:
-        gpu=GPU,
-        mem_mb=6000,
-        runtime="4h",
+        gpu=gpus(ASKS.reference),
+        mem_mb=ASKS.reference.mem_mb,
+        runtime=ASKS.reference.runtime,
     params:
         data=DATA["evaluate"],
         code=stage_digest("evaluation.features"),
@@ -41,11 +41,11 @@ rule features:
         f"{RESULTS}/benchmarks/features/{{kind}}/{{name}}.{{shard}}.tsv"
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: ASKS.features.threads
     resources:
-        gpu=GPU,
-        mem_mb=6000,
-        runtime="4h",
+        gpu=gpus(ASKS.features),
+        mem_mb=ASKS.features.mem_mb,
+        runtime=ASKS.features.runtime,
     params:
         data=DATA["evaluate"],
         code=stage_digest("evaluation.features"),
@@ -72,10 +72,11 @@ rule score:
         f"{RESULTS}/benchmarks/score/{{kind}}/{{name}}.tsv"
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: ASKS.score.threads
     resources:
-        mem_mb=8000,
-        runtime="1h",
+        gpu=gpus(ASKS.score),
+        mem_mb=ASKS.score.mem_mb,
+        runtime=ASKS.score.runtime,
     params:
         code=stage_digest("evaluation.scoring"),
     message:

@@ -11,7 +11,7 @@ rule settings:
     log:
         f"{RESULTS}/logs/settings/{{file}}.log",
     wildcard_constraints:
-        file="|".join(map(re.escape, SETTINGS)),
+        file=any_of(SETTINGS),
     conda:
         "../../environment.yml"
     params:

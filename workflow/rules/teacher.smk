@@ -1,29 +1,30 @@
-# The teacher: copied from its source and checked, with a manifest that every later stage verifies.
+# The teacher (and further ones for imports): copied from its source and checked, with a manifest that every later stage verifies.
 rule teacher:
     input:
-        settings=f"{RESULTS}/teacher.settings.yaml",
+        settings=f"{RESULTS}/{{teacher}}.settings.yaml",
     output:
-        manifest=f"{RESULTS}/teacher/manifest.json",
-        provenance=f"{RESULTS}/teacher/provenance.json",
-        unet=f"{RESULTS}/teacher/unet/diffusion_pytorch_model.safetensors",
-        vae=f"{RESULTS}/teacher/vae/diffusion_pytorch_model.safetensors",
-        text_encoder=f"{RESULTS}/teacher/text_encoder/model.safetensors",
-        scheduler=f"{RESULTS}/teacher/scheduler/scheduler_config.json",
+        manifest=f"{RESULTS}/{{teacher}}/manifest.json",
+        provenance=f"{RESULTS}/{{teacher}}/provenance.json",
+        unet=f"{RESULTS}/{{teacher}}/unet/diffusion_pytorch_model.safetensors",
+        vae=f"{RESULTS}/{{teacher}}/vae/diffusion_pytorch_model.safetensors",
+        text_encoder=f"{RESULTS}/{{teacher}}/text_encoder/model.safetensors",
+        scheduler=f"{RESULTS}/{{teacher}}/scheduler/scheduler_config.json",
     log:
-        f"{RESULTS}/logs/teacher.log",
+        f"{RESULTS}/logs/{{teacher}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/teacher.tsv"
+        f"{RESULTS}/benchmarks/{{teacher}}.tsv"
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: ASKS.teacher.threads
     resources:
-        mem_mb=8000,
-        runtime="30m",
+        gpu=gpus(ASKS.teacher),
+        mem_mb=ASKS.teacher.mem_mb,
+        runtime=ASKS.teacher.runtime,
     params:
         out=subpath(output.manifest, parent=True),
-        data=DATA["teacher"],
+        data=lambda wildcards: DATA[wildcards.teacher],
         code=stage_digest("models.teacher"),
     message:
-        "teacher"
+        "{wildcards.teacher}"
     shell:
         "python -m sid_core teacher --settings {input.settings} --out {params.out} --threads {threads} > {log} 2>&1"

@@ -35,7 +35,7 @@ rule track:
     input:
         tracking=rules.tracking_init.output,
         summary=rules.compare.output.csv,
-        grids=expand(rules.distill.output.grids, run=RUNS),
+        grids=expand(rules.distill.output.grids, run=DISTILLED),
     output:
         record=f"{RESULTS}/tracking.json",
     log:

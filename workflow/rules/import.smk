@@ -1,0 +1,32 @@
+# A published generator, taken as it is: the same folder as a distilled one, without a training log.
+rule import_generator:
+    input:
+        settings=f"{RESULTS}/runs/{{run}}/settings.yaml",
+        teacher=teacher_of,
+    output:
+        manifest=f"{RESULTS}/runs/{{run}}/generator/manifest.json",
+        record=f"{RESULTS}/runs/{{run}}/generator/generator.json",
+        config=f"{RESULTS}/runs/{{run}}/generator/unet/config.json",
+        weights=f"{RESULTS}/runs/{{run}}/generator/unet/diffusion_pytorch_model.safetensors",
+    wildcard_constraints:
+        run=any_of(IMPORTED),
+    log:
+        f"{RESULTS}/logs/import/{{run}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/import/{{run}}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: ASKS.teacher.threads
+    resources:
+        gpu=gpus(ASKS.teacher),
+        mem_mb=ASKS.teacher.mem_mb,
+        runtime=ASKS.teacher.runtime,
+    params:
+        teacher=subpath(input.teacher, parent=True),
+        out=subpath(output.manifest, parent=True),
+        code=stage_digest("models.generator"),
+    message:
+        "import {wildcards.run}"
+    shell:
+        "python -m sid_core import --settings {input.settings} --teacher {params.teacher} --out {params.out}"
+        " --threads {threads} > {log} 2>&1"
