@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from ..machine import to_device
 from .teacher import load_component
 
 transformers_logging.disable_progress_bar()  # it would count the tensors of one file
@@ -51,7 +52,7 @@ class PromptSet:
 
     Up to `cache_size` distinct prompts are encoded once, ahead and in a fixed order; more are encoded when asked for. Either
     way the embedding of a batch depends on the list and the indices alone, not on what was asked before: a resumed run
-    must see the same bits.
+    must see the same bits. Embeddings arrive on the encoder's device; what is kept of them stays on the host.
     """
 
     def __init__(self, encoder: TextEncoder, prompts: Sequence[str], cache_size: int):
@@ -60,7 +61,8 @@ class PromptSet:
         self._table = None
         if (rows := _distinct(prompts, cache_size)) is not None:
             texts, self._row = rows
-            self._table = torch.cat([encoder.encode(texts[i : i + CHUNK]) for i in range(0, len(texts), CHUNK)])
+            chunks = [encoder.encode(texts[i : i + CHUNK]).cpu() for i in range(0, len(texts), CHUNK)]
+            self._table = torch.cat(chunks)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -68,11 +70,11 @@ class PromptSet:
     def __call__(self, indices: Tensor, dropped: Tensor | None = None) -> Tensor:
         """Embeddings (B, L, D) of the prompts at `indices` (B,) int64; where `dropped` (B,) bool, of the empty prompt."""
         if self._table is not None:
-            cond = self._table[self._row[indices]]
+            cond = to_device(self._table[self._row[indices]], self.empty.device)
         else:
             cond = self.encoder.encode([self.prompts[i] for i in indices.tolist()])
         if dropped is not None:
-            cond = torch.where(dropped.view(-1, 1, 1).to(cond.device), self.empty, cond)
+            cond = torch.where(to_device(dropped, cond.device).view(-1, 1, 1), self.empty, cond)
         return cond
 
 

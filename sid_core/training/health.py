@@ -6,12 +6,16 @@ of the latents do.
 
 from typing import TYPE_CHECKING
 
-from .iteration import TrainingStopped
+from ..errors import UserError
 
 if TYPE_CHECKING:
     from ..config import Alarms
 
 REMEDY = "lower distill.lr (or raise the limit, if the samples look right), then run again"
+
+
+class TrainingStopped(UserError):
+    """The run cannot become a useful generator: non-finite numbers or an alarm."""
 
 
 class AlarmWatch:

@@ -1,56 +1,89 @@
 """One iteration of SiD-LSG (arXiv 2406.01561, algorithm 1): the fake score learns the generator's samples, then the generator
-moves them towards the teacher. This is the readable reference: three networks, two optimizers, one EMA.
+moves them towards the teacher. Three networks, two optimizers, one EMA.
+
+Nothing in an iteration waits for a GPU: metrics and the verdict on non-finite numbers stay on the device until they are read.
 """
 
 import copy
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..errors import UserError
 from ..method import Denoiser, Guidance, fake_score_loss, generator_loss, n_step
 from ..models.text import PromptSet
+from .distributed import World
+from .flat import Layout
+from .health import TrainingStopped
+from .precision import DTYPES, set_arithmetic
 from .randomness import Draw, draw, rng
+from .regions import checkpoint_blocks, compile_blocks
+from .student import Gradient, Student
 
 if TYPE_CHECKING:
     from ..config import Distill, Run
 
-
-class TrainingStopped(UserError):
-    """The run cannot become a useful generator: non-finite numbers or an alarm."""
+# of one half each: means over the batch, so that micro-batches and processes add up
+FAKE = ("fake_loss",)
+GENERATOR = ("generator_loss", "teacher_residual", "fake_residual", "gap_square", "latent", "latent_square")
 
 
 class Trainer:
     """The state of one distillation and the step that advances it.
 
     Attributes:
-        teacher, fake_score, generator, ema: Denoisers; all start from the teacher's weights. `ema` is the product.
+        teacher, fake_score, generator, ema: Denoisers; all start from the teacher's weights. `ema` is the product, in float32.
+        students: the trained two, "fake" and "generator".
         iteration, nimg: iterations done and images seen by the generator.
     """
 
     def __init__(
-        self, teacher: Denoiser, prompts: PromptSet, latent_shape: tuple[int, int, int], run: "Run", settings: "Distill"
+        self,
+        teacher: Denoiser,
+        prompts: PromptSet,
+        latent_shape: tuple[int, int, int],
+        run: "Run",
+        settings: "Distill",
+        world: World | None = None,
     ):
         self.run, self.settings, self.prompts, self.latent_shape = run, settings, prompts, latent_shape
+        self.world = world or World()
+        self.parts = self.world.parts(settings.batch, settings.micro_batch)
         self.guidance = Guidance(run.fake_train, run.fake_eval, run.teacher)
-        self.teacher = teacher.eval().requires_grad_(False)
-        self.fake_score, self.generator, self.ema = (copy.deepcopy(teacher) for _ in range(3))
-        self.optimizers = {
-            "fake": _adam(self.fake_score, settings, settings.fake_lr or settings.lr),
-            "generator": _adam(self.generator, settings, settings.lr),
+        self.device = next(teacher.parameters()).device
+        set_arithmetic(settings.precision)
+        teacher.eval().requires_grad_(False)
+        self.layout = Layout(teacher.unet)
+        self.students = {
+            "fake": Student(teacher, self.layout, settings, settings.fake_lr or settings.lr),
+            "generator": Student(teacher, self.layout, settings, settings.lr),
         }
+        self.gradient = Gradient(self.layout, self.device)
+        self.ema = copy.deepcopy(teacher).to("cpu" if settings.offload == "ema" else self.device)
+        self.ema_weights = self.layout.gather(self.ema.unet)
+        self.layout.bind(self.ema.unet, self.ema_weights)
+        for parameter in teacher.unet.parameters():
+            parameter.data = parameter.data.to(DTYPES[settings.precision])
+        self.teacher = teacher
+        self.fake_score, self.generator = (student.network for student in self.students.values())
+        for network in (self.teacher, self.fake_score, self.generator):
+            if settings.checkpointing:
+                checkpoint_blocks(network.unet)
+            if settings.compile:
+                compile_blocks(network.unet)
         self.iteration = 0
-        self.skips = {"fake": 0, "generator": 0}  # in a row
-        self.skipped = 0  # in all
 
     @property
     def nimg(self) -> int:
         return self.iteration * self.settings.batch
 
-    def step(self) -> dict[str, float]:
-        """Do one iteration; return its metrics (means over the batch)."""
-        self._set_learning_rates()
+    @property
+    def skipped(self) -> int:
+        """Updates left out because of non-finite numbers; waits for the device."""
+        return sum(student.guard.skipped for student in self.students.values())
+
+    def step(self) -> dict[str, Tensor]:
+        """Do one iteration; return its metrics, means over the batch, float32 scalars on the device."""
         metrics = self._half("fake") | self._half("generator")
         self._update_ema()
         self.iteration += 1
@@ -59,37 +92,57 @@ class Trainer:
     @torch.no_grad()
     def grid_latents(self, count: int) -> Tensor:
         """Samples of the EMA generator for the first `count` training prompts and noises that never change, (count, C, H, W)."""
-        noises = self._draw("grid", count, dropout=0.0).noises
+        noises = self._draw("grid", count, dropout=0.0).noises.to(self.device)
         indices = torch.arange(count) % len(self.prompts)
-        return n_step(self.ema, list(noises), self.settings.t_init, self.prompts(indices))
+        offloaded = self.ema_weights.device != self.device
+        network = copy.deepcopy(self.ema).to(self.device) if offloaded else self.ema
+        return n_step(network, list(noises), self.settings.t_init, self.prompts(indices))
+
+    def raise_if_stopped(self) -> None:
+        """Raise TrainingStopped where non-finite numbers have reached their limit; waits for the device."""
+        for half, student in self.students.items():
+            stopped = student.guard.stopped()
+            if stopped is None:
+                continue
+            iteration, loss, norm = stopped
+            name = "fake score" if half == "fake" else "generator"
+            place = f"{name}, iteration {iteration} ({iteration * self.settings.batch:,} images)"
+            what = f"{place}: loss {loss:g}, gradient norm {norm:g}"
+            if self.settings.nonfinite == "stop":
+                raise TrainingStopped(
+                    f"{what}; expected finite numbers. Lower distill.lr, or set distill.nonfinite: skip"
+                )
+            raise TrainingStopped(
+                f"{what}; {student.guard.limit} non-finite updates in a row (distill.nonfinite_limit). Lower distill.lr"
+            )
 
     # --- the two halves ----------------------------------------------------------------------------------------------
 
-    def _half(self, half: str) -> dict[str, float]:
+    def _half(self, half: str) -> dict[str, Tensor]:
         """Accumulate one network's gradient over the micro-batches and update it; every half has draws of its own."""
-        network, loss_of = {
-            "fake": (self.fake_score, self._fake_score_loss),
-            "generator": (self.generator, self._generator_loss),
-        }[half]
+        student = self.students[half]
+        backward = {"fake": self._backward_fake, "generator": self._backward_generator}[half]
         dropout = self.settings.prompt_dropout if half == "fake" and self._fake_is_guided() else 0.0
         batch = self._draw(half, self.settings.batch, dropout)
-        network.requires_grad_(True)
-        metrics: dict[str, float] = {}
-        for start in range(0, self.settings.batch, self.settings.micro_batch):
-            part = batch[start : start + self.settings.micro_batch]
-            share = self.settings.micro_batch / self.settings.batch
-            loss, values = loss_of(part)
-            (loss * share).backward()
-            for name, value in values.items():
-                metrics[name] = metrics.get(name, 0.0) + share * value.item()
-        network.requires_grad_(False)
-        metrics[f"{half}_grad_norm"] = self._update(half, network, metrics[f"{half}_loss"])
-        return metrics
+        student.open(self.gradient)
+        for rows in self.parts:
+            share = (rows.stop - rows.start) / self.settings.batch
+            values = backward(batch[rows].to(self.device), share * student.guard.scale)
+            self.gradient.metrics[: len(values)].add_(torch.stack(values), alpha=share)
+        student.close()
+        self.world.sum_(self.gradient.all)
+        names = FAKE if half == "fake" else GENERATOR
+        metrics = self._finish(dict(zip(names, self.gradient.metrics.clone().unbind(), strict=False)))
+        norm = student.update(self.gradient, metrics[f"{half}_loss"], self._lr(student), self.iteration)
+        if self.device.type == "cpu":
+            self.raise_if_stopped()
+        return metrics | {f"{half}_grad_norm": norm}
 
     def _fake_is_guided(self) -> bool:
         return self.guidance.fake_train != 1 or self.guidance.fake_eval != 1
 
-    def _fake_score_loss(self, part: Draw) -> tuple[Tensor, dict[str, Tensor]]:
+    def _backward_fake(self, part: Draw, factor: float | Tensor) -> list[Tensor]:
+        """Add the gradient of factor * loss; return the values FAKE."""
         cond = self.prompts(part.prompts, part.dropped)
         with torch.no_grad():
             x_g = n_step(self.generator, list(part.noises), self.settings.t_init, cond)
@@ -97,25 +150,39 @@ class Trainer:
         x_t = schedule.add_noise(x_g, part.eps, part.t)
         x0_hat = self.fake_score(x_t, part.t, cond, self.prompts.empty, self.guidance.fake_train)
         loss = fake_score_loss(x0_hat, x_g, schedule.snr(part.t))
-        return loss, {"fake_loss": loss.detach() / x_g[0].numel()}  # per element: comparable over latent sizes
+        (loss * factor).backward()
+        return [loss.detach() / x_g[0].numel()]  # per element: comparable over latent sizes
 
-    def _generator_loss(self, part: Draw) -> tuple[Tensor, dict[str, Tensor]]:
+    def _backward_generator(self, part: Draw, factor: float | Tensor) -> list[Tensor]:
+        """Add the gradient of factor * loss; return the values GENERATOR."""
         cond = self.prompts(part.prompts)
         x_g = n_step(self.generator, list(part.noises), self.settings.t_init, cond)
-        x_t = self.teacher.schedule.add_noise(x_g, part.eps, part.t)
-        # both scores are frozen and differentiated through
+        # both scores are frozen and differentiated through, to a leaf: their graphs are gone before the generator's is walked
+        leaf = x_g.detach().requires_grad_()
+        x_t = self.teacher.schedule.add_noise(leaf, part.eps, part.t)
         f_teacher = self.teacher(x_t, part.t, cond, self.prompts.empty, self.guidance.teacher)
         f_fake = self.fake_score(x_t, part.t, cond, self.prompts.empty, self.guidance.fake_eval)
-        loss = generator_loss(x_g, f_teacher, f_fake, self.run.alpha)
+        loss = generator_loss(leaf, f_teacher, f_fake, self.run.alpha)
+        (loss * factor).backward()
+        x_g.backward(leaf.grad)
         with torch.no_grad():
-            values = {
-                "generator_loss": loss.detach(),
-                "score_gap": (f_teacher - f_fake).square().mean().sqrt(),
-                "teacher_residual": (f_teacher - x_g).abs().mean(),
-                "fake_residual": (f_fake - x_g).abs().mean(),
-                "latent_std": x_g.std(),
-            }
-        return loss, values
+            x_g, f_teacher, f_fake = x_g.detach(), f_teacher.detach(), f_fake.detach()
+            return [
+                loss.detach(),
+                (f_teacher - x_g).abs().mean(),
+                (f_fake - x_g).abs().mean(),
+                (f_teacher - f_fake).square().mean(),
+                x_g.mean(),
+                x_g.square().mean(),
+            ]
+
+    def _finish(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Root and spread from the means that add up over parts."""
+        if "gap_square" in metrics:
+            metrics["score_gap"] = metrics.pop("gap_square").sqrt()
+            mean, square = metrics.pop("latent"), metrics.pop("latent_square")
+            metrics["latent_std"] = (square - mean.square()).clamp(min=0).sqrt()
+        return metrics
 
     def _draw(self, half: str, batch: int, dropout: float) -> Draw:
         # the grid's noise must not change as training goes on
@@ -132,64 +199,26 @@ class Trainer:
 
     # --- updates -----------------------------------------------------------------------------------------------------
 
-    def _set_learning_rates(self) -> None:
+    def _lr(self, student: Student) -> float:
         """Linear decay from lr to lr_final over the run, the same relative decay for both networks."""
         s = self.settings
         factor = 1.0
         if s.lr_final is not None:
             factor += (s.lr_final / s.lr - 1) * min(self.nimg / (1000 * s.train_kimg), 1.0)
-        for half, lr in (("fake", s.fake_lr or s.lr), ("generator", s.lr)):
-            self.optimizers[half].param_groups[0]["lr"] = lr * factor
-
-    def _update(self, half: str, network: nn.Module, loss: float) -> float:
-        """Apply the accumulated gradient unless something is not finite; return the gradient's norm."""
-        gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients).item()
-        total = loss + norm
-        if total - total == 0:  # false for NaN and infinities
-            self.optimizers[half].step()
-            self.skips[half] = 0
-        else:
-            self._count_skip(half, loss, norm)
-        self.optimizers[half].zero_grad()
-        return norm
-
-    def _count_skip(self, half: str, loss: float, norm: float) -> None:
-        self.skipped += 1
-        self.skips[half] += 1
-        place = f"{'fake score' if half == 'fake' else 'generator'}, iteration {self.iteration} ({self.nimg:,} images)"
-        what = f"{place}: loss {loss:g}, gradient norm {norm:g}"
-        if self.settings.nonfinite == "stop":
-            raise TrainingStopped(f"{what}; expected finite numbers. Lower distill.lr, or set distill.nonfinite: skip")
-        if self.skips[half] >= self.settings.nonfinite_limit:
-            raise TrainingStopped(
-                f"{what}; {self.skips[half]} non-finite updates in a row (distill.nonfinite_limit). Lower distill.lr"
-            )
+        return student.lr * factor
 
     @torch.no_grad()
     def _update_ema(self) -> None:
         """beta = 0.5^(batch / half-life), half-life from the images seen before this iteration: the first update copies."""
         halflife = min(self.settings.ema_halflife_nimg, self.settings.ema_ramp * self.nimg)
         beta = 0.5 ** (self.settings.batch / max(halflife, 1e-8))
-        torch._foreach_lerp_(list(self.ema.unet.parameters()), list(self.generator.unet.parameters()), 1 - beta)
+        self.ema_weights.lerp_(self._theta(), 1 - beta)
 
-    @torch.no_grad()
+    def _theta(self) -> Tensor:
+        """The generator's weights, where the EMA's are."""
+        return self.students["generator"].master.to(self.ema_weights.device)
+
     def ema_drift(self) -> float:
         """|theta_ema - theta| / |theta|."""
-        ema, theta = list(self.ema.unet.parameters()), list(self.generator.unet.parameters())
-        difference = torch.nn.utils.get_total_norm(torch._foreach_sub(ema, theta))
-        return (difference / torch.nn.utils.get_total_norm(theta)).item()
-
-
-def _adam(network: nn.Module, settings: "Distill", lr: float) -> torch.optim.Optimizer:
-    kind = torch.optim.AdamW if settings.weight_decay else torch.optim.Adam
-    betas = (settings.adam_beta1, settings.adam_beta2)
-    # fused: one kernel over all tensors, three times the speed of the loop on a CPU
-    return kind(
-        network.unet.parameters(),
-        lr=lr,
-        betas=betas,
-        eps=settings.adam_eps,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
+        theta = self._theta()
+        return (torch.dist(self.ema_weights, theta) / torch.linalg.vector_norm(theta)).item()

@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..machine import to_device
+
 Half = Literal["fake", "generator", "grid"]
 
 
@@ -27,6 +29,11 @@ class Draw:
 
     def __getitem__(self, rows: slice) -> "Draw":
         return Draw(self.prompts[rows], self.dropped[rows], self.noises[:, rows], self.eps[rows], self.t[rows])
+
+    def to(self, device: torch.device) -> "Draw":
+        """Noises, eps and t on `device`; prompts and drops stay on the host, where the prompts are."""
+        moved = (to_device(tensor, device) for tensor in (self.noises, self.eps, self.t))
+        return Draw(self.prompts, self.dropped, *moved)
 
 
 def rng(seed: int, iteration: int, half: Half) -> torch.Generator:

@@ -11,10 +11,11 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,9 +24,10 @@ from ..files import atomic_path, digest, lease, read_json, write_json, write_tex
 from ..models.generator import save_generator
 from ..models.teacher import latent_shape, load_denoiser, teacher_sha256
 from ..models.text import PromptSet, TextEncoder
-from .health import AlarmWatch
-from .iteration import Trainer, TrainingStopped
-from .state import load_newest_state, save_state
+from .distributed import World, connected, is_first
+from .health import AlarmWatch, TrainingStopped
+from .iteration import Trainer
+from .state import StateWriter, load_newest_state, remove_unfinished
 
 if TYPE_CHECKING:
     from ..config import Distill, DistillSettings
@@ -45,10 +47,12 @@ FREE = (
     "nonfinite_limit",
     "text_cache",
 )
+# settings that may change too, and alter the weights by rounding
+ROUNDING = ("micro_batch", "checkpointing", "compile", "offload")
 
 
 class Interrupted(Exception):
-    """SIGTERM or SIGINT arrived; the state is saved. `signum` says which."""
+    """SIGTERM, SIGUSR1 (a cluster's warning) or SIGINT arrived; the state is saved. `signum` says which."""
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
@@ -66,6 +70,8 @@ def distill(
 ) -> None:
     """Train, or continue, one generator and write it to `out` (runs/<run>/generator), its log and grids beside it.
 
+    Under torchrun its processes train together; the first of them reads and writes.
+
     Args:
         teacher: a prepared teacher directory.
         prompts: training captions.
@@ -75,34 +81,69 @@ def distill(
 
     Raises:
         TrainingStopped: non-finite numbers or an alarm. Interrupted: a signal arrived; running again continues.
-        UserError: the state belongs to other settings, or another process holds it.
+        UserError: the state belongs to other settings, another process holds it, or the GPU's memory is too small.
     """
-    with lease(state), _signals() as arrived:
+    with lease(state) if is_first() else nullcontext(), connected() as (world, device), _signals() as arrived:
         sha256 = teacher_sha256(teacher)
-        _claim_state(state, settings, sha256, prompts, code)
-        denoiser = load_denoiser(teacher)
-        prompt_set = PromptSet(TextEncoder.from_directory(teacher), prompts, settings.distill.text_cache)
-        trainer = Trainer(denoiser, prompt_set, latent_shape(teacher), settings.run, settings.distill)
+        identity = _identity(settings, sha256, prompts)
+        if is_first():
+            _claim_state(state, settings, identity, code)
+        _agree(world, identity)
         try:
+            trainer = _make_trainer(settings, teacher, prompts, world, device)
             _train(trainer, state, arrived, on_samples)
         except TrainingStopped as error:
-            _end(state, "aborted", trainer)
+            if is_first():
+                _end(state, "aborted", trainer)
             raise TrainingStopped(f"{settings.run.name}: {error}") from None
-        record = {
-            "run": settings.run.model_dump(),
-            "t_init": settings.distill.t_init,
-            "num_steps": settings.run.num_steps,
-            "prediction_type": denoiser.prediction_type,
-            "train_kimg": trainer.nimg / 1000,
-            "skipped_updates": trainer.skipped,
-            "teacher_sha256": sha256,
-        }
-        with atomic_path(out.parent / "training.jsonl") as temporary:
-            shutil.copy(state / "training.jsonl", temporary)
-        with atomic_path(out.parent / "grids") as temporary:
-            shutil.copytree(state / "grids", temporary)
-        save_generator(out, trainer.ema.unet, trainer.ema.unet.state_dict(), record)
-        _end(state, "finished", trainer)
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"{settings.run.name}: {_out_of_memory(error, settings.distill)}") from None
+        if is_first():
+            _export(trainer, settings, sha256, state, out)
+            _end(state, "finished", trainer)
+
+
+def _make_trainer(
+    settings: "DistillSettings", teacher: Path, prompts: list[str], world: World, device: torch.device
+) -> Trainer:
+    denoiser = load_denoiser(teacher).to(device)
+    if device.type == "cuda":  # the layout of its convolutions; on a CPU it gives nothing
+        denoiser.unet.to(memory_format=torch.channels_last)
+    encoder = TextEncoder.from_directory(teacher).to(device)
+    prompt_set = PromptSet(encoder, prompts, settings.distill.text_cache)
+    return Trainer(denoiser, prompt_set, latent_shape(teacher), settings.run, settings.distill, world)
+
+
+def _export(trainer: Trainer, settings: "DistillSettings", teacher_sha256: str, state: Path, out: Path) -> None:
+    record = {
+        "run": settings.run.model_dump(),
+        "t_init": settings.distill.t_init,
+        "num_steps": settings.run.num_steps,
+        "prediction_type": trainer.teacher.prediction_type,
+        "train_kimg": trainer.nimg / 1000,
+        "skipped_updates": trainer.skipped,
+        "teacher_sha256": teacher_sha256,
+    }
+    with atomic_path(out.parent / "training.jsonl") as temporary:
+        shutil.copy(state / "training.jsonl", temporary)
+    with atomic_path(out.parent / "grids") as temporary:
+        shutil.copytree(state / "grids", temporary)
+    save_generator(out, trainer.ema.unet, trainer.ema.unet.state_dict(), record)
+
+
+def _out_of_memory(error: Exception, distill: "Distill") -> str:
+    """What to change, the cheapest in time first."""
+    remedies = []
+    if distill.precision in ("float32", "tf32"):
+        remedies.append("distill.precision: bfloat16")
+    if distill.micro_batch > 1:
+        remedies.append(f"distill.micro_batch: {distill.micro_batch // 2 or 1} (the same gradient)")
+    if distill.offload == "none":
+        remedies.append("distill.offload: ema")
+    if not distill.checkpointing:
+        remedies.append("distill.checkpointing: true (a third slower)")
+    advice = ", or ".join(remedies) or "a GPU with more memory"
+    return f"the GPU's memory is full ({str(error).split('.')[0]}); set {advice}. Running again continues"
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
@@ -110,42 +151,81 @@ def distill(
 
 def _train(trainer: Trainer, state: Path, arrived: list[int], on_samples: Callable[[int, Tensor], None] | None) -> None:
     """Iterate to the end, logging, drawing and saving on the way. `window` sums metrics since the last logged point."""
-    s = trainer.settings
+    s, world = trainer.settings, trainer.world
     window = load_newest_state(state, trainer) or {}
     total = _iterations(s)
     if trainer.iteration > total:
         raise UserError(
             f"{state}: has already seen {trainer.nimg:,} images, more than distill.train_kimg={s.train_kimg:g}; delete the folder to start over"
         )
-    (state / "grids").mkdir(exist_ok=True)
-    clock = _Clock(trainer, _truncate_log(state / "training.jsonl", trainer.nimg))
+    book = _Book(trainer, state, total, on_samples) if is_first() else None
     watch = AlarmWatch(s.alarms)
-    if trainer.iteration:
-        log.info("%s: continuing at %s of %s images", trainer.run.name, f"{trainer.nimg:,}", f"{total * s.batch:,}")
-    elif on_samples:
-        on_samples(0, trainer.grid_latents(GRID))
-    with tqdm(
-        total=total * s.batch, initial=trainer.nimg, unit="img", desc=trainer.run.name, mininterval=1, disable=None
-    ) as bar:
+    with StateWriter(state, s.keep_states) as writer, _bar(trainer, total) as bar:
         while trainer.iteration < total:
-            for name, value in (trainer.step() | {"iterations": 1}).items():
-                window[name] = window.get(name, 0) + value
+            for name, value in trainer.step().items():
+                window[name] = window.get(name, 0) + value.double()
+            window["iterations"] = window.get("iterations", 0) + 1
             bar.update(s.batch)
+            signum = world.largest(arrived[0] if arrived else 0)
             last = trainer.iteration == total
-            if last or _due(trainer, s.log_every_nimg):
-                point = _point(trainer, window, clock)
+            log_now, save_now = (
+                last or _due(trainer, s.log_every_nimg),
+                last or signum or _due(trainer, s.state_every_nimg),
+            )
+            if log_now or save_now:
+                trainer.raise_if_stopped()
+            if log_now:
+                point = _point(trainer, window)
                 window = {}
-                with open(state / "training.jsonl", "a", encoding="utf-8") as handle:
-                    handle.write(json.dumps(point) + "\n")
-                if bar.disable:
-                    log.info("%s: %s", trainer.run.name, _line(point, total * s.batch))
+                if book:
+                    book.log(point, quiet=not bar.disable)
                 watch.check(point)
-            if on_samples and (last or _due(trainer, s.samples_every_nimg)):
-                on_samples(trainer.nimg, trainer.grid_latents(GRID))
-            if last or arrived or _due(trainer, s.state_every_nimg):
-                save_state(state, trainer, window, s.keep_states)
-            if arrived and not last:
-                raise Interrupted(arrived[0])
+            if book and (last or _due(trainer, s.samples_every_nimg)):
+                book.draw()
+            if book and save_now:
+                writer.write(trainer, window)
+            if signum and not last:
+                raise Interrupted(signum)
+
+
+class _Book:
+    """What the first process writes while it trains: the log and the grids, continued from the restored state."""
+
+    def __init__(self, trainer: Trainer, state: Path, total: int, on_samples: Callable[[int, Tensor], None] | None):
+        self.trainer, self.total_nimg, self.on_samples = trainer, total * trainer.settings.batch, on_samples
+        (state / "grids").mkdir(exist_ok=True)
+        self.path = state / "training.jsonl"
+        self.clock = _Clock(trainer, _truncate_log(self.path, trainer.nimg))
+        if trainer.iteration:
+            log.info("%s: continuing at %s of %s images", trainer.run.name, f"{trainer.nimg:,}", f"{self.total_nimg:,}")
+        else:
+            self.draw()
+
+    def log(self, point: dict[str, float | None], quiet: bool) -> None:
+        elapsed_s, images_per_s = self.clock.read(self.trainer.nimg)
+        times = {"elapsed_s": round(elapsed_s, 3), "images_per_s": round(images_per_s, 3)}
+        point = {key: point[key] for key in ("nimg", "iteration")} | times | point
+        with open(self.path, "a", encoding="utf-8") as handle:
+            handle.write(json.dumps(point) + "\n")
+        if not quiet:
+            log.info("%s: %s", self.trainer.run.name, _line(point, self.total_nimg))
+
+    def draw(self) -> None:
+        if self.on_samples:
+            self.on_samples(self.trainer.nimg, self.trainer.grid_latents(GRID))
+
+
+def _bar(trainer: Trainer, total: int) -> tqdm:
+    batch = trainer.settings.batch
+    disable = None if is_first() else True
+    return tqdm(
+        total=total * batch,
+        initial=trainer.nimg,
+        unit="img",
+        desc=trainer.run.name,
+        mininterval=1,
+        disable=disable,
+    )
 
 
 class _Clock:
@@ -164,18 +244,18 @@ def _due(trainer: Trainer, every_nimg: int) -> bool:
     return trainer.nimg // every_nimg > (trainer.nimg - trainer.settings.batch) // every_nimg
 
 
-def _point(trainer: Trainer, window: dict[str, float], clock: _Clock) -> dict[str, float | None]:
+def _point(trainer: Trainer, window: dict[str, Tensor]) -> dict[str, float | None]:
     """One logged point: means over the iterations since the last one; what is not finite (nonfinite: skip) becomes null."""
-    elapsed_s, images_per_s = clock.read(trainer.nimg)
-    means = {name: total / window["iterations"] for name, total in window.items() if name != "iterations"}
+    iterations = float(window["iterations"])
+    means = {name: float(total) / iterations for name, total in window.items() if name != "iterations"}
+    scales = {f"{half}_loss_scale": student.guard.scale for half, student in trainer.students.items()}
     return {
         "nimg": trainer.nimg,
         "iteration": trainer.iteration,
-        "elapsed_s": round(elapsed_s, 3),
-        "images_per_s": round(images_per_s, 3),
         **{name: mean if math.isfinite(mean) else None for name, mean in means.items()},
         "ema_drift": trainer.ema_drift(),
         "skipped": trainer.skipped,
+        **{name: float(scale) for name, scale in scales.items() if trainer.settings.precision == "float16"},
     }
 
 
@@ -206,12 +286,16 @@ def _truncate_log(path: Path, nimg: int) -> float:
 # --- whose state is it -----------------------------------------------------------------------------------------------
 
 
-def _claim_state(state: Path, settings: "DistillSettings", teacher_sha256: str, prompts: Sequence[str], code: str) -> None:
+def _claim_state(state: Path, settings: "DistillSettings", identity: dict[str, object], code: str) -> None:
     """Make `state` this run's, or refuse it: what an unfinished run of other settings has computed is never thrown away."""
-    identity = _identity(settings, teacher_sha256, prompts)
+    remove_unfinished(state)
     path, mark = state / "identity.json", state / "ended.json"
     before = read_json(path) if path.is_file() else identity | {"code": code}
-    changed = [f"{key} ({before.get(key)} -> {value})" for key, value in identity.items() if before.get(key) != value]
+    rounding = {f"distill.{key}" for key in ROUNDING}
+    changes = {
+        key: f"{key} ({before.get(key)} -> {value})" for key, value in identity.items() if before.get(key) != value
+    }
+    changed = [change for key, change in changes.items() if key not in rounding]
     ended = read_json(mark) if mark.is_file() else None
     recoded = before.get("code") != code
     if changed and not ended:
@@ -221,6 +305,12 @@ def _claim_state(state: Path, settings: "DistillSettings", teacher_sha256: str, 
         )
     if recoded and not ended:  # days of training are not thrown away for an update, but the bits may differ
         log.warning("%s: begun with other training code than it continues with", settings.run.name)
+    if not ended and rounding & changes.keys():
+        log.warning(
+            "%s: continued with %s: the same draws, weights equal up to rounding only",
+            settings.run.name,
+            ", ".join(changes[key] for key in sorted(rounding & changes.keys())),
+        )
     if ended and (changed or recoded or ended["iteration"] > _iterations(settings.distill)):
         for stale in (*state.glob("state-*"), state / "training.jsonl"):
             stale.unlink(missing_ok=True)
@@ -247,15 +337,25 @@ def _identity(settings: "DistillSettings", teacher_sha256: str, prompts: Sequenc
     }
 
 
+def _agree(world: World, identity: dict[str, object]) -> None:
+    """All processes must have been given the same run: their files lie on different machines, perhaps."""
+    mine = int(digest(identity)[:15], 16)
+    if (world.largest(mine), world.largest(-mine)) != (mine, -mine):
+        raise UserError(
+            "the processes of this run were given different settings, teachers or prompts; give all the same"
+        )
+
+
 def _end(state: Path, how: str, trainer: Trainer) -> None:
     write_json(state / "ended.json", {"how": how, "iteration": trainer.iteration})
 
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying of them; the loop looks between iterations."""
+    """Collect signals instead of dying of them; the loop looks between iterations."""
     arrived: list[int] = []
-    before = {s: signal.signal(s, lambda signum, _: arrived.append(signum)) for s in (signal.SIGTERM, signal.SIGINT)}
+    collected = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = {s: signal.signal(s, lambda signum, _: arrived.append(signum)) for s in collected}
     try:
         yield arrived
     finally:

@@ -1,4 +1,5 @@
-"""Exact training state: all weights, both optimizers, counters. Nothing random is in it (see randomness).
+"""Exact training state: all weights, both optimizers, counters. Nothing random is in it (see randomness), nor how many processes
+there were, nor in which precision or memory layout they computed.
 
 A state is one safetensors file and a sidecar with its sha256, written under temporary names and renamed; the newest `keep`
 stay. A damaged newest falls back to the one before.
@@ -6,10 +7,14 @@ stay. A damaged newest falls back to the one before.
 
 import json
 import logging
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
@@ -19,21 +24,53 @@ from .iteration import Trainer
 log = logging.getLogger(__name__)
 
 
-def save_state(folder: Path, trainer: Trainer, window: dict[str, float], keep: int) -> None:
-    """Write the state after `trainer.iteration` iterations, then drop all but the `keep` newest.
+class StateWriter:
+    """Writes states in the background: training waits for a copy in the host's memory, not for the disk.
 
-    Args:
-        window: sums of the metrics since the last logged point, so that the log continues exactly too.
+    One write is in flight at a time. Leaving the context waits for it; what went wrong in it is raised then, or at the next
+    state. A kill while it writes leaves the states before it.
     """
-    path = Path(folder) / f"state-{trainer.iteration:09d}.safetensors"
-    counters = {"iteration": trainer.iteration, "skips": trainer.skips, "skipped": trainer.skipped, "window": window}
-    with atomic_path(path) as temporary:
-        save_file(_tensors(trainer), temporary, metadata={"counters": json.dumps(counters)})
-    write_sidecar(path, counters)
-    for old in saved_states(folder)[keep:]:
-        # the sidecar first: a state without one does not count
-        sidecar(old).unlink(missing_ok=True)
-        old.unlink(missing_ok=True)
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder, self.keep = Path(folder), keep
+        self._executor, self._pending = ThreadPoolExecutor(1), None
+
+    _pending: Future | None
+
+    def write(self, trainer: Trainer, window: dict[str, Tensor]) -> None:
+        """Save the state after `trainer.iteration` iterations, then drop all but the `keep` newest.
+
+        Args:
+            window: sums of the metrics since the last logged point, so that the log continues exactly too.
+        """
+        self.wait()
+        tensors, counters = _snapshot(trainer, window)
+        self._pending = self._executor.submit(self._write, tensors, counters)
+
+    def wait(self) -> None:
+        """Until the state in flight is on disk; raises what kept it from it."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def _write(self, tensors: dict[str, Tensor], counters: dict) -> None:
+        path = self.folder / f"state-{counters['iteration']:09d}.safetensors"
+        with atomic_path(path) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        write_sidecar(path, counters)
+        for old in saved_states(self.folder)[self.keep :]:
+            # the sidecar first: a state without one does not count
+            sidecar(old).unlink(missing_ok=True)
+            old.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.wait()
+        finally:
+            self._executor.shutdown()
 
 
 def saved_states(folder: Path) -> list[Path]:
@@ -41,26 +78,56 @@ def saved_states(folder: Path) -> list[Path]:
     return sorted((p for p in Path(folder).glob("state-*.safetensors") if sidecar(p).is_file()), reverse=True)
 
 
-def load_newest_state(folder: Path, trainer: Trainer) -> dict[str, float] | None:
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed writes left behind: gigabytes each."""
+    for temporary in Path(folder).glob(".state-*"):
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_newest_state(folder: Path, trainer: Trainer) -> dict[str, Tensor] | None:
     """Restore the newest state that is whole; return its log window, or None where there is no state yet.
 
-    Raises UserError when states exist and every one is damaged: starting over silently would throw work away.
+    Process 0 reads, the others are given what it read.
+
+    Raises:
+        UserError: states exist and every one is damaged; starting over silently would throw work away.
     """
+    world, path, text = trainer.world, None, None
+    if world.rank == 0:
+        path = _newest_whole(folder)
+        text = None if path is None else json.dumps(verify_sidecar(path)["record"])
+    text = world.broadcast_text(text)
+    if text is None:
+        return None
+    counters = json.loads(text)
+    _restore(trainer, path)
+    trainer.iteration = counters["iteration"]
+    for half, student in trainer.students.items():
+        student.optimizer.steps.fill_(counters["adam_steps"][half])
+        student.guard.restore(counters["guards"][half])
+        student.refresh()
+    if counters["processes"] != world.size and world.rank == 0:
+        log.warning(
+            "%s: saved by %d process(es), continued on %d: the same draws, weights equal up to rounding only",
+            folder,
+            counters["processes"],
+            world.size,
+        )
+    return {
+        name: torch.tensor(float(value), dtype=torch.float64, device=trainer.device)
+        for name, value in counters["window"].items()
+    }
+
+
+def _newest_whole(folder: Path) -> Path | None:
     states = saved_states(folder)
     for path in states:
         try:
-            counters = verify_sidecar(path)["record"]
-            tensors = load_file(path)
+            verify_sidecar(path)
         except (UserError, OSError) as error:
             log.warning("%s; falling back to the state before it", str(error).split(";")[0])
             continue
-        _restore(trainer, tensors)
-        trainer.iteration, trainer.skips, trainer.skipped = (
-            counters["iteration"],
-            counters["skips"],
-            counters["skipped"],
-        )
-        return counters["window"]
+        return path
     if states:
         raise UserError(
             f"{folder}: all {len(states)} saved states are damaged; delete the folder to start this run over"
@@ -68,30 +135,42 @@ def load_newest_state(folder: Path, trainer: Trainer) -> dict[str, float] | None
     return None
 
 
-def _tensors(trainer: Trainer) -> dict[str, Tensor]:
-    """Every tensor of the state by a flat name; a copy is made only where safetensors needs contiguous memory."""
+def _vectors(trainer: Trainer) -> dict[str, Tensor]:
+    """What a state holds, by the first part of its tensors' names."""
+    vectors = {"ema": trainer.ema_weights}
+    for half, name in (("fake", "fake_score"), ("generator", "generator")):
+        student = trainer.students[half]
+        vectors[name] = student.master
+        vectors[f"adam/{half}/second"] = student.optimizer.second
+        if student.optimizer.first is not None:
+            vectors[f"adam/{half}/first"] = student.optimizer.first
+    return vectors
+
+
+def _snapshot(trainer: Trainer, window: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict]:
+    """A copy of the state in the host's memory: tensors by name, and counters (numbers that may be NaN as text)."""
     tensors = {}
-    for name in ("generator", "fake_score", "ema"):
-        for key, value in getattr(trainer, name).unet.state_dict().items():
-            tensors[f"{name}/{key}"] = value.contiguous()
-    for half, optimizer in trainer.optimizers.items():
-        for index, slots in optimizer.state_dict()["state"].items():
-            for slot, value in slots.items():
-                tensors[f"adam/{half}/{index}/{slot}"] = value.contiguous()
-    return tensors
+    for prefix, vector in _vectors(trainer).items():
+        copied = vector.to("cpu", copy=True)
+        tensors |= {f"{prefix}/{name}": view for name, view in trainer.layout.views(copied).items()}
+    counters = {
+        "iteration": trainer.iteration,
+        "processes": trainer.world.size,
+        "adam_steps": {half: student.optimizer.steps.item() for half, student in trainer.students.items()},
+        "guards": {half: student.guard.saved() for half, student in trainer.students.items()},
+        "window": {name: repr(float(value)) for name, value in window.items()},
+    }
+    return tensors, counters
 
 
 @torch.no_grad()
-def _restore(trainer: Trainer, tensors: dict[str, Tensor]) -> None:
-    for name in ("generator", "fake_score", "ema"):
-        prefix = f"{name}/"
-        weights = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        getattr(trainer, name).unet.load_state_dict(weights)
-    for half, optimizer in trainer.optimizers.items():
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            kind, _, rest = key.partition("/")
-            if kind == "adam" and rest.startswith(f"{half}/"):
-                _, index, slot = rest.split("/")
-                state.setdefault(int(index), {})[slot] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+def _restore(trainer: Trainer, path: Path | None) -> None:
+    """Fill the trainer's vectors from the file (process 0) or from process 0."""
+    vectors = _vectors(trainer)
+    if path is not None:
+        with safe_open(path, "pt") as file:
+            for prefix, vector in vectors.items():
+                for name, view in trainer.layout.views(vector).items():
+                    view.copy_(file.get_tensor(f"{prefix}/{name}"))
+    for vector in vectors.values():
+        trainer.world.broadcast_(vector)

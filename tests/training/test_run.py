@@ -14,7 +14,8 @@ from small_run import PROMPTS, make_settings
 from sid_core.errors import UserError
 from sid_core.files import lease, read_json, sha256_file
 from sid_core.models.generator import load_generator
-from sid_core.training.iteration import Trainer, TrainingStopped
+from sid_core.training.health import TrainingStopped
+from sid_core.training.iteration import Trainer
 from sid_core.training.run import Interrupted, distill
 from sid_core.training.state import saved_states
 
@@ -86,7 +87,7 @@ def test_killed_at_random_moments_equals_uninterrupted(uninterrupted, tiny_teach
         assert len(codes) < 60, f"the run does not advance: {codes}"
         process = fork.Process(target=child, args=(tiny_teacher, folders, settings))
         process.start()
-        process.join(dice.uniform(0.3, 1.2))
+        process.join(dice.uniform(0.1, 0.6))
         if process.is_alive() and len(codes) < 12:
             os.kill(process.pid, dice.choice([signal.SIGKILL, signal.SIGTERM]))
         process.join()
