@@ -1,0 +1,60 @@
+"""The shipped experiments are valid, differ from config.yaml in every key they name, and carry what was published."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from sid_core import config as c
+from sid_core.report.table import PUBLISHED
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
+
+
+def load(name: str) -> c.Config:
+    return c.load_config(ROOT / "config.yaml", ROOT / "experiments" / f"{name}.yaml")
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_is_valid_and_bears_its_name(path):
+    assert load(path.stem).experiment == path.stem
+
+
+def published(teacher: str) -> dict[float, float]:
+    """Thousand images by scale; of two lengths the shorter."""
+    with open(PUBLISHED, encoding="utf-8", newline="") as handle:
+        rows = [row for row in csv.DictReader(handle) if row["teacher"] == teacher]
+    return {float(row["kappa"]): float(row["train_kimg"]) for row in reversed(rows)}
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21-base"])
+def test_lengths_and_settings_are_the_published_ones(name):
+    config = load(name)
+    assert {s.run.teacher: s.distill.train_kimg for s in c.distillations(config)} == published(name)
+    distill = config.distill
+    assert (distill.batch, distill.lr, distill.lr_final, distill.t_init, distill.alpha) == (512, 1e-6, None, 625, 1.0)
+    assert (distill.adam_beta1, distill.adam_beta2, distill.adam_eps) == (0.0, 0.999, 1e-8)
+    assert (distill.t_min, distill.t_max, distill.prompt_dropout) == (20, 980, 0.1)
+    assert (distill.ema_halflife_nimg, distill.ema_ramp, distill.num_steps) == (50_000, 0.05, 1)
+
+
+def test_published_checkpoints_are_all_nine_with_their_scales_and_lengths():
+    config = load("published")
+    with open(PUBLISHED, encoding="utf-8", newline="") as handle:
+        rows = {(r["teacher"], float(r["kappa"]), float(r["train_kimg"])) for r in csv.DictReader(handle)}
+    assert {(i.teacher or "sd15", i.scale, i.train_kimg) for i in config.imports} == rows
+    for imported in config.imports:
+        assert f"_{imported.train_kimg:g}_" in imported.file
+        assert f"cfg{imported.scale:g}{imported.scale:g}{imported.scale:g}_" in imported.file
+        assert ("sd21" in imported.file) == (imported.teacher is not None)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21-base", "sd21-768", "published"])
+def test_evaluation_is_the_published_protocol(name):
+    config = load(name)
+    evaluate = config.evaluate
+    assert (evaluate.protocol, evaluate.reference_samples, config.generate.samples) == ("coco2014-30k", 40_504, 30_000)
+    assert (evaluate.image_size, evaluate.feature_size, evaluate.caption_prefix) == (256, 299, "A photo depicts ")
+    assert config.prompts.evaluation == "coco2014-30k"
+    assert config.generate.seed == 0
