@@ -115,14 +115,20 @@ def _generate(given: argparse.Namespace) -> None:
     from .evaluation.generation import generate_run
 
     settings = config.load_settings(config.GenerateSettings, given.settings)
-    generate_run(settings, given.generator, given.teacher, given.captions, *given.range, given.out)
+    generate_run(settings, given.generator, given.teacher, given.captions, *given.range, given.out, given.threads or 1)
 
 
 def _generate_baseline(given: argparse.Namespace) -> None:
     from .evaluation.generation import generate_baseline
 
     settings = config.load_settings(config.BaselineSettings, given.settings)
-    generate_baseline(settings, given.teacher, given.captions, *given.range, given.out)
+    generate_baseline(settings, given.teacher, given.captions, *given.range, given.out, given.threads or 1)
+
+
+def _extractors(given: argparse.Namespace) -> None:
+    from .evaluation.networks import prepare_networks
+
+    prepare_networks(config.load_settings(config.ReferenceSettings, given.settings), given.out)
 
 
 def _reference(given: argparse.Namespace) -> None:

@@ -1,11 +1,14 @@
 """Samples of a generator or of a baseline, into shards.
 
 Sample i has caption i and noise of its own seed; networks see it inside a fixed block (inputs.py). So images depend neither on
-batch nor on shard, and a shard that is made again is the same file.
+batch nor on shard, and a shard that is made again is the same file. Images are packed and hashed by threads beside the
+networks; what waits is a batch, so memory does not grow with a shard.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,23 +21,51 @@ from ..errors import UserError
 from ..method import Denoiser, n_step
 from ..models.generator import generator_sha256, load_generator
 from ..models.teacher import make_solver
-from .images import dequantise, pixel_sha256, quantise
+from .devices import place
+from .images import encode_png, pixel_sha256, quantise, shrink
 from .inputs import NOISE_DEVICE, SEEDS, Inputs
+from .pool import in_order
 from .progress import Progress
 from .shards import captions_sha256, ranges, write_shard
 from .versions import versions
 
 if TYPE_CHECKING:
-    from ..config import BaselineSettings, GenerateSettings
+    from ..config import BaselineSettings, GenerateSettings, Sampling
 
 # Images (B, 3, H, W) in [-1, 1] of the samples at indices (B,), and the scaled latents (B, C, h, w) they come from, if any.
 Sampler = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
+@dataclass(frozen=True)
+class Sample:
+    """One sample on its way to disk: its image (H, W, 3) uint8 as decoded, and the teacher's error on it if it is probed."""
+
+    index: int
+    image: np.ndarray
+    eps_error: float | None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The same, packed."""
+
+    index: int
+    png: bytes
+    sha256: str
+    eps_error: float | None
+
+
 def generate_run(
-    settings: "GenerateSettings", generator: Path, teacher: Path, captions: Path, start: int, stop: int, out: Path
+    settings: "GenerateSettings",
+    generator: Path,
+    teacher: Path,
+    captions: Path,
+    start: int,
+    stop: int,
+    out: Path,
+    workers: int = 1,
 ) -> None:
-    """Write samples start .. stop of a distilled generator to the shard `out` (.tar).
+    """Write samples start .. stop of a distilled generator to the shard `out` (.tar); `workers` threads pack images.
 
     Raises:
         UserError: too few captions, an input that differs from its manifest, a generator made with other settings,
@@ -47,6 +78,7 @@ def generate_run(
                 f"{generator}: distilled with {key}={record[key]}, the settings say {getattr(settings, key)}; distil it again"
             )
     inputs = Inputs(settings.sampling, teacher, captions)
+    network = place(network, settings.sampling.precision)
 
     def latents(noises: Tensor, cond: Tensor) -> Tensor:
         return n_step(network, noises.unbind(1), settings.t_init, cond)
@@ -56,11 +88,11 @@ def generate_run(
         return inputs.by_block(inputs.codec.decode, x_g), x_g
 
     identity = {"settings_sha256": settings_digest(settings), "generator_sha256": generator_sha256(generator)}
-    _write(inputs, sample, start, stop, out, identity | {"nfe": settings.num_steps})
+    _write(inputs, sample, start, stop, out, identity | {"nfe": settings.num_steps}, workers)
 
 
 def generate_baseline(
-    settings: "BaselineSettings", teacher: Path, captions: Path, start: int, stop: int, out: Path
+    settings: "BaselineSettings", teacher: Path, captions: Path, start: int, stop: int, out: Path, workers: int = 1
 ) -> None:
     """Write samples start .. stop of a baseline to the shard `out` (.tar): teacher, VAE round trip, or real images.
 
@@ -71,7 +103,7 @@ def generate_baseline(
     inputs = Inputs(settings.sampling, teacher, captions)
     sampler = {"teacher": _teacher_sampler, "vae": _vae_sampler, "real": _real_sampler}[baseline.kind]
     identity = {"settings_sha256": settings_digest(settings), "generator_sha256": None}
-    _write(inputs, sampler(settings, inputs, teacher), start, stop, out, identity | {"nfe": baseline.steps})
+    _write(inputs, sampler(settings, inputs, teacher), start, stop, out, identity | {"nfe": baseline.steps}, workers)
 
 
 def _teacher_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path) -> Sampler:
@@ -79,7 +111,9 @@ def _teacher_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path
     solver = make_solver(baseline.solver, teacher, baseline.steps)
 
     def latents(noises: Tensor, cond: Tensor) -> Tensor:
-        solver.set_timesteps(baseline.steps)  # forgets the block before: multistep solvers keep a history
+        solver.set_timesteps(
+            baseline.steps, device=inputs.device
+        )  # forgets the block before: multistep solvers keep a history
         return solve(solver, inputs.teacher, noises[:, 0], cond, inputs.empty_prompt, baseline.guidance_scale)
 
     def sample(indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,7 +125,7 @@ def _teacher_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path
 
 def _vae_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path) -> Sampler:
     def sample(indices: Tensor) -> tuple[Tensor, Tensor]:
-        x_0 = inputs.by_block(inputs.codec.encode, dequantise(inputs.real_images(settings.split, indices)))
+        x_0 = inputs.by_block(inputs.codec.encode, inputs.real_images(settings.split, indices))
         return inputs.by_block(inputs.codec.decode, x_0), x_0
 
     return sample
@@ -99,7 +133,7 @@ def _vae_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path) ->
 
 def _real_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path) -> Sampler:
     def sample(indices: Tensor) -> tuple[Tensor, None]:
-        return dequantise(inputs.real_images(settings.split, indices)), None
+        return inputs.real_images(settings.split, indices), None
 
     return sample
 
@@ -117,7 +151,7 @@ def solve(solver, teacher: Denoiser, noise: Tensor, cond: Tensor, uncond: Tensor
     return x_t
 
 
-def _write(inputs: Inputs, sample: Sampler, start: int, stop: int, out: Path, identity: dict) -> None:
+def _write(inputs: Inputs, sample: Sampler, start: int, stop: int, out: Path, identity: dict, workers: int) -> None:
     """Sample start .. stop and write shard and sidecar."""
     sampling, captions = inputs.sampling, inputs.captions
     if not 0 <= start < stop <= len(captions):
@@ -131,6 +165,9 @@ def _write(inputs: Inputs, sample: Sampler, start: int, stop: int, out: Path, id
         "stop": stop,
         "seed": sampling.seed,
         "noise_device": NOISE_DEVICE,
+        "device": inputs.device,
+        "precision": sampling.precision,
+        "image_size": sampling.image_size,
         "captions_sha256": captions_sha256(captions[start:stop]),
         "teacher_sha256": inputs.teacher_sha256,
         **identity,
@@ -138,15 +175,15 @@ def _write(inputs: Inputs, sample: Sampler, start: int, stop: int, out: Path, id
         "images_per_s": None,
         "samples": [],
     }
-    write_shard(out, _samples(inputs, sample, start, stop, record, Progress(stop - start, out.stem)), record)
+    samples = _samples(inputs, sample, start, stop, record)
+    stored = in_order(partial(_stored, sampling), samples, workers, ahead=inputs.batch)
+    write_shard(out, _recorded(stored, record, Progress(stop - start, out.stem)), record)
 
 
 @torch.inference_mode()
-def _samples(
-    inputs: Inputs, sample: Sampler, start: int, stop: int, record: dict, progress: Progress
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (index, image), and fill `record` with what is known of each sample and of the speed of sampling."""
-    seed, probes = inputs.sampling.seed, inputs.sampling.eps_error_samples
+def _samples(inputs: Inputs, sample: Sampler, start: int, stop: int, record: dict) -> Iterator[Sample]:
+    """Yield samples start .. stop, and keep the speed at which networks make them in `record`."""
+    probes = inputs.sampling.eps_error_samples
     elapsed_s, computed = 0.0, 0
     for indices in inputs.batches(start, stop):
         began_s = time.perf_counter()
@@ -157,15 +194,26 @@ def _samples(
 
         errors: list[float | None] = [None] * len(indices)
         if indices[0] < probes:
-            errors = inputs.eps_errors(
-                inputs.by_block(inputs.codec.encode, decoded) if latents is None else latents, indices
-            )
+            known = inputs.by_block(inputs.codec.encode, decoded) if latents is None else latents
+            errors = inputs.eps_errors(known, indices)
         for index, image, error in zip(indices.tolist(), images, errors, strict=True):
             if start <= index < stop:
-                known = {"index": index, "seed": seed + index, "sha256": pixel_sha256(image)}
-                record["samples"].append(known | {"eps_error": error if index < probes else None})
-                yield index, image
+                yield Sample(index, image, error if index < probes else None)
+
+
+def _stored(sampling: "Sampling", sample: Sample) -> Stored:
+    """A sample as it goes to disk; its hash is that of the stored pixels."""
+    image = shrink(sample.image, sampling.image_size) if sampling.image_size else sample.image
+    return Stored(sample.index, encode_png(image, sampling.png_level), pixel_sha256(image), sample.eps_error)
+
+
+def _recorded(stored: Iterable[Stored], record: dict, progress: Progress) -> Iterator[tuple[int, bytes]]:
+    """Index and PNG of every sample, which is entered into `record` meanwhile."""
+    for sample in stored:
+        known = {"index": sample.index, "seed": record["seed"] + sample.index}
+        record["samples"].append(known | {"sha256": sample.sha256, "eps_error": sample.eps_error})
         progress.update(len(record["samples"]))
+        yield sample.index, sample.png
 
 
 def _finite(images: Tensor, indices: Tensor) -> Tensor:

@@ -50,13 +50,13 @@ def enlarge(image: np.ndarray, side: int) -> np.ndarray:
 
 def pixel_sha256(image: np.ndarray) -> str:
     """Hex sha256 of the pixel bytes; PNG bytes depend on the library that packs them, pixels do not."""
-    return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
 
 
-def encode_png(image: np.ndarray) -> bytes:
-    """PNG bytes, lightly packed: packing harder costs more time than the files are worth."""
+def encode_png(image: np.ndarray, level: int) -> bytes:
+    """PNG bytes, packed with zlib's `level` 0 to 9."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", compress_level=1)
+    Image.fromarray(image).save(buffer, format="PNG", compress_level=level)
     return buffer.getvalue()
 
 
@@ -68,6 +68,6 @@ def decode_png(data: bytes, name: str) -> np.ndarray:
     """
     try:
         with Image.open(io.BytesIO(data)) as picture:
-            return np.asarray(picture.convert("RGB"))
+            return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{name}: truncated or no image ({error}); delete the file it is in and run again") from None

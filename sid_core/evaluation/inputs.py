@@ -4,24 +4,30 @@ Seeds alone do not make an image independent of its batch: convolutions and matr
 size (conv_in of a small UNet at batch 1 and 8: 7e-7 apart), and where a value lies at the edge of a level, truncation turns
 that into another pixel. So networks always see a block of the same size, which starts at a multiple of it; what a shard does
 not want of its first and last block is computed and dropped. The blocks are the same whatever is asked for, hence the bits
-are, on one machine and number of threads.
+are, on one machine, device, precision and number of threads.
+
+Noise is drawn on the CPU wherever the networks run: a GPU's stream is another one. x_0 and images come back as float32.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UserError
 from ..files import read_lines
+from ..machine import device
+from ..method import Denoiser
 from ..models.teacher import latent_shape, load_denoiser, teacher_sha256
 from ..models.text import PromptSet, TextEncoder
 from ..models.vae import ImageCodec
 from ..shapes import scenes
+from .devices import exact_products, place
+from .images import dequantise
 
 if TYPE_CHECKING:
     from ..config import Sampling
@@ -49,19 +55,30 @@ class Inputs:
     """
 
     def __init__(self, sampling: "Sampling", teacher: Path, captions: Path):
-        self.sampling = sampling
+        exact_products()
+        self.sampling, self._folder, self.device = sampling, teacher, device()
         self.captions = read_lines(captions, "caption")
         self.teacher_sha256 = teacher_sha256(teacher)
-        self.teacher = load_denoiser(teacher)
-        self.codec = ImageCodec.from_directory(teacher)
-        self._prompts = PromptSet(TextEncoder.from_directory(teacher), self.captions, TEXT_CACHE)
+        self.codec = place(ImageCodec.from_directory(teacher, sampling.vae_slicing), sampling.precision)
+        encoder = place(TextEncoder.from_directory(teacher), sampling.precision)
+        self._prompts = PromptSet(encoder, self.captions, TEXT_CACHE)
         self._latent_shape = latent_shape(teacher)
         self.block = block_size(self._latent_shape)
 
+    @cached_property
+    def teacher(self) -> Denoiser:
+        """The teacher's network; samples of a generator need it for their eps error alone."""
+        return place(load_denoiser(self._folder), self.sampling.precision)
+
+    @property
+    def batch(self) -> int:
+        """`sampling.batch` rounded up to whole blocks."""
+        return -(-self.sampling.batch // self.block) * self.block
+
     def batches(self, start: int, stop: int) -> Iterator[Tensor]:
-        """Indices of the blocks that hold start .. stop, in tensors of `sampling.batch` rounded up to whole blocks."""
+        """Indices of the blocks that hold start .. stop, in tensors of `batch`."""
         first, last = start // self.block * self.block, -(-stop // self.block) * self.block
-        yield from torch.arange(first, last).split(-(-self.sampling.batch // self.block) * self.block)
+        yield from torch.arange(first, last).split(self.batch)
 
     def by_block(self, network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """A network on one block of its inputs after the other."""
@@ -85,10 +102,10 @@ class Inputs:
             generator = torch.Generator(NOISE_DEVICE).manual_seed(self.sampling.seed + index)
             for noise in noises[row]:
                 noise.copy_(torch.randn(self._latent_shape, generator=generator))
-        return noises
+        return noises.to(self.device)
 
-    def real_images(self, split: str, indices: Tensor) -> np.ndarray:
-        """The images (B, H, W, 3) uint8 that the captions were written for.
+    def real_images(self, split: str, indices: Tensor) -> Tensor:
+        """The images (B, 3, H, W) float32 in [-1, 1] that the captions were written for.
 
         Raises:
             UserError: the caption file holds other captions than the split.
@@ -101,7 +118,7 @@ class Inputs:
                     f"caption {index + 1} is {self.captions[index]!r}, the {split} image has {caption!r}; "
                     "prepare the prompts again, or set baselines.vae and baselines.real to false"
                 )
-        return images
+        return dequantise(images).to(self.device)
 
     def eps_errors(self, latents: Tensor, indices: Tensor) -> list[float]:
         """The teacher's own error |eps_hat - eps|^2 on samples (B, C, h, w), a mean over C, h, w, conditional (kappa = 1).
@@ -110,7 +127,7 @@ class Inputs:
         not expect there: a feature network may forgive it, this does not.
         """
         t, eps = (
-            torch.stack(parts)
+            torch.stack(parts).to(self.device)
             for parts in zip(*(self._probe(i, latents.shape[1:]) for i in indices.tolist()), strict=True)
         )
         x_t = self.teacher.schedule.add_noise(latents, eps, t)

@@ -14,7 +14,8 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import atomic_path, verify_sidecar, write_sidecar
-from .images import decode_png, encode_png, pixel_sha256
+from .images import decode_png, pixel_sha256
+from .pool import batches
 
 
 def captions_sha256(captions: list[str]) -> str:
@@ -27,17 +28,17 @@ def file_name(index: int) -> str:
     return f"{index:08d}.png"
 
 
-def write_shard(path: Path, samples: Iterable[tuple[int, np.ndarray]], record: dict) -> None:
-    """Write `path` (.tar) and its sidecar from (index, image) pairs.
+def write_shard(path: Path, samples: Iterable[tuple[int, bytes]], record: dict) -> None:
+    """Write `path` (.tar) and its sidecar from pairs of index and PNG.
 
     The iterable is consumed as it is written, so memory stays flat; it may fill `record` meanwhile, which is read at the end.
     """
     with atomic_path(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for index, image in samples:
-            data = encode_png(image)
+        for index, data in samples:
             header = tarfile.TarInfo(file_name(index))  # mtime, uid and gid are 0: equal images make equal bytes
             header.size = len(data)
             archive.addfile(header, io.BytesIO(data))
+            archive.members = []  # tarfile keeps every header otherwise
     write_sidecar(path, record)
 
 
@@ -47,18 +48,47 @@ def read_shard(path: Path, batch: int) -> Iterator[tuple[list[int], np.ndarray]]
     Raises:
         UserError: the shard differs from its record: missing, truncated, a gap, another image; the message names the file.
     """
-    entries = verify_sidecar(path)["record"]["samples"]
+    for members in batches(read_members(path, verify_sidecar(path)["record"]["samples"]), batch):
+        yield [entry["index"] for entry, _ in members], np.stack([decode_member(path, member) for member in members])
+
+
+def read_members(path: Path, entries: list[dict]) -> Iterator[tuple[dict, bytes]]:
+    """Yield each of a shard's recorded samples with its PNG, one in memory at a time.
+
+    Args:
+        entries: "samples" of the shard's record, after `verify_sidecar`.
+
+    Raises:
+        UserError: no readable tar, a gap, another order; the message names the file.
+    """
     _check_complete(path, {entry["index"] for entry in entries})
-    indices: list[int] = []
-    images: list[np.ndarray] = []
-    for entry, image in _matched(path, entries):
-        indices.append(entry["index"])
-        images.append(image)
-        if len(indices) == batch:
-            yield indices, np.stack(images)
-            indices, images = [], []
-    if indices:
-        yield indices, np.stack(images)
+    with tarfile.open(path, "r:") as archive:
+        for entry in entries:
+            name = file_name(entry["index"])
+            member = archive.next()
+            if member is None or member.name != name:
+                found = "its end" if member is None else member.name
+                raise UserError(f"{path}: expected {name}, found {found}; delete it and run again")
+            try:
+                data = archive.extractfile(member).read()
+            except tarfile.TarError:
+                data = b""  # the archive ends inside the image; decoding names it
+            yield entry, data
+            archive.members = []
+
+
+def decode_member(path: Path, member: tuple[dict, bytes]) -> np.ndarray:
+    """The image (H, W, 3) uint8 of what `read_members` yielded.
+
+    Raises:
+        UserError: truncated, or not the image that was recorded.
+    """
+    entry, data = member
+    name = file_name(entry["index"])
+    image = decode_png(data, f"{path}: {name}")
+    if pixel_sha256(image) != entry["sha256"]:
+        raise UserError(f"{path}: {name} is not the image that was recorded; delete it and run again")
+    return image
 
 
 def _check_complete(path: Path, recorded: set[int]) -> None:
@@ -71,26 +101,6 @@ def _check_complete(path: Path, recorded: set[int]) -> None:
     missing = [index for index in recorded if file_name(index) not in stored]
     if missing or not recorded:
         raise UserError(f"{path}: samples missing: {ranges(missing) or 'all'}; delete it and run again")
-
-
-def _matched(path: Path, entries: list[dict]) -> Iterator[tuple[dict, np.ndarray]]:
-    """Archive members beside their records, each checked by its pixels."""
-    with tarfile.open(path, "r:") as archive:
-        for entry in entries:
-            name = file_name(entry["index"])
-            member = archive.next()
-            if member is None or member.name != name:
-                found = "its end" if member is None else member.name
-                raise UserError(f"{path}: expected {name}, found {found}; delete it and run again")
-            try:
-                data = archive.extractfile(member).read()
-            except tarfile.TarError:
-                data = b""  # the archive ends inside the image; decoding names it
-            image = decode_png(data, f"{path}: {name}")
-            if pixel_sha256(image) != entry["sha256"]:
-                raise UserError(f"{path}: {name} is not the image that was recorded; delete it and run again")
-            yield entry, image
-            archive.members = []  # tarfile keeps every header otherwise
 
 
 def ranges(indices: Iterable[int]) -> str:

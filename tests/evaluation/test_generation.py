@@ -9,6 +9,7 @@ from small import CAPTIONS, SAMPLES, baseline_settings, generate_settings, sampl
 from sid_core.errors import UserError
 from sid_core.evaluation import inputs as inputs_module
 from sid_core.evaluation.generation import generate_baseline, generate_run, solve
+from sid_core.evaluation.images import shrink
 from sid_core.evaluation.inputs import Inputs, block_size
 from sid_core.evaluation.shards import read_shard
 from sid_core.files import read_json, sidecar
@@ -73,6 +74,47 @@ def test_sharding_changes_no_bit(cuts, whole, tiny_generator, tiny_teacher, capt
         generate_run(generate_settings(batch=3), tiny_generator, tiny_teacher, captions, start, stop, shards[-1])
     assert np.array_equal(pixels(*shards), pixels(whole))
     assert [sample for shard in shards for sample in record(shard)["samples"]] == record(whole)["samples"]
+
+
+def test_workers_change_no_bit(whole, tiny_generator, tiny_teacher, captions, tmp_path):
+    out = tmp_path / "00000.tar"
+    generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out, workers=3)
+    assert out.read_bytes() == whole.read_bytes()
+    assert record(out)["samples"] == record(whole)["samples"]
+
+
+def test_packing_keeps_the_pixels(whole, tiny_generator, tiny_teacher, captions, tmp_path):
+    out = tmp_path / "00000.tar"
+    generate_run(generate_settings(png_level=9), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out)
+    assert np.array_equal(pixels(out), pixels(whole))
+    assert out.read_bytes() != whole.read_bytes()
+
+
+def test_images_stored_small_are_those_shrunk_later(whole, tiny_generator, tiny_teacher, captions, tmp_path):
+    out = tmp_path / "00000.tar"
+    generate_run(generate_settings(image_size=8), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out)
+    later = np.stack([shrink(image, 8) for image in pixels(whole)])
+    assert np.array_equal(pixels(out), later)
+    assert np.array_equal(np.stack([shrink(image, 8) for image in later]), later), "shrinking again must do nothing"
+    assert record(out)["image_size"] == 8
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_16_bit_networks_see_the_same_noise(precision, whole, tiny_generator, tiny_teacher, captions, tmp_path):
+    out = tmp_path / "00000.tar"
+    generate_run(generate_settings(precision=precision), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out)
+    difference = np.abs(pixels(out).astype(int) - pixels(whole))
+    assert 0 < difference.mean() < 1
+    assert (record(out)["precision"], record(whole)["precision"]) == (precision, "float32")
+    assert record(out)["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_a_generator_without_probes_needs_no_teacher(whole, tiny_generator, tiny_teacher, captions, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(inputs_module, "load_denoiser")
+        settings = generate_settings(eps_error_samples=0)
+        generate_run(settings, tiny_generator, tiny_teacher, captions, 0, 4, tmp_path / "00000.tar")
+    assert np.array_equal(pixels(tmp_path / "00000.tar"), pixels(whole)[:4])
 
 
 def test_a_resumed_run_makes_the_same_files(tiny_generator, tiny_teacher, captions, tmp_path):

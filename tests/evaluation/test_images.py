@@ -62,11 +62,17 @@ def test_enlarging_is_pils_float_mode():
 
 def test_png_keeps_pixels():
     image = picture(9, 7)
-    assert np.array_equal(images.decode_png(images.encode_png(image), "x"), image)
+    assert np.array_equal(images.decode_png(images.encode_png(image, 1), "x"), image)
+
+
+def test_png_levels_trade_time_for_size():
+    image = np.asarray(Image.fromarray(picture(4, 4)).resize((64, 64), Image.Resampling.BICUBIC))
+    sizes = [len(images.encode_png(image, level)) for level in (0, 1, 9)]
+    assert sizes[0] > sizes[1] > sizes[2]
 
 
 @pytest.mark.parametrize("kept", [0, 20, 150])
 def test_truncated_image_is_named(kept):
-    data = images.encode_png(picture(32, 32))
+    data = images.encode_png(picture(32, 32), 1)
     with pytest.raises(UserError, match=r"shard\.tar: 00000003\.png.*truncated"):
         images.decode_png(data[:kept], "shard.tar: 00000003.png")

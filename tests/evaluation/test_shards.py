@@ -17,10 +17,14 @@ def record(images: np.ndarray, start: int = 0) -> dict:
     return {"samples": [{"index": start + i, "sha256": pixel_sha256(image)} for i, image in enumerate(images)]}
 
 
+def packed(images: np.ndarray) -> list[tuple[int, bytes]]:
+    return [(index, encode_png(image, 1)) for index, image in enumerate(images)]
+
+
 @pytest.fixture
 def shard(tmp_path):
     images = pictures(7)
-    write_shard(tmp_path / "00000.tar", enumerate(images), record(images))
+    write_shard(tmp_path / "00000.tar", packed(images), record(images))
     return tmp_path / "00000.tar"
 
 
@@ -43,13 +47,13 @@ def test_images_come_back_in_order_and_batches(shard):
 
 def test_equal_images_make_equal_bytes(shard, tmp_path):
     images = pictures(7)
-    write_shard(tmp_path / "again.tar", enumerate(images), record(images))
+    write_shard(tmp_path / "again.tar", packed(images), record(images))
     assert (tmp_path / "again.tar").read_bytes() == shard.read_bytes()
 
 
 def test_a_writer_that_fails_leaves_nothing(tmp_path):
     def broken():
-        yield 0, pictures(1)[0]
+        yield 0, encode_png(pictures(1)[0], 1)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -72,7 +76,7 @@ def test_missing_shard_and_missing_record_are_named(shard, tmp_path):
 
 
 def test_truncated_image_inside_is_named(shard):
-    members = [(file_name(i), encode_png(image)) for i, image in enumerate(pictures(7))]
+    members = [(file_name(i), data) for i, data in packed(pictures(7))]
     members[3] = (file_name(3), members[3][1][:60])
     rewrite(shard, members)
     with pytest.raises(UserError, match=r"00000\.tar: 00000003\.png: truncated"):
@@ -88,14 +92,14 @@ def test_archive_that_ends_early_is_refused(shard):
 
 
 def test_gaps_are_named(shard):
-    rewrite(shard, [(file_name(i), encode_png(image)) for i, image in enumerate(pictures(7)) if i not in (2, 4, 5)])
+    rewrite(shard, [(file_name(i), data) for i, data in packed(pictures(7)) if i not in (2, 4, 5)])
     with pytest.raises(UserError, match=r"00000\.tar: samples missing: 2, 4–5"):
         list(read_shard(shard, 4))
 
 
 def test_exchanged_images_are_noticed(shard):
     images = pictures(7)[[1, 0, 2, 3, 4, 5, 6]]
-    rewrite(shard, [(file_name(i), encode_png(image)) for i, image in enumerate(images)])
+    rewrite(shard, [(file_name(i), data) for i, data in packed(images)])
     with pytest.raises(UserError, match=r"00000000\.png is not the image"):
         list(read_shard(shard, 4))
 
