@@ -31,6 +31,7 @@ rule all:
         expand(rules.import_generator.output, run=IMPORTED),
         expand(rules.generate_run.output, run=RUNS, shard=SHARDS),
         expand(rules.generate_baseline.output, name=BASELINES, shard=SHARDS),
+        rules.extractors.output,
         rules.reference.output,
         expand(rules.features.output, kind="runs", name=RUNS, shard=SHARDS),
         expand(rules.features.output, kind="baselines", name=BASELINES, shard=SHARDS),

@@ -84,18 +84,21 @@ def find(name: str, revision: str, keys: tuple[str, str]) -> Repository:
         info = HfApi().model_info(name, revision=revision, timeout=30)
     except (HTTPError, HFValidationError, OSError) as error:
         refused = isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError))
-        cached = None if refused else _cached(name, revision, keys)
-        if cached is None:
+        known = None if refused else cached(name, revision, keys)
+        if known is None:
             raise _explained(error, name, revision, keys) from None
-        log.info("%s=%s: from the cache, commit %s", keys[0], name, cached.commit)
-        return cached
+        log.info("%s=%s: from the cache, commit %s", keys[0], name, known.commit)
+        return known
     if info.sha != revision:
         log.warning("%s=%s may move; it is %s now: set that, so that it stays", keys[1], revision, info.sha)
     return Repository(name, info.sha, frozenset(sibling.rfilename for sibling in info.siblings), keys)
 
 
-def _cached(name: str, revision: str, keys: tuple[str, str]) -> Repository | None:
-    """What the cache holds, in the layout that huggingface_hub documents: refs/NAME, snapshots/COMMIT/FILES."""
+def cached(name: str, revision: str, keys: tuple[str, str]) -> Repository | None:
+    """What the cache holds of a repository, in the layout that huggingface_hub documents; None for nothing.
+
+    refs/BRANCH names a commit, snapshots/COMMIT holds the files.
+    """
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"

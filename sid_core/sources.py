@@ -10,13 +10,14 @@ from functools import cache
 from pathlib import Path
 
 from .config import COCO2014_30K, Config
+from .downloads import is_url
 from .errors import UserError
 from .files import code_digest, digest, sha256_file
 from .shapes import ASSETS
 
 ROOT = Path(__file__).parent
 # how settings are read and files are written: no number of a result depends on them
-PLUMBING = {ROOT / name for name in ("__init__.py", "errors.py", "config.py", "files.py")}
+PLUMBING = {ROOT / name for name in ("__init__.py", "errors.py", "config.py", "files.py", "downloads.py", "hub.py")}
 
 
 def stage_digest(module: str) -> str:
@@ -39,24 +40,33 @@ def data_digests(config: Config) -> dict[str, str]:
         files["prompts.evaluation"] = prompts.evaluation
     return {
         **{
-            where: _data_digest(f"{where.replace('/', '.')}.path", block.path or ASSETS / "teacher")
+            where: ""
+            if block.source == "hub"
+            else _data_digest(f"{where.replace('/', '.')}.path", _place(block.path or "embedded", "teacher"))
             for where, block in teachers.items()
         },
         "prompts": digest([_data_digest(key, path) for key, path in files.items()]),
         "evaluate": digest(
             [
-                _data_digest(f"evaluate.{key}", ASSETS / folder if value == "embedded" else value)
-                for key, folder, value in (
-                    ("feature_network", "features", evaluate.feature_network),
-                    ("clip", "clip", evaluate.clip),
-                )
+                _data_digest("evaluate.feature_network", _place(evaluate.feature_network, "features")),
+                _data_digest("evaluate.clip", _place(evaluate.clip, "clip")) if evaluate.clip_revision is None else "",
             ]
         ),
+        "reference": "" if evaluate.reference == "embedded" else _data_digest("evaluate.reference", evaluate.reference),
     }
 
 
+def _place(setting: str, folder: str) -> str | Path:
+    return ASSETS / folder if setting == "embedded" else setting
+
+
 def _data_digest(key: str, path: str | Path) -> str:
-    """A user's files by name, size and time (they may be gigabytes); the package's own by content (a checkout has new times)."""
+    """A user's files by name, size and time (they may be gigabytes); the package's own by content (a checkout has new times).
+
+    What is fetched has no digest: the settings pin it.
+    """
+    if is_url(str(path)):
+        return ""
     path = Path(path).expanduser()
     if not path.exists():
         raise UserError(f"{key}={path}: no such file or folder (a relative path starts at {Path.cwd()})")

@@ -1,52 +1,56 @@
 """The two networks that look at images: a feature network for FID and its kin, and an open_clip model.
 
-Each is `embedded` or a folder; from here on nothing knows which. What identifies a network in a protocol is the sha256 of its
-weight file.
+They run on a GPU where there is one, in float32. What identifies them in a protocol is the sha256 of their weights.
 """
 
 import json
+import pickle
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
-from .. import shapes
 from ..errors import UserError
-from ..files import sha256_file
-from ..models.feature_network import WEIGHTS, FeatureNetwork
+from ..machine import device
+from ..models.feature_network import load_feature_network
+from .networks import clip_weights, feature_weights
 
-CLIP_CONFIG, CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+if TYPE_CHECKING:
+    from ..config import FeatureSettings
+
 TEXTS = 256  # captions encoded at once
+# what open_clip and the readers under it raise over folders they cannot make a model of; a refused pickle is one
+UNLOADABLE = (
+    *(OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError),
+    *(SafetensorError, pickle.UnpicklingError, json.JSONDecodeError),
+)
 
 
-def feature_folder(setting: str) -> Path:
-    """Folder of `evaluate.feature_network`, with its files checked for existence."""
-    return _folder(setting, "features", "evaluate.feature_network", ("config.json", WEIGHTS))
+def _published_levels() -> np.ndarray:
+    """What each of 256 levels becomes in the published script, which maps to [-1, 1] in float32 and back, truncating."""
+    levels = torch.arange(256, dtype=torch.float32) / 255
+    return ((((levels - 0.5) / 0.5) * 0.5 + 0.5) * 255).to(torch.uint8).numpy()
 
 
-def clip_folder(setting: str) -> Path:
-    """Folder of `evaluate.clip`, with its files checked for existence."""
-    return _folder(setting, "clip", "evaluate.clip", (CLIP_CONFIG, CLIP_WEIGHTS))
-
-
-def _folder(setting: str, embedded: str, key: str, files: tuple[str, ...]) -> Path:
-    folder = shapes.ASSETS / embedded if setting == "embedded" else Path(setting).expanduser()
-    for file in files:
-        if not (folder / file).is_file():
-            raise UserError(f"{key}={setting}: no file {folder / file}; expected a folder with {' and '.join(files)}")
-    return folder
+PUBLISHED_LEVELS = _published_levels()
 
 
 class Features:
     """The feature network, and what the protocol calls it."""
 
-    def __init__(self, setting: str):
-        folder = feature_folder(setting)
-        self.sha256 = sha256_file(folder / WEIGHTS)
-        self._network = FeatureNetwork.from_directory(folder)
+    def __init__(self, setting: str, sha256: str | None = None):
+        path, self.sha256 = feature_weights(setting, sha256)
+        self._device = device()
+        self._network = load_feature_network(path).to(self._device)
+
+    @classmethod
+    def of(cls, settings: "FeatureSettings") -> "Features":
+        """The one that the settings name."""
+        return cls(settings.feature_network, settings.feature_network_sha256)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> Tensor:
@@ -55,33 +59,40 @@ class Features:
         Raises:
             UserError: images of another size than the network takes.
         """
-        size = self._network.config["image_size"]
+        size = self._network.image_size
         if images[0].shape[:2] != (size, size):
             raise UserError(
                 f"evaluate.feature_size: the feature network takes {size} x {size}, it is given "
                 f"{images[0].shape[0]} x {images[0].shape[1]}; set feature_size: {size}"
             )
-        batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
-        return self._network(batch).float()
+        batch = torch.from_numpy(np.stack(images)).to(self._device).permute(0, 3, 1, 2).float()
+        return self._network(batch).float().cpu()
 
 
 class Clip:
     """The open_clip model, and what the protocol calls it."""
 
-    def __init__(self, setting: str):
+    def __init__(self, setting: str, revision: str | None = None, sha256: str | None = None, strict: bool = False):
         import open_clip
 
-        folder = clip_folder(setting)
-        name = f"local-dir:{folder}"
-        self.sha256 = sha256_file(folder / CLIP_WEIGHTS)
+        path, self.sha256 = clip_weights(setting, revision, sha256)
+        name = f"local-dir:{path.parent}"
+        self._device, self._strict = device(), strict
         try:
             # without require_pretrained, weights that are not found are random ones, silently
-            model, _, self._preprocess = open_clip.create_model_and_transforms(name, require_pretrained=True)
+            model, _, self._preprocess = open_clip.create_model_and_transforms(
+                name, require_pretrained=True, precision="fp32", device=self._device
+            )
             self._tokenize = open_clip.get_tokenizer(name)
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except UNLOADABLE as error:
             reason = " ".join(str(error).split())[:300]
-            raise UserError(f"evaluate.clip={setting}: {folder} cannot be loaded by open_clip: {reason}") from None
+            raise UserError(f"evaluate.clip={setting}: {path.parent} cannot be loaded by open_clip: {reason}") from None
         self._model = model.eval().requires_grad_(False)  # it comes in training mode
+
+    @classmethod
+    def of(cls, settings: "FeatureSettings") -> "Clip":
+        """The one that the settings name."""
+        return cls(settings.clip, settings.clip_revision, settings.clip_sha256, settings.clip_strict)
 
     def images(self, images: Sequence[np.ndarray]) -> Tensor:
         """Embeddings (B, E) float32 of unit length, of images (H, W, 3) uint8."""
@@ -89,12 +100,13 @@ class Clip:
 
     def prepare(self, image: np.ndarray) -> Tensor:
         """An image (H, W, 3) uint8 as the model takes it, (3, S, S) float32; may be called from several threads."""
-        return self._preprocess(Image.fromarray(image))
+        return self._preprocess(Image.fromarray(PUBLISHED_LEVELS[image] if self._strict else image))
 
     @torch.inference_mode()
     def encode(self, prepared: Sequence[Tensor]) -> Tensor:
         """Embeddings (B, E) float32 of unit length, of what `prepare` returned."""
-        return self._model.encode_image(torch.stack(list(prepared)), normalize=True).float()
+        batch = torch.stack(list(prepared)).to(self._device)
+        return self._model.encode_image(batch, normalize=True).float().cpu()
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -102,7 +114,9 @@ class Clip:
         rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         distinct = list(rows)
         encoded = [
-            self._model.encode_text(self._tokenize(distinct[i : i + TEXTS]), normalize=True).float()
+            self._model.encode_text(self._tokenize(distinct[i : i + TEXTS]).to(self._device), normalize=True)
+            .float()
+            .cpu()
             for i in range(0, len(distinct), TEXTS)
         ]
         return torch.cat(encoded)[torch.tensor([rows[text] for text in texts])]

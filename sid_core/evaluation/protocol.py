@@ -28,7 +28,8 @@ def image_record(settings: "FeatureSettings") -> dict:
         "image_resize": settings.image_size and "centre crop, PIL LANCZOS, uint8",
         "feature_size": settings.feature_size,
         "feature_resize": settings.feature_size and "clean-fid: PIL bicubic, float, per channel",
-        "clip_resize": "open_clip preprocessing of the same image",
+        "clip_resize": "open_clip preprocessing of the same image"
+        + (", its levels rounded as the published script does" if settings.clip_strict else ""),
     }
 
 

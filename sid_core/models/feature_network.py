@@ -1,4 +1,4 @@
-"""A small convolutional network whose features FID is computed on: what Inception is to photographs."""
+"""Networks whose features FID is computed on: Inception for photographs, as TorchScript; a small one of ours for scenes."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..files import read_json, write_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+INCEPTION_SIZE = 299
 
 
 class FeatureNetwork(nn.Module):
@@ -25,6 +26,7 @@ class FeatureNetwork(nn.Module):
 
     def __init__(self, image_size: int, channels: list[int], features: int):
         super().__init__()
+        self.image_size = image_size
         self.config = {"image_size": image_size, "channels": list(channels), "features": features}
         layers: list[nn.Module] = [nn.Conv2d(3, channels[0], 3, padding=1)]
         for before, after in pairwise(channels):
@@ -36,7 +38,7 @@ class FeatureNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, D) float32 of images (B, 3, H, W), float, 0 to 255."""
-        size = self.config["image_size"]
+        size = self.image_size
         assert images.shape[1:] == (3, size, size), f"images {tuple(images.shape)}: expected (B, 3, {size}, {size})"
         return self.head(self.body(images.float() / 127.5 - 1))
 
@@ -66,6 +68,41 @@ class FeatureNetwork(nn.Module):
         path.mkdir(parents=True, exist_ok=True)
         write_json(path / CONFIG, self.config)
         save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, path / WEIGHTS)
+
+
+class Inception(nn.Module):
+    """NVIDIA's TorchScript of the Inception network that FID was defined with, called as clean-fid's InceptionV3W calls it."""
+
+    def __init__(self, script: torch.jit.ScriptModule):
+        super().__init__()
+        self.image_size = INCEPTION_SIZE
+        self.layers = script.layers
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, D) of images (B, 3, 299, 299), float, 0 to 255."""
+        return self.layers((images - 128) / 128).flatten(1)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Inception":
+        """Load a TorchScript file, in evaluation mode without gradients.
+
+        Raises:
+            UserError: it is damaged, or another network; the message names it.
+        """
+        try:
+            network = cls(torch.jit.load(path, map_location="cpu"))
+        except (RuntimeError, AttributeError, ValueError, OSError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"{path}: not a feature network ({type(error).__name__}: {reason}); expected a TorchScript file with a "
+                "submodule `layers`, such as inception-2015-12-05.pt"
+            ) from None
+        return network.eval().requires_grad_(False)
+
+
+def load_feature_network(path: Path) -> "FeatureNetwork | Inception":
+    """A network from its folder or TorchScript file; it takes images of `image_size`. Raises UserError as its loader does."""
+    return FeatureNetwork.from_directory(path) if path.is_dir() else Inception.from_file(path)
 
 
 def standardise(network: FeatureNetwork, features: Tensor) -> None:

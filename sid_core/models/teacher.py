@@ -1,6 +1,7 @@
 """The teacher: a diffusers directory (tokenizer, text_encoder, unet, vae, scheduler) from one of the sources.
 
-`embedded` ships with the package; `local` is any Stable Diffusion directory on disk. From here on the two are one.
+`embedded` ships with the package, `local` is any Stable Diffusion directory on disk, `hub` is one in a repository. From here
+on they are one.
 """
 
 import shutil
@@ -38,17 +39,20 @@ def prepare_teacher(settings: "Teacher", out: Path) -> None:
     Raises:
         UserError: a component is missing, damaged, of other shapes than its config says, or needs what the method lacks.
     """
+    from .fetch import fetch_teacher
     from .text import TextEncoder
     from .vae import ImageCodec
 
-    source = shapes.ASSETS / "teacher" if settings.source == "embedded" else Path(settings.path).expanduser()
-    _check_components(source)
     with atomic_path(out) as folder:
         folder.mkdir()
-        for name in COMPONENTS:
-            shutil.copytree(source / name, folder / name, ignore=shutil.ignore_patterns(*UNUSED))
-        if (source / "model_index.json").is_file():
-            shutil.copy(source / "model_index.json", folder)
+        if settings.source == "hub":
+            source, provenance = settings.repo, fetch_teacher(settings, folder)
+            _check_components(folder, settings.repo)
+        else:
+            source = shapes.ASSETS / "teacher" if settings.source == "embedded" else Path(settings.path).expanduser()
+            provenance = {"source": settings.source, "path": settings.path}
+            _check_components(source, str(source))
+            _copy(source, folder)
         width = load_denoiser(folder).unet.config.cross_attention_dim
         encoded = TextEncoder.from_directory(folder).empty().shape[-1]
         if encoded != width:
@@ -61,8 +65,15 @@ def prepare_teacher(settings: "Teacher", out: Path) -> None:
                 f"{source}: vae has {codec.latent_channels} latent channels, unet expects {latent_shape(folder)[0]}; "
                 "they do not belong together"
             )
-        write_json(folder / "provenance.json", {"source": settings.source, "path": settings.path})
+        write_json(folder / "provenance.json", provenance)
         write_manifest(folder)
+
+
+def _copy(source: Path, folder: Path) -> None:
+    for name in COMPONENTS:
+        shutil.copytree(source / name, folder / name, ignore=shutil.ignore_patterns(*UNUSED))
+    if (source / "model_index.json").is_file():
+        shutil.copy(source / "model_index.json", folder)
 
 
 def teacher_sha256(folder: Path) -> str:
@@ -120,7 +131,7 @@ def make_solver(name: str, folder: Path, steps: int) -> DDIMScheduler | DPMSolve
     return solver
 
 
-def _check_components(source: Path) -> None:
+def _check_components(source: Path, called: str) -> None:
     if not source.is_dir():
         raise UserError(
             f"teacher.path={source}: no such folder; expected a diffusers directory with {', '.join(COMPONENTS)}"
@@ -128,6 +139,6 @@ def _check_components(source: Path) -> None:
     for name, alternatives in COMPONENTS.items():
         if not any((source / name / file).is_file() for file in alternatives):
             raise UserError(
-                f"{source}: component {name} is missing ({' or '.join(f'{name}/{file}' for file in alternatives)})"
+                f"{called}: component {name} is missing ({' or '.join(f'{name}/{file}' for file in alternatives)})"
             )
     NoiseSchedule.from_config(scheduler_config(source))

@@ -1,7 +1,35 @@
 # Reference, features of every shard, and the scores: all under one protocol, the same way for runs and baselines.
-rule reference:
+# Networks and reference images are fetched once, before many jobs want them.
+rule extractors:
     input:
         settings=f"{RESULTS}/reference/settings.yaml",
+    output:
+        f"{RESULTS}/reference/extractors.json",
+    log:
+        f"{RESULTS}/logs/extractors.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/extractors.tsv"
+    conda:
+        "../../environment.yml"
+    threads: ASKS.teacher.threads
+    resources:
+        gpu=gpus(ASKS.teacher),
+        mem_mb=ASKS.teacher.mem_mb,
+        runtime=ASKS.teacher.runtime,
+    params:
+        data=DATA["evaluate"],
+        reference=DATA["reference"],
+        code=stage_digest("evaluation.networks"),
+    message:
+        "networks and reference images"
+    shell:
+        "python -m sid_core extractors --settings {input.settings} --out {output} --threads {threads} > {log} 2>&1"
+
+
+rule reference:
+    input:
+        settings=rules.extractors.input.settings,
+        extractors=rules.extractors.output,
     output:
         features=f"{RESULTS}/reference/features.safetensors",
         record=f"{RESULTS}/reference/features.json",
@@ -18,6 +46,7 @@ rule reference:
         runtime=ASKS.reference.runtime,
     params:
         data=DATA["evaluate"],
+        images=DATA["reference"],
         code=stage_digest("evaluation.features"),
     message:
         "reference features"
@@ -26,12 +55,14 @@ rule reference:
         " > {log} 2>&1"
 
 
+# `ancient`: another reference changes no sample's features
 rule features:
     input:
         settings=f"{RESULTS}/features.settings.yaml",
         samples=f"{RESULTS}/{{kind}}/{{name}}/samples/{{shard}}.tar",
         record=f"{RESULTS}/{{kind}}/{{name}}/samples/{{shard}}.json",
         captions=rules.prompts.output.evaluation,
+        extractors=ancient(rules.extractors.output),
     output:
         features=f"{RESULTS}/{{kind}}/{{name}}/features/{{shard}}.safetensors",
         record=f"{RESULTS}/{{kind}}/{{name}}/features/{{shard}}.json",

@@ -1,0 +1,109 @@
+"""Files of the two networks that look at images, from whatever source; from here on nothing knows which it was.
+
+Each is `embedded`, a path, or is fetched once into a cache that all jobs find it in: a URL into `downloads.cache_folder`, a hub's
+repository into huggingface_hub's.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from .. import hub, shapes
+from ..downloads import cached, is_url
+from ..errors import UserError
+from ..files import read_json, sha256_file, write_json
+from ..models.feature_network import CONFIG, WEIGHTS
+from .reference_images import reference_path
+
+if TYPE_CHECKING:
+    from ..config import ReferenceSettings
+
+CLIP_CONFIG = "open_clip_config.json"
+CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # open_clip prefers the first, too
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+
+
+class Weights(NamedTuple):
+    """A weight file, and what identifies its network in a protocol."""
+
+    path: Path
+    sha256: str
+
+
+def prepare_networks(settings: "ReferenceSettings", out: Path) -> None:
+    """Bring networks and reference images to this machine before many jobs want them; write what was found to `out` (JSON).
+
+    Raises:
+        UserError: one of them cannot be had, or differs from its sha256 in the settings.
+    """
+    network = feature_weights(settings.feature_network, settings.feature_network_sha256)
+    clip = clip_weights(settings.clip, settings.clip_revision, settings.clip_sha256)
+    record = {
+        "feature_network": {"setting": settings.feature_network, "path": str(network.path), "sha256": network.sha256},
+        "clip": {"setting": settings.clip, "path": str(clip.path), "sha256": clip.sha256},
+        "reference": {"setting": settings.reference},
+    }
+    if settings.reference != "embedded":
+        record["reference"]["path"] = str(reference_path(settings))
+    write_json(out, record)
+
+
+def feature_weights(setting: str, sha256: str | None) -> Weights:
+    """Weight file of `evaluate.feature_network`: a TorchScript file, or model.safetensors beside its config.
+
+    Raises:
+        UserError: it is missing, cannot be downloaded, or has another sha256.
+    """
+    key = "evaluate.feature_network"
+    if is_url(setting):
+        return _verified(cached(setting, sha256, f"{key}_sha256"), sha256, f"{key}_sha256")
+    path = shapes.ASSETS / "features" if setting == "embedded" else Path(setting).expanduser()
+    if not path.is_file():
+        _require(path, (CONFIG, WEIGHTS), f"{key}={setting}")
+        path = path / WEIGHTS
+    return _verified(path, sha256, f"{key}_sha256")
+
+
+def clip_weights(setting: str, revision: str | None, sha256: str | None) -> Weights:
+    """Weight file of `evaluate.clip`; open_clip's config and tokenizer lie beside it.
+
+    Raises:
+        UserError: it is missing, cannot be fetched, or has another sha256.
+    """
+    key = "evaluate.clip"
+    if revision is not None:
+        return _verified(_fetch_clip(setting, revision), sha256, f"{key}_sha256")
+    folder = shapes.ASSETS / "clip" if setting == "embedded" else Path(setting).expanduser()
+    names = [name for name in CLIP_WEIGHTS if (folder / name).is_file()] or [CLIP_WEIGHTS[0]]
+    hint = "" if setting == "embedded" or folder.exists() else "; for a hub's repository set evaluate.clip_revision"
+    _require(folder, (CLIP_CONFIG, names[0]), f"{key}={setting}", hint)
+    return _verified(folder / names[0], sha256, f"{key}_sha256")
+
+
+def _fetch_clip(name: str, revision: str) -> Path:
+    """open_clip's config, weights, and a tokenizer where the config wants another than the one open_clip brings."""
+    keys = ("evaluate.clip", "evaluate.clip_revision")
+    repository = hub.cached(name, revision, keys)  # a commit does not change: jobs after the first need no connection
+    if repository is None or not {CLIP_CONFIG, CLIP_WEIGHTS[0]} <= repository.files:
+        repository = hub.find(name, revision, keys)
+    weights = next((file for file in CLIP_WEIGHTS if file in repository.files), None)
+    if weights is None or CLIP_CONFIG not in repository.files:
+        expected = f"{CLIP_CONFIG} and {' or '.join(CLIP_WEIGHTS)}"
+        raise UserError(f"{keys[0]}={name}: expected {expected}, found {', '.join(sorted(repository.files))}")
+    config = read_json(repository.fetch(CLIP_CONFIG))
+    if config.get("model_cfg", {}).get("text_cfg", {}).get("hf_tokenizer_name"):
+        for file in set(TOKENIZER) & repository.files:
+            repository.fetch(file)
+    return repository.fetch(weights)  # last: where it is cached, the rest is
+
+
+def _require(folder: Path, files: tuple[str, ...], where: str, hint: str = "") -> None:
+    for file in files:
+        if not (folder / file).is_file():
+            raise UserError(f"{where}: no file {folder / file}; expected a folder with {' and '.join(files)}{hint}")
+
+
+def _verified(path: Path, sha256: str | None, key: str) -> Weights:
+    found = sha256_file(path)
+    if sha256 not in (None, found):
+        raise UserError(f"{key}={sha256}: {path} has {found}; correct the setting, or get the file again")
+    return Weights(path, found)
