@@ -131,6 +131,12 @@ def _extractors(given: argparse.Namespace) -> None:
     prepare_networks(config.load_settings(config.ReferenceSettings, given.settings), given.out)
 
 
+def _extractors(given: argparse.Namespace) -> None:
+    from .evaluation.networks import prepare_networks
+
+    prepare_networks(config.load_settings(config.ReferenceSettings, given.settings), given.out)
+
+
 def _reference(given: argparse.Namespace) -> None:
     from .evaluation.features import build_reference
 
@@ -214,11 +220,12 @@ OPTIONS = {
     "out": {"type": Path, "help": "what to write; it appears whole or not at all"},
 }
 STAGES = {
-    "teacher": (_teacher, "copy the teacher from its source and check it", "settings out"),
+    "teacher": (_teacher, "bring the teacher from its source and check it", "settings out"),
     "prompts": (_prompts, "write the captions", "settings out"),
     "distill": (_distill, "train one generator, or go on with it", "settings teacher prompts state tracking out"),
     "generate": (_generate, "samples of a generator", "settings generator teacher captions range out"),
     "generate-baseline": (_generate_baseline, "samples of a baseline", "settings teacher captions range out"),
+    "extractors": (_extractors, "fetch and verify what looks at images, and the reference images", "settings out"),
     "reference": (_reference, "features of the reference images", "settings out"),
     "features": (_features, "features of a shard of samples", "settings samples captions out"),
     "score": (_score, "FID, CLIP score and more, from features", "settings features reference captions out"),
