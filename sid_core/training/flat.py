@@ -45,3 +45,8 @@ class Layout:
         views = self.views(vector)
         for name, parameter in network.named_parameters():
             parameter.data = views[name]
+
+
+def norm(vector: Tensor) -> Tensor:
+    """Euclidean norm of a vector of a layout's size, by rows: one long float32 sum on a CPU is wrong in the fifth digit."""
+    return torch.linalg.vector_norm(torch.linalg.vector_norm(vector.view(-1, ALIGN), dim=1))

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..method import Denoiser, Guidance, fake_score_loss, generator_loss, n_step
 from ..models.text import PromptSet
 from .distributed import World
-from .flat import Layout
+from .flat import Layout, norm
 from .health import TrainingStopped
 from .precision import DTYPES, set_arithmetic
 from .randomness import Draw, draw, rng
@@ -133,10 +133,10 @@ class Trainer:
         self.world.sum_(self.gradient.all)
         names = FAKE if half == "fake" else GENERATOR
         metrics = self._finish(dict(zip(names, self.gradient.metrics.clone().unbind(), strict=False)))
-        norm = student.update(self.gradient, metrics[f"{half}_loss"], self._lr(student), self.iteration)
+        size = student.update(self.gradient, metrics[f"{half}_loss"], self._lr(student), self.iteration)
         if self.device.type == "cpu":
             self.raise_if_stopped()
-        return metrics | {f"{half}_grad_norm": norm}
+        return metrics | {f"{half}_grad_norm": size}
 
     def _fake_is_guided(self) -> bool:
         return self.guidance.fake_train != 1 or self.guidance.fake_eval != 1
@@ -221,4 +221,4 @@ class Trainer:
     def ema_drift(self) -> float:
         """|theta_ema - theta| / |theta|."""
         theta = self._theta()
-        return (torch.dist(self.ema_weights, theta) / torch.linalg.vector_norm(theta)).item()
+        return (norm(self.ema_weights - theta) / norm(theta)).item()

@@ -10,7 +10,7 @@ from torch import Tensor
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # of the loss in float16, as in torch.amp.GradScaler but for the start: these losses are sums over a latent
-FIRST_SCALE, GROWTH_INTERVAL, LARGEST_SCALE = 2.0**12, 1000, 2.0**24
+FIRST_SCALE, GROWTH_INTERVAL, LARGEST_SCALE = 2.0**8, 1000, 2.0**24
 
 
 def set_arithmetic(precision: str) -> None:

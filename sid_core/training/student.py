@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..method import Denoiser
-from .flat import Layout
+from .flat import Layout, norm
 from .optimizer import Adam
 from .precision import DTYPES, Guard
 
@@ -76,12 +76,12 @@ class Student:
         """Apply the gradient unless something is not finite; return the gradient's norm."""
         if self.guard.scaled:
             gradient.parameters.div_(self.guard.scale)
-        norm = torch.linalg.vector_norm(gradient.parameters)
-        skip = self.guard.judge(loss, norm, iteration)
+        size = norm(gradient.parameters)
+        skip = self.guard.judge(loss, size, iteration)
         self.optimizer.lr = lr
         self.optimizer.step(gradient.parameters, skip)
         self.refresh()
-        return norm
+        return size
 
     def refresh(self) -> None:
         """Bring the 16-bit copy up to date with the float32 weights."""

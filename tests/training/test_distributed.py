@@ -1,0 +1,215 @@
+"""A run on 1, 2 and 4 processes: the same draws, the same losses, one decision. The processes are forked: no imports to wait for."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_run import PROMPTS, make_settings
+
+from sid_core.errors import UserError
+from sid_core.models.text import PromptSet
+from sid_core.training.distributed import PeerLost, World
+from sid_core.training.health import TrainingStopped
+from sid_core.training.iteration import Trainer
+from sid_core.training.randomness import draw, rng
+from sid_core.training.run import Interrupted, distill
+from sid_core.training.state import saved_states
+
+SIZE = {"batch": 8, "micro_batch": 2, "train_kimg": 0.064, "log_every_nimg": 8, "state_every_nimg": 24}
+WEIGHTS = Path("generator") / "unet" / "diffusion_pytorch_model.safetensors"
+CODES = {None: 0, TrainingStopped: 11, PeerLost: 12, Interrupted: 13, UserError: 14}
+
+
+def member(rank, size, port, teacher, folder, settings, before):
+    """One process of a run: what torchrun would start."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    asked = PromptSet.__call__
+
+    def ask(self, indices, dropped=None):
+        with open(folder / f"prompts-{rank}.txt", "a") as log:
+            log.write(json.dumps(indices.tolist()) + "\n")
+        return asked(self, indices, dropped)
+
+    PromptSet.__call__ = ask
+    if before:
+        before(rank)
+    try:
+        distill(settings, teacher, PROMPTS, folder / "state", folder / "generator")
+    except tuple(kind for kind in CODES if kind) as error:
+        (folder / f"error-{rank}.txt").write_text(str(error))
+        os._exit(CODES[type(error)])
+    os._exit(0)
+
+
+@pytest.fixture
+def run(tiny_teacher, tmp_path):
+    """run(size, folder name) -> exit codes; `before(rank)` runs in every process first."""
+
+    def start(size, name="run", before=None, settings=None):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        fork = multiprocessing.get_context("fork")
+        given = (size, port, tiny_teacher, folder, settings or make_settings(**SIZE), before)
+        processes = [fork.Process(target=member, args=(rank, *given)) for rank in range(size)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+            assert process.exitcode is not None, "a process is stuck"
+        return SimpleNamespace(folder=folder, codes=[process.exitcode for process in processes])
+
+    return start
+
+
+def points(folder):
+    lines = [json.loads(line) for line in (folder / "state" / "training.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("elapsed_s", "images_per_s")} for line in lines]
+
+
+def asked_of(folder, size):
+    """Prompts of every process, in the order of the ranks, half by half."""
+    per_rank = []
+    for rank in range(size):
+        lines = [json.loads(line) for line in (folder / f"prompts-{rank}.txt").read_text().splitlines()]
+        flat = [index for line in lines for index in line]
+        share = 8 // size
+        per_rank.append([flat[i : i + share] for i in range(0, len(flat), share)])
+    return [[index for part in parts for index in part] for parts in zip(*per_rank, strict=True)]
+
+
+def test_results_do_not_depend_on_the_number_of_processes(run):
+    one = run(1, "1").folder
+    weights = load_file(one / WEIGHTS)
+    for size in (2, 4):
+        done = run(size, str(size))
+        assert done.codes == [0] * size
+        assert asked_of(done.folder, size) == asked_of(one, 1)
+        first, *_ = both = list(zip(points(done.folder), points(one), strict=True))
+        assert first[0] == pytest.approx(first[1], rel=1e-5)
+        for a, b in both:  # Adam's early steps are signs: rounding grows
+            assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
+        for name, tensor in load_file(done.folder / WEIGHTS).items():
+            torch.testing.assert_close(tensor, weights[name], rtol=1e-2, atol=5e-4)
+        assert [p.name for p in saved_states(done.folder / "state")] == [p.name for p in saved_states(one / "state")]
+
+
+def test_the_prompts_are_those_of_the_whole_batchs_draw(run):
+    folder = run(2).folder
+    expected = []
+    for iteration in range(8):
+        for half in ("fake", "generator"):
+            d = draw(
+                rng(0, iteration, half),
+                batch=8,
+                latent_shape=(4, 8, 8),
+                num_prompts=len(PROMPTS),
+                num_steps=1,
+                t_range=(20, 980),
+            )
+            expected.append(d.prompts.tolist())
+    assert asked_of(folder, 2) == expected
+
+
+def interrupt_second(rank):
+    """SIGUSR1 reaches one process alone, in its fourth iteration."""
+    inner = Trainer.step
+
+    def step(self):
+        if rank == 1 and self.iteration == 3:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return inner(self)
+
+    Trainer.step = step
+
+
+def test_a_signal_to_one_stops_all_and_the_run_continues_on_any_number(run):
+    whole, settings = run(2, "whole").folder, make_settings(**SIZE)
+    for name, size in (("same", 2), ("fewer", 1)):
+        stopped = run(2, name, before=interrupt_second, settings=settings)
+        assert stopped.codes == [13, 13]
+        assert "000000004" in saved_states(stopped.folder / "state")[0].name
+        assert run(size, name).codes == [0] * size
+    same, fewer, uninterrupted = (
+        load_file(f / WEIGHTS) for f in (whole.parent / "same", whole.parent / "fewer", whole)
+    )
+    assert all(torch.equal(same[name], tensor) for name, tensor in uninterrupted.items())
+    for name, tensor in uninterrupted.items():
+        torch.testing.assert_close(fewer[name], tensor, rtol=1e-2, atol=5e-4)
+
+
+def poison_second(rank):
+    inner = Trainer.step
+
+    def step(self):
+        if rank == 1 and self.iteration == 2:
+            with torch.no_grad():
+                next(self.teacher.unet.parameters()).fill_(float("nan"))
+        return inner(self)
+
+    Trainer.step = step
+
+
+def test_a_nan_on_one_process_stops_all_with_one_message(run):
+    done = run(2, before=poison_second)
+    assert done.codes == [11, 11]
+    messages = {(done.folder / f"error-{rank}.txt").read_text() for rank in (0, 1)}
+    assert len(messages) == 1
+    assert "generator, iteration 2 (16 images)" in messages.pop()
+
+
+def kill_second(rank):
+    inner = Trainer.step
+
+    def step(self):
+        if rank == 1 and self.iteration == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return inner(self)
+
+    Trainer.step = step
+
+
+def test_a_dead_process_ends_the_others_soon(run):
+    started = time.monotonic()
+    done = run(2, before=kill_second)
+    assert done.codes == [12, -signal.SIGKILL]
+    assert "another process of this run ended" in (done.folder / "error-0.txt").read_text()
+    assert time.monotonic() - started < 60
+
+
+def test_processes_with_different_settings_are_refused(run, monkeypatch):
+    def other_seed(rank):
+        if rank == 1:
+            inner = distill.__globals__["_identity"]
+            distill.__globals__["_identity"] = lambda *given: inner(*given) | {"run.seed": 1}
+
+    assert run(2, before=other_seed).codes == [14, 14]
+
+
+@pytest.mark.parametrize(
+    ("size", "rank", "batch", "micro_batch", "expected"),
+    [
+        (1, 0, 8, 4, [(0, 4), (4, 8)]),
+        (2, 1, 8, 2, [(4, 6), (6, 8)]),
+        (4, 3, 8, 4, [(6, 8)]),  # a share smaller than a micro-batch is one part
+    ],
+)
+def test_parts(size, rank, batch, micro_batch, expected):
+    assert [(rows.start, rows.stop) for rows in World(rank, size).parts(batch, micro_batch)] == expected
+
+
+@pytest.mark.parametrize(("size", "micro_batch"), [(3, 1), (2, 3)])
+def test_a_batch_that_cannot_be_shared_is_refused(size, micro_batch):
+    with pytest.raises(UserError, match=r"distill\.batch=8.*expected a multiple"):
+        World(0, size).parts(8, micro_batch)

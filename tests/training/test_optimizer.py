@@ -1,0 +1,75 @@
+"""Adam on a vector equals torch's on the parameters, without storing a first moment where beta1 = 0."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from sid_core.training.flat import Layout, norm
+from sid_core.training.optimizer import Adam
+
+GO, SKIP = torch.zeros(()), torch.ones(())
+
+
+def settings(**values):
+    return SimpleNamespace(**({"adam_beta1": 0.0, "adam_beta2": 0.999, "adam_eps": 1e-8, "weight_decay": 0.0} | values))
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 5, 3), nn.Linear(7, 11), nn.LayerNorm(11))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("values", [{}, {"adam_beta1": 0.9}, {"weight_decay": 0.1}, {"adam_eps": 1e-3}])
+def test_equals_torchs_adam(values, fused):
+    s = settings(**values)
+    theirs, ours = network(), network()
+    layout = Layout(ours)
+    vector, gradient = layout.gather(ours), torch.zeros(layout.size)
+    layout.bind(ours, vector)
+    adam = Adam(vector, s, lr=1e-2)
+    kind = torch.optim.AdamW if s.weight_decay else torch.optim.Adam
+    reference = kind(
+        theirs.parameters(),
+        lr=1e-2,
+        betas=(s.adam_beta1, s.adam_beta2),
+        eps=s.adam_eps,
+        weight_decay=s.weight_decay,
+        fused=fused,
+    )
+    for _ in range(5):
+        for p, view in zip(theirs.parameters(), layout.views(gradient).values(), strict=True):
+            p.grad = torch.randn_like(p)
+            view.copy_(p.grad)
+        given = gradient.clone()
+        reference.step()
+        adam.step(gradient, GO)
+        assert torch.equal(gradient, given)
+    for p, q in zip(theirs.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=2e-6, atol=1e-7)
+    assert (adam.first is None) == (s.adam_beta1 == 0)
+
+
+@pytest.mark.parametrize("beta1", [0.0, 0.9])
+def test_a_skipped_step_changes_nothing(beta1):
+    adam = Adam(torch.randn(128), settings(adam_beta1=beta1), lr=1e-2)
+    adam.step(torch.randn(128), GO)
+    before = [t.clone() for t in (adam.parameters, adam.second, adam.steps)]
+    adam.step(torch.full((128,), float("nan")), SKIP)
+    assert all(torch.equal(a, b) for a, b in zip(before, (adam.parameters, adam.second, adam.steps), strict=True))
+
+
+def test_a_layout_keeps_names_shapes_and_memory_format():
+    net = network()
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    net.to(memory_format=torch.channels_last)
+    layout = Layout(net)
+    vector = layout.gather(net)
+    layout.bind(net, vector)
+    assert net[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+    vector.mul_(2)  # parameters are views
+    assert all(torch.equal(p, 2 * before[name]) for name, p in net.named_parameters())
+    assert norm(vector).item() == pytest.approx(torch.cat([p.flatten() for p in net.parameters()]).norm().item())

@@ -1,0 +1,77 @@
+"""Activation checkpointing keeps less and changes no gradient, in frozen networks too; compiled blocks compute the same."""
+
+import copy
+
+import pytest
+import torch
+
+from sid_core.models.teacher import load_denoiser
+from sid_core.training.regions import checkpoint_blocks, compile_blocks
+
+
+@pytest.fixture
+def denoiser(tiny_teacher):
+    return load_denoiser(tiny_teacher)
+
+
+@pytest.fixture
+def inputs():
+    torch.manual_seed(0)
+    return torch.randn(2, 4, 8, 8), torch.tensor([30, 800]), torch.randn(2, 12, 16), torch.randn(1, 12, 16)
+
+
+def backward(denoiser, inputs, frozen, scale):
+    """Gradients, and the bytes that were kept for them."""
+    x_t, t, cond, uncond = inputs
+    leaf, kept = x_t.clone().requires_grad_(), {}
+    denoiser.requires_grad_(not frozen)
+
+    def keep(tensor):
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        x0_hat = denoiser(leaf, t, cond, uncond, scale)
+    forward_bytes = sum(kept.values())
+    x0_hat.square().sum().backward()
+    return [leaf.grad, *(p.grad for p in denoiser.parameters() if p.grad is not None)], forward_bytes
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_checkpointed_gradients_are_equal_and_keep_less(denoiser, inputs, frozen, scale):
+    other = copy.deepcopy(denoiser)
+    checkpoint_blocks(other.unet)
+    (plain, kept), (again, kept_less) = (backward(d, inputs, frozen, scale) for d in (denoiser, other))
+    assert len(plain) == len(again)
+    assert (len(plain) == 1) == frozen
+    for a, b in zip(plain, again, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    assert kept_less < 0.7 * kept
+
+
+def test_training_is_the_same_with_checkpoints(make_trainer):
+    plain, checkpointed = make_trainer(), make_trainer(checkpointing=True)
+    for trainer in (plain, checkpointed):
+        trainer.step()
+    torch.testing.assert_close(plain.gradient.all, checkpointed.gradient.all, rtol=1e-5, atol=1e-6)
+
+
+def test_offloaded_averages_are_the_same(make_trainer):
+    plain, offloaded = make_trainer(), make_trainer(offload="ema")
+    for trainer in (plain, offloaded):
+        trainer.step()
+        trainer.step()
+    assert torch.equal(plain.ema_weights, offloaded.ema_weights)
+    assert torch.equal(plain.grid_latents(2), offloaded.grid_latents(2))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="compiling for a CPU takes minutes and gains nothing")
+def test_compiled_blocks_compute_the_same(denoiser, inputs):
+    denoiser.cuda()
+    x_t, t, cond, uncond = (tensor.cuda() for tensor in inputs)
+    plain = denoiser(x_t, t, cond, uncond, 2.0)
+    compile_blocks(denoiser.unet)
+    torch.testing.assert_close(denoiser(x_t, t, cond, uncond, 2.0), plain, rtol=1e-4, atol=1e-4)
