@@ -1,5 +1,6 @@
 # One distillation a run. Its training state lies in state/RUN and is no output (Snakemake deletes those of a failed job):
-# running again continues where it was.
+# running again continues where it was. With several GPUs (resources.distill.gpu) a process trains on each; how many is no part
+# of the result, so it stands in the command alone, where a change reruns nothing.
 rule distill:
     input:
         settings=f"{RESULTS}/runs/{{run}}/settings.yaml",
@@ -12,12 +13,12 @@ rule distill:
         weights=f"{RESULTS}/runs/{{run}}/generator/unet/diffusion_pytorch_model.safetensors",
         training=f"{RESULTS}/runs/{{run}}/training.jsonl",
         grids=directory(f"{RESULTS}/runs/{{run}}/grids"),
-    wildcard_constraints:
-        run=any_of(DISTILLED),
     log:
         f"{RESULTS}/logs/distill/{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/distill/{{run}}.tsv"
+    wildcard_constraints:
+        run=any_of(DISTILLED),
     # the longest jobs first: started last, one of them would run alone at the end
     priority: 5
     conda:
@@ -34,6 +35,8 @@ rule distill:
     message:
         "distil {wildcards.run} (progress: {log})"
     shell:
-        "python -m sid_core distill --settings {input.settings} --teacher {params.teacher} --prompts {input.prompts}"
+        "launch='python -m'; if [ {resources.gpu} -gt 1 ]; then"
+        " launch='python -m torch.distributed.run --standalone --nproc-per-node {resources.gpu} -m'; fi;"
+        " $launch sid_core distill --settings {input.settings} --teacher {params.teacher} --prompts {input.prompts}"
         f" --state {RESULTS}/state/{{wildcards.run}} --out {{params.out}} --tracking {RESULTS}/state/tracking.json"
         " --threads {threads} > {log} 2>&1"
