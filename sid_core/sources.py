@@ -17,7 +17,10 @@ from .shapes import ASSETS
 
 ROOT = Path(__file__).parent
 # how settings are read and files are written: no number of a result depends on them
-PLUMBING = {ROOT / name for name in ("__init__.py", "errors.py", "config.py", "files.py", "downloads.py", "hub.py")}
+PLUMBING = {
+    ROOT / name
+    for name in ("__init__.py", "errors.py", "config.py", "files.py", "downloads.py", "transfer.py", "hub.py")
+}
 
 
 def stage_digest(module: str) -> str:

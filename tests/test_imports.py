@@ -15,7 +15,8 @@ ALLOWED = {
     "__init__": set(),
     "errors": set(),
     "files": {"errors"},
-    "downloads": {"errors", "files"},
+    "downloads": {"errors", "files", "transfer"},
+    "transfer": {"errors", "files"},
     "hub": {"errors", "files"},
     "config": {"errors", "files"},
     "method": {"errors"},
@@ -29,7 +30,8 @@ ALLOWED = {
     "tracking": BASE,
     "machine": set(),
     "sources": BASE,
-    "cli": BASE | {"sources", "models", "training", "evaluation", "report", "recipes", "preview", "tracking"},
+    "plan": BASE,
+    "cli": BASE | {"plan", "sources", "models", "training", "evaluation", "report", "recipes", "preview", "tracking"},
     "__main__": {"cli"},
 }
 # third-party libraries, and the only parts that may import them
@@ -42,7 +44,7 @@ ONLY = {
     "torch_fidelity": {"evaluation"},
     "matplotlib": {"report"},
     "pydantic": {"config"},
-    "requests": {"downloads"},
+    "requests": {"transfer"},
     "snakemake": set(),
 }
 
