@@ -19,14 +19,15 @@ import numpy as np
 from ..errors import UserError
 
 BLOCK = 1 << 20  # bytes read at once
+BATCH = 8192  # cells of a table at once
 LONGEST = 100_000  # characters of a caption; of web pages' texts the longest have thousands
 TARS = (".tar", ".tar.gz", ".tgz")
 
 
-def read_captions(path: Path, column: str | None = None, member: str | None = None) -> Iterator[tuple[str, str]]:
-    """Every caption of a file as (place, caption), in order and stripped; '' for a blank line or an empty cell.
+def read_captions(path: Path, column: str | None = None, member: str | None = None) -> Iterator[list[str]]:
+    """The captions of a file, in order and stripped, some thousands at a time; '' for a blank line or an empty cell.
 
-    `place` is what a message calls it: "line 3" or "row 3". Line breaks inside a cell become spaces.
+    Line breaks inside a cell become spaces.
 
     Args:
         path: .csv and .parquet are tables, .tar is an archive, anything else is text of one caption a line; .gz unpacks.
@@ -45,12 +46,15 @@ def read_captions(path: Path, column: str | None = None, member: str | None = No
             file, name = _open(path, member, stack)
             if name.endswith(".gz"):
                 file, name = stack.enter_context(gzip.open(file)), name.removesuffix(".gz")
-            read = {".csv": _csv_cells, ".parquet": _parquet_cells}.get(Path(name).suffix.lower())
-            unit, captions = ("row", read(file, column, where)) if read else ("line", _lines(file, where))
-            for number, caption in enumerate(captions, 1):
-                if len(caption) > LONGEST:
-                    raise _too_long(where, unit, number)
-                yield f"{unit} {number}", caption.strip()
+            cells = {".csv": _csv_cells, ".parquet": _parquet_cells}.get(Path(name).suffix)
+            unit, batches = ("row", cells(file, column, where)) if cells else ("line", _lines(file, where))
+            before = 0
+            for batch in batches:
+                for number, caption in enumerate(batch, before + 1) if len(max(batch, key=len)) > LONGEST else ():
+                    if len(caption) > LONGEST:
+                        raise _too_long(where, unit, number)
+                before += len(batch)
+                yield [caption.strip() for caption in batch]
     except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
         raise UserError(f"{where}: truncated or damaged ({error}); fetch or write it again") from None
 
@@ -70,18 +74,19 @@ def _open(path: Path, member: str | None, stack: ExitStack) -> tuple[BinaryIO, s
     return stack.enter_context(archive.extractfile(found[0])), found[0].name.lower()
 
 
-def _lines(file: BinaryIO, where: str) -> Iterator[str]:
+def _lines(file: BinaryIO, where: str) -> Iterator[list[str]]:
     """Lines of UTF-8 text without their ends (\\n, \\r\\n or \\r). A byte order mark is dropped."""
     rest, number = b"", 1  # what follows the last \n, and which line that is
     while block := file.read(BLOCK):
         whole, newline, rest = (rest + block).rpartition(b"\n")
-        lines = _split(whole + newline, where, number) if newline else []
-        yield from lines
-        number += len(lines)
+        if newline:
+            lines = _split(whole + newline, where, number)
+            number += len(lines)
+            yield lines
         if len(rest) > 4 * LONGEST:
             raise _too_long(where, "line", number)
     if rest:
-        yield from _split(rest, where, number)
+        yield _split(rest, where, number)
 
 
 def _split(data: bytes, where: str, number: int) -> list[str]:
@@ -97,23 +102,28 @@ def _split(data: bytes, where: str, number: int) -> list[str]:
     return (text.removeprefix("\ufeff") if number == 1 else text).split("\n")
 
 
-def _csv_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[str]:
+def _csv_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[list[str]]:
     """Cells of a column of comma-separated text with a header."""
-    rows = csv.reader(line + "\n" for line in _lines(file, where))
+    rows = csv.reader(line + "\n" for lines in _lines(file, where) for line in lines)
     try:
         header = next(rows, [])
-        index = _column(header, column, where)
+        index, batch = _column(header, column, where), []
         for row in rows:
             if row and len(row) != len(header):
                 raise UserError(
                     f"{where}, line {rows.line_num}: {len(row)} cells under {len(header)} column names; quote its commas"
                 )
-            yield " ".join(row[index].splitlines()) if row else ""
+            batch.append(_one_line(row[index]) if row else "")
+            if len(batch) == BATCH:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
     except csv.Error as error:
         raise UserError(f"{where}, line {rows.line_num}: {error}; is a quote never closed?") from None
 
 
-def _parquet_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[str]:
+def _parquet_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[list[str]]:
     """Cells of a column of text; null is ''."""
     import pyarrow
     from pyarrow import parquet, types
@@ -125,11 +135,16 @@ def _parquet_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[s
         text = kind.value_type if types.is_dictionary(kind) else kind
         if not (types.is_string(text) or types.is_large_string(text) or types.is_string_view(text)):
             raise UserError(f"{where}: column {column!r} holds {kind}, expected text; choose another prompts.column")
-        for batch in table.iter_batches(8192, columns=[column], use_threads=False):
-            yield from (" ".join((cell or "").splitlines()) for cell in batch.column(0).to_pylist())
+        for batch in table.iter_batches(BATCH, columns=[column], use_threads=False):
+            if batch.num_rows:
+                yield [_one_line(cell or "") for cell in batch.column(0).to_pylist()]
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         cause = " ".join(str(error).split())[:200]
         raise UserError(f"{where}: truncated or damaged ({cause}); fetch or write it again") from None
+
+
+def _one_line(cell: str) -> str:
+    return " ".join(cell.splitlines())
 
 
 def _column(names: Sequence[str], column: str | None, where: str) -> int:

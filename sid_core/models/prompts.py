@@ -6,7 +6,8 @@
 import logging
 import random
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 COCO_CAPTIONS = Path(__file__).parents[1] / "data" / "coco2014_captions_30k.txt"
 COCO_SHA256 = "edabd2a556026cbf5d36a5fffa35ad43d7ba71b72f6d640b727c1edefb7f1945"
-TOKEN_SAMPLE = 100_000  # captions whose tokens are counted
+TOKEN_SAMPLE = 10_000  # captions whose tokens are counted; each takes 0.1 ms
 
 
 def prepare_prompts(settings: "PromptsSettings", out: Path, teacher: Path | None = None) -> None:
@@ -68,10 +69,10 @@ def training_prompts(path: Path) -> LineFile:
 # --- where captions come from ------------------------------------------------------------------------------------------
 
 
-def _train_captions(prompts: "Prompts") -> tuple[Iterator[tuple[str, str]], dict[str, object]]:
-    """(place, caption) of the training captions, and where they come from."""
+def _train_captions(prompts: "Prompts") -> tuple[Iterator[list[str]], dict[str, object]]:
+    """The training captions in batches, and where they come from."""
     if prompts.source == "embedded":
-        return _numbered(scenes.draw("train", prompts.train)[1]), {}
+        return iter([scenes.draw("train", prompts.train)[1]]), {}
     if prompts.source == "file":
         return read_captions(Path(prompts.train), prompts.column, prompts.member), {}
     repository = hub.find(prompts.repo, prompts.revision or "main", ("prompts.repo", "prompts.revision"))
@@ -79,18 +80,14 @@ def _train_captions(prompts: "Prompts") -> tuple[Iterator[tuple[str, str]], dict
     return read_captions(repository.fetch(prompts.train), prompts.column, prompts.member), origin
 
 
-def _evaluation_captions(prompts: "Prompts") -> Iterator[tuple[str, str]]:
+def _evaluation_captions(prompts: "Prompts") -> Iterator[list[str]]:
     if prompts.source == "embedded":
-        return _numbered(scenes.draw(prompts.split, prompts.evaluation)[1])
+        return iter([scenes.draw(prompts.split, prompts.evaluation)[1]])
     if prompts.evaluation != COCO2014_30K:
         return read_captions(Path(prompts.evaluation), prompts.column)
     if sha256_file(COCO_CAPTIONS) != COCO_SHA256:
         raise UserError(f"{COCO_CAPTIONS}: not the published captions (sha256 {COCO_SHA256}); install sid_core again")
     return read_captions(COCO_CAPTIONS)
-
-
-def _numbered(captions: Sequence[str]) -> Iterator[tuple[str, str]]:
-    return ((f"caption {number}", caption) for number, caption in enumerate(captions, 1))
 
 
 # --- writing and counting ----------------------------------------------------------------------------------------------
@@ -105,17 +102,18 @@ class _Written:
     def __init__(self, path: Path):
         self.path, self._hashes, self.blanks = path, array("q"), 0
 
-    def write(self, captions: Iterable[tuple[str, str]], source: str, blanks: bool) -> None:
+    def write(self, batches: Iterable[list[str]], source: str, blanks: bool) -> None:
         """Write captions, one a line; `blanks`: whether empty ones are left out or refused."""
         with open(self.path, "w", encoding="utf-8", newline="\n") as file:
-            for place, caption in captions:
-                if caption:
-                    self._hashes.append(hash(caption))
-                    file.write(caption + "\n")
-                elif blanks:
-                    self.blanks += 1
-                else:
-                    raise UserError(f"{source}, {place}: blank; expected one caption a line")
+            for batch in batches:
+                if "" in batch:
+                    if not blanks:
+                        number = len(self._hashes) + batch.index("") + 1
+                        raise UserError(f"{source}: line {number} is blank; expected one caption a line")
+                    self.blanks += batch.count("")
+                    batch = [caption for caption in batch if caption]
+                self._hashes.extend(map(hash, batch))
+                file.writelines(f"{caption}\n" for caption in batch)
         if not self._hashes:
             raise UserError(f"{source}: empty; expected one caption a line")
 
@@ -125,7 +123,10 @@ class _Written:
         hashes.sort()
         distinct = 1 + int(np.count_nonzero(hashes[1:] != hashes[:-1]))
         counts = {"captions": len(hashes), "distinct": distinct, "duplicates": len(hashes) - distinct}
-        return counts | {"blank_lines": self.blanks, "tokens": token_lengths(self.path, teacher) if teacher else None}
+        return counts | {
+            "blank_lines": self.blanks,
+            "tokens": token_lengths(self.path, len(hashes), teacher) if teacher else None,
+        }
 
 
 class _Overlap:
@@ -137,17 +138,15 @@ class _Overlap:
         self._found: dict[str, set[str]] = {"exact": set(), "normalised": set()}
         self._training = 0
 
-    def watch(self, captions: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    def watch(self, batches: Iterable[list[str]]) -> Iterator[list[str]]:
         """Pass training captions on, looking at each."""
-        exact, known, found = self._exact, self._normalised, self._found
-        for pair in captions:
-            key = normalised(pair[1])
-            if key in known:
-                found["normalised"].add(key)
-                self._training += 1
-                if pair[1] in exact:
-                    found["exact"].add(pair[1])
-            yield pair
+        for batch in batches:
+            keys = [normalised(caption) for caption in batch]
+            if not self._normalised.isdisjoint(keys):
+                self._training += sum(key in self._normalised for key in keys)
+                self._found["normalised"] |= self._normalised.intersection(keys)
+                self._found["exact"] |= self._exact.intersection(batch)
+            yield batch
 
     def report(self) -> dict[str, int]:
         """Distinct evaluation captions that training sees, exactly or normalised, and how many training captions they make."""
@@ -163,17 +162,17 @@ def normalised(caption: str) -> str:
     return " ".join(caption.casefold().split()).rstrip(" .,;:!?")
 
 
-def token_lengths(path: Path, teacher: Path) -> dict[str, object]:
-    """Lengths in tokens, with start and end token, of up to 100,000 captions drawn from a file with a fixed seed."""
+def token_lengths(path: Path, count: int, teacher: Path) -> dict[str, object]:
+    """Lengths in tokens, start and end token included, of up to 10,000 of a file's `count` captions, by a fixed seed."""
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(Path(teacher) / "tokenizer")
-    captions = LineFile(path, "")
-    chosen = sorted(random.Random(0).sample(range(len(captions)), min(TOKEN_SAMPLE, len(captions))))
-    lengths = []
-    for first in range(0, len(chosen), 1000):
-        texts = [captions[i] for i in chosen[first : first + 1000]]
-        lengths += [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False).input_ids]
+    chosen = set(random.Random(0).sample(range(count), min(TOKEN_SAMPLE, count)))
+    lengths: list[int] = []
+    with open(path, encoding="utf-8", newline="\n") as file:
+        captions = (line for index, line in enumerate(file) if index in chosen)
+        while some := list(islice(captions, 1000)):
+            lengths += [len(ids) for ids in tokenizer(some, truncation=False, verbose=False).input_ids]
     return {
         "sample": len(lengths),
         "min": min(lengths),

@@ -130,7 +130,7 @@ def test_bad_files_are_named(tmp_path, name, train, settings, message):
 
 
 def test_a_blank_evaluation_caption_is_refused(tmp_path):
-    with pytest.raises(UserError, match="eval, line 2: blank"):
+    with pytest.raises(UserError, match="eval: line 2 is blank"):
         prepare(tmp_path, b"one\n", b"one\n\ntwo\n")
 
 
