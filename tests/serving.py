@@ -290,6 +290,7 @@ def disk_is_full(monkeypatch, after: int = 0) -> None:
     """Let files opened for writing take `after` bytes each, and then fail as a full disk does."""
     import builtins
     import errno
+    import io
 
     genuine = builtins.open
 
@@ -317,4 +318,5 @@ def disk_is_full(monkeypatch, after: int = 0) -> None:
             return Limited()
         return handle
 
-    monkeypatch.setattr(builtins, "open", limited)
+    for module in (builtins, io):  # pathlib opens by io.open
+        monkeypatch.setattr(module, "open", limited)

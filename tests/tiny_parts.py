@@ -1,0 +1,132 @@
+"""Tiny stand-ins for the real parts, in their real layouts: what tests serve as a hub and as files."""
+
+import io
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+LICENSE = "creativeml-openrail-m"
+
+
+def sd_repository(source: Path, out: Path, prediction_type: str = "epsilon", safetensors: bool = True) -> Path:
+    """Stable Diffusion's repository, from a teacher folder: its files, the fp16 variant, and much that is not needed.
+
+    The tokenizer comes as vocab.json and merges.txt, the scheduler as PNDM's config, as in SD 1.5 and 2.1.
+    """
+    import torch
+    from diffusers import PNDMScheduler
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, out)
+    _old_tokenizer(out / "tokenizer")
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    options = {"set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1, "prediction_type": prediction_type}
+    PNDMScheduler(**betas, **options).save_pretrained(out / "scheduler")
+    scheduler = json.loads((out / "scheduler" / "scheduler_config.json").read_text()) | {"clip_sample": False}
+    (out / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    for name in ("text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"):
+        weights = load_file(out / f"{name}.safetensors")
+        half = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in weights.items()}
+        save_file(half, out / f"{name}.fp16.safetensors", metadata={"format": "pt"})
+        torch.save(weights, out / f"{name.replace('/model', '/pytorch_model')}.bin")
+        if not safetensors:
+            (out / f"{name}.safetensors").unlink()
+            (out / f"{name}.fp16.safetensors").unlink()
+    for unneeded in ("safety_checker/model.safetensors", "v1-5-pruned.ckpt", "unet/diffusion_flax_model.msgpack"):
+        (out / unneeded).parent.mkdir(exist_ok=True)
+        (out / unneeded).write_bytes(b"not needed")
+    (out / "README.md").write_text(f"---\nlicense: {LICENSE}\ntags:\n- stable-diffusion\n---\n# Tiny\n")
+    return out
+
+
+def _old_tokenizer(folder: Path) -> None:
+    """tokenizer.json to the files that older transformers wrote."""
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    length = json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"]
+    shutil.rmtree(folder)
+    folder.mkdir()
+    special = {"bos_token": "<|startoftext|>", "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    special["eos_token"] = "<|endoftext|>"
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
+    files = {
+        "vocab.json": json.dumps(model["vocab"]),
+        "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n",
+        "special_tokens_map.json": json.dumps(special),
+        "tokenizer_config.json": json.dumps(
+            special | {"model_max_length": length, "do_lower_case": True, "tokenizer_class": "CLIPTokenizer"}
+        ),
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text)
+
+
+def coco_images(count: int, side: int = 48) -> dict[str, bytes]:
+    """JPEGs by COCO's names, of odd sizes; the second is grey, the third CMYK."""
+    rng = np.random.default_rng(0)
+    images = {}
+    for i in range(count):
+        height, width = side + i % 7, side + 3 * (i % 5)
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        picture = coarse.resize((width, height), Image.Resampling.BICUBIC).convert({1: "L", 2: "CMYK"}.get(i, "RGB"))
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=90)
+        images[f"val2014/COCO_val2014_{42 + 31 * i:012d}.jpg"] = buffer.getvalue()
+    return images
+
+
+def coco_zip(out: Path, count: int, side: int = 48) -> Path:
+    """val2014.zip as COCO packs it: a folder entry first, members not in order of their names, nothing compressed."""
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("val2014/", b"")
+        for name, data in reversed(coco_images(count, side).items()):
+            archive.writestr(name, data)
+    return out
+
+
+def inception(out: Path, features: int = 12) -> Path:
+    """A TorchScript file with the interface of inception-2015-12-05.pt, for 299 x 299 images, with random weights."""
+    import torch
+    from torch import nn
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(
+                nn.AvgPool2d(13), nn.Conv2d(3, features, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+            )
+
+        def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+            return self.layers((x - 128) / 128)
+
+    torch.manual_seed(0)
+    torch.jit.script(Network()).save(str(out))
+    return out
+
+
+def clip_repository(out: Path, image_size: int = 32, binary: bool = False) -> Path:
+    """An open_clip repository with a tiny model of random weights that takes open_clip's bundled tokenizer."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    model = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": image_size, "layers": 1, "width": 16, "patch_size": 8, "head_width": 8},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
+    }
+    out.mkdir(parents=True)
+    (out / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {}}))
+    torch.manual_seed(0)
+    weights = {name: tensor.contiguous() for name, tensor in open_clip.CLIP(**model).state_dict().items()}
+    if binary:
+        torch.save(weights, out / "open_clip_pytorch_model.bin")
+    else:
+        save_file(weights, out / "open_clip_model.safetensors")
+    (out / "README.md").write_text("---\nlicense: mit\n---\n")
+    (out / "pytorch_model.bin").write_bytes(b"not needed")
+    (out / "tokenizer.json").write_text("{}")
+    return out
