@@ -38,9 +38,11 @@ def data_digests(config: Config) -> dict[str, str]:
     """
     prompts, evaluate = config.prompts, config.evaluate
     teachers = {"teacher": config.teacher} | {f"teachers/{name}": block for name, block in config.teachers.items()}
-    files = {"prompts.train": prompts.train} if prompts.source == "file" else {}
-    if isinstance(prompts.evaluation, str) and prompts.evaluation != COCO2014_30K:
-        files["prompts.evaluation"] = prompts.evaluation
+    paths = {
+        "prompts.train": prompts.train if prompts.source == "file" else None,
+        "prompts.evaluation": prompts.evaluation,
+    }
+    files = {key: path for key, path in paths.items() if isinstance(path, str) and path != COCO2014_30K}
     return {
         **{
             where: ""

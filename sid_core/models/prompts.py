@@ -74,7 +74,7 @@ def _train_captions(prompts: "Prompts") -> tuple[Iterator[list[str]], dict[str, 
     if prompts.source == "embedded":
         return iter([scenes.draw("train", prompts.train)[1]]), {}
     if prompts.source == "file":
-        return read_captions(Path(prompts.train), prompts.column, prompts.member), {}
+        return _file_captions(prompts.train, prompts.column, prompts.member), {}
     repository = hub.find(prompts.repo, prompts.revision or "main", ("prompts.repo", "prompts.revision"))
     origin = {"repo": prompts.repo, "commit": repository.commit}
     return read_captions(repository.fetch(prompts.train), prompts.column, prompts.member), origin
@@ -83,8 +83,13 @@ def _train_captions(prompts: "Prompts") -> tuple[Iterator[list[str]], dict[str, 
 def _evaluation_captions(prompts: "Prompts") -> Iterator[list[str]]:
     if prompts.source == "embedded":
         return iter([scenes.draw(prompts.split, prompts.evaluation)[1]])
-    if prompts.evaluation != COCO2014_30K:
-        return read_captions(Path(prompts.evaluation), prompts.column)
+    return _file_captions(prompts.evaluation, prompts.column)
+
+
+def _file_captions(name: str, column: str | None, member: str | None = None) -> Iterator[list[str]]:
+    """Captions of a path, or those that ship."""
+    if name != COCO2014_30K:
+        return read_captions(Path(name), column, member)
     if sha256_file(COCO_CAPTIONS) != COCO_SHA256:
         raise UserError(f"{COCO_CAPTIONS}: not the published captions (sha256 {COCO_SHA256}); install sid_core again")
     return read_captions(COCO_CAPTIONS)

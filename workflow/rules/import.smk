@@ -24,9 +24,9 @@ rule import_generator:
     params:
         teacher=subpath(input.teacher, parent=True),
         out=subpath(output.manifest, parent=True),
-        code=stage_digest("models.generator"),
+        code=stage_digest("models.official"),
     message:
         "import {wildcards.run}"
     shell:
-        "python -m sid_core import --settings {input.settings} --teacher {params.teacher} --out {params.out}"
+        "python -m sid_core import-official --settings {input.settings} --teacher {params.teacher} --out {params.out}"
         " --threads {threads} > {log} 2>&1"
