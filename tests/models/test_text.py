@@ -38,3 +38,23 @@ def test_bits_do_not_depend_on_history(encoder, cache_size):
     used(torch.tensor([3, 3, 1]))
     indices = torch.tensor([0, 3])
     assert torch.equal(fresh(indices), used(indices))
+
+
+class Endless(list):
+    """Prompts that all differ; reading on after `most` of them fails."""
+
+    def __init__(self, most: int):
+        super().__init__(f"p {i}" for i in range(100))
+        self.most = most
+
+    def __iter__(self):
+        for number, prompt in enumerate(super().__iter__(), 1):
+            assert number <= self.most, "read on, though the cache cannot hold them"
+            yield prompt
+
+
+@pytest.mark.parametrize("cache_size", [0, 5])
+def test_more_prompts_than_the_cache_holds_are_not_all_read(encoder, cache_size):
+    prompts = PromptSet(encoder, Endless(cache_size + 1), cache_size)
+    assert len(prompts) == 100
+    torch.testing.assert_close(prompts(torch.tensor([99]))[0], encoder.encode(["p 99"])[0])

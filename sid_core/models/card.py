@@ -1,0 +1,129 @@
+"""The model card of an exported generator: what it is, how to use it, how it was made and measured, and its terms."""
+
+import json
+
+SHIPPED_LICENSE = "apache-2.0"  # of the embedded teacher, which ships with sid_core
+CITATION = """@inproceedings{zhou2025guided,
+  title={Guided Score identity Distillation for Data-Free One-Step Text-to-Image Generation},
+  author={Mingyuan Zhou and Zhendong Wang and Huangjie Zheng and Hai Huang},
+  booktitle={The Thirteenth International Conference on Learning Representations},
+  year={2025},
+  url={https://arxiv.org/abs/2406.01561}
+}"""
+
+
+def model_card(record: dict, weights_sha256: str, provenance: dict, score: dict | None, side: int) -> str:
+    """Markdown with the hub's metadata on top.
+
+    Args:
+        record: generator.json.
+        provenance: the teacher's provenance.json; may be empty.
+        score: score.json of these weights, if there is one.
+        side: of an image, in pixels.
+    """
+    terms = SHIPPED_LICENSE if provenance.get("source") == "embedded" else provenance.get("license")
+    sections = [
+        _metadata(terms, provenance.get("repo")),
+        f"# {record['run']['name']}: text to {side} x {side} images in one step",
+        _what(record, provenance),
+        _usage(),
+        _settings(record, weights_sha256),
+        _scores(score),
+        _terms(terms, provenance),
+        f"## Citation\n\n```bibtex\n{CITATION}\n```",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _metadata(terms: str | None, repo: str | None) -> str:
+    lines = ["library_name: diffusers", "pipeline_tag: text-to-image", "tags: [one-step, distillation, sid-lsg]"]
+    lines += [f"license: {terms}"] if terms else []
+    lines += [f"base_model: {repo}"] if repo else []
+    return "\n".join(["---", *lines, "---"])
+
+
+def _what(record: dict, provenance: dict) -> str:
+    imported = record.get("imported")
+    origin = f"The weights are those of the published `{imported['file']}`." if imported else "Distilled by `sid_core`."
+    return (
+        f"A generator that needs one network evaluation an image, distilled from {_teacher(provenance)} by Score identity "
+        "Distillation with long-short guidance ([arXiv 2406.01561](https://arxiv.org/abs/2406.01561)), without real images. "
+        f"{origin}"
+    )
+
+
+def _usage() -> str:
+    return """## How to use
+
+```python
+import torch
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("THIS REPOSITORY OR FOLDER")
+seed = torch.Generator().manual_seed(0)
+image = pipeline("a prompt", num_inference_steps=1, guidance_scale=1, generator=seed).images[0]
+```
+
+Both settings matter. It was made for one step, and guidance is in its weights: a `guidance_scale` above 1 would take two
+evaluations and overdo it. The scheduler in this folder feeds the network sigma(t_init) z and returns its estimate of x_0;
+with another scheduler it gives other images."""
+
+
+def _settings(record: dict, weights_sha256: str) -> str:
+    run = record["run"]
+    kimg = record["train_kimg"]
+    rows = {
+        "kappa_1 (fake score, training)": run["fake_train"],
+        "kappa_2 = kappa_3 (fake score, evaluation)": run["fake_eval"],
+        "kappa_4 (teacher)": run["teacher"],
+        "alpha": run["alpha"],
+        "images seen in training": None if kimg is None else f"{1000 * kimg:,.0f}",
+        "t_init": record["t_init"],
+        "network evaluations": record["num_steps"],
+        "prediction type": record["prediction_type"],
+        "seed": None if "imported" in record else run["seed"],
+        "sha256 of the weights": f"`{weights_sha256}`",
+    }
+    return "## Settings\n\n" + _table("setting", {key: "unknown" if v is None else v for key, v in rows.items()})
+
+
+def _scores(score: dict | None) -> str:
+    if score is None:
+        return "## Scores\n\nNone were at hand when this card was written."
+    protocol = score["protocol"]
+    rows = {
+        "FID": f"{score['fid']:.2f} ± {score['fid_se']:.2f}",
+        "CLIP score": f"{score['clip']:.4f} ± {score['clip_se']:.4f}",
+        "KID": f"{score['kid']:.5f}",
+        "precision": f"{score['precision']:.3f}",
+        "recall": f"{score['recall']:.3f}",
+        "samples": f"{score['samples']:,}",
+        "protocol": f"{protocol['name']}, `{score['protocol_hash'][:16]}`",
+    }
+    return (
+        f"## Scores\n\n{_table('score', rows)}\n\n± is one standard error. Scores of other protocols are not comparable; this "
+        f"is all of it:\n\n```json\n{json.dumps(protocol, indent=1)}\n```"
+    )
+
+
+def _terms(terms: str | None, provenance: dict) -> str:
+    said = (
+        f"`{terms}`, the license of the teacher, holds for this generator too"
+        if terms
+        else (
+            "The license of the teacher holds for this generator too; it was not recorded, so look it up before you pass this on"
+        )
+    )
+    return f"## License\n\n{said}. Teacher: {_teacher(provenance)}. What its card says of biases and uses holds here as well."
+
+
+def _teacher(provenance: dict) -> str:
+    if provenance.get("repo"):
+        return f"`{provenance['repo']}` (revision `{provenance['revision']}`)"
+    if provenance.get("source") == "embedded":
+        return "the small teacher that ships with `sid_core`"
+    return "a local Stable Diffusion"
+
+
+def _table(what: str, rows: dict[str, object]) -> str:
+    return "\n".join([f"| {what} | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
