@@ -176,6 +176,30 @@ def _track(given: argparse.Namespace) -> None:
 
 
 def _sample(given: argparse.Namespace) -> None:
+def _import_official(given: argparse.Namespace) -> None:
+    from .models.official import import_file, import_settings
+
+    if (given.network is None) == (given.settings is None):
+        raise UserError("import-official: expected a pickle, or --settings that name one, and not both")
+    if given.settings:
+        settings = config.load_settings(config.ImportSettings, given.settings)
+        import_settings(settings, given.teacher, given.out)
+    else:
+        import_file(given.network, given.teacher, given.out, given.t_init, given.num_steps)
+
+
+def _export(given: argparse.Namespace) -> None:
+    from .models.pipeline import export
+
+    export(given.generator, given.teacher, given.out, given.score)
+
+
+def _push(given: argparse.Namespace) -> None:
+    from .models.pipeline import push
+
+    push(given.pipeline, given.repo, given.private)
+
+
     from .preview import sample
 
     teacher = given.teacher or given.generator.resolve().parents[2] / "teacher"
@@ -211,6 +235,8 @@ OPTIONS = {
     "tracking": {"type": Path, "help": "what tracking-init wrote; training mirrors itself to MLflow once it is there"},
     "generator": {"type": Path, "help": "runs/RUN/generator of a finished distillation"},
     "range": {"type": int, "nargs": 2, "metavar": ("START", "STOP"), "help": "samples START to STOP - 1"},
+    "pipeline": {"type": Path, "help": "what export wrote"},
+    "repo": {"help": "OWNER/NAME on the hub; it is made where it is not there"},
     "samples": {"type": Path, "help": "a shard of samples (.tar)"},
     "features": {"type": Path, "nargs": "+", "help": "all feature shards of a run or baseline (.safetensors)"},
     "reference": {"type": Path, "help": "the reference features (.safetensors)"},
@@ -226,6 +252,9 @@ STAGES = {
     "generate": (_generate, "samples of a generator", "settings generator teacher captions range out"),
     "generate-baseline": (_generate_baseline, "samples of a baseline", "settings teacher captions range out"),
     "extractors": (_extractors, "fetch and verify what looks at images, and the reference images", "settings out"),
+    "import-official": (_import_official, "a published checkpoint as a generator", "teacher out"),
+    "export": (_export, "a generator as a diffusers pipeline with a model card", "generator teacher out"),
+    "push": (_push, "upload an exported pipeline to a hub", "pipeline repo"),
     "reference": (_reference, "features of the reference images", "settings out"),
     "features": (_features, "features of a shard of samples", "settings samples captions out"),
     "score": (_score, "FID, CLIP score and more, from features", "settings features reference captions out"),
@@ -255,6 +284,15 @@ def _parser() -> argparse.ArgumentParser:
     named["prompts"].add_argument("--teacher", type=Path, help="counts tokens with its tokenizer")
     named["sample"].add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     named["sample"].add_argument("--teacher", type=Path, help="default: the teacher beside the generator's runs/")
-    named["plan"].add_argument("--configfile", type=Path, help="such as experiments/sd15.yaml (default: config.yaml alone)")
+    official = named["import-official"]
+    official.add_argument("network", type=Path, nargs="?", metavar="NETWORK.pkl", help="a pickle of dict(ema=UNet)")
+    official.add_argument("--settings", type=Path, help="frozen settings of an import, in place of NETWORK.pkl")
+    official.add_argument("--t-init", type=int, help="noise level it starts at (default: the file name's, else 625)")
+    official.add_argument("--num-steps", type=int, default=1, help="evaluations per image (default: 1)")
+    named["export"].add_argument("--score", type=Path, help="score.json of the run, for the model card")
+    named["push"].add_argument("--private", action="store_true", help="a new repository is private")
+    named["plan"].add_argument(
+        "--configfile", type=Path, help="such as experiments/sd15.yaml (default: config.yaml alone)"
+    )
     named["shapes-assets"].add_argument("--smallest", action="store_true", help="a minute's worth: loadable, not good")
     return parser
