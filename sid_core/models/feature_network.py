@@ -101,8 +101,11 @@ class Inception(nn.Module):
 
 
 def load_feature_network(path: Path) -> "FeatureNetwork | Inception":
-    """A network from its folder or TorchScript file; it takes images of `image_size`. Raises UserError as its loader does."""
-    return FeatureNetwork.from_directory(path) if path.is_dir() else Inception.from_file(path)
+    """A network from its weight file: model.safetensors beside its config, or TorchScript; it takes images of `image_size`.
+
+    Raises UserError as its loader does.
+    """
+    return FeatureNetwork.from_directory(path.parent) if path.name == WEIGHTS else Inception.from_file(path)
 
 
 def standardise(network: FeatureNetwork, features: Tensor) -> None:
