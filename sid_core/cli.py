@@ -131,23 +131,17 @@ def _extractors(given: argparse.Namespace) -> None:
     prepare_networks(config.load_settings(config.ReferenceSettings, given.settings), given.out)
 
 
-def _extractors(given: argparse.Namespace) -> None:
-    from .evaluation.networks import prepare_networks
-
-    prepare_networks(config.load_settings(config.ReferenceSettings, given.settings), given.out)
-
-
 def _reference(given: argparse.Namespace) -> None:
     from .evaluation.features import build_reference
 
-    build_reference(config.load_settings(config.ReferenceSettings, given.settings), given.out)
+    build_reference(config.load_settings(config.ReferenceSettings, given.settings), given.out, given.threads or 1)
 
 
 def _features(given: argparse.Namespace) -> None:
     from .evaluation.features import extract_features
 
     settings = config.load_settings(config.FeatureSettings, given.settings)
-    extract_features(settings, given.samples, given.captions, given.out)
+    extract_features(settings, given.samples, given.captions, given.out, given.threads or 1)
 
 
 def _score(given: argparse.Namespace) -> None:

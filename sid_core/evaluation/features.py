@@ -4,7 +4,7 @@ Features are stored per sample, not as moments: every metric, its uncertainty an
 without looking at an image again.
 """
 
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,17 +15,18 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import atomic_path, digest, read_lines, verify_sidecar, write_sidecar
-from ..shapes import scenes
 from .extractors import Clip, Features
 from .images import enlarge, pixel_sha256, shrink
+from .pool import batches, in_order
 from .progress import Progress
 from .protocol import image_record
-from .shards import captions_sha256, ranges, read_shard
+from .reference_images import cached_features, reference_images
+from .shards import captions_sha256, decode_member, ranges, read_members
 from .versions import versions
 
 if TYPE_CHECKING:
     from ..config import FeatureSettings, ReferenceSettings
-
+    from .reference_images import ReferenceImages
 
 # what a score needs to know of how the samples were made
 CARRIED = (
@@ -33,64 +34,101 @@ CARRIED = (
     "stop",
     "seed",
     "noise_device",
+    "device",
+    "precision",
     "captions_sha256",
     "generator_sha256",
     "nfe",
     "images_per_s",
     "samples",
 )
+# COCO has a few pictures twice; a reference that repeats itself more holds copies of a folder
+MOST_REPEATED = 0.01
 
 
-def build_reference(settings: "ReferenceSettings", out: Path) -> None:
+def build_reference(settings: "ReferenceSettings", out: Path, workers: int = 1) -> None:
     """Write features of the reference images to `out` (.safetensors: index (N,), features (N, D)) with a sidecar.
 
+    Images are read and prepared by `workers` threads. Features of reference files are kept for other experiments too.
+
     Raises:
-        UserError: too few images, one of them twice, or of a size that the feature network does not take.
+        UserError: too few images, many of them twice, a damaged one, or of a size that the feature network does not take.
     """
     if settings.reference_samples < 2:
         raise UserError(
             f"evaluate.reference_samples={settings.reference_samples}: a covariance needs 2, better thousands"
         )
-    network = Features(settings.feature_network)
-    progress = Progress(settings.reference_samples, "reference")
+    network, images = Features.of(settings), reference_images(settings)
+    source = images.record()  # reads every file of a folder
+    kept = cached_features(source, image_record(settings), network.sha256)
+    if kept is not None and _is_whole(kept):
+        with atomic_path(out) as temporary:
+            shutil.copyfile(kept, temporary)
+        write_sidecar(out, verify_sidecar(kept)["record"])
+        return
+    tensors, record = _reference_features(settings, network, images, workers)
+    for path in filter(None, (kept, out)):
+        _save(path, tensors, source | record)
+
+
+def _reference_features(
+    settings: "ReferenceSettings", network: Features, images: "ReferenceImages", workers: int
+) -> tuple[dict[str, Tensor], dict]:
+    """Tensors of the reference, and what is known of them beside where they come from."""
+
+    def prepare(index: int) -> tuple[str, np.ndarray]:
+        image = images.read(index)
+        return pixel_sha256(image), _for_features(_stored(image, settings), settings)
+
+    progress = Progress(len(images), "reference")
     features, hashes = [], []
-    for images in _embedded_reference(settings):
-        hashes += [pixel_sha256(image) for image in images]
-        features.append(network([_for_features(_stored(image, settings), settings) for image in images]))
+    for batch in batches(in_order(prepare, range(len(images)), workers, 2 * settings.batch), settings.batch):
+        hashes += [sha256 for sha256, _ in batch]
+        features.append(network([image for _, image in batch]))
         progress.update(len(hashes))
-    if len(set(hashes)) != len(hashes):
-        raise UserError(f"{out}: the reference holds an image twice; its source is damaged")
+    twice = len(hashes) - len(set(hashes))
+    if twice > MOST_REPEATED * len(hashes):
+        raise UserError(
+            f"evaluate.reference={settings.reference}: {twice} of {len(hashes)} images are there twice; "
+            "give the set once, without copies"
+        )
     tensors = {"index": torch.arange(len(hashes)), "features": torch.cat(features)}
-    check_finite(tensors["features"], tensors["index"], str(out))
-    record = {
-        "source": settings.reference,
-        "count": len(hashes),
+    check_finite(tensors["features"], tensors["index"], f"evaluate.reference={settings.reference}")
+    return tensors, {
         "images_sha256": digest(hashes),
+        "repeated": twice,
         "weights": {"features": network.sha256},
         "images": image_record(settings),
         "versions": versions(),
     }
-    _save(out, tensors, record)
 
 
-def extract_features(settings: "FeatureSettings", shard: Path, captions: Path, out: Path) -> None:
+def extract_features(settings: "FeatureSettings", shard: Path, captions: Path, out: Path, workers: int = 1) -> None:
     """Write features and CLIP embeddings of a shard's samples to `out` (.safetensors) with a sidecar.
 
+    Images are decoded, checked and resized by `workers` threads beside the networks.
+
     Raises:
-        UserError: the shard is damaged, or was made from other captions.
+        UserError: the shard is damaged, was made from other captions, or its images were stored at another size.
     """
     lines = read_lines(captions, "caption")
     sidecar = verify_sidecar(shard)
     made = sidecar["record"]
     check_captions(shard, made, lines)
-    network, clip = Features(settings.feature_network), Clip(settings.clip)
+    _check_stored_size(shard, made, settings)
+    network, clip = Features.of(settings), Clip.of(settings)
+
+    def prepare(member: tuple[dict, bytes]) -> tuple[int, np.ndarray, Tensor]:
+        stored = _stored(decode_member(shard, member), settings)
+        return member[0]["index"], _for_features(stored, settings), clip.prepare(stored)
 
     progress = Progress(len(made["samples"]), f"features of {shard.name}")
     index, features, embeddings = [], [], []
-    for indices, images in read_shard(shard, settings.batch):
-        stored = [_stored(image, settings) for image in images]
-        features.append(network([_for_features(image, settings) for image in stored]))
-        embeddings.append(clip.images(stored))
+    prepared = in_order(prepare, read_members(shard, made["samples"]), workers, 2 * settings.batch)
+    for batch in batches(prepared, settings.batch):
+        indices, images, for_clip = zip(*batch, strict=True)
+        features.append(network(images))
+        embeddings.append(clip.encode(for_clip))
         index += indices
         progress.update(len(index))
     tensors = {
@@ -165,10 +203,22 @@ def check_captions(path: Path, made: dict, lines: list[str]) -> None:
         )
 
 
-def _embedded_reference(settings: "ReferenceSettings") -> Iterator[np.ndarray]:
-    for start in range(0, settings.reference_samples, settings.batch):
-        count = min(settings.batch, settings.reference_samples - start)
-        yield scenes.draw("reference", count, start)[0]
+def _check_stored_size(shard: Path, made: dict, settings: "FeatureSettings") -> None:
+    """Images that were shrunk when they were stored must have been shrunk to the protocol's size: LANCZOS leaves those alone."""
+    if made["image_size"] not in (None, settings.image_size):
+        raise UserError(
+            f"{shard}: stored at {made['image_size']} x {made['image_size']}, expected evaluate.image_size="
+            f"{settings.image_size} or images as decoded; generate it again"
+        )
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is there and as its sidecar says; a damaged copy of what can be computed is no one's problem."""
+    try:
+        verify_sidecar(path)
+    except UserError:
+        return False
+    return True
 
 
 def _stored(image: np.ndarray, settings: "FeatureSettings") -> np.ndarray:

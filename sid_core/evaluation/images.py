@@ -9,7 +9,6 @@ import io
 
 import numpy as np
 import torch
-from cleanfid.resize import make_resizer
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -45,6 +44,8 @@ def shrink(image: np.ndarray, side: int) -> np.ndarray:
 
 def enlarge(image: np.ndarray, side: int) -> np.ndarray:
     """clean-fid's `clean` resize, by clean-fid: (side, side, 3) float32 in [0, 255], not rounded."""
+    from cleanfid.resize import make_resizer  # brings all of clean-fid, which generation does without
+
     return make_resizer("PIL", False, "bicubic", (side, side))(image)
 
 

@@ -92,10 +92,10 @@ class DrawnImages:
         return self._count
 
     def read(self, index: int) -> np.ndarray:
-        number = index // scenes.BLOCK
-        if self._block is None or self._block[0] != number:
-            self._block = number, scenes.draw("reference", scenes.BLOCK, number * scenes.BLOCK)[0]
-        return self._block[1][index % scenes.BLOCK]
+        number, block = index // scenes.BLOCK, self._block
+        if block is None or block[0] != number:
+            block = self._block = number, scenes.draw("reference", scenes.BLOCK, number * scenes.BLOCK)[0]
+        return block[1][index % scenes.BLOCK]  # not of self: another thread may be at the next block
 
     def record(self) -> dict:
         return {"source": "embedded", "count": self._count}

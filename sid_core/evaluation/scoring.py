@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import read_lines, write_json
+from ..machine import device
+from .devices import exact_products
 from .features import check_captions, load_features, reference_record
 from .frechet import Gaussian, Reference, fid
 from .metrics import check_samples, clip_score, kid, precision_recall
@@ -29,6 +31,7 @@ def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, 
     if not features:
         raise UserError("no feature shards given: expected those of every sample shard; extract them and run again")
     _check_counts(settings)
+    exact_products()
     parts = [load_features(path) for path in features]
     records = [record for _, record in parts]
     samples = [sample for record in records for sample in record["samples"]]
@@ -39,11 +42,11 @@ def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, 
     compared_with = reference_record(reference, weights["features"], evaluate)
     protocol = protocol_record(settings, lines, weights, compared_with, records[0]["noise_device"])
     tensors = _in_order([tensors for tensors, _ in parts])
-    reference_features = load_features(reference)[0]["features"]
+    generated, real = (rows.to(device()) for rows in (tensors["features"], load_features(reference)[0]["features"]))
 
-    distance = fid(tensors["features"], Reference(Gaussian.fit(reference_features)), evaluate.jackknife_groups)
+    distance = fid(generated, Reference(Gaussian.fit(real)), evaluate.jackknife_groups)
     clip, clip_se = clip_score(tensors["clip_image"], tensors["clip_text"], evaluate.bootstrap)
-    precision, recall = precision_recall(tensors["features"], reference_features, evaluate.neighbours)
+    precision, recall = precision_recall(generated, real, evaluate.neighbours)
     errors = [sample["eps_error"] for sample in samples if sample["eps_error"] is not None]
     write_json(
         out,
@@ -54,15 +57,15 @@ def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, 
             "fid_inf": distance.infinity,
             "clip": clip,
             "clip_se": clip_se,
-            "kid": kid(
-                tensors["features"], reference_features, evaluate.kid_subsets, evaluate.kid_subset_size, KID_SEED
-            ),
+            "kid": kid(generated, real, evaluate.kid_subsets, evaluate.kid_subset_size, KID_SEED),
             "precision": precision,
             "recall": recall,
             "teacher_eps_error": sum(errors) / len(errors) if errors else None,
             "images_per_s": _speed(records),
             "nfe": records[0]["nfe"],
             "generator_sha256": records[0]["generator_sha256"],
+            "generated_in": records[0]["precision"],
+            "generated_on": ", ".join(sorted({record["device"] for record in records})),
             "protocol": protocol,
             "protocol_hash": protocol_hash(protocol),
             "weights": weights,
@@ -77,7 +80,7 @@ def _check_origin(settings: "ScoreSettings", features: Sequence[Path], records: 
     Raises:
         UserError: names the shard, what it was made with and what was expected.
     """
-    same = ("weights", "noise_device", "generator_sha256", "nfe")
+    same = ("weights", "noise_device", "precision", "generator_sha256", "nfe")
     expected = {
         "seed": settings.seed,
         "images": image_record(settings.evaluate),

@@ -76,6 +76,109 @@ def test_one_shard_or_two_is_the_same_score(
     assert again["clip"] == pytest.approx(scored["clip"], abs=1e-6)
 
 
+@pytest.mark.parametrize("workers", [2, 5])
+def test_workers_change_no_bit(workers, made, evaluate_settings, tmp_path):
+    settings, features, reference = evaluate_settings().evaluate, tmp_path / "f.safetensors", tmp_path / "r.safetensors"
+    extract_features(settings, made.samples[0], made.captions, features, workers)
+    build_reference(settings, reference, workers)
+    assert features.read_bytes() == made.features[0].read_bytes()
+    assert reference.read_bytes() == made.reference.read_bytes()
+    assert read_json(sidecar(reference)) == read_json(sidecar(made.reference))
+
+
+def test_images_stored_at_the_protocols_size_give_the_same_score(
+    made, scored, tiny_generator, tiny_teacher, captions, evaluate_settings, tmp_path
+):
+    """Shrunk to 12 when stored, or when seen: one protocol, one result."""
+    settings = evaluate_settings(image_size=12)
+    reference, scores = tmp_path / "reference.safetensors", []
+    build_reference(settings.evaluate, reference)
+    for size in (None, 12):
+        samples, features = tmp_path / f"samples-{size}.tar", tmp_path / f"features-{size}.safetensors"
+        sampled = generate_settings(image_size=size)
+        generate_run(sampled, tiny_generator, tiny_teacher, captions, 0, SAMPLES, samples)
+        extract_features(settings.evaluate, samples, captions, features)
+        score(settings, [features], reference, captions, tmp_path / f"score-{size}.json")
+        scores.append(read_json(tmp_path / f"score-{size}.json"))
+    assert scores[0] == scores[1] | {"images_per_s": scores[0]["images_per_s"]}
+    with pytest.raises(UserError, match=r"samples-12\.tar: stored at 12 x 12, expected evaluate\.image_size=16"):
+        extract_features(
+            evaluate_settings().evaluate, tmp_path / "samples-12.tar", captions, tmp_path / "x.safetensors"
+        )
+
+
+def test_a_score_says_how_its_samples_were_computed(
+    made, scored, tiny_generator, tiny_teacher, captions, evaluate_settings, tmp_path
+):
+    assert scored["generated_in"] == "float32"
+    assert scored["generated_on"] in ("cpu", "cuda")
+    features = []
+    for start, stop in ((0, 13), (13, SAMPLES)):
+        samples = tmp_path / f"samples-{start}.tar"
+        features.append(tmp_path / f"features-{start}.safetensors")
+        sampled = generate_settings(precision="bfloat16")
+        generate_run(sampled, tiny_generator, tiny_teacher, captions, start, stop, samples)
+        extract_features(evaluate_settings().evaluate, samples, captions, features[-1])
+    score(evaluate_settings(), features, made.reference, captions, tmp_path / "score.json")
+    other = read_json(tmp_path / "score.json")
+    assert other["generated_in"] == "bfloat16"
+    assert other["protocol_hash"] == scored["protocol_hash"], "precision is the generator's, not the protocol's"
+    assert other["fid"] != scored["fid"]
+    with pytest.raises(UserError, match=r"made otherwise than expected \(precision: float32, bfloat16\)"):
+        score(evaluate_settings(), [made.features[0], features[1]], made.reference, captions, tmp_path / "x.json")
+
+
+class Pictures:
+    """Reference images that are 30 different ones, but for the last `repeated`, which are the first again."""
+
+    def __init__(self, count: int, repeated: int):
+        self.images = np.random.default_rng(0).integers(0, 256, (count, 20, 30, 3), dtype=np.uint8)
+        self.images[count - repeated :] = self.images[:repeated]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> np.ndarray:
+        return self.images[index]
+
+    def record(self) -> dict:
+        return {"source": "files", "count": len(self), "files_sha256": "a" * 64}
+
+
+def test_reference_files_are_seen_once_and_kept(evaluate_settings, tmp_path, monkeypatch):
+    from sid_core.evaluation import features
+
+    monkeypatch.setenv("SID_CORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(features, "reference_images", lambda settings: Pictures(200, repeated=2))
+    first, again = tmp_path / "first.safetensors", tmp_path / "again.safetensors"
+    settings = evaluate_settings(reference_samples=200).evaluate
+    build_reference(settings, first)
+    record = read_json(sidecar(first))["record"]
+    assert (record["source"], record["count"], record["repeated"]) == ("files", 200, 2)
+    assert load_file(first)["features"].shape == (200, 6)
+
+    [kept] = (tmp_path / "cache").rglob("*.safetensors")
+    monkeypatch.setattr(Pictures, "read", lambda *_: pytest.fail("seen again"))
+    build_reference(settings, again)
+    assert again.read_bytes() == first.read_bytes()
+    assert read_json(sidecar(again)) == read_json(sidecar(first))
+    kept.write_bytes(kept.read_bytes()[:-1])
+    monkeypatch.undo()
+    monkeypatch.setenv("SID_CORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(features, "reference_images", lambda settings: Pictures(200, repeated=2))
+    build_reference(settings, again)
+    assert again.read_bytes() == first.read_bytes(), "a damaged copy is made again"
+
+
+def test_a_reference_that_repeats_itself_is_refused(evaluate_settings, tmp_path, monkeypatch):
+    from sid_core.evaluation import features
+
+    monkeypatch.setenv("SID_CORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(features, "reference_images", lambda settings: Pictures(40, repeated=20))
+    with pytest.raises(UserError, match="20 of 40 images are there twice"):
+        build_reference(evaluate_settings().evaluate, tmp_path / "x.safetensors")
+
+
 def test_features_stand_beside_their_captions(made, networks, evaluate_settings):
     """The CLIP score of the stored embeddings is that of each image with its own caption."""
     clip = Clip(networks["clip"])
