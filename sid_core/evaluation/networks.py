@@ -58,7 +58,7 @@ def feature_weights(setting: str, sha256: str | None) -> Weights:
         return _verified(cached(setting, sha256, f"{key}_sha256"), sha256, f"{key}_sha256")
     path = shapes.ASSETS / "features" if setting == "embedded" else Path(setting).expanduser()
     if not path.is_file():
-        _require(path, (CONFIG, WEIGHTS), f"{key}={setting}")
+        _require(path, (CONFIG, WEIGHTS), f"{key}={setting}", ", or a TorchScript file")
         path = path / WEIGHTS
     return _verified(path, sha256, f"{key}_sha256")
 
