@@ -93,15 +93,22 @@ class Server:
 
     Args:
         files: folder served below /files/.
-        repos: folders of repositories by OWNER/NAME. A repository's commit is made from its files' names and contents.
+        repos: folders of repositories by OWNER/NAME.
         gated: repositories that answer 403 to everyone.
+        commits: of repositories that settings pin; a repository's own is made from its files' names and contents.
     """
 
-    def __init__(self, files: Path | None = None, repos: dict[str, Path] | None = None, gated: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        files: Path | None = None,
+        repos: dict[str, Path] | None = None,
+        gated: tuple[str, ...] = (),
+        commits: dict[str, str] | None = None,
+    ):
         self.files, self.repos, self.gated = files, dict(repos or {}), gated
         self.faults: dict[str, list[Fault]] = {}
         self.requests: list[Request] = []
-        self._commits: dict[str, str] = {}
+        self._commits = dict(commits or {})
         self._lock = threading.Lock()
 
     def __enter__(self) -> "Server":

@@ -72,6 +72,20 @@ def test_equals_scipys_matrix_root_and_torch_fidelitys():
     assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
 
 
+def test_equals_clean_fids(monkeypatch):
+    from cleanfid import fid as clean
+
+    # SciPy 1.18 took away the argument that clean-fid calls it with
+    monkeypatch.setattr(
+        clean.linalg, "sqrtm", lambda matrix, disp=True: sqrtm(matrix) if disp else (sqrtm(matrix), 0.0)
+    )
+    x, y = gaussian(500, 32, 0), 1.5 * gaussian(400, 32, 1) + 0.2
+    moments = [(z.double().numpy().mean(0), np.cov(z.double().numpy(), rowvar=False)) for z in (x, y)]
+    assert fitted(x).distance(Gaussian.fit(y)) == pytest.approx(
+        clean.frechet_distance(*moments[0], *moments[1]), rel=1e-9
+    )
+
+
 def test_rank_deficient_covariances_agree_with_the_nuclear_norm():
     """tr (S1 S2)^1/2 is the sum of singular values of X1 X2^T / sqrt((n1 - 1) (n2 - 1)), X centred."""
     x, y = gaussian(20, 64, 0).double(), gaussian(30, 64, 1).double() + 0.2

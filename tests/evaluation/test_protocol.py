@@ -1,7 +1,14 @@
+from pathlib import Path
+
+import pytest
 from small import CAPTIONS
 
+from sid_core.config import ScoreSettings, load_config
 from sid_core.evaluation.protocol import differences, protocol_hash, protocol_record
+from sid_core.evaluation.shards import captions_sha256
 from sid_core.evaluation.versions import versions
+from sid_core.files import read_lines, sha256_file
+from sid_core.models.prompts import COCO_CAPTIONS
 
 WEIGHTS = {"features": "f" * 64, "clip": "c" * 64}
 REFERENCE = {"source": "embedded", "count": 30, "images_sha256": "a" * 64}
@@ -26,6 +33,7 @@ def test_whatever_can_move_a_score_moves_the_hash(evaluate_settings):
                 "kid_subsets": 5,
                 "kid_subset_size": 9,
                 "neighbours": 4,
+                "clip_strict": True,
             }.items()
         ),
         hashed(evaluate_settings(), captions=["another", *CAPTIONS[1:]]),
@@ -54,6 +62,48 @@ def test_differences_are_named(evaluate_settings):
     assert "caption_prefix: , a; b" in found
     assert "captions_sha256" in found
     assert "neighbours" not in found
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21-base", "sd21-768", "published"])
+def test_the_published_protocol_is_what_its_paper_says(name):
+    config = load_config(ROOT / "config.yaml", ROOT / "experiments" / f"{name}.yaml")
+    generate, evaluate = config.generate, config.evaluate
+    settings = ScoreSettings(evaluate=evaluate, samples=generate.samples, seed=generate.seed)
+    captions = read_lines(COCO_CAPTIONS, "caption")
+    weights = {"features": evaluate.feature_network_sha256, "clip": "c" * 64}
+    reference = {"source": "files", "count": evaluate.reference_samples, "images_sha256": "a" * 64}
+    record = protocol_record(settings, captions, weights, reference, "cuda")
+    assert record["name"] == "coco2014-30k"
+    assert record["samples"] == len(captions) == 30_000
+    assert len(set(captions)) == 29_420
+    assert sha256_file(COCO_CAPTIONS) == "edabd2a556026cbf5d36a5fffa35ad43d7ba71b72f6d640b727c1edefb7f1945"
+    assert record["captions_sha256"] == captions_sha256(captions)
+    assert record["caption_prefix"] + captions[0] == f"A photo depicts {captions[0]}"
+    assert record["seed"] == 0
+    assert record["images"] == {
+        "quantise": "x * 127.5 + 128 clipped to [0, 255], truncated",
+        "image_size": 256,
+        "image_resize": "centre crop, PIL LANCZOS, uint8",
+        "feature_size": 299,
+        "feature_resize": "clean-fid: PIL bicubic, float, per channel",
+        "clip_resize": "open_clip preprocessing of the same image",
+    }
+    assert record["reference"]["count"] == 40_504
+    assert weights["features"] == "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+    assert (evaluate.clip, evaluate.clip_revision[:8]) == ("laion/CLIP-ViT-g-14-laion2B-s12B-b42K", "4b0305ad")
+
+
+def test_strict_is_a_protocol_of_its_own(evaluate_settings):
+    plain, strict = (
+        protocol_record(evaluate_settings(clip_strict=strict), CAPTIONS, WEIGHTS, REFERENCE, "cpu")
+        for strict in (False, True)
+    )
+    assert protocol_hash(plain) != protocol_hash(strict)
+    assert differences(plain, strict).startswith("images.clip_resize: ")
+    assert ";" not in differences(plain, strict)
 
 
 def test_versions_are_those_installed():
