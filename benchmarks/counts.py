@@ -1,0 +1,98 @@
+"""What does an iteration compute? Counted on the device meta: no GPU, no weights, the same figures on every machine.
+
+    python benchmarks/counts.py [--size sd15 small shapes] [--kappa 2 1] [--json counts.json]
+
+FLOPs are those of convolutions, products of matrices and attention, as torch's FlopCounterMode counts them (a multiply-add is two);
+kernels are operations that compute or copy, not views. Tests hold both as a guard.
+"""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from sid_core.models import architectures
+from sid_core.training.dry_run import make_trainer
+
+aten = torch.ops.aten
+NO_KERNEL = {
+    "_unsafe_view",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "detach",
+    "detach_",
+    "lift_fresh",
+}
+
+
+class Work(TorchDispatchMode):
+    """Counts what is dispatched.
+
+    Attributes:
+        flops: of convolutions, products and attention, forward and backward.
+        kernels: number of operations by name, views and allocations left out.
+        weight_gradients: convolutions' gradients of their weights.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.flops, self.kernels, self.weight_gradients = 0, Counter(), 0
+
+    def __torch_dispatch__(self, operation: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None):
+        result = operation(*args, **(kwargs or {}))
+        packet = operation.overloadpacket
+        if packet in flop_registry:
+            self.flops += flop_registry[packet](*args, **(kwargs or {}), out_val=result)
+        name = packet.__name__
+        if not operation.is_view and name not in NO_KERNEL:
+            self.kernels[name] += 1
+        if operation is aten.convolution_backward.default:
+            self.weight_gradients += args[-1][1]  # output_mask: input, weight, bias
+        return result
+
+
+def work_of(function: Callable[[], object]) -> Work:
+    """Call `function` and count."""
+    with Work() as work:
+        function()
+    return work
+
+
+def count(size: str, kappa: float, **changes) -> Work:
+    """An iteration's work at batch 1."""
+    architecture = architectures.named(size)
+    trainer = make_trainer(architecture, "meta", kappa, **{"batch": 1, "micro_batch": 1} | changes)
+    return work_of(trainer.step)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", nargs="+", default=["sd15", "shapes"], choices=[*architectures.UNETS, "shapes"])
+    parser.add_argument("--kappa", nargs="+", type=float, default=[2.0, 1.0])
+    parser.add_argument("--precision", default="bfloat16")
+    parser.add_argument("--json", type=Path, help="write the result here too")
+    given = parser.parse_args()
+    rows = []
+    print("| size | kappa | TFLOP per image | kernels per iteration | most frequent |\n|---|--:|--:|--:|---|")
+    for size in given.size:
+        for kappa in given.kappa:
+            work = count(size, kappa, precision=given.precision)
+            rows.append(
+                {"size": size, "kappa": kappa, "flops": work.flops, "kernels": dict(work.kernels.most_common())}
+            )
+            most = ", ".join(f"{name} {n:,}" for name, n in work.kernels.most_common(4))
+            print(f"| {size} | {kappa:g} | {work.flops / 1e12:.4g} | {work.kernels.total():,} | {most} |", flush=True)
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""UNets by name with random weights, for measurements that need a teacher's shape and not its knowledge.
+
+Nothing is downloaded. Weights are never zero: multiplying zeros costs a GPU less power, hence time, than training does.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors import safe_open
+
+from .. import shapes
+from ..errors import UserError
+from ..files import read_json
+from ..method.denoiser import Denoiser
+from ..method.schedule import NoiseSchedule, prediction_type
+from .teacher import latent_shape, scheduler_config
+
+SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SD21 = {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
+CLIP_L, OPEN_CLIP_H = 123_060_480, 340_387_840  # parameters of the text encoders
+UNETS = {
+    "sd15": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+    "sd21-base": {"sample_size": 64} | SD21,
+    "sd21-768": {"sample_size": 96} | SD21,
+    # Stable Diffusion's blocks in small: attention on one level of two
+    "small": {
+        "sample_size": 8,
+        "block_out_channels": [32, 64],
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        "cross_attention_dim": 32,
+        "attention_head_dim": 4,
+        "norm_num_groups": 8,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What of a teacher decides how much work and memory a step takes.
+
+    Attributes:
+        unet: config of a UNet2DConditionModel.
+        latent_shape: (C, H, W).
+        text_shape: (L, D), tokens of a prompt and their width.
+        text_parameters: of the text encoder.
+    """
+
+    unet: dict
+    scheduler: dict
+    latent_shape: tuple[int, int, int]
+    text_shape: tuple[int, int]
+    text_parameters: int
+
+
+def named(name: str) -> Architecture:
+    """sd15, sd21-base, sd21-768, small, or shapes: the embedded teacher's.
+
+    Raises:
+        UserError: no such name.
+    """
+    if name == "shapes":
+        return of_directory(shapes.ASSETS / "teacher")
+    if name not in UNETS:
+        raise UserError(f"size={name}: expected {', '.join(UNETS)} or shapes")
+    unet = UNETS[name]
+    length, text_parameters = {"small": (16, 0), "sd15": (77, CLIP_L)}.get(name, (77, OPEN_CLIP_H))
+    prediction = "v_prediction" if name == "sd21-768" else "epsilon"
+    size = unet["sample_size"]
+    return Architecture(
+        unet, SCHEDULER | {"prediction_type": prediction}, (4, size, size), (length, unet["cross_attention_dim"]), text_parameters
+    )  # fmt: skip
+
+
+def of_directory(folder: Path) -> Architecture:
+    """A teacher directory's; its weights are not read."""
+    folder = Path(folder)
+    unet, text = read_json(folder / "unet" / "config.json"), read_json(folder / "text_encoder" / "config.json")
+    # transformers 5 nests nothing here; the length is that of the position table
+    text_shape = text["max_position_embeddings"], unet["cross_attention_dim"]
+    with safe_open(folder / "text_encoder" / "model.safetensors", "pt") as file:
+        parameters = sum(torch.Size(file.get_slice(name).get_shape()).numel() for name in file.keys())
+    config = {key: value for key, value in unet.items() if not key.startswith("_")}
+    return Architecture(config, scheduler_config(folder), latent_shape(folder), text_shape, parameters)
+
+
+def new_denoiser(architecture: Architecture, device: str | torch.device, seed: int = 0) -> Denoiser:
+    """A Denoiser of random float32 weights; on the device `meta` it has shapes alone."""
+    device = torch.device(device)
+    schedule = NoiseSchedule.from_config(architecture.scheduler).to(device)
+    return Denoiser(new_unet(architecture, device, seed), schedule, prediction_type(architecture.scheduler)).eval()
+
+
+def new_unet(architecture: Architecture, device: str | torch.device, seed: int = 0) -> UNet2DConditionModel:
+    """The same weights for the same seed and device, made there."""
+    device = torch.device(device)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**architecture.unet)
+    if device.type == "meta":
+        return unet
+    generator = torch.Generator(device).manual_seed(seed)
+    unet.to_empty(device=device)
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            parameter.normal_(generator=generator)
+            if parameter.ndim > 1:
+                parameter.mul_(parameter[0].numel() ** -0.5)  # outputs as large as inputs
+            else:
+                parameter.mul_(0.1).add_(0.0 if name.endswith("bias") else 1.0)
+    return unet

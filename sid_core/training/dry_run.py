@@ -1,0 +1,62 @@
+"""A Trainer without files: a teacher of random weights, or of shapes alone on the device `meta`, and random prompt embeddings.
+
+For benchmarks, counts and predictions of memory. Needs neither tokenizer nor text encoder, and no configuration library.
+"""
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from ..machine import to_device
+from ..models.architectures import Architecture, new_denoiser
+from .iteration import Trainer
+
+# what Trainer reads of config.Distill, as in the published runs
+PUBLISHED = {
+    "train_kimg": 4812, "batch": 512, "micro_batch": 16, "lr": 1e-6, "fake_lr": None, "lr_final": None,
+    "adam_beta1": 0.0, "adam_beta2": 0.999, "adam_eps": 1e-8, "weight_decay": 0.0, "t_init": 625, "t_min": 20, "t_max": 980,
+    "prompt_dropout": 0.1, "ema_halflife_nimg": 50000, "ema_ramp": 0.05, "nonfinite": "stop", "nonfinite_limit": 10,
+    "precision": "float32", "checkpointing": False, "offload": "none", "compile": False,
+}  # fmt: skip
+
+
+class RandomPrompts:
+    """Stands for a PromptSet: `table`, embeddings (N, L, D) on the host, and `empty` (1, L, D) on the device."""
+
+    def __init__(self, shape: tuple[int, int], device: torch.device, count: int = 256, seed: int = 0):
+        generator = torch.Generator().manual_seed(seed)
+        self.table = torch.randn(count, *shape, generator=generator)
+        self.empty = torch.randn(1, *shape, generator=generator).to(device)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __call__(self, indices: Tensor, dropped: Tensor | None = None) -> Tensor:
+        cond = to_device(self.table[indices], self.empty.device)
+        if dropped is not None:
+            cond = torch.where(to_device(dropped, cond.device).view(-1, 1, 1), self.empty, cond)
+        return cond
+
+
+def make_run(kappa: float, seed: int = 0) -> SimpleNamespace:
+    """A run of one sampling step with all guidance scales `kappa`."""
+    return SimpleNamespace(
+        name="dry-run", fake_train=kappa, fake_eval=kappa, teacher=kappa, alpha=1.0, num_steps=1, seed=seed
+    )
+
+
+def make_settings(**changes) -> SimpleNamespace:
+    """The published settings but for `changes`."""
+    unknown = changes.keys() - PUBLISHED.keys()
+    assert not unknown, f"{unknown}: not among {list(PUBLISHED)}"
+    return SimpleNamespace(**PUBLISHED | changes)
+
+
+def make_trainer(architecture: Architecture, device: str | torch.device, kappa: float = 2.0, **changes) -> Trainer:
+    """A Trainer of `architecture` on `device`; `changes` to the published settings."""
+    device = torch.device(device)
+    teacher, prompts = new_denoiser(architecture, device), RandomPrompts(architecture.text_shape, device)
+    if device.type == "cuda":  # as training does it
+        teacher.unet.to(memory_format=torch.channels_last)
+    return Trainer(teacher, prompts, architecture.latent_shape, make_run(kappa), make_settings(**changes))
