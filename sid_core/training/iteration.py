@@ -5,6 +5,7 @@ Nothing in an iteration waits for a GPU: metrics and the verdict on non-finite n
 """
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +29,10 @@ FAKE = ("fake_loss",)
 GENERATOR = ("generator_loss", "teacher_residual", "fake_residual", "gap_square", "latent", "latent_square")
 
 
+class Abandoned(Exception):
+    """An iteration was left between two micro-batches. Updates made before stay; `step` goes on from there."""
+
+
 class Trainer:
     """The state of one distillation and the step that advances it.
 
@@ -35,6 +40,8 @@ class Trainer:
         teacher, fake_score, generator, ema: Denoisers; all start from the teacher's weights. `ema` is the product, in float32.
         students: the trained two, "fake" and "generator".
         iteration, nimg: iterations done and images seen by the generator.
+        fake_metrics: of an iteration whose first half is done, else None.
+        abandon: asked before each micro-batch whether to leave the iteration.
     """
 
     def __init__(
@@ -72,6 +79,8 @@ class Trainer:
             if settings.compile:
                 compile_blocks(network.unet)
         self.iteration = 0
+        self.fake_metrics: dict[str, Tensor] | None = None
+        self.abandon: Callable[[], bool] = lambda: False
 
     @property
     def nimg(self) -> int:
@@ -83,8 +92,15 @@ class Trainer:
         return sum(student.guard.skipped for student in self.students.values())
 
     def step(self) -> dict[str, Tensor]:
-        """Do one iteration; return its metrics, means over the batch, float32 scalars on the device."""
-        metrics = self._half("fake") | self._half("generator")
+        """Do one iteration, or what is left of it; return its metrics, means over the batch, scalars on the device.
+
+        Raises:
+            Abandoned: `abandon` said so.
+        """
+        if self.fake_metrics is None:
+            self.fake_metrics = self._half("fake")
+        metrics = self.fake_metrics | self._half("generator")
+        self.fake_metrics = None
         self._update_ema()
         self.iteration += 1
         return metrics
@@ -126,6 +142,9 @@ class Trainer:
         batch = self._draw(half, self.settings.batch, dropout)
         student.open(self.gradient)
         for rows in self.parts:
+            if self.abandon():
+                student.close()
+                raise Abandoned
             share = (rows.stop - rows.start) / self.settings.batch
             values = backward(batch[rows].to(self.device), share * student.guard.scale)
             self.gradient.metrics[: len(values)].add_(torch.stack(values), alpha=share)

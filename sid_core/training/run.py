@@ -10,10 +10,10 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from ..models.teacher import latent_shape, load_denoiser, teacher_sha256
 from ..models.text import PromptSet, TextEncoder
 from .distributed import World, connected, is_first
 from .health import AlarmWatch, TrainingStopped
-from .iteration import Trainer
+from .iteration import Abandoned, Trainer
 from .state import StateWriter, load_newest_state, remove_unfinished
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 GRID = 16  # samples in a grid
+# after a signal an iteration that takes longer is left half done: clusters kill 30 s after it, and saving takes its time too
+PATIENCE_S = 5.0
 
 # settings that may change between a run and its continuation: they do not alter the weights
 FREE = (
@@ -83,7 +85,7 @@ def distill(
         TrainingStopped: non-finite numbers or an alarm. Interrupted: a signal arrived; running again continues.
         UserError: the state belongs to other settings, another process holds it, or the GPU's memory is too small.
     """
-    with lease(state) if is_first() else nullcontext(), connected() as (world, device), _signals() as arrived:
+    with lease(state) if is_first() else nullcontext(), connected() as (world, device), _Signals() as signals:
         sha256 = teacher_sha256(teacher)
         identity = _identity(settings, sha256, prompts)
         if is_first():
@@ -91,7 +93,7 @@ def distill(
         _agree(world, identity)
         try:
             trainer = _make_trainer(settings, teacher, prompts, world, device)
-            _train(trainer, state, arrived, on_samples)
+            _train(trainer, state, signals, on_samples)
         except TrainingStopped as error:
             if is_first():
                 _end(state, "aborted", trainer)
@@ -104,7 +106,7 @@ def distill(
 
 
 def _make_trainer(
-    settings: "DistillSettings", teacher: Path, prompts: list[str], world: World, device: torch.device
+    settings: "DistillSettings", teacher: Path, prompts: Sequence[str], world: World, device: torch.device
 ) -> Trainer:
     denoiser = load_denoiser(teacher).to(device)
     if device.type == "cuda":  # the layout of its convolutions; on a CPU it gives nothing
@@ -134,14 +136,14 @@ def _export(trainer: Trainer, settings: "DistillSettings", teacher_sha256: str, 
 def _out_of_memory(error: Exception, distill: "Distill") -> str:
     """What to change, the cheapest in time first."""
     remedies = []
-    if distill.precision in ("float32", "tf32"):
-        remedies.append("distill.precision: bfloat16")
     if distill.micro_batch > 1:
         remedies.append(f"distill.micro_batch: {distill.micro_batch // 2 or 1} (the same gradient)")
     if distill.offload == "none":
         remedies.append("distill.offload: ema")
     if not distill.checkpointing:
         remedies.append("distill.checkpointing: true (a third slower)")
+    if distill.precision in ("float32", "tf32"):
+        remedies.append("distill.precision: bfloat16 (a run of its own)")
     advice = ", or ".join(remedies) or "a GPU with more memory"
     return f"the GPU's memory is full ({str(error).split('.')[0]}); set {advice}. Running again continues"
 
@@ -149,7 +151,9 @@ def _out_of_memory(error: Exception, distill: "Distill") -> str:
 # --- the loop --------------------------------------------------------------------------------------------------------
 
 
-def _train(trainer: Trainer, state: Path, arrived: list[int], on_samples: Callable[[int, Tensor], None] | None) -> None:
+def _train(
+    trainer: Trainer, state: Path, signals: "_Signals", on_samples: Callable[[int, Tensor], None] | None
+) -> None:
     """Iterate to the end, logging, drawing and saving on the way. `window` sums metrics since the last logged point."""
     s, world = trainer.settings, trainer.world
     window = load_newest_state(state, trainer) or {}
@@ -160,13 +164,21 @@ def _train(trainer: Trainer, state: Path, arrived: list[int], on_samples: Callab
         )
     book = _Book(trainer, state, total, on_samples) if is_first() else None
     watch = AlarmWatch(s.alarms)
+    trainer.abandon = lambda: world.largest(signals.overdue()) > 0
     with StateWriter(state, s.keep_states) as writer, _bar(trainer, total) as bar:
         while trainer.iteration < total:
-            for name, value in trainer.step().items():
+            try:
+                metrics = trainer.step()
+            except Abandoned:
+                trainer.raise_if_stopped()
+                if book:
+                    writer.write(trainer, window)
+                raise Interrupted(world.largest(signals.first)) from None
+            for name, value in metrics.items():
                 window[name] = window.get(name, 0) + value.double()
             window["iterations"] = window.get("iterations", 0) + 1
             bar.update(s.batch)
-            signum = world.largest(arrived[0] if arrived else 0)
+            signum = world.largest(signals.first)
             last = trainer.iteration == total
             log_now, save_now = (
                 last or _due(trainer, s.log_every_nimg),
@@ -298,7 +310,7 @@ def _claim_state(state: Path, settings: "DistillSettings", identity: dict[str, o
     changed = [change for key, change in changes.items() if key not in rounding]
     ended = read_json(mark) if mark.is_file() else None
     recoded = before.get("code") != code
-    if changed and not ended:
+    if changed and not ended and any(state.glob("state-*")):
         raise UserError(
             f"{state}: holds an unfinished run of other settings: {', '.join(changed)}; "
             "restore them to continue it, or delete the folder to start over"
@@ -311,6 +323,8 @@ def _claim_state(state: Path, settings: "DistillSettings", identity: dict[str, o
             settings.run.name,
             ", ".join(changes[key] for key in sorted(rounding & changes.keys())),
         )
+    if not ended and changed:
+        ended = {"iteration": 0}  # nothing was saved, so nothing is lost
     if ended and (changed or recoded or ended["iteration"] > _iterations(settings.distill)):
         for stale in (*state.glob("state-*"), state / "training.jsonl"):
             stale.unlink(missing_ok=True)
@@ -350,14 +364,30 @@ def _end(state: Path, how: str, trainer: Trainer) -> None:
     write_json(state / "ended.json", {"how": how, "iteration": trainer.iteration})
 
 
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect signals instead of dying of them; the loop looks between iterations."""
-    arrived: list[int] = []
-    collected = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    before = {s: signal.signal(s, lambda signum, _: arrived.append(signum)) for s in collected}
-    try:
-        yield arrived
-    finally:
-        for signum, handler in before.items():
+class _Signals:
+    """Collects signals in its context instead of dying of them; the loop looks between iterations.
+
+    Attributes:
+        first: number of the first that arrived, 0 as long as there is none.
+    """
+
+    COLLECTED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.first, self._at_s = 0, 0.0
+
+    def overdue(self) -> int:
+        """The first signal, once it is so old that the iteration is not to be waited for."""
+        return self.first if self.first and time.monotonic() - self._at_s > PATIENCE_S else 0
+
+    def _note(self, signum: int, _: object) -> None:
+        if not self.first:
+            self.first, self._at_s = signum, time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._before = {signum: signal.signal(signum, self._note) for signum in self.COLLECTED}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._before.items():
             signal.signal(signum, handler)

@@ -54,7 +54,8 @@ class StateWriter:
             pending.result()
 
     def _write(self, tensors: dict[str, Tensor], counters: dict) -> None:
-        path = self.folder / f"state-{counters['iteration']:09d}.safetensors"
+        half = "half" if counters["fake_metrics"] else ""  # sorts after the whole iterations before it
+        path = self.folder / f"state-{counters['iteration']:09d}{half}.safetensors"
         with atomic_path(path) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
         write_sidecar(path, counters)
@@ -113,10 +114,18 @@ def load_newest_state(folder: Path, trainer: Trainer) -> dict[str, Tensor] | Non
             counters["processes"],
             world.size,
         )
-    return {
-        name: torch.tensor(float(value), dtype=torch.float64, device=trainer.device)
-        for name, value in counters["window"].items()
-    }
+    half_done = counters["fake_metrics"]
+    trainer.fake_metrics = half_done and _to_tensors(half_done, trainer.device)
+    return _to_tensors(counters["window"], trainer.device)
+
+
+def _to_text(values: dict[str, Tensor]) -> dict[str, str]:
+    """Exact, and NaN is no JSON."""
+    return {name: repr(float(value)) for name, value in values.items()}
+
+
+def _to_tensors(values: dict[str, str], device: torch.device) -> dict[str, Tensor]:
+    return {name: torch.tensor(float(value), dtype=torch.float64, device=device) for name, value in values.items()}
 
 
 def _newest_whole(folder: Path) -> Path | None:
@@ -148,7 +157,7 @@ def _vectors(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def _snapshot(trainer: Trainer, window: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict]:
-    """A copy of the state in the host's memory: tensors by name, and counters (numbers that may be NaN as text)."""
+    """A copy of the state in the host's memory: tensors by name, and counters."""
     tensors = {}
     for prefix, vector in _vectors(trainer).items():
         copied = vector.to("cpu", copy=True)
@@ -158,7 +167,8 @@ def _snapshot(trainer: Trainer, window: dict[str, Tensor]) -> tuple[dict[str, Te
         "processes": trainer.world.size,
         "adam_steps": {half: student.optimizer.steps.item() for half, student in trainer.students.items()},
         "guards": {half: student.guard.saved() for half, student in trainer.students.items()},
-        "window": {name: repr(float(value)) for name, value in window.items()},
+        "window": _to_text(window),
+        "fake_metrics": trainer.fake_metrics and _to_text(trainer.fake_metrics),
     }
     return tensors, counters
 

@@ -1,14 +1,17 @@
 """A whole run: interrupted and resumed equals uninterrupted, bit for bit; alarms; states of other settings."""
 
+import errno
 import json
 import multiprocessing
 import os
 import random
 import signal
+import time
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 from small_run import PROMPTS, make_settings
 
 from sid_core.errors import UserError
@@ -17,7 +20,7 @@ from sid_core.models.generator import load_generator
 from sid_core.training.health import TrainingStopped
 from sid_core.training.iteration import Trainer
 from sid_core.training.run import Interrupted, distill
-from sid_core.training.state import saved_states
+from sid_core.training.state import StateWriter, saved_states
 
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 
@@ -66,6 +69,39 @@ def test_interrupted_anywhere_equals_uninterrupted(uninterrupted, tiny_teacher, 
     distill(make_settings(), tiny_teacher, PROMPTS, folders.state, folders.out)
     assert sha256_file(folders.out / WEIGHTS) == sha256_file(uninterrupted / "run" / "generator" / WEIGHTS)
     assert points(folders.out.parent / "training.jsonl") == points(uninterrupted / "run" / "training.jsonl")
+
+
+@pytest.fixture(scope="module")
+def in_parts(tiny_teacher, tmp_path_factory):
+    """The default run in micro-batches of one."""
+    folder = tmp_path_factory.mktemp("in_parts")
+    distill(make_settings(micro_batch=1), tiny_teacher, PROMPTS, folder / "state", folder / "run" / "generator")
+    return folder
+
+
+@pytest.mark.parametrize("network", ["fake", "generator"])
+@pytest.mark.parametrize("part", [0, 2])
+def test_an_iteration_left_half_done_equals_a_whole_one(in_parts, tiny_teacher, folders, monkeypatch, network, part):
+    """A long iteration is not waited for: what its first half has updated is saved, and the second half follows later."""
+    name, calls = f"_backward_{network}", []
+    inner = getattr(Trainer, name)
+
+    def backward(self, *given):
+        calls.append(self.iteration)
+        if self.iteration == 5 and calls.count(5) == part + 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return inner(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sid_core.training.run.PATIENCE_S", -1.0)
+        patch.setattr(Trainer, name, backward)
+        with pytest.raises(Interrupted, match="SIGUSR1"):
+            distill(make_settings(micro_batch=1), tiny_teacher, PROMPTS, folders.state, folders.out)
+    newest = saved_states(folders.state)[0].name
+    assert newest == ("state-000000005half.safetensors" if network == "generator" else "state-000000005.safetensors")
+    distill(make_settings(micro_batch=1), tiny_teacher, PROMPTS, folders.state, folders.out)
+    assert sha256_file(folders.out / WEIGHTS) == sha256_file(in_parts / "run" / "generator" / WEIGHTS)
+    assert points(folders.out.parent / "training.jsonl") == points(in_parts / "run" / "training.jsonl")
 
 
 def child(teacher, folders, settings):
@@ -223,6 +259,85 @@ def test_grids_are_drawn_at_the_start_the_intervals_and_the_end(tiny_teacher, fo
     assert sorted(drawn) == [0, 32, 64, 80]
     assert drawn[0].shape == (16, 4, 8, 8)
     assert sorted(p.name for p in (folders.out.parent / "grids").iterdir()) == [f"{n:08d}.png" for n in sorted(drawn)]
+
+
+# --- saving in the background ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow_disk(monkeypatch):
+    def save(*given):
+        time.sleep(1)
+        return save_file(*given)
+
+    monkeypatch.setattr("sid_core.training.state.save_file", save)
+
+
+def test_training_does_not_wait_for_the_disk(make_trainer, tmp_path, slow_disk):
+    trainer = make_trainer()
+    with StateWriter(tmp_path, keep=2) as writer:
+        started = time.monotonic()
+        writer.write(trainer, {})
+        assert time.monotonic() - started < 0.5
+        before = trainer.students["generator"].master.clone()
+        trainer.step()  # after the copy was taken
+        assert not saved_states(tmp_path)
+    saved = load_file(saved_states(tmp_path)[0])
+    for name, view in trainer.layout.views(before).items():
+        assert torch.equal(saved[f"generator/{name}"], view)
+
+
+def test_a_full_disk_is_not_passed_over(tiny_teacher, folders, monkeypatch):
+    def save(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sid_core.training.state.save_file", save)
+    with pytest.raises(OSError, match="No space left"):
+        distill(make_settings(), tiny_teacher, PROMPTS, folders.state, folders.out)
+    assert not folders.out.exists()
+
+
+def test_what_killed_writes_left_is_removed(tiny_teacher, folders):
+    left = folders.state / ".state-000000003.safetensors.abc"
+    left.mkdir(parents=True)
+    distill(make_settings(train_kimg=0.008), tiny_teacher, PROMPTS, folders.state, folders.out)
+    assert not left.exists()
+
+
+# --- what may change, and what to change ---------------------------------------------------------------------------------
+
+
+def test_memory_settings_may_change_and_the_log_says_what_it_means(half_done, tiny_teacher, caplog):
+    distill(make_settings(micro_batch=2), tiny_teacher, PROMPTS, half_done.state, half_done.out)
+    assert "distill.micro_batch (4 -> 2): the same draws, weights equal up to rounding only" in caplog.text
+
+
+def test_where_nothing_was_saved_nothing_is_refused(tiny_teacher, folders, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", out_of_memory)
+        with pytest.raises(UserError, match="memory is full"):
+            distill(make_settings(), tiny_teacher, PROMPTS, folders.state, folders.out)
+    distill(make_settings(lr=2e-4), tiny_teacher, PROMPTS, folders.state, folders.out)
+
+
+def out_of_memory(self):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
+
+
+@pytest.mark.parametrize(
+    ("distill_settings", "advice"),
+    [
+        (
+            {},
+            r"set distill\.micro_batch: 2 .*distill\.offload: ema, or distill\.checkpointing: true .*precision: bfloat16",
+        ),
+        ({"micro_batch": 1, "precision": "bfloat16", "offload": "ema"}, r"set distill\.checkpointing: true \(a third"),
+    ],
+)
+def test_a_full_gpu_says_what_to_change(tiny_teacher, folders, monkeypatch, distill_settings, advice):
+    monkeypatch.setattr(Trainer, "step", out_of_memory)
+    with pytest.raises(UserError, match=r"memory is full \(CUDA out of memory\); " + advice):
+        distill(make_settings(**distill_settings), tiny_teacher, PROMPTS, folders.state, folders.out)
 
 
 def test_saved_state_is_plain_safetensors(uninterrupted):
