@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import diffusers
@@ -27,8 +28,8 @@ def measure(step: Callable[[], object], seconds: float, device: torch.device, le
             marks[-2].synchronize()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-        return [a.elapsed_time(b) / 1000 for a, b in zip(marks, marks[1:], strict=False)]
-    return [b - a for a, b in zip(marks, marks[1:], strict=False)]
+        return [a.elapsed_time(b) / 1000 for a, b in pairwise(marks)]
+    return [b - a for a, b in pairwise(marks)]
 
 
 def _mark(device: torch.device):

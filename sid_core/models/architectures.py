@@ -78,10 +78,10 @@ def of_directory(folder: Path) -> Architecture:
     """A teacher directory's; its weights are not read."""
     folder = Path(folder)
     unet, text = read_json(folder / "unet" / "config.json"), read_json(folder / "text_encoder" / "config.json")
-    # transformers 5 nests nothing here; the length is that of the position table
     text_shape = text["max_position_embeddings"], unet["cross_attention_dim"]
     with safe_open(folder / "text_encoder" / "model.safetensors", "pt") as file:
-        parameters = sum(torch.Size(file.get_slice(name).get_shape()).numel() for name in file.keys())
+        names = file.keys()
+        parameters = sum(torch.Size(file.get_slice(name).get_shape()).numel() for name in names)
     config = {key: value for key, value in unet.items() if not key.startswith("_")}
     return Architecture(config, scheduler_config(folder), latent_shape(folder), text_shape, parameters)
 

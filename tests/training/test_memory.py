@@ -1,0 +1,131 @@
+"""The walk on the device meta counts what an allocator counts; static memory to the byte, kept activations as autograd keeps them."""
+
+from functools import cache
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from sid_core.config import Distill
+from sid_core.models import architectures
+from sid_core.training import dry_run, memory
+
+SMALL = architectures.named("small")
+SD15 = architectures.named("sd15")
+
+
+@cache
+def predict(precision: str, checkpointing: bool = False) -> memory.Prediction:
+    return memory.predict(SMALL, 2.0, precision, checkpointing)
+
+
+def parameters(architecture) -> int:
+    return sum(p.numel() for p in architectures.new_unet(architecture, "meta").parameters())
+
+
+def test_stand_in_settings_are_those_that_training_has():
+    """Of config.Distill, all but what the loop around the iteration reads."""
+    from sid_core.training.run import FREE
+
+    assert dry_run.PUBLISHED.keys() <= Distill.model_fields.keys()
+    assert Distill.model_fields.keys() - dry_run.PUBLISHED.keys() <= {*FREE, "alpha", "num_steps"}
+
+
+@pytest.mark.parametrize(("precision", "checkpointing"), [("float32", False), ("bfloat16", False), ("bfloat16", True)])
+def test_peak_on_meta_is_the_peak_on_a_device(precision, checkpointing):
+    """The same counting on tensors that exist, and what the allocator itself reports."""
+    predicted = predict(precision, checkpointing)
+    settings = {"batch": 3, "micro_batch": 3, "precision": precision, "checkpointing": checkpointing}
+    trainer = dry_run.make_trainer(SMALL, "cpu", 2.0, **settings)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        trainer.step()
+    rise = allocated_rise(profiler)
+    assert predicted.fixed + 3 * predicted.per_image - predicted.static == pytest.approx(rise, rel=0.1)
+
+
+def allocated_rise(profiler) -> int:
+    """Most bytes that the allocator had given out, above what it had at the start."""
+    now = most = 0
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+@pytest.mark.parametrize(("precision", "bytes_each"), [("float32", 28), ("bfloat16", 30), ("float16", 30)])
+def test_static_memory_is_the_sum_of_what_must_be_kept(precision, bytes_each):
+    """Float32: teacher, gradient, EMA, twice (weights, second moment); in 16 bits a teacher of 2 and two copies of 2."""
+    predicted = predict(precision)
+    assert predicted.static == pytest.approx(
+        bytes_each * parameters(SMALL), rel=0.03
+    )  # vectors have gaps, blocks are rounded
+
+
+def test_static_memory_of_sd15_is_at_most_27_gb():
+    with memory.LiveBytes("meta") as live:
+        trainer = dry_run.make_trainer(SD15, "meta", precision="bfloat16")
+    assert 30 * parameters(SD15) <= live.live < 27e9
+    assert trainer.ema_weights.nbytes >= 4 * parameters(SD15)
+
+
+@pytest.mark.parametrize(("frozen", "gib"), [(False, 0.87), (True, 0.72)])
+def test_activations_of_sd15_are_those_that_autograd_keeps(frozen, gib):
+    """One forward in bfloat16: saved tensors by their storages, parameters left out, against the bytes that are alive."""
+    unet = architectures.new_unet(SD15, "meta").to(torch.bfloat16).requires_grad_(not frozen)
+    x = torch.empty(1, *SD15.latent_shape, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    text = torch.empty(1, *SD15.text_shape, device="meta", dtype=torch.bfloat16)
+    own = {p.untyped_storage()._cdata for p in unet.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with memory.fused_attention(), memory.LiveBytes("meta") as live, hooks:
+        output = unet(x, torch.empty(1, dtype=torch.int64, device="meta"), encoder_hidden_states=text).sample
+    assert output.requires_grad
+    assert sum(kept.values()) == pytest.approx(live.live, rel=0.02)
+    assert sum(kept.values()) / memory.GIB == pytest.approx(gib, rel=0.03)
+
+
+def test_peak_is_a_line_in_the_micro_batch():
+    predicted = predict("bfloat16")
+    with memory.LiveBytes("meta") as live, memory.fused_attention():
+        trainer = dry_run.make_trainer(SMALL, "meta", 2.0, precision="bfloat16", batch=10, micro_batch=5)
+        live.restart()
+        trainer.step()
+    # one further copy of a batch's draws: micro-batches are slices of it
+    assert live.peak == pytest.approx(predicted.fixed + 5 * predicted.per_image, rel=0.01)
+
+
+def test_every_way_of_offloading_is_known():
+    offload = Distill.model_fields["offload"].annotation.__args__
+    assert set(offload) == {"none", "ema"}
+
+
+# --- what fits ---------------------------------------------------------------------------------------------------------
+
+
+def prediction(static_gb: float, per_image_gb: float) -> memory.Prediction:
+    static, per_image = int(static_gb * memory.GB), int(per_image_gb * memory.GB)
+    return memory.Prediction(static, static, static, per_image, static, int(3.4e9))
+
+
+def test_advice_prefers_time_to_memory_and_says_where_nothing_fits():
+    plain, less = prediction(26, 4), prediction(26, 0.8)
+    rows = [
+        memory.Row("bfloat16", False, "none", plain),
+        memory.Row("bfloat16", False, "ema", plain.offloaded()),
+        memory.Row("bfloat16", True, "none", less),
+        memory.Row("bfloat16", True, "ema", less.offloaded()),
+    ]
+    assert memory.advised(rows, "141 GB") == (rows[0], 16)
+    assert memory.advised(rows, "40 GB") == (rows[2], 16)  # without computing again 2 images would fit
+    assert memory.advised(rows, "24 GB")[0].offload == "ema"
+    assert memory.advised(rows[:1], "24 GB") is None
+    assert "24 GB: nothing fits" in memory.advice(rows[:1])
+    assert len(memory.to_markdown(rows).splitlines()) == 2 + len(rows)
