@@ -93,10 +93,10 @@ def _distill(given: argparse.Namespace) -> None:
     settings = config.load_settings(config.DistillSettings, given.settings)
     verify_manifest(given.prompts.parent)
     prompts = training_prompts(given.prompts)
-    codec = ImageCodec.from_directory(given.teacher)
+    codec = ImageCodec.from_directory(given.teacher, at_once=4)  # beside a training, which fills a GPU's memory
 
     def draw(nimg: int, latents) -> None:
-        write_grid(codec.decode(latents), given.state / "grids" / f"{nimg:08d}.png")
+        write_grid(codec.to(latents.device).decode(latents), given.state / "grids" / f"{nimg:08d}.png")
 
     mirror = Mirror(given.tracking, settings, given.state) if is_first() else nullcontext()
     try:

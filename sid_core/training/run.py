@@ -109,7 +109,8 @@ def _make_trainer(
     settings: "DistillSettings", teacher: Path, prompts: Sequence[str], world: World, device: torch.device
 ) -> Trainer:
     denoiser = load_denoiser(teacher).to(device)
-    if device.type == "cuda":  # the layout of its convolutions; on a CPU it gives nothing
+    # cuDNN's 16-bit convolutions want it, and would transpose in and out of every one; on a CPU it gives nothing
+    if device.type == "cuda" and settings.distill.precision in ("bfloat16", "float16"):
         denoiser.unet.to(memory_format=torch.channels_last)
     encoder = TextEncoder.from_directory(teacher).to(device)
     prompt_set = PromptSet(encoder, prompts, settings.distill.text_cache)
