@@ -8,8 +8,8 @@ import tarfile
 
 import pandas
 import pytest
+from serving import Server
 
-from sid_core import hub
 from sid_core.config import COCO2014_30K, Prompts, PromptsSettings
 from sid_core.errors import UserError
 from sid_core.files import read_json, read_lines, verify_manifest
@@ -187,25 +187,23 @@ def test_the_published_evaluation_captions_ship(tmp_path):
 
 
 def test_a_file_of_the_hub_is_read_and_its_commit_recorded(tmp_path, monkeypatch):
-    (tmp_path / "prompts.tar").write_bytes(archive(good=TEXT))
-    asked = []
-
-    class Repository:
-        commit = "1" * 40
-
-        def fetch(self, file):
-            asked.append(file)
-            return tmp_path / file
-
-    monkeypatch.setattr(hub, "find", lambda *given: asked.append(given) or Repository())
-    prompts = Prompts(
-        source="hub", repo="a/b", train="prompts.tar", member="good.txt", evaluation=COCO2014_30K, revision="2" * 40
-    )
-    prepare_prompts(PromptsSettings(prompts=prompts), tmp_path / "out")
-    assert read_lines(tmp_path / "out" / "train.txt", "caption") == FOUR
-    source = read_json(tmp_path / "out" / "report.json")["source"]
-    assert source == {"kind": "hub", "file": "prompts.tar", "repo": "a/b", "commit": "1" * 40}
-    assert asked == [("a/b", "2" * 40, ("prompts.repo", "prompts.revision")), "prompts.tar"]
+    (tmp_path / "repository").mkdir()
+    (tmp_path / "repository" / "prompts.tar").write_bytes(archive(good=TEXT))
+    given = {"source": "hub", "repo": "a/b", "member": "good.txt", "evaluation": COCO2014_30K}
+    with Server(repos={"a/b": tmp_path / "repository"}) as server:
+        server.use_as_hub(monkeypatch, tmp_path / "cache")
+        prepare_prompts(PromptsSettings(prompts=Prompts(train="prompts.tar", **given)), tmp_path / "out")
+        assert read_lines(tmp_path / "out" / "train.txt", "caption") == FOUR
+        source = read_json(tmp_path / "out" / "report.json")["source"]
+        assert source == {"kind": "hub", "file": "prompts.tar", "repo": "a/b", "commit": server.commit("a/b")}
+        for changes, message in (
+            ({"train": "x.tar"}, "prompts.repo=a/b: has no file x.tar"),
+            ({"train": "prompts.tar", "repo": "a/c"}, "prompts.repo=a/c: the hub answers"),
+            ({"train": "prompts.tar", "revision": "f" * 40}, "prompts.revision=f"),
+        ):
+            with pytest.raises(UserError, match=message):
+                prepare_prompts(PromptsSettings(prompts=Prompts(**given | changes)), tmp_path / "other")
+            assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(
