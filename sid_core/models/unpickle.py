@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import UserError
 
-MOST_INSTRUCTIONS = 5_000_000  # a UNet of Stable Diffusion takes 0.2 million
+MOST_INSTRUCTIONS = 5_000_000  # a UNet of Stable Diffusion takes 0.1 million
 MOST_NUMEL = 2**40
 # classes and functions that stand for data; none of them is ever looked up
 INERT = re.compile(
