@@ -78,7 +78,7 @@ def _reference_features(
 
     def prepare(index: int) -> tuple[str, np.ndarray]:
         image = images.read(index)
-        return pixel_sha256(image), _for_features(_stored(image, settings), settings)
+        return pixel_sha256(image), for_features(stored(image, settings), settings)
 
     progress = Progress(len(images), "reference")
     features, hashes = [], []
@@ -119,8 +119,8 @@ def extract_features(settings: "FeatureSettings", shard: Path, captions: Path, o
     network, clip = Features.of(settings), Clip.of(settings)
 
     def prepare(member: tuple[dict, bytes]) -> tuple[int, np.ndarray, Tensor]:
-        stored = _stored(decode_member(shard, member), settings)
-        return member[0]["index"], _for_features(stored, settings), clip.prepare(stored)
+        image = stored(decode_member(shard, member), settings)
+        return member[0]["index"], for_features(image, settings), clip.prepare(image)
 
     progress = Progress(len(made["samples"]), f"features of {shard.name}")
     index, features, embeddings = [], [], []
@@ -221,12 +221,12 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _stored(image: np.ndarray, settings: "FeatureSettings") -> np.ndarray:
+def stored(image: np.ndarray, settings: "FeatureSettings") -> np.ndarray:
     """The 8-bit image that both networks start from."""
     return shrink(image, settings.image_size) if settings.image_size else image
 
 
-def _for_features(image: np.ndarray, settings: "FeatureSettings") -> np.ndarray:
+def for_features(image: np.ndarray, settings: "FeatureSettings") -> np.ndarray:
     """The image as the feature network takes it."""
     return enlarge(image, settings.feature_size) if settings.feature_size else image
 
