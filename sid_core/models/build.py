@@ -25,16 +25,18 @@ def new_vae(channels: tuple[int, ...], latent_channels: int, image_size: int) ->
 def new_unet(
     channels: tuple[int, int], latent_channels: int, latent_size: int, text_width: int
 ) -> UNet2DConditionModel:
-    """A two-level UNet with text attention on the lower level and in the middle.
+    """A two-level UNet that meets the text in the middle alone.
 
-    Attention at full size would double the cost of an evaluation (measured on a CPU) for an eighth more weights.
+    On a CPU, attention in the lower level's blocks too doubles the cost of an evaluation for a third more weights, and a teacher
+    trained for the same time is no better: FID 6.1 against 6.5, CLIP score 0.624 against 0.633 (330 s, guidance 2). What a
+    guided pair shares then is all of the way down.
     """
     return UNet2DConditionModel(
         sample_size=latent_size,
         in_channels=latent_channels,
         out_channels=latent_channels,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
         block_out_channels=channels,
         layers_per_block=1,
         cross_attention_dim=text_width,

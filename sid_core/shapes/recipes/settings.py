@@ -41,7 +41,7 @@ class FeatureSettings:
 class TeacherSettings:
     channels: tuple[int, int] = (32, 64)
     scenes: int = 100_000  # encoded once
-    steps: int = 16_000
+    steps: int = 45_000
     batch: int = 64
     learning_rate: float = 1.5e-3
     prompt_dropout: float = 0.1  # what classifier-free guidance needs
