@@ -7,6 +7,7 @@ holds by the hub's own hash; a file that differs from its name is taken out, so 
 import hashlib
 import logging
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +52,7 @@ class Repository:
 
         try:
             path = Path(hf_hub_download(self.name, file, revision=self.commit))
-        except (HTTPError, EntryNotFoundError, OSError) as error:
+        except (HTTPError, EntryNotFoundError, OSError, RuntimeError) as error:  # the last from its Rust parts
             raise _explained(error, self.name, self.commit, self.keys, file) from None
         blob = path.resolve()
         if not _is_as_named(blob):
@@ -92,7 +93,8 @@ def find(name: str, revision: str, keys: tuple[str, str]) -> Repository:
         return known
     if info.sha != revision:
         log.warning("%s=%s may move; it is %s now: set that, so that it stays", keys[1], revision, info.sha)
-        write_text(_cache_of(name) / "refs" / revision, info.sha)  # for runs without a connection
+        with suppress(OSError):  # for runs without a connection; a shared cache may be read-only
+            write_text(_cache_of(name) / "refs" / revision, info.sha)
     return Repository(name, info.sha, frozenset(sibling.rfilename for sibling in info.siblings), keys)
 
 
@@ -159,5 +161,5 @@ def _explained(error: Exception, name: str, revision: str, keys: tuple[str, str]
     if isinstance(error, OSError) and error.errno:
         remedy = "make room, or set HF_HOME to another folder, and run again"
         return UserError(f"{repository}: {file} cannot be written to {constants.HF_HUB_CACHE}: {reason}; {remedy}")
-    remedy = "what has arrived is kept: run again later, or set HF_ENDPOINT to a mirror"
+    remedy = "files that are complete are kept: run again later, or set HF_ENDPOINT to a mirror"
     return UserError(f"{repository}: {f'{file}: ' if file else ''}{reason} ({constants.ENDPOINT}); {remedy}")

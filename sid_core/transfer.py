@@ -73,7 +73,7 @@ def receive(url: str, part: Path, size: int | None) -> None:
             raise UserError(
                 f"{url}: has {total} bytes, expected {size}; it is another file: correct its URL or the size"
             )
-        total = total or size
+        total = size if total is None else total
         if total is None and response.headers.get("Transfer-Encoding") != "chunked":
             raise UserError(f"{url}: the server does not say how long it is; download it by hand and give its path")
         _write(url, response, part, offset, total)

@@ -59,6 +59,12 @@ def test_a_file_arrives_once(server, out, sha256):
     assert [p.name for p in out.parent.iterdir() if p.suffix != ".lock"] == ["data.bin"]
 
 
+def test_an_empty_file_is_a_file(server, out):
+    (server.files / "data.bin").write_bytes(b"")
+    assert download(server.url + PATH, out) == sha256_file(out)
+    assert out.stat().st_size == 0
+
+
 # --- what is overcome ----------------------------------------------------------------------------------------------------
 
 
