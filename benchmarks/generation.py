@@ -1,0 +1,205 @@
+"""How long do 30,000 samples take, from captions to PNG files and features? Timed on some, extrapolated.
+
+    python benchmarks/generation.py --size sd15 --images 1024 --threads 8      # on a GPU: random weights of SD 1.5's shape
+    OMP_NUM_THREADS=1 python benchmarks/generation.py --images 1024            # on a CPU: the embedded teacher
+    … --feature-network FILE_OR_FOLDER --clip FOLDER                            # features of the samples too
+
+Networks need torch, diffusers and safetensors; text is timed where transformers is installed, features where networks are given.
+Stages are timed one by one, then all together as generation runs: threads pack images while the networks make the next.
+"""
+
+import argparse
+import importlib.util
+import io
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+from sid_core.evaluation.devices import DTYPES, exact_products, place
+from sid_core.evaluation.images import encode_png, pixel_sha256, quantise
+from sid_core.evaluation.pool import batches, in_order
+from sid_core.machine import device
+from sid_core.method import Denoiser, NoiseSchedule, one_step
+from sid_core.models.teacher import latent_shape, load_denoiser
+from sid_core.models.vae import ImageCodec
+from sid_core.shapes import ASSETS
+
+SAMPLES = 30_000
+T_INIT = 625
+CAPTION = "a photo of a red apple on a wooden table, number {}"
+
+
+def of_sd15_shape() -> tuple[Denoiser, ImageCodec, tuple[int, int, int], tuple[int, int]]:
+    """Random weights: generator, VAE, latent shape, and length and width of prompt embeddings."""
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        sample_size=512,
+    )
+    schedule = NoiseSchedule.from_config(
+        dict(DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False).config)
+    )
+    return Denoiser(unet, schedule, "epsilon").eval().requires_grad_(False), ImageCodec(vae), (4, 64, 64), (77, 768)
+
+
+def embedded() -> tuple[Denoiser, ImageCodec, tuple[int, int, int], tuple[int, int]]:
+    """The same of the embedded teacher."""
+    folder = ASSETS / "teacher"
+    denoiser = load_denoiser(folder)
+    prompt = (16, denoiser.unet.config.cross_attention_dim)
+    return denoiser, ImageCodec.from_directory(folder), latent_shape(folder), prompt
+
+
+def text_encoder(size: str, precision: str) -> Callable[[list[str]], torch.Tensor] | None:
+    """Captions to embeddings (B, L, D) by CLIP's text model; None without transformers."""
+    if importlib.util.find_spec("transformers") is None:
+        return None
+    if size == "embedded":
+        from sid_core.models.text import TextEncoder
+
+        return place(TextEncoder.from_directory(ASSETS / "teacher"), precision).encode
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    model = CLIPTextModel(
+        CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    )
+    model = place(model.eval().requires_grad_(False), precision)
+
+    def encode(captions: list[str]) -> torch.Tensor:
+        tokens = torch.full((len(captions), 77), 49407)  # tokenising is the CPU's work and takes microseconds
+        tokens[:, 0] = 49406
+        return model(tokens.to(model.device)).last_hidden_state.float()
+
+    return encode
+
+
+def ms_per_image(work: Callable[[], object], images: int, repeats: int = 3) -> float:
+    """Shortest of `repeats` runs after a warm-up, until the device is done."""
+    best_s = float("inf")
+    for run in range(repeats + 1):
+        synchronise()
+        began_s = time.perf_counter()
+        work()
+        synchronise()
+        if run:
+            best_s = min(best_s, time.perf_counter() - began_s)
+    return 1e3 * best_s / images
+
+
+def synchronise() -> None:
+    if device() == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_gib() -> str:
+    if device() == "cuda":
+        return f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory at most"
+    return ""
+
+
+def feature_stages(given: argparse.Namespace, images: np.ndarray) -> dict[str, float]:
+    """ms an image of what follows generation, for images (B, H, W, 3) that were just made."""
+    from sid_core.evaluation.extractors import Clip, Features
+    from sid_core.evaluation.images import decode_png, enlarge, shrink
+
+    network, clip = Features(given.feature_network), Clip(given.clip)
+    pngs = [encode_png(image, given.png_level) for image in images]
+
+    def prepare(png: bytes) -> tuple[np.ndarray, torch.Tensor]:
+        image = decode_png(png, "sample")
+        pixel_sha256(image)
+        stored = shrink(image, given.image_size) if given.image_size else image
+        return enlarge(stored, given.feature_size) if given.feature_size else stored, clip.prepare(stored)
+
+    run = partial(in_order, prepare, pngs, given.threads, len(pngs))
+    prepared = list(run())
+    seen, for_clip = [image for image, _ in prepared], [image for _, image in prepared]
+    return {
+        f"prepare, {given.threads} threads": ms_per_image(lambda: list(run()), len(pngs)),
+        "feature network": ms_per_image(lambda: network(seen), len(pngs)),
+        "CLIP image": ms_per_image(lambda: clip.encode(for_clip), len(pngs)),
+    }
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=("embedded", "sd15"), default="embedded")
+    parser.add_argument("--images", type=int, default=256, help="made in the run that is extrapolated")
+    parser.add_argument("--batch", type=int, help="default: 64 (embedded), 16 (sd15), the blocks of generation")
+    parser.add_argument("--precision", choices=DTYPES, help="default: float16 on a GPU, float32 on a CPU")
+    parser.add_argument("--vae-slicing", type=int)
+    parser.add_argument("--threads", type=int, default=1, help="that pack and prepare images")
+    parser.add_argument("--png-level", type=int, default=1)
+    parser.add_argument("--feature-network")
+    parser.add_argument("--clip")
+    parser.add_argument("--image-size", type=int, help="of features, as evaluate.image_size")
+    parser.add_argument("--feature-size", type=int, help="of features, as evaluate.feature_size")
+    given = parser.parse_args()
+    batch = given.batch or {"embedded": 64, "sd15": 16}[given.size]
+    precision = given.precision or ("float16" if device() == "cuda" else "float32")
+    exact_products()
+    torch.manual_seed(0)
+    generator, codec, latent, prompt = of_sd15_shape() if given.size == "sd15" else embedded()
+    codec.at_once = given.vae_slicing
+    generator, codec, encode = place(generator, precision), place(codec, precision), text_encoder(given.size, precision)
+
+    def noises(indices: list[int]) -> torch.Tensor:
+        drawn = [torch.randn(latent, generator=torch.Generator().manual_seed(i)) for i in indices]
+        return torch.stack(drawn).to(device())
+
+    def prompts(indices: list[int]) -> torch.Tensor:
+        if encode is None:
+            return torch.randn(len(indices), *prompt, device=device())
+        return encode([CAPTION.format(i) for i in indices])
+
+    def pack(image: np.ndarray) -> tuple[bytes, str]:
+        return encode_png(image, given.png_level), pixel_sha256(image)
+
+    def images() -> Iterator[np.ndarray]:
+        for indices in batches(range(given.images), batch):
+            x_g = one_step(generator, noises(indices), T_INIT, prompts(indices))
+            yield from quantise(codec.decode(x_g))
+
+    some = list(range(batch))
+    z, cond = noises(some), prompts(some)
+    x_g = one_step(generator, z, T_INIT, cond)
+    decoded = codec.decode(x_g)
+    pictures = quantise(decoded)
+    stages = {
+        "noise": ms_per_image(lambda: noises(some), batch),
+        "text": ms_per_image(lambda: prompts(some), batch) if encode else float("nan"),
+        "UNet": ms_per_image(lambda: one_step(generator, z, T_INIT, cond), batch),
+        "VAE decode": ms_per_image(lambda: codec.decode(x_g), batch),
+        "quantise": ms_per_image(lambda: quantise(decoded), batch),
+        f"pack, {given.threads} threads": ms_per_image(
+            lambda: list(in_order(pack, pictures, given.threads, batch)), batch
+        ),
+    }
+    # all together, into memory that is thrown away: a disk's speed is another question
+    began_s = time.perf_counter()
+    written = sum(io.BytesIO().write(png) for png, _ in in_order(pack, images(), given.threads, batch))
+    elapsed_s = time.perf_counter() - began_s
+    if given.feature_network and given.clip:
+        stages |= feature_stages(given, pictures)
+
+    where = torch.cuda.get_device_name() if device() == "cuda" else "CPU"
+    print(f"{given.size}, {precision}, blocks of {batch}, {where}, torch {torch.__version__}{peak_gib()}")
+    print(f"{'stage':22} {'ms an image':>12} {'images/s':>10} {f'{SAMPLES:,} alone':>14}")
+    for name, ms in stages.items():
+        print(f"{name:22} {ms:12.3f} {1e3 / ms:10.1f} {ms * SAMPLES / 6e4:10.1f} min")
+    print(
+        f"generation of {given.images} images: {given.images / elapsed_s:.1f} images/s, {written / given.images / 1e3:.0f} kB each; "
+        f"{SAMPLES:,} take {SAMPLES * elapsed_s / given.images / 60:.1f} min"
+    )
+
+
+if __name__ == "__main__":
+    main()
