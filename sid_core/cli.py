@@ -12,11 +12,16 @@ import re
 import shutil
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import config
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from .models.vae import ImageCodec
 
 # what the machine refuses, and no defect: full disk, quota, permissions, read-only folders
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -98,10 +103,12 @@ def _distill(given: argparse.Namespace) -> None:
     def draw(nimg: int, latents) -> None:
         write_grid(codec.to(latents.device).decode(latents), given.state / "grids" / f"{nimg:08d}.png")
 
+    look = _proxy(given, settings, prompts, codec) if is_first() and settings.distill.proxy_samples else None
     mirror = Mirror(given.tracking, settings, given.state) if is_first() else nullcontext()
     try:
         with mirror:
-            distill(settings, given.teacher, prompts, given.state, given.out, draw, stage_digest("training.run"))
+            code = stage_digest("training.run")
+            distill(settings, given.teacher, prompts, given.state, given.out, draw, look, code)
     except Interrupted as error:
         message = f"{settings.run.name}: interrupted; its state is saved, running again continues"
         sys.exit(_complain(message, 128 + error.signum) if is_first() else 128 + error.signum)
@@ -109,6 +116,17 @@ def _distill(given: argparse.Namespace) -> None:
         if is_first():
             raise
         sys.exit(1)  # it ends all processes; the first one says so
+
+
+def _proxy(given: argparse.Namespace, settings: config.DistillSettings, prompts: Sequence[str], codec: "ImageCodec"):
+    """What looks at samples for the held-out captions."""
+    from .evaluation.proxy import Proxy
+
+    if given.reference is None or given.reference_settings is None:
+        raise UserError("distill.proxy_samples: needs --reference and --reference-settings; or set it to 0")
+    reference_settings = config.load_settings(config.ReferenceSettings, given.reference_settings)
+    captions = [prompts[i] for i in range(max(len(prompts) - settings.distill.proxy_samples, 0), len(prompts))]
+    return Proxy(reference_settings, given.reference, captions, lambda x: codec.to(x.device).decode(x))
 
 
 def _generate(given: argparse.Namespace) -> None:
@@ -170,6 +188,12 @@ def _track(given: argparse.Namespace) -> None:
 
 
 def _sample(given: argparse.Namespace) -> None:
+    from .preview import sample
+
+    teacher = given.teacher or given.generator.resolve().parents[2] / "teacher"
+    sample(given.generator, teacher, given.prompt, given.seed, given.out)
+
+
 def _import_official(given: argparse.Namespace) -> None:
     from .models.official import import_file, import_settings
 
@@ -194,12 +218,6 @@ def _push(given: argparse.Namespace) -> None:
     push(given.pipeline, given.repo, given.private)
 
 
-    from .preview import sample
-
-    teacher = given.teacher or given.generator.resolve().parents[2] / "teacher"
-    sample(given.generator, teacher, given.prompt, given.seed, given.out)
-
-
 def _shapes_assets(given: argparse.Namespace) -> None:
     from .shapes.recipes.build import make_assets
     from .shapes.recipes.settings import SMALLEST, RecipeSettings
@@ -212,6 +230,33 @@ def _plan(given: argparse.Namespace) -> None:
     from .plan import to_text
 
     print(to_text(config.load_config("config.yaml", given.configfile), int(has_gpu())))
+
+
+def _plan_memory(given: argparse.Namespace) -> None:
+    from .models import architectures
+    from .training import memory
+
+    architecture = architectures.of_directory(given.teacher) if given.teacher else architectures.named(given.size)
+    rows = memory.survey(architecture, given.kappa, given.precision)
+    print(memory.to_markdown(rows), memory.advice(rows), memory.NOTE, sep="\n\n")
+
+
+def _check_precision(given: argparse.Namespace) -> None:
+    from .files import atomic_path
+    from .models.captions import read_captions
+    from .report.precision import render
+    from .training.fidelity import check_precision, write_csv
+
+    settings = config.distillations(config.load_config("config.yaml", given.configfile))[0]
+    captions = [caption for part in read_captions(given.captions) for caption in part]
+    rows = check_precision(
+        settings, given.teacher, captions, given.images, given.precision, given.bins, given.warmup, given.from_state
+    )
+    with atomic_path(given.out) as folder:
+        folder.mkdir()
+        write_csv(rows, folder / "gradients.csv")
+        render(folder)
+    print((given.out / "gradients.md").read_text(encoding="utf-8"), end="")
 
 
 def _schema(given: argparse.Namespace) -> None:
@@ -229,14 +274,14 @@ OPTIONS = {
     "tracking": {"type": Path, "help": "what tracking-init wrote; training mirrors itself to MLflow once it is there"},
     "generator": {"type": Path, "help": "runs/RUN/generator of a finished distillation"},
     "range": {"type": int, "nargs": 2, "metavar": ("START", "STOP"), "help": "samples START to STOP - 1"},
-    "pipeline": {"type": Path, "help": "what export wrote"},
-    "repo": {"help": "OWNER/NAME on the hub; it is made where it is not there"},
     "samples": {"type": Path, "help": "a shard of samples (.tar)"},
     "features": {"type": Path, "nargs": "+", "help": "all feature shards of a run or baseline (.safetensors)"},
     "reference": {"type": Path, "help": "the reference features (.safetensors)"},
     "results": {"type": Path, "help": "results/EXPERIMENT"},
     "experiment": {"help": "name of the MLflow experiment"},
     "prompt": {"help": "what to draw"},
+    "pipeline": {"type": Path, "help": "what export wrote"},
+    "repo": {"help": "OWNER/NAME on the hub; it is made where it is not there"},
     "out": {"type": Path, "help": "what to write; it appears whole or not at all"},
 }
 STAGES = {
@@ -246,18 +291,24 @@ STAGES = {
     "generate": (_generate, "samples of a generator", "settings generator teacher captions range out"),
     "generate-baseline": (_generate_baseline, "samples of a baseline", "settings teacher captions range out"),
     "extractors": (_extractors, "fetch and verify what looks at images, and the reference images", "settings out"),
-    "import-official": (_import_official, "a published checkpoint as a generator", "teacher out"),
-    "export": (_export, "a generator as a diffusers pipeline with a model card", "generator teacher out"),
-    "push": (_push, "upload an exported pipeline to a hub", "pipeline repo"),
     "reference": (_reference, "features of the reference images", "settings out"),
     "features": (_features, "features of a shard of samples", "settings samples captions out"),
     "score": (_score, "FID, CLIP score and more, from features", "settings features reference captions out"),
     "compare": (_compare, "table, figures and page of an experiment", "settings results"),
     "tracking-init": (_tracking_init, "make MLflow's database and experiment", "experiment out"),
     "track": (_track, "mirror an experiment's files to MLflow", "experiment tracking results out"),
+    "import-official": (_import_official, "a published checkpoint as a generator", "teacher out"),
+    "export": (_export, "a generator as a diffusers pipeline with a model card", "generator teacher out"),
+    "push": (_push, "upload an exported pipeline to a hub", "pipeline repo"),
     "sample": (_sample, "one image for a prompt", "generator prompt out"),
     "shapes-assets": (_shapes_assets, "train the shipped networks of the embedded experiment (hours)", "out"),
     "plan": (_plan, "what an experiment will take: jobs, GPU hours, memory, disk", ""),
+    "plan-memory": (_plan_memory, "GPU memory of a training run by its settings, and which fit which card", ""),
+    "check-precision": (
+        _check_precision,
+        "gradients in 16 bits beside float32's, by noise level",
+        "teacher captions out",
+    ),
     "schema": (_schema, "print the JSON schema of config.yaml", ""),
 }
 
@@ -275,6 +326,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--threads", type=int, metavar="N", help="of torch and numpy")
     named["tracking-init"].add_argument("--uri", help="default: MLFLOW_TRACKING_URI, else mlflow.db in this folder")
     named["tracking-init"].add_argument("--off", action="store_true", help="record that nothing is to be tracked")
+    named["distill"].add_argument(
+        "--reference", type=Path, help="reference features, where distill.proxy_samples is set"
+    )
+    named["distill"].add_argument("--reference-settings", type=Path, help="the settings they were made with")
     named["prompts"].add_argument("--teacher", type=Path, help="counts tokens with its tokenizer")
     named["sample"].add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     named["sample"].add_argument("--teacher", type=Path, help="default: the teacher beside the generator's runs/")
@@ -288,5 +343,27 @@ def _parser() -> argparse.ArgumentParser:
     named["plan"].add_argument(
         "--configfile", type=Path, help="such as experiments/sd15.yaml (default: config.yaml alone)"
     )
+    memory = named["plan-memory"]
+    teacher = memory.add_mutually_exclusive_group(required=True)
+    teacher.add_argument("--teacher", type=Path, help="a diffusers directory; its weights are not read")
+    teacher.add_argument("--size", choices=("sd15", "sd21-base", "sd21-768", "shapes"), help="or one by its name")
+    memory.add_argument("--kappa", type=float, default=2.0, help="guidance scale; 1 is no guidance (default: 2)")
+    memory.add_argument(
+        "--precision",
+        nargs="+",
+        default=["bfloat16", "float32"],
+        help="float16 takes what bfloat16 does, tf32 what float32",
+    )
+    check = named["check-precision"]
+    check.add_argument(
+        "--prompts", type=int, default=64, dest="images", metavar="N", help="images of a gradient (default: 64)"
+    )
+    check.add_argument(
+        "--configfile", type=Path, help="whose first run's settings are used (default: config.yaml alone)"
+    )
+    check.add_argument("--precision", nargs="+", default=["bfloat16", "float16"], help="to set beside float32")
+    check.add_argument("--bins", type=int, default=8, help="of noise levels (default: 8)")
+    check.add_argument("--warmup", type=int, default=20, help="iterations in float32 before (default: 20)")
+    check.add_argument("--from-state", type=Path, help="a run's state folder to begin at, instead of warming up")
     named["shapes-assets"].add_argument("--smallest", action="store_true", help="a minute's worth: loadable, not good")
     return parser

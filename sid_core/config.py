@@ -180,10 +180,17 @@ class Distill(Block):
     keep_states: Count = Field(2, description="newest states kept")
     log_every_nimg: Count = Field(description="images between logged points")
     samples_every_nimg: Count = Field(description="images between sample grids")
+    proxy_samples: int = Field(0, ge=0, description="last training captions, held out to watch two scores on; 0: none")
+    proxy_every_nimg: Count = Field(100_000, description="images between two looks at those scores")
+    keep_best: Literal["fid_proxy"] | None = Field(
+        None, description="the generator is that of the lowest fid_proxy seen; null: the last one"
+    )
     alarms: Alarms
 
     @model_validator(mode="after")
     def _consistent(self) -> "Distill":
+        if self.proxy_samples == 1 or (self.keep_best and not self.proxy_samples):
+            raise ValueError(f"proxy_samples={self.proxy_samples}: expected 2, better hundreds, or 0 and keep_best: null")
         if self.t_min >= self.t_max:
             raise ValueError(f"t_min={self.t_min}, t_max={self.t_max}: expected t_min < t_max")
         if self.batch % self.micro_batch:

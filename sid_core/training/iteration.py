@@ -5,7 +5,7 @@ Nothing in an iteration waits for a GPU: metrics and the verdict on non-finite n
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,7 +52,10 @@ class Trainer:
         run: "Run",
         settings: "Distill",
         world: World | None = None,
+        held_out: int = 0,
     ):
+        """held_out: how many prompts at the end are not trained on."""
+        self.held_out = held_out
         self.run, self.settings, self.prompts, self.latent_shape = run, settings, prompts, latent_shape
         self.world = world or World()
         self.parts = self.world.parts(settings.batch, settings.micro_batch)
@@ -110,9 +113,17 @@ class Trainer:
         """Samples of the EMA generator for the first `count` training prompts and noises that never change, (count, C, H, W)."""
         noises = self._draw("grid", count, dropout=0.0).noises.to(self.device)
         indices = torch.arange(count) % len(self.prompts)
-        offloaded = self.ema_weights.device != self.device
-        network = copy.deepcopy(self.ema).to(self.device) if offloaded else self.ema
-        return n_step(network, list(noises), self.settings.t_init, self.prompts(indices))
+        return n_step(self._ema_here(), list(noises), self.settings.t_init, self.prompts(indices))
+
+    @torch.no_grad()
+    def held_out_latents(self) -> Iterator[Tensor]:
+        """Samples of the EMA generator for the held-out prompts, in micro-batches; their noises never change."""
+        noises = self._draw("proxy", self.held_out, dropout=0.0).noises
+        first, network = len(self.prompts) - self.held_out, self._ema_here()
+        for start in range(0, self.held_out, self.settings.micro_batch):
+            rows = slice(start, min(start + self.settings.micro_batch, self.held_out))
+            cond = self.prompts(torch.arange(first + rows.start, first + rows.stop))
+            yield n_step(network, list(noises[:, rows].to(self.device)), self.settings.t_init, cond)
 
     def raise_if_stopped(self) -> None:
         """Raise TrainingStopped where non-finite numbers have reached their limit; waits for the device."""
@@ -204,13 +215,13 @@ class Trainer:
         return metrics
 
     def _draw(self, half: str, batch: int, dropout: float) -> Draw:
-        # the grid's noise must not change as training goes on
-        iteration = 0 if half == "grid" else self.iteration
+        # the noise of what is looked at must not change as training goes on
+        iteration = self.iteration if half in self.students else 0
         return draw(
             rng(self.run.seed, iteration, half),
             batch=batch,
             latent_shape=self.latent_shape,
-            num_prompts=len(self.prompts),
+            num_prompts=len(self.prompts) - self.held_out,
             num_steps=self.run.num_steps,
             t_range=(self.settings.t_min, self.settings.t_max),
             dropout=dropout,
@@ -225,6 +236,10 @@ class Trainer:
         if s.lr_final is not None:
             factor += (s.lr_final / s.lr - 1) * min(self.nimg / (1000 * s.train_kimg), 1.0)
         return student.lr * factor
+
+    def _ema_here(self) -> Denoiser:
+        """The EMA's network on the device; a copy, where it is kept on the host."""
+        return self.ema if self.ema_weights.device == self.device else copy.deepcopy(self.ema).to(self.device)
 
     @torch.no_grad()
     def _update_ema(self) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..machine import to_device
 
-Half = Literal["fake", "generator", "grid"]
+Half = Literal["fake", "generator", "grid", "proxy"]
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,11 @@ Everything that must survive a kill lies in the state folder, which is no output
 of a failed job). Running again continues, and gives the bits of a run that was never interrupted.
 """
 
-import json
 import logging
-import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -20,10 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..files import atomic_path, digest, lease, read_json, write_json, write_text
+from ..files import atomic_path, digest, lease, read_json, write_json
 from ..models.generator import save_generator
 from ..models.teacher import latent_shape, load_denoiser, teacher_sha256
 from ..models.text import PromptSet, TextEncoder
+from .book import Book, load_best, make_point
 from .distributed import World, connected, is_first
 from .health import AlarmWatch, TrainingStopped
 from .iteration import Abandoned, Trainer
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from ..config import Distill, DistillSettings
 
 log = logging.getLogger(__name__)
-GRID = 16  # samples in a grid
 # after a signal an iteration that takes longer is left half done: clusters kill 30 s after it, and saving takes its time too
 PATIENCE_S = 5.0
 
@@ -68,6 +66,7 @@ def distill(
     state: Path,
     out: Path,
     on_samples: Callable[[int, Tensor], None] | None = None,
+    on_held_out: Callable[[Iterator[Tensor]], dict[str, float | None]] | None = None,
     code: str = "",
 ) -> None:
     """Train, or continue, one generator and write it to `out` (runs/<run>/generator), its log and grids beside it.
@@ -79,6 +78,8 @@ def distill(
         prompts: training captions.
         state: folder of this run's training state; also holds the live training.jsonl and grids/.
         on_samples: called with (nimg, latents (16, C, H, W)) at every sample grid; expected to write into `state`/grids.
+        on_held_out: called with latents of the last `distill.proxy_samples` prompts, in micro-batches; the numbers that it returns
+            (fid_proxy, clip_proxy) are logged, and may choose the generator.
         code: digest of the training code. A finished run of other code is trained again, not exported again.
 
     Raises:
@@ -93,7 +94,7 @@ def distill(
         _agree(world, identity)
         try:
             trainer = _make_trainer(settings, teacher, prompts, world, device)
-            _train(trainer, state, signals, on_samples)
+            _train(trainer, state, signals, on_samples, on_held_out)
         except TrainingStopped as error:
             if is_first():
                 _end(state, "aborted", trainer)
@@ -114,7 +115,10 @@ def _make_trainer(
         denoiser.unet.to(memory_format=torch.channels_last)
     encoder = TextEncoder.from_directory(teacher).to(device)
     prompt_set = PromptSet(encoder, prompts, settings.distill.text_cache)
-    return Trainer(denoiser, prompt_set, latent_shape(teacher), settings.run, settings.distill, world)
+    held_out = settings.distill.proxy_samples
+    if held_out >= len(prompts):
+        raise UserError(f"distill.proxy_samples={held_out}: expected fewer than the {len(prompts)} training captions")
+    return Trainer(denoiser, prompt_set, latent_shape(teacher), settings.run, settings.distill, world, held_out)
 
 
 def _export(trainer: Trainer, settings: "DistillSettings", teacher_sha256: str, state: Path, out: Path) -> None:
@@ -127,11 +131,15 @@ def _export(trainer: Trainer, settings: "DistillSettings", teacher_sha256: str, 
         "skipped_updates": trainer.skipped,
         "teacher_sha256": teacher_sha256,
     }
+    weights = trainer.ema.unet.state_dict()
+    if settings.distill.keep_best:
+        weights, chosen = load_best(state)
+        record["chosen"] = {"rule": f"lowest {settings.distill.keep_best}", **chosen}
     with atomic_path(out.parent / "training.jsonl") as temporary:
         shutil.copy(state / "training.jsonl", temporary)
     with atomic_path(out.parent / "grids") as temporary:
         shutil.copytree(state / "grids", temporary)
-    save_generator(out, trainer.ema.unet, trainer.ema.unet.state_dict(), record)
+    save_generator(out, trainer.ema.unet, weights, record)
 
 
 def _out_of_memory(error: Exception, distill: "Distill") -> str:
@@ -153,7 +161,11 @@ def _out_of_memory(error: Exception, distill: "Distill") -> str:
 
 
 def _train(
-    trainer: Trainer, state: Path, signals: "_Signals", on_samples: Callable[[int, Tensor], None] | None
+    trainer: Trainer,
+    state: Path,
+    signals: "_Signals",
+    on_samples: Callable[[int, Tensor], None] | None,
+    on_held_out: Callable[[Iterator[Tensor]], dict[str, float | None]] | None,
 ) -> None:
     """Iterate to the end, logging, drawing and saving on the way. `window` sums metrics since the last logged point."""
     s, world = trainer.settings, trainer.world
@@ -163,7 +175,7 @@ def _train(
         raise UserError(
             f"{state}: has already seen {trainer.nimg:,} images, more than distill.train_kimg={s.train_kimg:g}; delete the folder to start over"
         )
-    book = _Book(trainer, state, total, on_samples) if is_first() else None
+    book = Book(trainer, state, total * s.batch, on_samples, on_held_out) if is_first() else None
     watch = AlarmWatch(s.alarms)
     trainer.abandon = lambda: world.largest(signals.overdue()) > 0
     with StateWriter(state, s.keep_states) as writer, _bar(trainer, total) as bar:
@@ -181,17 +193,16 @@ def _train(
             bar.update(s.batch)
             signum = world.largest(signals.first)
             last = trainer.iteration == total
-            log_now, save_now = (
-                last or _due(trainer, s.log_every_nimg),
-                last or signum or _due(trainer, s.state_every_nimg),
-            )
+            look = s.proxy_samples > 0 and (last or _due(trainer, s.proxy_every_nimg))
+            log_now = last or look or _due(trainer, s.log_every_nimg)
+            save_now = last or signum or _due(trainer, s.state_every_nimg)
             if log_now or save_now:
                 trainer.raise_if_stopped()
             if log_now:
-                point = _point(trainer, window)
+                point = make_point(trainer, window)
                 window = {}
                 if book:
-                    book.log(point, quiet=not bar.disable)
+                    book.log(point | (book.look() if look else {}), quiet=not bar.disable)
                 watch.check(point)
             if book and (last or _due(trainer, s.samples_every_nimg)):
                 book.draw()
@@ -199,33 +210,6 @@ def _train(
                 writer.write(trainer, window)
             if signum and not last:
                 raise Interrupted(signum)
-
-
-class _Book:
-    """What the first process writes while it trains: the log and the grids, continued from the restored state."""
-
-    def __init__(self, trainer: Trainer, state: Path, total: int, on_samples: Callable[[int, Tensor], None] | None):
-        self.trainer, self.total_nimg, self.on_samples = trainer, total * trainer.settings.batch, on_samples
-        (state / "grids").mkdir(exist_ok=True)
-        self.path = state / "training.jsonl"
-        self.clock = _Clock(trainer, _truncate_log(self.path, trainer.nimg))
-        if trainer.iteration:
-            log.info("%s: continuing at %s of %s images", trainer.run.name, f"{trainer.nimg:,}", f"{self.total_nimg:,}")
-        else:
-            self.draw()
-
-    def log(self, point: dict[str, float | None], quiet: bool) -> None:
-        elapsed_s, images_per_s = self.clock.read(self.trainer.nimg)
-        times = {"elapsed_s": round(elapsed_s, 3), "images_per_s": round(images_per_s, 3)}
-        point = {key: point[key] for key in ("nimg", "iteration")} | times | point
-        with open(self.path, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(point) + "\n")
-        if not quiet:
-            log.info("%s: %s", self.trainer.run.name, _line(point, self.total_nimg))
-
-    def draw(self) -> None:
-        if self.on_samples:
-            self.on_samples(self.trainer.nimg, self.trainer.grid_latents(GRID))
 
 
 def _bar(trainer: Trainer, total: int) -> tqdm:
@@ -241,59 +225,9 @@ def _bar(trainer: Trainer, total: int) -> tqdm:
     )
 
 
-class _Clock:
-    """Seconds of training over all resumes, and this process's images a second."""
-
-    def __init__(self, trainer: Trainer, before_s: float):
-        self.first_nimg, self.before_s, self.started = trainer.nimg, before_s, time.monotonic()
-
-    def read(self, nimg: int) -> tuple[float, float]:
-        here_s = time.monotonic() - self.started
-        return self.before_s + here_s, (nimg - self.first_nimg) / here_s
-
-
 def _due(trainer: Trainer, every_nimg: int) -> bool:
     """Whether this iteration crossed a multiple of `every_nimg`."""
     return trainer.nimg // every_nimg > (trainer.nimg - trainer.settings.batch) // every_nimg
-
-
-def _point(trainer: Trainer, window: dict[str, Tensor]) -> dict[str, float | None]:
-    """One logged point: means over the iterations since the last one; what is not finite (nonfinite: skip) becomes null."""
-    iterations = float(window["iterations"])
-    means = {name: float(total) / iterations for name, total in window.items() if name != "iterations"}
-    scales = {f"{half}_loss_scale": student.guard.scale for half, student in trainer.students.items()}
-    return {
-        "nimg": trainer.nimg,
-        "iteration": trainer.iteration,
-        **{name: mean if math.isfinite(mean) else None for name, mean in means.items()},
-        "ema_drift": trainer.ema_drift(),
-        "skipped": trainer.skipped,
-        **{name: float(scale) for name, scale in scales.items() if trainer.settings.precision == "float16"},
-    }
-
-
-def _line(point: dict[str, float | None], total_nimg: int) -> str:
-    left_s = (total_nimg - point["nimg"]) / point["images_per_s"]
-    gap, std = ("not finite" if point[key] is None else f"{point[key]:.3f}" for key in ("score_gap", "latent_std"))
-    return (
-        f"{point['nimg']:,} of {total_nimg:,} images, {point['images_per_s']:.0f} images/s, {left_s:.0f} s left, "
-        f"score gap {gap}, latent std {std}"
-    )
-
-
-def _truncate_log(path: Path, nimg: int) -> float:
-    """Drop points beyond the restored state (and a half-written last line): they will be made again. Return the seconds so far."""
-    kept, elapsed_s = [], 0.0
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            point = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if point["nimg"] <= nimg:
-            kept.append(line + "\n")
-            elapsed_s = point["elapsed_s"]
-    write_text(path, "".join(kept))
-    return elapsed_s
 
 
 # --- whose state is it -----------------------------------------------------------------------------------------------
@@ -327,7 +261,7 @@ def _claim_state(state: Path, settings: "DistillSettings", identity: dict[str, o
     if not ended and changed:
         ended = {"iteration": 0}  # nothing was saved, so nothing is lost
     if ended and (changed or recoded or ended["iteration"] > _iterations(settings.distill)):
-        for stale in (*state.glob("state-*"), state / "training.jsonl"):
+        for stale in (*state.glob("state-*"), *state.glob("best*"), state / "training.jsonl"):
             stale.unlink(missing_ok=True)
         shutil.rmtree(state / "grids", ignore_errors=True)
     mark.unlink(missing_ok=True)

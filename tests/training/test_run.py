@@ -343,3 +343,53 @@ def test_a_full_gpu_says_what_to_change(tiny_teacher, folders, monkeypatch, dist
 def test_saved_state_is_plain_safetensors(uninterrupted):
     tensors = load_file(saved_states(uninterrupted / "state")[0])
     assert {name.split("/")[0] for name in tensors} == {"generator", "fake_score", "ema", "adam"}
+
+
+# --- watched by held-out captions --------------------------------------------------------------------------------------
+
+
+def watch(values):
+    """A stand-in for the evaluation's scores: `values` one after the other; also keeps what it was given."""
+    given, values = [], iter(values)
+
+    def look(batches):
+        given.append(torch.cat(list(batches)))
+        return {"fid_proxy": next(values), "clip_proxy": 0.5}
+
+    return look, given
+
+
+def test_held_out_captions_are_looked_at_and_never_trained_on(tiny_teacher, folders, monkeypatch):
+    look, given = watch([3.0, 2.0])
+    settings = make_settings(proxy_samples=2, proxy_every_nimg=40)
+    indices, inner = set(), Trainer._draw
+
+    def draw(self, half, batch, dropout):
+        drawn = inner(self, half, batch, dropout)
+        indices.update(drawn.prompts.tolist() if half in self.students else [])
+        return drawn
+
+    monkeypatch.setattr(Trainer, "_draw", draw)
+    distill(settings, tiny_teacher, PROMPTS, folders.state, folders.out, on_held_out=look)
+    assert indices == {0, 1, 2}
+    assert [samples.shape for samples in given] == [(2, 4, 8, 8)] * 2
+    logged = points(folders.out.parent / "training.jsonl")
+    assert {p["nimg"]: p["fid_proxy"] for p in logged if "fid_proxy" in p} == {40: 3.0, 80: 2.0}
+
+
+def test_the_generator_is_that_of_the_lowest_value(tiny_teacher, folders):
+    look, _ = watch([2.0, None, 1.0, 3.0])
+    settings = make_settings(proxy_samples=2, proxy_every_nimg=20, keep_best="fid_proxy")
+    distill(settings, tiny_teacher, PROMPTS, folders.state, folders.out, on_held_out=look)
+    record = read_json(folders.out / "generator.json")
+    assert record["chosen"] == {"rule": "lowest fid_proxy", "nimg": 60, "value": 1.0}
+    short = folders.state.parent / "short"
+    distill(
+        make_settings(proxy_samples=2, train_kimg=0.06), tiny_teacher, PROMPTS, short / "state", short / "generator"
+    )
+    assert sha256_file(folders.out / WEIGHTS) == sha256_file(short / "generator" / WEIGHTS)
+
+
+def test_more_held_out_captions_than_there_are_is_refused(tiny_teacher, folders):
+    with pytest.raises(UserError, match=r"proxy_samples=5: expected fewer than the 5 training captions"):
+        distill(make_settings(proxy_samples=5), tiny_teacher, PROMPTS, folders.state, folders.out)

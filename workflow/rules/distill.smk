@@ -1,11 +1,16 @@
 # One distillation a run. Its training state lies in state/RUN and is no output (Snakemake deletes those of a failed job):
 # running again continues where it was. With several GPUs (resources.distill.gpu) a process trains on each; how many is no part
 # of the result, so it stands in the command alone, where a change reruns nothing.
+WATCHED = CONFIG.distill.proxy_samples > 0
+
+
 rule distill:
     input:
         settings=f"{RESULTS}/runs/{{run}}/settings.yaml",
         teacher=f"{RESULTS}/teacher/manifest.json",
         prompts=rules.prompts.output.train,
+        # where a training is watched by scores of held-out captions
+        watch=[f"{RESULTS}/reference/features.safetensors", f"{RESULTS}/reference/settings.yaml"] if WATCHED else [],
     output:
         manifest=f"{RESULTS}/runs/{{run}}/generator/manifest.json",
         record=f"{RESULTS}/runs/{{run}}/generator/generator.json",
@@ -39,4 +44,5 @@ rule distill:
         " launch='python -m torch.distributed.run --standalone --nproc-per-node {resources.gpu} -m'; fi;"
         " $launch sid_core distill --settings {input.settings} --teacher {params.teacher} --prompts {input.prompts}"
         f" --state {RESULTS}/state/{{wildcards.run}} --out {{params.out}} --tracking {RESULTS}/state/tracking.json"
-        " --threads {threads} > {log} 2>&1"
+        + (" --reference {input.watch[0]} --reference-settings {input.watch[1]}" if WATCHED else "")
+        + " --threads {threads} > {log} 2>&1"

@@ -1,0 +1,56 @@
+"""Two numbers to watch a training by: distance and text agreement of a few samples for held-out captions.
+
+They are called fid_proxy and clip_proxy and never anything else: a Frechet distance of few samples is far above that of many, and
+these captions are not the protocol's.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .extractors import Clip, Features
+from .features import for_features, load_features, stored
+from .frechet import Gaussian, Reference
+from .images import quantise
+
+if TYPE_CHECKING:
+    from ..config import ReferenceSettings
+
+
+class Proxy:
+    """Networks, reference and captions, loaded once.
+
+    Args:
+        captions: of the samples, in their order; at least 2.
+        decode: latents (B, C, h, w) to images (B, 3, H, W) in [-1, 1].
+    """
+
+    def __init__(
+        self,
+        settings: "ReferenceSettings",
+        reference: Path,
+        captions: Sequence[str],
+        decode: Callable[[Tensor], Tensor],
+    ):
+        self._settings, self._decode = settings, decode
+        self._features, self._clip = Features.of(settings), Clip.of(settings)
+        self._reference = Reference(Gaussian.fit(load_features(reference)[0]["features"]))
+        self._texts = self._clip.texts([settings.caption_prefix + caption for caption in captions])
+
+    def __call__(self, batches: Iterable[Tensor]) -> dict[str, float | None]:
+        """fid_proxy and clip_proxy of latents that come in batches; None where a feature is not finite."""
+        features, embeddings = [], []
+        for latents in batches:
+            images = [stored(image, self._settings) for image in quantise(self._decode(latents).nan_to_num(-1, -1, -1))]
+            features.append(self._features([for_features(image, self._settings) for image in images]))
+            embeddings.append(self._clip.images(images))
+        rows, images = torch.cat(features), torch.cat(embeddings)
+        if not rows.isfinite().all():
+            return {"fid_proxy": None, "clip_proxy": None}
+        return {
+            "fid_proxy": self._reference.distance(Gaussian.fit(rows)),
+            "clip_proxy": float((images.double() * self._texts.double()).sum(1).mean()),
+        }

@@ -1,0 +1,130 @@
+"""What a run writes while it trains: its log, sample grids, and the best weights by a declared rule."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..files import atomic_path, read_json, sidecar, verify_sidecar, write_sidecar, write_text
+from .iteration import Trainer
+
+log = logging.getLogger(__name__)
+GRID = 16  # samples in a grid
+BEST = "best.safetensors"
+
+
+class Book:
+    """What the first process writes while it trains: the log and the grids, continued from the restored state."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        state: Path,
+        total_nimg: int,
+        on_samples: Callable[[int, Tensor], None] | None,
+        on_held_out: Callable[[Iterator[Tensor]], dict[str, float | None]] | None,
+    ):
+        self.trainer, self.total_nimg, self.state = trainer, total_nimg, state
+        self.on_samples, self.on_held_out = on_samples, on_held_out
+        (state / "grids").mkdir(exist_ok=True)
+        self.path = state / "training.jsonl"
+        self.clock = Clock(trainer, _truncate_log(self.path, trainer.nimg))
+        if trainer.iteration:
+            log.info("%s: continuing at %s of %s images", trainer.run.name, f"{trainer.nimg:,}", f"{self.total_nimg:,}")
+        else:
+            self.draw()
+
+    def log(self, point: dict[str, float | None], quiet: bool) -> None:
+        elapsed_s, images_per_s = self.clock.read(self.trainer.nimg)
+        times = {"elapsed_s": round(elapsed_s, 3), "images_per_s": round(images_per_s, 3)}
+        point = {key: point[key] for key in ("nimg", "iteration")} | times | point
+        with open(self.path, "a", encoding="utf-8") as handle:
+            handle.write(json.dumps(point) + "\n")
+        if not quiet:
+            log.info("%s: %s", self.trainer.run.name, _line(point, self.total_nimg))
+
+    def draw(self) -> None:
+        if self.on_samples:
+            self.on_samples(self.trainer.nimg, self.trainer.grid_latents(GRID))
+
+    def look(self) -> dict[str, float | None]:
+        """Numbers of samples for the held-out prompts; the weights with the lowest fid_proxy so far are kept, where that is set."""
+        if self.on_held_out is None:
+            return {}
+        values = self.on_held_out(self.trainer.held_out_latents())
+        rule = self.trainer.settings.keep_best
+        if rule and values[rule] is not None:
+            path = self.state / BEST
+            before = read_json(sidecar(path))["record"]["value"] if sidecar(path).is_file() else math.inf
+            # a run that continues from before its best point comes to it again, with the same value
+            if values[rule] <= before:
+                with atomic_path(path) as temporary:
+                    weights = self.trainer.layout.views(self.trainer.ema_weights)
+                    save_file({name: weight.cpu().contiguous() for name, weight in weights.items()}, temporary)
+                write_sidecar(path, {"nimg": self.trainer.nimg, "value": values[rule]})
+        return values
+
+
+def load_best(state: Path) -> tuple[dict[str, Tensor], dict]:
+    """The kept weights by name, and {"nimg", "value"} of the point they are from.
+
+    Raises:
+        UserError: there are none, as no look gave a finite number, or they are damaged.
+    """
+    chosen = verify_sidecar(state / BEST)["record"]
+    return load_file(state / BEST), chosen
+
+
+class Clock:
+    """Seconds of training over all resumes, and this process's images a second."""
+
+    def __init__(self, trainer: Trainer, before_s: float):
+        self.first_nimg, self.before_s, self.started = trainer.nimg, before_s, time.monotonic()
+
+    def read(self, nimg: int) -> tuple[float, float]:
+        here_s = time.monotonic() - self.started
+        return self.before_s + here_s, (nimg - self.first_nimg) / here_s
+
+
+def make_point(trainer: Trainer, window: dict[str, Tensor]) -> dict[str, float | None]:
+    """One logged point: means over the iterations since the last one; what is not finite (nonfinite: skip) becomes null."""
+    iterations = float(window["iterations"])
+    means = {name: float(total) / iterations for name, total in window.items() if name != "iterations"}
+    scales = {f"{half}_loss_scale": student.guard.scale for half, student in trainer.students.items()}
+    return {
+        "nimg": trainer.nimg,
+        "iteration": trainer.iteration,
+        **{name: mean if math.isfinite(mean) else None for name, mean in means.items()},
+        "ema_drift": trainer.ema_drift(),
+        "skipped": trainer.skipped,
+        **{name: float(scale) for name, scale in scales.items() if trainer.settings.precision == "float16"},
+    }
+
+
+def _line(point: dict[str, float | None], total_nimg: int) -> str:
+    left_s = (total_nimg - point["nimg"]) / point["images_per_s"]
+    gap, std = ("not finite" if point[key] is None else f"{point[key]:.3f}" for key in ("score_gap", "latent_std"))
+    return (
+        f"{point['nimg']:,} of {total_nimg:,} images, {point['images_per_s']:.0f} images/s, {left_s:.0f} s left, "
+        f"score gap {gap}, latent std {std}"
+    )
+
+
+def _truncate_log(path: Path, nimg: int) -> float:
+    """Drop points beyond the restored state (and a half-written last line): they will be made again. Return the seconds so far."""
+    kept, elapsed_s = [], 0.0
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            point = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if point["nimg"] <= nimg:
+            kept.append(line + "\n")
+            elapsed_s = point["elapsed_s"]
+    write_text(path, "".join(kept))
+    return elapsed_s

@@ -1,0 +1,39 @@
+"""The scores a training is watched by: the formulas of evaluation, on latents."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sid_core.config import ReferenceSettings
+from sid_core.evaluation.extractors import Clip, Features
+from sid_core.evaluation.frechet import Gaussian, Reference
+from sid_core.evaluation.images import quantise
+from sid_core.evaluation.proxy import Proxy
+from sid_core.files import write_sidecar
+from sid_core.shapes import scenes
+
+SETTINGS = ReferenceSettings(reference_samples=40, batch=20)
+
+
+@pytest.fixture
+def reference(tmp_path):
+    """Features of 40 reference images, as the reference stage writes them."""
+    images, _ = scenes.draw("reference", 40)
+    path = tmp_path / "features.safetensors"
+    save_file({"index": torch.arange(40), "features": Features.of(SETTINGS)(list(images))}, path)
+    write_sidecar(path, {})
+    return path
+
+
+def test_equals_evaluations_formulas_on_the_decoded_images(reference):
+    torch.manual_seed(0)
+    latents, (_, captions) = torch.rand(24, 3, 32, 32) * 2 - 1, scenes.draw("train", 24)
+    values = Proxy(SETTINGS, reference, captions, lambda x: x)(latents.split(10))
+    images = list(quantise(latents))
+    clip, features = Clip.of(SETTINGS), Features.of(SETTINGS)
+    from safetensors.torch import load_file
+
+    expected = Reference(Gaussian.fit(load_file(reference)["features"])).distance(Gaussian.fit(features(images)))
+    cosines = (clip.images(images) * clip.texts(captions)).sum(1)
+    assert values["fid_proxy"] == pytest.approx(expected, rel=1e-4)
+    assert values["clip_proxy"] == pytest.approx(cosines.mean().item(), rel=1e-4)
