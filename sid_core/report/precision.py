@@ -1,0 +1,69 @@
+"""What a precision does to the gradients: the table and the figure of `sid-core check-precision`, from its CSV file."""
+
+import csv
+import math
+from itertools import cycle
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..files import write_text
+from .theme import LIGHT, Theme, new_figure, to_png, write_png
+
+MARKERS = "osD^vP"
+
+
+def render(folder: Path) -> None:
+    """Write gradients.md and gradients.png beside `folder`/gradients.csv."""
+    with open(folder / "gradients.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    write_text(folder / "gradients.md", to_markdown(rows))
+    write_png(folder / "gradients.png", to_png(draw(rows, LIGHT)))
+
+
+def to_markdown(rows: list[dict[str, str]]) -> str:
+    """A line for each network, precision and bin of t; the last bin of each precision is the whole range."""
+    lines = [
+        "| network | precision | t | cosine | 1 − cosine | relative error | norm ratio |",
+        "|---|---|---|--:|--:|--:|--:|",
+    ]
+    for network in dict.fromkeys(row["network"] for row in rows):
+        for row in (row for row in rows if row["network"] == network):
+            cosine, error, ratio = (float(row[key]) for key in ("cosine", "relative_error", "norm_ratio"))
+            lines.append(
+                f"| {network} | {row['precision']} | {row['t_low']}–{int(row['t_high']) - 1} | {cosine:.5f} | {1 - cosine:.1e} "
+                f"| {error:.2e} | {ratio:.4f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: list[dict[str, str]], theme: Theme) -> Figure:
+    """Relative error against t on a logarithmic axis, a panel for each network and a line for each precision."""
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    with matplotlib.rc_context(theme.rc()):
+        figure = new_figure(6.6, 3.2)
+        panels = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
+        for axes, network in zip(panels, networks, strict=True):
+            _panel(axes, [row for row in rows if row["network"] == network], theme)
+            axes.set_title(network, fontsize=9, loc="left")
+            axes.set_xlabel("noise level t")
+        panels[0].set_ylabel("relative error of the gradient")
+        panels[0].legend(frameon=False, fontsize=8)
+        return figure
+
+
+def _panel(axes: Axes, rows: list[dict[str, str]], theme: Theme) -> None:
+    axes.set_yscale("log")
+    colours, markers = cycle(theme.lines), cycle(MARKERS)
+    for precision in dict.fromkeys(row["precision"] for row in rows):
+        *bins, whole = (row for row in rows if row["precision"] == precision)
+        bins = bins or [whole]
+        points = [((int(row["t_low"]) + int(row["t_high"])) / 2, float(row["relative_error"])) for row in bins]
+        points = [(t, error) for t, error in points if math.isfinite(error) and error > 0]
+        colour, marker = next(colours), next(markers)
+        if points:
+            axes.plot(
+                *zip(*points, strict=True), color=colour, marker=marker, markersize=4, linewidth=1.4, label=precision
+            )

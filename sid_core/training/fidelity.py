@@ -1,0 +1,178 @@
+"""What 16-bit arithmetic does to the gradients: both networks' in each precision, against float32, by noise level.
+
+The same weights, prompts, noise and t in all precisions; t is drawn from one bin of [t_min, t_max) at a time, as the generator's
+gradient is a small difference of close numbers, amplified by sigma / alpha. `another batch` compares float32 with float32 on other
+draws: rounding well below it is lost in what a batch's choice changes anyway.
+
+At the very start of a run both scores are equal and the generator's gradient is rounding alone, so the check begins after some
+iterations, or at a saved state.
+"""
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..files import atomic_path
+from ..machine import device
+from ..models.teacher import latent_shape, load_denoiser
+from ..models.text import PromptSet, TextEncoder
+from .flat import ALIGN, norm
+from .iteration import Trainer
+from .precision import DTYPES, set_arithmetic
+from .state import load_newest_state
+
+if TYPE_CHECKING:
+    from ..config import DistillSettings
+
+NETWORKS = {"fake": "fake score", "generator": "generator"}
+ANOTHER = "another batch"
+SCALINGS = 24  # float16's loss scale may overflow so often before it fits
+LAST = 10**6  # iterations that no run reaches: draws of their own
+
+
+@dataclass(frozen=True)
+class Row:
+    """A gradient g beside float32's g_0. `t` in [t_low, t_high)."""
+
+    network: str
+    precision: str
+    t_low: int
+    t_high: int
+    cosine: float
+    relative_error: float  # |g - g_0| / |g_0|
+    norm_ratio: float  # |g| / |g_0|
+
+
+def check_precision(
+    settings: "DistillSettings",
+    teacher: Path,
+    captions: Sequence[str],
+    images: int,
+    precisions: Sequence[str],
+    bins: int,
+    warmup: int,
+    state: Path | None,
+) -> list[Row]:
+    """Gradients of batches of `images` in each of `precisions`, one batch a bin.
+
+    float32's are kept in the host's memory meanwhile: 2 * (bins + 1) vectors of the network's size.
+
+    Args:
+        bins: equal parts of [t_min, t_max); the rows of the whole range are the means over them.
+        warmup: iterations in float32 before the check, where there is no `state`.
+        state: folder of a run's training state to begin at.
+    """
+    for precision in precisions:
+        if precision not in DTYPES:
+            raise UserError(f"--precision {precision}: expected {', '.join(DTYPES)}")
+    part = math.gcd(images, settings.distill.micro_batch)
+    batches = settings.distill.model_copy(update={"batch": images, "micro_batch": part})
+    settings = settings.model_copy(update={"distill": batches})
+    edges = _edges(settings.distill.t_min, settings.distill.t_max, bins)
+    trainer = _trainer(settings, teacher, captions, "float32")
+    if state is None:
+        for _ in range(warmup):
+            trainer.step()
+    elif load_newest_state(state, trainer) is None:
+        raise UserError(f"--state {state}: no saved state there; expected the state folder of a run")
+    weights = {half: student.master.to("cpu", copy=True) for half, student in trainer.students.items()}
+    reference = list(_gradients(trainer, edges))
+    rows = list(_rows(ANOTHER, reference, _gradients(trainer, edges, first=LAST + bins), edges))
+    del trainer
+    for precision in precisions:
+        trainer = _trainer(settings, teacher, captions, precision)
+        for half, student in trainer.students.items():
+            student.master.copy_(weights[half])
+            student.refresh()
+        rows += _rows(precision, reference, _gradients(trainer, edges), edges)
+        del trainer  # before the next one: both may not fit
+    return rows
+
+
+def write_csv(rows: list[Row], path: Path) -> None:
+    """One line a row; report.precision draws from it."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def _edges(t_min: int, t_max: int, bins: int) -> list[tuple[int, int]]:
+    if not 1 <= bins <= t_max - t_min:
+        raise UserError(f"--bins {bins}: expected 1 to {t_max - t_min}, the number of noise levels")
+    cuts = [t_min + (t_max - t_min) * i // bins for i in range(bins + 1)]
+    return list(pairwise(cuts))
+
+
+def _trainer(settings: "DistillSettings", teacher: Path, captions: Sequence[str], precision: str) -> Trainer:
+    """A Trainer whose weights `_gradients` will not move, whatever is not finite."""
+    changes = {
+        "precision": precision,
+        "nonfinite": "skip",
+        "nonfinite_limit": 10**9,
+        "offload": "none",
+        "compile": False,
+    }
+    denoiser = load_denoiser(teacher).to(device())
+    encoder = TextEncoder.from_directory(teacher).to(device())
+    prompts = PromptSet(encoder, captions, settings.distill.text_cache)
+    distill = settings.distill.model_copy(update=changes)
+    return Trainer(denoiser, prompts, latent_shape(teacher), settings.run, distill)
+
+
+def _gradients(trainer: Trainer, edges: list[tuple[int, int]], first: int = LAST) -> Iterator[dict[str, Tensor]]:
+    """Both networks' gradients (size,) on the host for every bin; draws are those of the iterations from `first`."""
+    set_arithmetic(trainer.settings.precision)
+    settings = trainer.settings
+    for student in trainer.students.values():
+        student.lr = 0.0  # gradients, and no update
+    for iteration, (low, high) in enumerate(edges, first):
+        trainer.iteration = iteration
+        trainer.settings = settings.model_copy(update={"t_min": low, "t_max": high, "lr_final": None})
+        yield {half: _gradient(trainer, half) for half in NETWORKS}
+    trainer.settings = settings
+
+
+def _gradient(trainer: Trainer, half: str) -> Tensor:
+    for _ in range(SCALINGS):
+        trainer._half(half)
+        if torch.isfinite(trainer.gradient.parameters).all():
+            break
+    return trainer.gradient.parameters.to("cpu", copy=True)
+
+
+def _rows(
+    precision: str,
+    reference: list[dict[str, Tensor]],
+    gradients: Iterator[dict[str, Tensor]],
+    edges: list[tuple[int, int]],
+) -> Iterator[Row]:
+    """Each bin, then the whole range."""
+    sums: dict[str, list[Tensor]] = {}
+    for expected, found, (low, high) in zip(reference, gradients, edges, strict=True):
+        for half, name in NETWORKS.items():
+            pair = expected[half], found[half]
+            yield Row(name, precision, low, high, *_compare(*pair))
+            before = sums.get(half)
+            sums[half] = (
+                [g.clone() for g in pair] if before is None else [a.add_(g) for a, g in zip(before, pair, strict=True)]
+            )
+    for half, name in NETWORKS.items():
+        yield Row(name, precision, edges[0][0], edges[-1][1], *_compare(*sums[half]))
+
+
+def _compare(expected: Tensor, found: Tensor) -> tuple[float, float, float]:
+    """Cosine, relative error, ratio of norms; NaN where float16 overflowed at every scale."""
+    size, other = norm(expected).item(), norm(found).item()
+    if not size * other > 0 or not math.isfinite(other):
+        return math.nan, math.nan, math.nan
+    product = (expected.view(-1, ALIGN) * found.view(-1, ALIGN)).sum(dim=1).double().sum().item()
+    return product / (size * other), norm(found - expected).item() / size, other / size
