@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def shipped(**over) -> c.Config:
-    return c.parse_config(c.merge(c.read_yaml(ROOT / "config.yaml"), over))
+    values = c.merge(c.read_yaml(ROOT / "config.yaml"), {"distill": {"train_kimg": 12.8}})
+    return c.parse_config(c.merge(values, over))
 
 
 def stages(config: c.Config, **more) -> dict:
