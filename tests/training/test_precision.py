@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sid_core.training.precision import FIRST_SCALE, GROWTH_INTERVAL, Guard
+from sid_core.training.state import StateWriter, load_newest_state
 from sid_core.training.student import Student
 
 CPU = torch.device("cpu")
@@ -138,3 +139,24 @@ def test_a_restored_guard_goes_on(make_trainer):
     other.restore(guard.saved())
     assert other.saved() == guard.saved()
     assert other.scale == FIRST_SCALE / 8
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_restored_run_goes_on_with_the_same_bits(make_trainer, tmp_path, precision):
+    def make():
+        return make_trainer(precision=precision, adam_beta1=0.5)
+
+    whole, first, second = make(), make(), make()
+    for _ in range(4):
+        whole.step()
+    for _ in range(2):
+        first.step()
+    with StateWriter(tmp_path, keep=1) as writer:
+        writer.write(first, {})
+    assert load_newest_state(tmp_path, second) == {}
+    for _ in range(2):
+        second.step()
+    assert torch.equal(whole.ema_weights, second.ema_weights)
+    for one, other in zip(whole.students.values(), second.students.values(), strict=True):
+        assert torch.equal(one.master, other.master)
+        assert one.guard.saved() == other.guard.saved()
