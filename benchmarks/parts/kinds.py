@@ -62,7 +62,7 @@ def draw(spent: dict[str, float], title: str, path: Path) -> None:
         names, values = list(spent)[::-1], [1000 * s for s in spent.values()][::-1]
         bars = axes.barh(names, values, color=LIGHT.generator, height=0.65)
         axes.bar_label(
-            bars, [f"{value / total / 10:.0%}" for value in values], padding=3, color=LIGHT.faint, fontsize=8
+            bars, [f"{value / total / 1000:.0%}" for value in values], padding=3, color=LIGHT.faint, fontsize=8
         )
         axes.grid(False, axis="y")
         axes.set_xlabel("ms an iteration")

@@ -63,7 +63,8 @@ def test_micro_batches_add_kernels_and_no_work():
     one, two = (count("small", 2.0, batch=2, micro_batch=n) for n in (2, 1))
     assert one.flops == two.flops
     assert one.kernels.total() < two.kernels.total() < 2 * one.kernels.total()
-    assert one.kernels["_fused_adam_"] == two.kernels["_fused_adam_"] == 2
+    for work in (one, two):  # one update for each network
+        assert sum(n for name, n in work.kernels.items() if "fused_adam" in name) == 2
 
 
 def test_kernels_of_an_iteration_do_not_grow():
@@ -84,25 +85,25 @@ def test_every_prompt_is_encoded_once_and_the_empty_one_once_a_run():
             return self.encode([""])
 
     encoder = Encoder()
-    trainer = dry_run.make_trainer(SMALL, "meta", batch=6, micro_batch=2, prompt_dropout=0.5)
+    trainer = dry_run.make_trainer(SMALL, "meta", batch=6, micro_batch=6, prompt_dropout=0.5)
     prompts = PromptSet(encoder, [f"prompt {i}" for i in range(1000)], 0)
     prompts_type = type(
         "Prompts", (), {"__len__": lambda _: 1000, "__call__": lambda _, *asked: prompts(*asked).to("meta")}
     )
     trainer.prompts = prompts_type()
     trainer.prompts.empty = prompts.empty.to("meta")
-    for _ in range(3):
+    for _ in range(2):
         trainer.step()
     assert encoder.encoded.count("") == 1
-    assert len(encoder.encoded) == 1 + 3 * 2 * 6  # iterations, halves, batch
+    assert len(encoder.encoded) == 1 + 2 * 2 * 6  # iterations, halves, batch
 
 
 # --- the scripts -------------------------------------------------------------------------------------------------------
 
-# as on a machine that has torch, diffusers and safetensors alone: the others are not found
+# as on a machine that has torch, diffusers, transformers and safetensors alone: the others are not found
 WITHOUT = """
 import importlib.machinery, runpy, sys
-ABSENT = {"pydantic", "mlflow", "snakemake", "pandas", "open_clip", "matplotlib", "transformers"}
+ABSENT = {"pydantic", "mlflow", "snakemake", "pandas", "open_clip", "matplotlib"}
 class Finder(importlib.machinery.PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
