@@ -189,8 +189,14 @@ class Distill(Block):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Distill":
+        if self.compile and self.checkpointing:
+            raise ValueError(
+                "compile, checkpointing: what is computed again in backward is not compiled; set one to false"
+            )
         if self.proxy_samples == 1 or (self.keep_best and not self.proxy_samples):
-            raise ValueError(f"proxy_samples={self.proxy_samples}: expected 2, better hundreds, or 0 and keep_best: null")
+            raise ValueError(
+                f"proxy_samples={self.proxy_samples}: expected 2, better hundreds, or 0 and keep_best: null"
+            )
         if self.t_min >= self.t_max:
             raise ValueError(f"t_min={self.t_min}, t_max={self.t_max}: expected t_min < t_max")
         if self.batch % self.micro_batch:

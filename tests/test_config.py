@@ -60,6 +60,8 @@ def test_shipped_config_is_valid_and_complete():
         ({"distill__t_init": 1200}, "distill.t_init=1200: expected less than or equal to 999"),
         ({"distill__t_min": 980}, "t_min=980, t_max=980: expected t_min < t_max"),
         ({"distill__micro_batch": 5}, "micro_batch=5: expected a divisor of batch=32"),
+        ({"distill__compile": True, "distill__checkpointing": True}, "compile, checkpointing: what is computed again"),
+        ({"distill__keep_best": "fid_proxy"}, "proxy_samples=0: expected 2, better hundreds"),
         ({"extra_runs": [{"strategy": "long"}]}, "strategy: long needs a scale"),
         ({"extra_runs": [{"strategy": "short", "scale": 2}]}, "scale=2: short guidance"),
         ({"extra_runs": [{"strategy": "lsg", "scale": 2, "teacher": 3}]}, "belong to strategy: custom"),

@@ -2,6 +2,12 @@
 # running again continues where it was. With several GPUs (resources.distill.gpu) a process trains on each; how many is no part
 # of the result, so it stands in the command alone, where a change reruns nothing.
 WATCHED = CONFIG.distill.proxy_samples > 0
+LIMIT = workflow.global_resources.get("gpu")
+# Snakemake would lower a job's number to the limit, and say nothing
+if workflow.is_main_process and LIMIT is not None and LIMIT.value < gpus(ASKS.distill):
+    raise WorkflowError(
+        f"resources.distill.gpu={ASKS.distill.gpu}: all jobs together may have {LIMIT.value}; add --resources gpu={ASKS.distill.gpu}"
+    )
 
 
 rule distill:
