@@ -50,7 +50,9 @@ def draw(rows: list[dict[str, str]], theme: Theme) -> Figure:
             axes.set_title(network, fontsize=9, loc="left")
             axes.set_xlabel("noise level t")
         panels[0].set_ylabel("relative error of the gradient")
-        panels[0].legend(frameon=False, fontsize=8)
+        figure.legend(
+            *panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=4, frameon=False, fontsize=8
+        )
         return figure
 
 
