@@ -126,7 +126,8 @@ def test_advice_prefers_time_to_memory_and_says_where_nothing_fits():
     ]
     assert memory.advised(rows, "141 GB") == (rows[0], 16)
     assert memory.advised(rows, "40 GB") == (rows[1], 4)  # computing again, 16 would fit
-    assert memory.advised(rows, "24 GB")[0].offload == "ema"
-    assert memory.advised(rows[:1], "24 GB") is None
-    assert "24 GB: nothing fits" in memory.advice(rows[:1])
+    assert memory.advised(rows, "24 GB") is None  # drawing samples brings the averages back
+    assert "24 GB: nothing fits" in memory.advice(rows)
+    light = memory.Row("bfloat16", True, "none", prediction(20, 0.8))
+    assert memory.advised([*rows, light], "24 GB") == (light, 4)
     assert len(memory.to_markdown(rows).splitlines()) == 2 + len(rows)
