@@ -51,9 +51,7 @@ def test_a_mistake_is_one_message_without_traceback(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr == (
-        "error: settings.yaml: prompts: train=3: expected a caption file with source: file\n"
-    )
+    assert done.stderr == ("error: settings.yaml: prompts: train=3: expected a caption file with source: file\n")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["settings.yaml"]
 
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ..method import Denoiser, Guidance, fake_score_loss, generator_loss, n_step
-from ..models.text import PromptSet
 from .distributed import World
 from .flat import Layout, norm
 from .health import TrainingStopped
@@ -23,6 +22,7 @@ from .student import Gradient, Student
 
 if TYPE_CHECKING:
     from ..config import Distill, Run
+    from ..models.text import PromptSet
 
 # of one half each: means over the batch, so that micro-batches and processes add up
 FAKE = ("fake_loss",)
@@ -47,7 +47,7 @@ class Trainer:
     def __init__(
         self,
         teacher: Denoiser,
-        prompts: PromptSet,
+        prompts: "PromptSet",
         latent_shape: tuple[int, int, int],
         run: "Run",
         settings: "Distill",

@@ -103,7 +103,7 @@ def test_every_prompt_is_encoded_once_and_the_empty_one_once_a_run():
 # as on a machine that has torch, diffusers, transformers and safetensors alone: the others are not found
 WITHOUT = """
 import importlib.machinery, runpy, sys
-ABSENT = {"pydantic", "mlflow", "snakemake", "pandas", "open_clip", "matplotlib"}
+ABSENT = {"pydantic", "mlflow", "snakemake", "pandas", "transformers", "open_clip", "matplotlib"}
 class Finder(importlib.machinery.PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):

@@ -43,7 +43,8 @@ def teacher_of(wildcards):
     return f"{RESULTS}/{teacher_folder(IMPORTED.get(wildcards.run))}/manifest.json"
 
 
-if workflow.dryrun:
+# Snakemake tells a Snakefile nothing of a dry run
+if any(re.fullmatch(r"--dry-?run|-\w*n\w*", argument) for argument in sys.argv[1:]):
     print(to_text(CONFIG, int(has_gpu())), file=sys.stderr)
 
 
