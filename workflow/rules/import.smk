@@ -8,12 +8,12 @@ rule import_generator:
         record=f"{RESULTS}/runs/{{run}}/generator/generator.json",
         config=f"{RESULTS}/runs/{{run}}/generator/unet/config.json",
         weights=f"{RESULTS}/runs/{{run}}/generator/unet/diffusion_pytorch_model.safetensors",
-    wildcard_constraints:
-        run=any_of(IMPORTED),
     log:
         f"{RESULTS}/logs/import/{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/import/{{run}}.tsv"
+    wildcard_constraints:
+        run=any_of(IMPORTED),
     conda:
         "../../environment.yml"
     threads: ASKS.teacher.threads
