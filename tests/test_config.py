@@ -142,7 +142,7 @@ def test_baselines_and_shards():
     names = [baseline.name for baseline in c.baselines(parsed)]
     assert names[0] == "teacher-cfg1-2steps"
     assert names[-2:] == ["vae", "real"]
-    assert len(names) == 2 * 5 + 2
+    assert len(names) == 2 * 3 + 2
     assert c.shards(parsed) == ["00000", "00001", "00002"]
 
 

@@ -23,8 +23,8 @@ def test_jobs_follow_runs_seeds_shards_and_baselines():
     planned = stages(shipped(seeds=[0, 1], generate={"samples_per_shard": 1000}))
     assert planned["distill 12.8 kimg"].jobs == 4 * 2
     assert planned["generate"].jobs == 4 * 2 * 5
-    assert planned["features"].jobs == (4 * 2 + 5 + 2) * 5
-    assert planned["score"].jobs == 4 * 2 + 5 + 2
+    assert planned["features"].jobs == (4 * 2 + 3 + 2) * 5
+    assert planned["score"].jobs == 4 * 2 + 3 + 2
 
 
 def test_hours_gpu_hours_and_disk_of_a_distillation():
