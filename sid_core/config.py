@@ -253,6 +253,9 @@ class FeatureSettings(Block):
     clip_strict: bool = Field(
         False, description="lower 63 of 256 levels by one before CLIP, as the published script's rounding does"
     )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of both networks; 16 bits are faster on a GPU, and another protocol"
+    )
     caption_prefix: str = Field("", description="put before a caption for the CLIP score")
     image_size: Count | None = Field(None, description="centre crop and LANCZOS to this side first; null: as stored")
     feature_size: Count | None = Field(

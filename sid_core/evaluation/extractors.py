@@ -1,6 +1,6 @@
 """The two networks that look at images: a feature network for FID and its kin, and an open_clip model.
 
-They run on a GPU where there is one, in float32. What identifies them in a protocol is the sha256 of their weights.
+They run on a GPU where there is one, in float32 or under autocast in 16 bits. What identifies them in a protocol is the sha256 of their weights.
 """
 
 import json
@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ..errors import UserError
 from ..machine import device
 from ..models.feature_network import load_feature_network
+from .devices import DTYPES
 from .networks import clip_weights, feature_weights
 
 if TYPE_CHECKING:
@@ -39,18 +41,23 @@ def _published_levels() -> np.ndarray:
 PUBLISHED_LEVELS = _published_levels()
 
 
+def _arithmetic(device: str, dtype: torch.dtype) -> torch.autocast:
+    """Autocast to 16 bits; in float32 it does nothing."""
+    return torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
+
+
 class Features:
     """The feature network, and what the protocol calls it."""
 
-    def __init__(self, setting: str, sha256: str | None = None):
+    def __init__(self, setting: str, sha256: str | None = None, precision: str = "float32"):
         path, self.sha256 = feature_weights(setting, sha256)
-        self._device = device()
+        self._device, self._dtype = device(), DTYPES[precision]
         self._network = load_feature_network(path).to(self._device)
 
     @classmethod
     def of(cls, settings: "FeatureSettings") -> "Features":
         """The one that the settings name."""
-        return cls(settings.feature_network, settings.feature_network_sha256)
+        return cls(settings.feature_network, settings.feature_network_sha256, settings.precision)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> Tensor:
@@ -66,18 +73,26 @@ class Features:
                 f"{images[0].shape[0]} x {images[0].shape[1]}; set feature_size: {size}"
             )
         batch = torch.from_numpy(np.stack(images)).to(self._device).permute(0, 3, 1, 2).float()
-        return self._network(batch).float().cpu()
+        with _arithmetic(self._device, self._dtype):
+            return self._network(batch).float().cpu()
 
 
 class Clip:
     """The open_clip model, and what the protocol calls it."""
 
-    def __init__(self, setting: str, revision: str | None = None, sha256: str | None = None, strict: bool = False):
+    def __init__(
+        self,
+        setting: str,
+        revision: str | None = None,
+        sha256: str | None = None,
+        strict: bool = False,
+        precision: str = "float32",
+    ):
         import open_clip
 
         path, self.sha256 = clip_weights(setting, revision, sha256)
         name = f"local-dir:{path.parent}"
-        self._device, self._strict = device(), strict
+        self._device, self._strict, self._dtype = device(), strict, DTYPES[precision]
         try:
             # without require_pretrained, weights that are not found are random ones, silently
             model, _, self._preprocess = open_clip.create_model_and_transforms(
@@ -92,7 +107,9 @@ class Clip:
     @classmethod
     def of(cls, settings: "FeatureSettings") -> "Clip":
         """The one that the settings name."""
-        return cls(settings.clip, settings.clip_revision, settings.clip_sha256, settings.clip_strict)
+        return cls(
+            settings.clip, settings.clip_revision, settings.clip_sha256, settings.clip_strict, settings.precision
+        )
 
     def images(self, images: Sequence[np.ndarray]) -> Tensor:
         """Embeddings (B, E) float32 of unit length, of images (H, W, 3) uint8."""
@@ -106,17 +123,17 @@ class Clip:
     def encode(self, prepared: Sequence[Tensor]) -> Tensor:
         """Embeddings (B, E) float32 of unit length, of what `prepare` returned."""
         batch = torch.stack(list(prepared)).to(self._device)
-        return self._model.encode_image(batch, normalize=True).float().cpu()
+        with _arithmetic(self._device, self._dtype):
+            return normalize(self._model.encode_image(batch).float(), dim=-1).cpu()
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Embeddings (N, E) float32 of unit length; a text that repeats is encoded once."""
         rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         distinct = list(rows)
-        encoded = [
-            self._model.encode_text(self._tokenize(distinct[i : i + TEXTS]).to(self._device), normalize=True)
-            .float()
-            .cpu()
-            for i in range(0, len(distinct), TEXTS)
-        ]
-        return torch.cat(encoded)[torch.tensor([rows[text] for text in texts])]
+        with _arithmetic(self._device, self._dtype):
+            encoded = [
+                self._model.encode_text(self._tokenize(distinct[i : i + TEXTS]).to(self._device)).float()
+                for i in range(0, len(distinct), TEXTS)
+            ]
+        return normalize(torch.cat(encoded), dim=-1).cpu()[torch.tensor([rows[text] for text in texts])]

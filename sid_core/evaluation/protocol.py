@@ -30,6 +30,8 @@ def image_record(settings: "FeatureSettings") -> dict:
         "feature_resize": settings.feature_size and "clean-fid: PIL bicubic, float, per channel",
         "clip_resize": "open_clip preprocessing of the same image"
         + (", its levels rounded as the published script does" if settings.clip_strict else ""),
+        # said where it is not what everyone expects, so that float32 keeps its hash
+        **({} if settings.precision == "float32" else {"network_precision": settings.precision}),
     }
 
 

@@ -216,6 +216,19 @@ def test_strict_is_the_round_trip_of_tensors(parts):
     assert not torch.equal(strict.prepare(image), plain.prepare(image))
 
 
+def test_16_bits_are_near_and_of_unit_length(parts):
+    exact, fast = (Clip(str(parts / "clip"), precision=precision) for precision in ("float32", "bfloat16"))
+    images = pictures(3, 32)
+    for a, b in ((exact.images(images), fast.images(images)), (exact.texts(["a", "b"]), fast.texts(["a", "b"]))):
+        assert not torch.equal(a, b)
+        torch.testing.assert_close(b.norm(dim=-1), torch.ones(len(b)))
+        assert (a * b).sum(-1).min() > 0.99
+    network = str(parts / "inception-2015-12-05.pt")
+    exact, fast = (Features(network, precision=precision)(photos(2, 299)) for precision in ("float32", "bfloat16"))
+    assert not torch.equal(exact, fast)
+    torch.testing.assert_close(exact, fast, rtol=0.05, atol=0.05)
+
+
 # --- settings and the stage ------------------------------------------------------------------------------------------------------
 
 

@@ -106,6 +106,15 @@ def test_strict_is_a_protocol_of_its_own(evaluate_settings):
     assert ";" not in differences(plain, strict)
 
 
+def test_16_bit_networks_are_a_protocol_of_their_own(evaluate_settings):
+    plain, fast = (
+        protocol_record(evaluate_settings(precision=precision), CAPTIONS, WEIGHTS, REFERENCE, "cpu")
+        for precision in ("float32", "bfloat16")
+    )
+    assert differences(plain, fast) == "images.network_precision: None, bfloat16"
+    assert protocol_hash(plain) != protocol_hash(fast)
+
+
 def test_versions_are_those_installed():
     import torch
 
