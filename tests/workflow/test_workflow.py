@@ -205,7 +205,7 @@ def test_a_deleted_intermediate_is_noticed(finished):
     ("blocks", "rules"),
     [
         ({"evaluate": {"neighbours": 4}}, {"score"}),
-        ({"evaluate": {"caption_prefix": "a picture of "}}, {"reference", "features", "score"}),
+        ({"evaluate": {"caption_prefix": "a picture of "}}, {"extractors", "reference", "features", "score"}),
         ({"generate": {"seed": 7}}, {"generate_run", "generate_baseline", "features", "score"}),
         ({"baselines": {"guidance_scales": [1.5, 2]}}, {"generate_baseline", "features", "score"}),
         ({"distill": {"lr": 2e-4}}, {"distill", "generate_run", "features", "score"}),
