@@ -303,6 +303,10 @@ class JobResources(Block):
     mem_mb: Count = 6000
     runtime: str = Field("4h", pattern=r"^[1-9]\d*[mhd]$", description="limit, such as 30m, 12h, 5d")
 
+    def gpus(self, here: int) -> int:
+        """GPUs of a job; `here`: how many it gets where nothing is said."""
+        return here if self.gpu is None else self.gpu
+
 
 class Resources(Block):
     """Of each stage's jobs, in one place."""

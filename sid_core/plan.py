@@ -116,7 +116,4 @@ def _hours(count: float, per_s: float) -> float:
 
 
 def _resolved(config: Config, gpus_here: int) -> dict[str, JobResources]:
-    return {
-        name: asks if asks.gpu is not None else asks.model_copy(update={"gpu": gpus_here})
-        for name, asks in config.resources
-    }
+    return {name: asks.model_copy(update={"gpu": asks.gpus(gpus_here)}) for name, asks in config.resources}

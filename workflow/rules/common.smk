@@ -31,7 +31,7 @@ ASKS = CONFIG.resources
 
 # where nothing is said: on a machine with a GPU one job has it at a time (profile: gpu: 1), without one two run side by side
 def gpus(asks):
-    return int(has_gpu()) if asks.gpu is None else asks.gpu
+    return asks.gpus(int(has_gpu()))
 
 
 # a pattern for these names and nothing else, also where there are none
