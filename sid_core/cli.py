@@ -169,7 +169,7 @@ def _score(given: argparse.Namespace) -> None:
     score(settings, given.features, given.reference, given.captions, given.out)
 
 
-def _compare(given: argparse.Namespace) -> None:
+def _report(given: argparse.Namespace) -> None:
     from .report import compare
 
     compare(config.load_config(given.settings), given.results)
@@ -294,7 +294,7 @@ STAGES = {
     "reference": (_reference, "features of the reference images", "settings out"),
     "features": (_features, "features of a shard of samples", "settings samples captions out"),
     "score": (_score, "FID, CLIP score and more, from features", "settings features reference captions out"),
-    "compare": (_compare, "table, figures and page of an experiment", "settings results"),
+    "report": (_report, "table, figures and page of an experiment", "settings results"),
     "tracking-init": (_tracking_init, "make MLflow's database and experiment", "experiment out"),
     "track": (_track, "mirror an experiment's files to MLflow", "experiment tracking results out"),
     "import-official": (_import_official, "a published checkpoint as a generator", "teacher out"),

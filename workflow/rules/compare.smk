@@ -49,5 +49,5 @@ rule compare:
     message:
         "compare"
     shell:
-        "python -m sid_core compare --settings {input.settings} --results {params.out} --threads {threads}"
+        "python -m sid_core report --settings {input.settings} --results {params.out} --threads {threads}"
         " > {log} 2>&1"
