@@ -1,11 +1,11 @@
-# make run: the whole experiment. make test: the whole suite. Both set up .venv first, once, and again when the lock changes.
+# make run: the whole experiment. make test: the test suite. Both set up .venv first, once, and again when the lock changes.
 PYTHON ?= python3
 UV := 0.13.9
 BIN := .venv/bin
 READY := .venv/.ready
 TRACKING := sqlite:///$(CURDIR)/mlflow.db
 
-.PHONY: run setup test lint ui lock bench assets
+.PHONY: run setup test test-slow lint ui lock bench assets
 
 run: setup
 	$(BIN)/snakemake --cores all
@@ -22,8 +22,16 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
-test: setup
+test: setup chromium
 	$(BIN)/python -m pytest
+
+# what takes an hour: the paper's experiments with every run and shard, in miniature, and long series of faults
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+# tests/browser opens pages in it; where it cannot be installed they fail and say so
+chromium:
+	@command -v chromium > /dev/null || { apt-get -qq update && apt-get -qq install --no-install-recommends chromium; } || true
 
 lint: setup
 	$(BIN)/ruff check .
