@@ -6,6 +6,7 @@ import csv
 import io
 import shutil
 import tarfile
+from collections import Counter
 
 import pytest
 import tiny_parts
@@ -14,7 +15,7 @@ from models import official_style
 from serving import Server
 from test_workflow import ROOT, Project
 
-from sid_core.config import load_config
+from sid_core.config import generators, load_config
 from sid_core.files import read_json
 
 COCO_IMAGES, SAMPLES = 24, 16
@@ -174,3 +175,26 @@ def test_the_whole_graph_is_planned(server, cache, tmp_path, name):
     assert planned.get("distill", 0) == len(config.extra_runs)
     assert planned.get("import_generator", 0) == len(config.imports)
     assert planned["score"] == len(config.extra_runs) + len(config.imports) + 1  # the baseline of `sizes`
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sd15", "sd21-base", "sd21-768", "published"])
+def test_the_whole_graph_runs(server, cache, tmp_path, name):
+    """Every run, import, baseline and shard that a file lists, in the precisions that it says."""
+    shipped = experiment(name)
+    runs = [run.model_dump(mode="json") | {"train_kimg": 0.016} for run in shipped.extra_runs]
+    project = Experiment(
+        tmp_path,
+        name,
+        server,
+        cache,
+        extra_runs=runs,
+        distill={"precision": shipped.distill.precision},
+        generate={"precision": shipped.generate.precision, "samples_per_shard": SAMPLES // 8},
+        baselines={"steps": [2] * bool(shipped.baselines.steps), "guidance_scales": shipped.baselines.guidance_scales},
+    )
+    project.run()
+    kinds = Counter(row["kind"] for row in project.rows().values())
+    assert kinds["generator"] == len(generators(shipped))
+    assert kinds["teacher"] == len(shipped.baselines.guidance_scales) * len(shipped.baselines.steps)
+    assert not project.planned()
