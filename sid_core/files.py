@@ -79,6 +79,14 @@ def digest(value: object) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def flat(values: dict, prefix: str = "") -> dict[str, object]:
+    """A nested record by dotted names: {"a": {"b": 1}} -> {"a.b": 1}."""
+    result = {}
+    for key, value in values.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return result
+
+
 def code_digest(*modules: str | Path) -> str:
     """Digest of Python sources by meaning: comments, blank lines and docstrings do not count.
 
@@ -185,7 +193,7 @@ def lease(folder: str | Path) -> Iterator[None]:
     owner = {"host": host, "pid": pid, "start": _process_start(pid), "job": os.environ.get("SLURM_JOB_ID")}
     payload = json.dumps(owner | {"token": uuid.uuid4().hex})
     with _guard(path):
-        _refuse_living_owner(path, host)
+        _refuse_living_owner(path)
         write_text(path, payload)
     stop = threading.Event()
 
@@ -214,21 +222,31 @@ def _guard(path: Path) -> Iterator[None]:
         yield
 
 
-def _refuse_living_owner(path: Path, host: str) -> None:
-    if not path.is_file():
-        return
-    owner, age_s = read_json(path), time.time() - path.stat().st_mtime
-    if owner["host"] == host:
+def _refuse_living_owner(path: Path) -> None:
+    owner = living_owner(path.parent)
+    if owner is not None:
+        job = f", Slurm job {owner['job']}" if owner["job"] else ""
+        raise UserError(
+            f"{path.parent}: in use by process {owner['pid']} on {owner['host']}{job} (last sign of life {owner['age_s']:.0f} s ago); "
+            "wait for it or stop it, then run again"
+        )
+
+
+def living_owner(folder: str | Path) -> dict | None:
+    """Who holds the lease on `folder`: {"host", "pid", "start", "job", "token", "age_s"}; None where no living process does."""
+    path = Path(folder) / "lease.json"
+    try:
+        owner, age_s = read_json(path), time.time() - path.stat().st_mtime
+    except (UserError, FileNotFoundError):
+        if path.is_file():
+            raise
+        return None
+    if owner["host"] == socket.gethostname():
         start = _process_start(owner["pid"])
         alive = start is not None and start == owner["start"]
     else:
         alive = age_s < 4 * HEARTBEAT_S
-    if alive:
-        job = f", Slurm job {owner['job']}" if owner["job"] else ""
-        raise UserError(
-            f"{path.parent}: in use by process {owner['pid']} on {owner['host']}{job} (last sign of life {age_s:.0f} s ago); "
-            "wait for it or stop it, then run again"
-        )
+    return owner | {"age_s": age_s} if alive else None
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

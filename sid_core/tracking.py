@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from .config import DistillSettings, ImportSettings, load_settings
 from .errors import UserError
-from .files import digest, read_json, sha256_file, write_json
+from .files import digest, flat, read_json, sha256_file, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -230,20 +230,13 @@ def _generator_run(
     store: dict, settings: DistillSettings | ImportSettings, protocol_hash: str | None = None
 ) -> MirroredRun:
     """The MLflow run of a distillation or an import, with its settings as params."""
-    run, flat = settings.run, _flat(settings.model_dump(mode="json", exclude={"run"}))
+    run, others = settings.run, flat(settings.model_dump(mode="json", exclude={"run"}))
     strategy_tags = {"kind": "generator", "strategy": run.strategy, "scale": f"{run.teacher:g}"}
     mirrored = MirroredRun(store, run.name, settings.model_dump(mode="json"), strategy_tags, protocol_hash)
     scales = {f"kappa_{key}": getattr(run, key) for key in ("fake_train", "fake_eval", "teacher")}
-    others = {key: getattr(run, key) for key in ("strategy", "alpha", "num_steps", "seed")}
-    mirrored.params(scales | others | flat)
+    named = {key: getattr(run, key) for key in ("strategy", "alpha", "num_steps", "seed")}
+    mirrored.params(scales | named | others)
     return mirrored
-
-
-def _flat(values: dict, prefix: str = "") -> dict[str, object]:
-    flat = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 # --- while it trains ---------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ it: they may move a last digit, and a table that refused to compare over them wo
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from ..files import digest
+from ..files import digest, flat
 from .images import QUANTISE
 from .shards import captions_sha256
 
@@ -76,14 +76,7 @@ def protocol_hash(record: dict) -> str:
 
 def differences(first: dict, second: dict) -> str:
     """What two protocol records disagree about, for a message: `kid.subsets: 100, 50; samples: 5000, 1000`."""
-    a, b = _flat(first), _flat(second)
+    a, b = flat(first), flat(second)
     return "; ".join(
         f"{key}: {a.get(key)}, {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)
     )
-
-
-def _flat(record: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in record.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
