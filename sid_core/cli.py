@@ -187,6 +187,12 @@ def _track(given: argparse.Namespace) -> None:
     tracking.track(given.experiment, given.results, given.tracking, given.out)
 
 
+def _status(given: argparse.Namespace) -> None:
+    from .status import show
+
+    show(given.results, given.configfile, given.watch)
+
+
 def _sample(given: argparse.Namespace) -> None:
     from .preview import sample
 
@@ -297,6 +303,7 @@ STAGES = {
     "report": (_report, "table, figures and page of an experiment", "settings results"),
     "tracking-init": (_tracking_init, "make MLflow's database and experiment", "experiment out"),
     "track": (_track, "mirror an experiment's files to MLflow", "experiment tracking results out"),
+    "status": (_status, "what is done, running, failed, and how long still", ""),
     "import-official": (_import_official, "a published checkpoint as a generator", "teacher out"),
     "export": (_export, "a generator as a diffusers pipeline with a model card", "generator teacher out"),
     "push": (_push, "upload an exported pipeline to a hub", "pipeline repo"),
@@ -331,6 +338,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     named["distill"].add_argument("--reference-settings", type=Path, help="the settings they were made with")
     named["prompts"].add_argument("--teacher", type=Path, help="counts tokens with its tokenizer")
+    status = named["status"].add_mutually_exclusive_group()
+    status.add_argument("--results", type=Path, help="results/EXPERIMENT, by the settings frozen there")
+    status.add_argument("--configfile", type=Path, help="such as experiments/sd15.yaml (default: config.yaml alone)")
+    named["status"].add_argument("--watch", action="store_true", help="look again every two seconds until all is done")
     named["sample"].add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     named["sample"].add_argument("--teacher", type=Path, help="default: the teacher beside the generator's runs/")
     official = named["import-official"]

@@ -31,7 +31,9 @@ ALLOWED = {
     "machine": set(),
     "sources": BASE,
     "plan": BASE,
-    "cli": BASE | {"plan", "sources", "models", "training", "evaluation", "report", "recipes", "preview", "tracking"},
+    "status": BASE | {"plan"},
+    "cli": BASE
+    | {"plan", "status", "sources", "models", "training", "evaluation", "report", "recipes", "preview", "tracking"},
     "__main__": {"cli"},
 }
 # third-party libraries, and the only parts that may import them
