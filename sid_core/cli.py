@@ -87,7 +87,7 @@ def _prompts(given: argparse.Namespace) -> None:
 def _distill(given: argparse.Namespace) -> None:
     from .files import verify_manifest
     from .models.prompts import training_prompts
-    from .models.vae import ImageCodec
+    from .models.vae import AT_ONCE, ImageCodec
     from .preview import write_grid
     from .sources import stage_digest
     from .tracking import Mirror
@@ -98,7 +98,7 @@ def _distill(given: argparse.Namespace) -> None:
     settings = config.load_settings(config.DistillSettings, given.settings)
     verify_manifest(given.prompts.parent)
     prompts = training_prompts(given.prompts)
-    codec = ImageCodec.from_directory(given.teacher, at_once=4)  # beside a training, which fills a GPU's memory
+    codec = ImageCodec.from_directory(given.teacher, AT_ONCE)
 
     def draw(nimg: int, latents) -> None:
         write_grid(codec.to(latents.device).decode(latents), given.state / "grids" / f"{nimg:08d}.png")
@@ -193,8 +193,14 @@ def _status(given: argparse.Namespace) -> None:
     show(given.results, given.configfile, given.watch)
 
 
+def _serve(given: argparse.Namespace) -> None:
+    from .serve import serve
+
+    serve(given.results, given.port)
+
+
 def _sample(given: argparse.Namespace) -> None:
-    from .preview import sample
+    from .studio import sample
 
     teacher = given.teacher or given.generator.resolve().parents[2] / "teacher"
     sample(given.generator, teacher, given.prompt, given.seed, given.out)
@@ -243,7 +249,7 @@ def _plan_memory(given: argparse.Namespace) -> None:
     from .training import memory
 
     architecture = architectures.of_directory(given.teacher) if given.teacher else architectures.named(given.size)
-    rows = memory.survey(architecture, given.kappa, given.precision)
+    rows = memory.survey(architecture, given.kappa, given.precision, given.gpus)
     print(memory.to_markdown(rows), memory.advice(rows), memory.NOTE, sep="\n\n")
 
 
@@ -304,6 +310,7 @@ STAGES = {
     "tracking-init": (_tracking_init, "make MLflow's database and experiment", "experiment out"),
     "track": (_track, "mirror an experiment's files to MLflow", "experiment tracking results out"),
     "status": (_status, "what is done, running, failed, and how long still", ""),
+    "serve": (_serve, "a page on this machine to try prompts on an experiment's generators", "results"),
     "import-official": (_import_official, "a published checkpoint as a generator", "teacher out"),
     "export": (_export, "a generator as a diffusers pipeline with a model card", "generator teacher out"),
     "push": (_push, "upload an exported pipeline to a hub", "pipeline repo"),
@@ -342,6 +349,7 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--results", type=Path, help="results/EXPERIMENT, by the settings frozen there")
     status.add_argument("--configfile", type=Path, help="such as experiments/sd15.yaml (default: config.yaml alone)")
     named["status"].add_argument("--watch", action="store_true", help="look again every two seconds until all is done")
+    named["serve"].add_argument("--port", type=int, default=7860, help="of 127.0.0.1 (default: 7860; 0: any free one)")
     named["sample"].add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     named["sample"].add_argument("--teacher", type=Path, help="default: the teacher beside the generator's runs/")
     official = named["import-official"]
@@ -359,6 +367,7 @@ def _parser() -> argparse.ArgumentParser:
     teacher.add_argument("--teacher", type=Path, help="a diffusers directory; its weights are not read")
     teacher.add_argument("--size", choices=("sd15", "sd21-base", "sd21-768", "shapes"), help="or one by its name")
     memory.add_argument("--kappa", type=float, default=2.0, help="guidance scale; 1 is no guidance (default: 2)")
+    memory.add_argument("--gpus", type=int, default=1, metavar="N", help="that share the work, with distill.shard: true")
     memory.add_argument(
         "--precision",
         nargs="+",

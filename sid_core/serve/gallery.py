@@ -1,0 +1,106 @@
+"""What of an experiment can be drawn with: its finished generators and their teachers, loaded when first asked for."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config import generators, load_config, teacher_folder
+from ..errors import UserError
+from ..files import read_json, read_lines
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..studio import Studio
+
+EXAMPLES = 12  # evaluation captions offered on the page
+MOST_STEPS = 1000  # of the teacher: its schedule has no more
+LONGEST_PROMPT = 2000  # characters; encoders read 77 tokens
+
+
+class Gallery:
+    """The finished generators of results/EXPERIMENT.
+
+    Raises:
+        UserError: no such folder, no frozen settings, no finished generator in it.
+    """
+
+    def __init__(self, results: Path):
+        if not (results / "config.yaml").is_file():
+            raise UserError(
+                f"--results {results}: has no config.yaml; expected results/EXPERIMENT of a pipeline that was started"
+            )
+        self.results, config = results, load_config(results / "config.yaml")
+        imports = {imported.name: imported for imported in config.imports}
+        self.runs = {
+            run.name: results / teacher_folder(imports.get(run.name))
+            for run in generators(config)
+            if (results / "runs" / run.name / "generator" / "manifest.json").is_file()
+        }
+        if not self.runs:
+            raise UserError(
+                f"{results}/runs: no finished generator yet; `sid-core status --results {results}` says how far they are"
+            )
+        self.experiment = config.experiment
+        self._studios: dict[Path, Studio] = {}
+
+    def describe(self) -> dict:
+        """What the page shows before anything is drawn."""
+        captions = self.results / "prompts" / "evaluation.txt"
+        examples = read_lines(captions, "caption")[: 10 * EXAMPLES] if captions.is_file() else []
+        runs = [self._describe(name) for name in self.runs]
+        return {"experiment": self.experiment, "runs": runs, "examples": list(dict.fromkeys(examples))[:EXAMPLES]}
+
+    def _describe(self, name: str) -> dict:
+        folder = self.results / "runs" / name
+        run = read_json(folder / "generator" / "generator.json")["run"]
+        score = read_json(folder / "score.json") if (folder / "score.json").is_file() else {}
+        return {"name": name, "seed": run["seed"], "fid": score.get("fid"), "clip": score.get("clip")}
+
+    def draw(self, name: str, prompt: str, seed: int) -> tuple[bytes, float, float]:
+        """The PNG that `sid-core sample` would write, seconds of loading, and of drawing.
+
+        Raises:
+            UserError: no such run, an unfit prompt or seed, damaged files.
+        """
+        if name not in self.runs:
+            raise UserError(f"run={name}: expected one of {', '.join(self.runs)}")
+        _check_prompt(prompt)
+        generator = self.results / "runs" / name / "generator"
+        started = time.monotonic()
+        studio = self._studio(self.runs[name])
+        studio.generator(generator)
+        loaded = time.monotonic()
+        return _packed(studio.image(generator, prompt, seed), started, loaded)
+
+    def draw_teacher(self, prompt: str, seed: int, steps: int, guidance_scale: float) -> tuple[bytes, float, float]:
+        """The same, of the teacher."""
+        _check_prompt(prompt)
+        if not 1 <= steps <= MOST_STEPS:
+            raise UserError(f"steps={steps}: expected 1 to {MOST_STEPS}")
+        if not 0 < guidance_scale <= 100:
+            raise UserError(f"guidance_scale={guidance_scale:g}: expected more than 0, at most 100")
+        started = time.monotonic()
+        studio = self._studio(self.results / teacher_folder())
+        assert studio.teacher is not None  # loaded now, not while it is timed
+        loaded = time.monotonic()
+        return _packed(studio.teacher_image(prompt, seed, steps, guidance_scale), started, loaded)
+
+    def _studio(self, teacher: Path) -> "Studio":
+        from ..studio import Studio  # takes seconds, which the page need not wait for
+
+        if teacher not in self._studios:
+            self._studios[teacher] = Studio(teacher)
+        return self._studios[teacher]
+
+
+def _check_prompt(prompt: str) -> None:
+    if not 0 < len(prompt.strip()) <= LONGEST_PROMPT:
+        raise UserError(f"prompt of {len(prompt)} characters: expected 1 to {LONGEST_PROMPT}")
+
+
+def _packed(pixels: "np.ndarray", started: float, loaded: float) -> tuple[bytes, float, float]:
+    from ..preview import factor, to_png
+
+    drawn = time.monotonic()
+    return to_png(pixels, enlarge=factor(len(pixels))), loaded - started, drawn - loaded

@@ -1,0 +1,115 @@
+"""The server behind the page: 127.0.0.1 only, one image at a time, nothing but the standard library."""
+
+import errno
+import json
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Lock
+from typing import ClassVar
+from urllib.parse import parse_qs, urlsplit
+
+from ..errors import UserError
+from .gallery import Gallery
+
+HERE = Path(__file__).parent
+HOST = "127.0.0.1"
+FILES = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:"
+
+
+def serve(results: Path, port: int) -> None:
+    """Serve the page until Ctrl-C.
+
+    Raises:
+        UserError: what `Gallery` raises; a port that is in use or none.
+    """
+    server = make_server(Gallery(results), port)
+    print(f"{server.gallery.experiment}: http://{HOST}:{server.server_port}/ (Ctrl-C ends)", flush=True)
+    with server:
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
+
+
+def make_server(gallery: Gallery, port: int) -> "Server":
+    """Raises UserError where the port cannot be had."""
+    try:
+        return Server(gallery, port)
+    except (OSError, OverflowError) as error:
+        known = {errno.EADDRINUSE: "in use", errno.EACCES: "not allowed"}
+        problem = known.get(getattr(error, "errno", None), "expected 0 to 65535")
+        raise UserError(f"--port {port}: {problem}; choose another, or 0 for any free one") from None
+
+
+class Server(ThreadingHTTPServer):
+    """Answers for one gallery; pages are served while an image is drawn, a second image waits for the first."""
+
+    daemon_threads = True
+
+    def __init__(self, gallery: Gallery, port: int):
+        self.gallery, self.drawing = gallery, Lock()
+        super().__init__((HOST, port), Handler)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """GET / (the page), /experiment.json, and /image?run=… or /image?steps=…&guidance_scale=… with prompt and seed."""
+
+    server: Server
+    protocol_version = "HTTP/1.1"
+    timeout = 60
+    hosts: ClassVar = (HOST, "localhost")
+
+    def do_GET(self) -> None:
+        # a page of another site must neither read this one (DNS rebinding) nor keep the machine busy
+        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        if host not in self.hosts or self.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+            return self._answer(HTTPStatus.FORBIDDEN, "text/plain", b"this page answers to its own machine only")
+        url = urlsplit(self.path)
+        try:
+            if url.path in FILES:
+                name, kind = FILES[url.path]
+                return self._answer(HTTPStatus.OK, kind, (HERE / name).read_bytes())
+            if url.path == "/experiment.json":
+                return self._answer(
+                    HTTPStatus.OK, "application/json", json.dumps(self.server.gallery.describe()).encode()
+                )
+            if url.path == "/image":
+                png, load_s, draw_s = self._draw({key: values[-1] for key, values in parse_qs(url.query).items()})
+                return self._answer(HTTPStatus.OK, "image/png", png, {"X-Load-Seconds": load_s, "X-Seconds": draw_s})
+        except UserError as error:
+            return self._answer(HTTPStatus.BAD_REQUEST, "text/plain", str(error).encode())
+        return self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"no such page")
+
+    def _draw(self, asked: dict[str, str]) -> tuple[bytes, float, float]:
+        def number(key: str, kind: type) -> float:
+            try:
+                return kind(asked.get(key, "0" if key == "seed" else ""))
+            except ValueError:
+                raise UserError(f"{key}={asked.get(key, '')}: expected a number") from None
+
+        prompt, seed, gallery = asked.get("prompt", ""), number("seed", int), self.server.gallery
+        with self.server.drawing:
+            if "run" in asked:
+                return gallery.draw(asked["run"], prompt, seed)
+            return gallery.draw_teacher(prompt, seed, number("steps", int), number("guidance_scale", float))
+
+    def _answer(self, status: HTTPStatus, kind: str, body: bytes, times: dict[str, float] | None = None) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind if kind.startswith("image/") else f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Security-Policy", POLICY)
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Cache-Control", "no-store")
+        for name, seconds in (times or {}).items():
+            self.send_header(name, f"{seconds:.4f}")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Silent: what goes wrong stands on the page."""
