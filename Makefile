@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TRACKING := sqlite:///$(CURDIR)/mlflow.db
 
-.PHONY: run setup test test-slow lint ui lock bench assets
+.PHONY: run setup slurm test test-slow lint ui lock bench assets
 
 run: setup
 	$(BIN)/snakemake --cores all
@@ -21,6 +21,10 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $(READY)
+
+# what `snakemake --profile workflow/profiles/slurm` needs as well
+slurm: setup
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --require-hashes -r requirements-slurm.lock
 
 test: setup chromium
 	$(BIN)/python -m pytest
@@ -45,6 +49,7 @@ ui: setup
 # after a change of the dependencies in pyproject.toml
 lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --group dev pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-deps --group slurm -o requirements-slurm.lock
 
 bench: setup
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

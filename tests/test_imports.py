@@ -31,6 +31,7 @@ ALLOWED = {
     "serve": BASE | {"preview", "studio"},
     "tracking": BASE,
     "machine": set(),
+    "slurm": set(),
     "sources": BASE,
     "plan": BASE,
     "status": BASE | {"plan"},

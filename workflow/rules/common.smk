@@ -6,6 +6,7 @@ from sid_core.config import baselines, dump, generators, parse_config, runs, sha
 from sid_core.errors import UserError
 from sid_core.machine import has_gpu, put_python_first
 from sid_core.plan import to_text
+from sid_core.slurm import adapt
 from sid_core.sources import data_digests, stage_digest
 
 try:
@@ -15,6 +16,7 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 put_python_first()
+adapt(CONFIG.experiment)
 
 RESULTS = f"results/{CONFIG.experiment}"
 DISTILLED = [run.name for run in runs(CONFIG)]
@@ -32,6 +34,11 @@ ASKS = CONFIG.resources
 # where nothing is said: on a machine with a GPU one job has it at a time (profile: gpu: 1), without one two run side by side
 def gpus(asks):
     return asks.gpus(int(has_gpu()))
+
+
+# tried again (`retries` of a profile), a job asks for more: it may have run out of memory
+def memory(asks):
+    return lambda wildcards, attempt: attempt * asks.mem_mb
 
 
 # a pattern for these names and nothing else, also where there are none

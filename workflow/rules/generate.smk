@@ -17,7 +17,7 @@ rule generate_run:
     threads: ASKS.generate.threads
     resources:
         gpu=gpus(ASKS.generate),
-        mem_mb=ASKS.generate.mem_mb,
+        mem_mb=memory(ASKS.generate),
         runtime=ASKS.generate.runtime,
     params:
         generator=subpath(input.generator, parent=True),
@@ -49,7 +49,7 @@ rule generate_baseline:
     threads: ASKS.generate.threads
     resources:
         gpu=gpus(ASKS.generate),
-        mem_mb=ASKS.generate.mem_mb,
+        mem_mb=memory(ASKS.generate),
         runtime=ASKS.generate.runtime,
     params:
         teacher=subpath(input.teacher, parent=True),

@@ -19,7 +19,7 @@ rule import_generator:
     threads: ASKS.teacher.threads
     resources:
         gpu=gpus(ASKS.teacher),
-        mem_mb=ASKS.teacher.mem_mb,
+        mem_mb=memory(ASKS.teacher),
         runtime=ASKS.teacher.runtime,
     params:
         teacher=subpath(input.teacher, parent=True),

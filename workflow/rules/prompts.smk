@@ -17,7 +17,7 @@ rule prompts:
     threads: ASKS.prompts.threads
     resources:
         gpu=gpus(ASKS.prompts),
-        mem_mb=ASKS.prompts.mem_mb,
+        mem_mb=memory(ASKS.prompts),
         runtime=ASKS.prompts.runtime,
     params:
         teacher=subpath(input.teacher, parent=True),

@@ -14,7 +14,7 @@ rule extractors:
     threads: ASKS.teacher.threads
     resources:
         gpu=gpus(ASKS.teacher),
-        mem_mb=ASKS.teacher.mem_mb,
+        mem_mb=memory(ASKS.teacher),
         runtime=ASKS.teacher.runtime,
     params:
         data=DATA["evaluate"],
@@ -42,7 +42,7 @@ rule reference:
     threads: ASKS.reference.threads
     resources:
         gpu=gpus(ASKS.reference),
-        mem_mb=ASKS.reference.mem_mb,
+        mem_mb=memory(ASKS.reference),
         runtime=ASKS.reference.runtime,
     params:
         data=DATA["evaluate"],
@@ -75,7 +75,7 @@ rule features:
     threads: ASKS.features.threads
     resources:
         gpu=gpus(ASKS.features),
-        mem_mb=ASKS.features.mem_mb,
+        mem_mb=memory(ASKS.features),
         runtime=ASKS.features.runtime,
     params:
         data=DATA["evaluate"],
@@ -106,7 +106,7 @@ rule score:
     threads: ASKS.score.threads
     resources:
         gpu=gpus(ASKS.score),
-        mem_mb=ASKS.score.mem_mb,
+        mem_mb=memory(ASKS.score),
         runtime=ASKS.score.runtime,
     params:
         code=stage_digest("evaluation.scoring"),

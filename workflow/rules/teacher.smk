@@ -18,7 +18,7 @@ rule teacher:
     threads: ASKS.teacher.threads
     resources:
         gpu=gpus(ASKS.teacher),
-        mem_mb=ASKS.teacher.mem_mb,
+        mem_mb=memory(ASKS.teacher),
         runtime=ASKS.teacher.runtime,
     params:
         out=subpath(output.manifest, parent=True),

@@ -1,0 +1,90 @@
+"""What snakemake-executor-plugin-slurm leaves open, for a pipeline of long jobs; the plugin does the rest.
+
+Snakemake that is killed leaves its jobs running, and started again it would submit them a second time. Here a job that makes
+the same files waits in the queue until the first one has ended: a distillation then finds a state that is finished, or goes
+on with it, and no GPU idles meanwhile. (The plugin registers job ids with Snakemake, but each job's own Snakemake writes over
+them.) The plugin also looks ever more seldom, up to 180 s apart, so that the end of a long job goes unnoticed for minutes.
+"""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+from snakemake_interface_common.exceptions import WorkflowError
+from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
+
+NAME = "slurm"
+
+
+def adapt(experiment: str) -> None:
+    """Let the plugin's jobs go on from those of a killed Snakemake, and bear the experiment's name. Call in the Snakefile."""
+    plugin = ExecutorPluginRegistry().plugins.get(NAME)
+    if plugin:  # it is optional
+        plugin.executor = _make(plugin.executor, re.sub(r"[^A-Za-z0-9_-]", "_", experiment)[:50])
+
+
+def _make(upstream: type, prefix: str) -> type:
+    class Executor(upstream):
+        def __post_init__(self, test_mode: bool = False) -> None:
+            self.workflow.executor_settings.jobname_prefix = self.workflow.executor_settings.jobname_prefix or prefix
+            super().__post_init__(test_mode)
+            self._book = Book(Path(self.workflow.workdir_init) / ".snakemake" / "slurm_jobs.jsonl")
+
+        def run_job(self, job) -> None:
+            if job.is_group():  # the plugin's comment names a group's rules, and its wildcards where it has them
+                job.wildcards = list(
+                    dict.fromkeys(value for one in sorted(job.jobs, key=str) for value in one.wildcards)
+                )
+            super().run_job(job)
+
+        def get_partition_arg(self, job) -> str:
+            return super().get_partition_arg(job) + self._book.dependency(job.output)
+
+        def report_job_submission(self, job_info, register_job: bool = True) -> None:
+            self._book.note(job_info.external_jobid, job_info.job.output)
+            super().report_job_submission(job_info, register_job)
+
+        @property
+        def next_seconds_between_status_checks(self) -> int:
+            return self.workflow.executor_settings.init_seconds_before_status_checks
+
+        @next_seconds_between_status_checks.setter
+        def next_seconds_between_status_checks(self, value: int) -> None:
+            """The plugin's growing periods."""
+
+    return Executor
+
+
+class Book:
+    """Which Slurm job makes which files, one line a job; kept beside Snakemake's own records."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        entries = [json.loads(line) for line in lines if line.endswith("}")]  # a killed Snakemake may leave half a line
+        alive = _in_queue() if entries else set()
+        entries = [entry for entry in entries if entry["job"] in alive]
+        self._makers = {name: entry["job"] for entry in entries for name in entry["output"]}
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+
+    def note(self, job: str, output: list[str]) -> None:
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"job": job, "output": [str(name) for name in output]}) + "\n")
+
+    def dependency(self, output: list[str]) -> str:
+        """sbatch's option to wait for those who made these files when this Snakemake started; nothing where nobody did."""
+        jobs = sorted({self._makers[name] for name in map(str, output) if name in self._makers})
+        return f" --dependency=afterany:{':'.join(jobs)}" if jobs else ""
+
+
+def _in_queue() -> set[str]:
+    """Ids of this user's jobs that have not ended.
+
+    Raises:
+        WorkflowError: Slurm does not answer. Not knowing would mean two writers.
+    """
+    asked = subprocess.run(["squeue", "--me", "--noheader", "--array", "--format=%i"], capture_output=True, text=True)
+    if asked.returncode != 0:
+        raise WorkflowError(f"squeue: {asked.stderr.strip()}; run again when Slurm answers")
+    return set(asked.stdout.split())
