@@ -1,15 +1,20 @@
-"""What the experiment found: summary.csv and summary.md, three figures and one offline page, made from files alone."""
+"""What the experiment found: tables, figures and one offline page, made from files alone."""
 
+import io
+from collections.abc import Callable
 from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
 
 from ..config import Config
 from ..files import write_text
-from . import figures, page, samples, summary, table
+from . import curves, entries, figures, health, page, paper, precision, samples, summary, table
 from .theme import Picture, to_png, write_png
 
 
 def compare(config: Config, experiment_dir: str | Path) -> None:
-    """Write summary.csv, summary.md, figures/*.png and report.html of a finished experiment, each whole or not at all.
+    """Write summary.csv, summary.md, convergence.csv, figures/ and report.html of a finished experiment, each whole or not at all.
 
     Everything is read and drawn before the first file is written.
 
@@ -19,22 +24,39 @@ def compare(config: Config, experiment_dir: str | Path) -> None:
     folder = Path(experiment_dir)
     scores = table.read_scores(config, folder)
     rows = table.make_rows(config, folder, scores)
-    entries = summary.make_entries(config, rows)
-    curves = figures.read_curves(config, folder)
-    grid = samples.read_grid(config, folder, entries)
-    skipped = {run.name: int(points["skipped"][-1]) for run, points in curves}
-    warnings = summary.warnings(config, entries, skipped)
+    settings = entries.make_entries(config, rows, scores, entries.read_intervals(folder / "seeds.csv"))
+    logs = curves.read_curves(config, folder)
+    grid = samples.read_grid(config, folder, settings)
+    condition = health.examine(config.distill.alarms, logs, folder)
+    warnings = summary.warnings(config, settings) + health.warnings(condition)
+    csv = {"summary": table.to_csv(rows), "convergence": paper.to_convergence_csv(logs)}
+    frames = {name: pd.read_csv(io.StringIO(text)) for name, text in csv.items()}
 
-    pictures = {
-        "fid_clip": Picture.of(lambda theme, narrow: figures.fid_clip(entries, theme, narrow)),
-        "training": Picture.of(lambda theme, narrow: figures.training(config.distill.alarms, curves, theme, narrow)),
+    draw: dict[str, Callable[[bool], Figure]] = {
+        "fid_clip": lambda narrow: figures.fid_clip(settings, narrow),
+        "training": lambda narrow: curves.training(config.distill.alarms, logs, narrow),
+        "scales": lambda narrow: paper.scales(frames["summary"], narrow),
+        "strategies": lambda narrow: paper.strategies(frames["summary"], narrow),
+        "convergence": lambda narrow: paper.convergence(frames["convergence"], narrow),
+        "precision": lambda narrow: precision.of_experiment(folder, narrow),
     }
-    html = page.render(config, entries, scores, grid, warnings, pictures)
+    pictures, reasons = {}, {}
+    for name, drawing in draw.items():
+        try:
+            pictures[name] = Picture.of(drawing)
+        except paper.NoData as error:
+            reasons[name] = str(error)
+            pictures[name] = Picture.of(lambda narrow, reason=str(error): paper.say(reason))
+    pairs = folder / "pairs.csv"
+    pairs_csv = pairs.read_text(encoding="utf-8") if pairs.is_file() else None
+    html = page.render(config, settings, scores, grid, condition, warnings, pictures, reasons, pairs_csv)
     sheet = to_png(samples.draw(grid))
 
-    write_text(folder / "summary.csv", table.to_csv(rows))
-    write_text(folder / "summary.md", summary.to_markdown(config, entries, warnings))
+    for name, text in csv.items():
+        write_text(folder / f"{name}.csv", text)
+    write_text(folder / "summary.md", summary.to_markdown(config, settings, warnings))
     for name, picture in pictures.items():
-        write_png(folder / "figures" / f"{name}.png", picture.light)
+        write_png(folder / "figures" / f"{name}.png", picture.png)
+        write_text(folder / "figures" / f"{name}.svg", picture.svg)
     write_png(folder / "figures" / "samples.png", sheet)
     write_text(folder / "report.html", html)

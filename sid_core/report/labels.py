@@ -34,7 +34,7 @@ def place(axes: Axes, labels: list[Label]) -> None:
     taken = [text.get_window_extent() for text in axes.texts]
     for label in sorted(labels, key=lambda label: label.bold):
         text = axes.annotate(
-            label.text, (0, 0), (0, 0), xycoords="figure pixels", textcoords="offset pixels", ha="left", va="bottom",
+            label.text, (0, 0), (0, 0), xycoords="figure points", textcoords="offset points", ha="left", va="bottom",
             color=label.colour, fontsize=label.size, fontweight="bold" if label.bold else "normal", linespacing=1.1,
         )  # fmt: skip
         size = text.get_window_extent().size
@@ -46,7 +46,7 @@ def place(axes: Axes, labels: list[Label]) -> None:
         costs = [_cost(box.padded(PADDING), obstacles, taken, axes.bbox) for box in boxes]
         nearness = 0.2 / len(label.points) * np.arange(len(boxes))
         box = boxes[int(np.argmin(costs + nearness))]
-        text.set_position(box.min)
+        text.set_position(box.min * 72 / axes.figure.dpi)
         taken.append(box)
 
 

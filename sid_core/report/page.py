@@ -1,21 +1,24 @@
 """report.html: the whole comparison on one page that needs no network.
 
-Images are data URIs, style and script are inline, and a content security policy forbids anything else. Figures come in a light
-and a dark version. Every text is escaped where it enters the page.
+Images are data URIs, style and script are inline, and a content security policy forbids anything else. What belongs to a run
+carries its name (without its seed) as data-run; page.js selects by it, everywhere at once.
 """
 
-import base64
+import csv
 import io
+import json
 from html import escape
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from ..config import Config, dump
-from .samples import LARGEST, Grid, fit
-from .summary import TABLE, Column, Entry, finding, is_best, notes
-from .table import flat
+from ..config import Config
+from .columns import FURTHER, TABLE, Column, further, guidance, is_best, protocol, steps, with_interval
+from .comparer import comparer
+from .entries import Entry
+from .health import COLUMNS, Health
+from .markup import bullets, caption, figure, plain_table, scrolling, section
+from .provenance import provenance
+from .samples import Grid
+from .summary import finding, notes
 from .theme import Picture
 
 STYLE = Path(__file__).with_name("page.css")
@@ -28,6 +31,13 @@ GROUPS = {
     "real": "Limits",
     "published": "Published",
 }
+TRAINING_WORDS = "A point is a mean over the images since the last one. Dashed: limits of the alarms, which end a run that stays beyond one."
+MORE = {  # title and words of the further figures
+    "scales": ("Scores over guidance scales", "Hollow: trained for longer. Bars: the spread over seeds, or the 95 % interval of a single one."),
+    "strategies": ("Strategies of guidance", "Without guidance, with it in the teacher alone (long), in training of the fake score alone (short), in both (LSG)."),
+    "convergence": ("Convergence", "Measured on few samples for held-out captions: to follow a run by, not to compare with other numbers."),
+    "precision": ("Precision", "How far gradients in 16 bits lie from float32's, by noise level (sid-core check-precision)."),
+}  # fmt: skip
 
 
 def render(
@@ -35,18 +45,28 @@ def render(
     entries: list[Entry],
     scores: dict[str, dict],
     grid: Grid,
+    health: list[Health],
     warnings: list[str],
     pictures: dict[str, Picture],
+    reasons: dict[str, str],
+    pairs_csv: str | None,
 ) -> str:
-    """The page. `pictures` by name: fid_clip, training."""
-    sections = [
-        _section("results", "Results", _table(entries) + _list(notes(entries))),
-        _section("trade-off", "Trade-off", _figure(pictures["fid_clip"], *_trade_off_words(entries), "plain")),
-        _section("samples", "Samples", _samples(grid)),
-        _section("training", "Training", _figure(pictures["training"], *TRAINING_WORDS, "wide")),
-        _section("settings", "Settings and provenance", _provenance(config, scores)),
-    ]
+    """The page. `pictures` by name: fid_clip, training and those of MORE; `reasons`: why one of these shows nothing."""
+    sections = {
+        "results": ("Results", _tables(entries)),
+        "trade-off": ("Trade-off", _trade_off(pictures["fid_clip"], entries)),
+        "samples": ("Images", comparer(grid)),
+        "differences": ("Differences", _differences(pairs_csv)),
+        "training": (
+            "Training",
+            figure(pictures["training"], "Training curves of every run.", TRAINING_WORDS, name="wide"),
+        ),
+        "health": ("Health", plain_table(COLUMNS, ((one.setting, one.cells()) for one in health), "Health")),
+        "figures": ("More figures", _more(pictures, reasons)),
+        "provenance": ("Provenance", provenance(config, scores)),
+    }
     title = escape(config.experiment)
+    links = "".join(f'<a href="#{name}">{escape(heading)}</a>\n' for name, (heading, _) in sections.items())
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -64,9 +84,13 @@ def render(
 <p class="kicker">SiD-LSG, one-step generators compared</p>
 <h1>{title}</h1>
 <p class="finding">{escape(finding(entries))}</p>
-{_list(warnings, "warnings")}</header>
+{bullets(warnings, "warnings")}<nav aria-label="Sections">
+{links}</nav>
+</header>
 <main>
-{"".join(sections)}</main>
+{"".join(section(name, heading, body) for name, (heading, body) in sections.items())}</main>
+<div id="selection" role="status" hidden><p></p><button type="button" aria-label="Clear the selection">✕</button></div>
+<div id="tip" role="tooltip" hidden></div>
 <script>
 {SCRIPT.read_text(encoding="utf-8")}</script>
 </body>
@@ -74,32 +98,30 @@ def render(
 """
 
 
-def _section(name: str, title: str, body: str) -> str:
-    return f'<section id="{name}">\n<h2>{escape(title)}</h2>\n{body}</section>\n'
-
-
-def _list(lines: list[str], name: str = "notes") -> str:
-    items = "".join(f"<li>{escape(line)}</li>\n" for line in lines)
-    return f'<ul class="{name}">\n{items}</ul>\n' if lines else ""
-
-
 # --- results ---------------------------------------------------------------------------------------------------------
 
 
-def _table(entries: list[Entry]) -> str:
-    """The headline table, a body for each kind; page.js sorts within each."""
-    head = "".join(f'<th scope="col"><button type="button">{escape(column.title)}</button></th>' for column in TABLE)
+def _tables(entries: list[Entry]) -> str:
+    """The headline table; the other metrics, and what was not computed, below."""
+    more = [TABLE[0], *further(entries)]
+    rest = f"<details>\n<summary>Further metrics</summary>\n{_table(entries, more, 'Further metrics')}</details>\n"
+    return _table(entries, TABLE, "Results") + (rest if len(more) > 1 else "") + bullets(notes(entries))
+
+
+def _table(entries: list[Entry], columns: list[Column], name: str) -> str:
+    """A body for each kind of row; page.js sorts within each."""
+    head = "".join(f'<th scope="col"><button type="button">{escape(column.title)}</button></th>' for column in columns)
     bodies: dict[str, list[str]] = {}
     for entry in entries:
-        cells = "".join(_cell(entries, entry, column) for column in TABLE)
-        group = GROUPS[entry.kind] + ("" if entry.comparable else ", not comparable")
-        bodies.setdefault(group, []).append(f"<tr>{cells}</tr>\n")
+        cells = "".join(_cell(entries, entry, column) for column in columns)
+        group = GROUPS[entry.kind] + ("" if entry.comparable else f": protocol {protocol(entry)}")
+        bodies.setdefault(group, []).append(f'<tr data-run="{escape(entry.name)}">{cells}</tr>\n')
     body = "".join(
-        f'<tbody>\n<tr class="group"><th colspan="{len(TABLE)}" scope="rowgroup"><span>{escape(group)}</span></th></tr>\n'
+        f'<tbody>\n<tr class="group"><th colspan="{len(columns)}" scope="rowgroup"><span>{escape(group)}</span></th></tr>\n'
         f"{''.join(rows)}</tbody>\n"
         for group, rows in bodies.items()
     )
-    return _scrolling(f'<table class="results">\n<thead><tr>{head}</tr></thead>\n{body}</table>', "Results")
+    return scrolling(f'<table class="results">\n<thead><tr>{head}</tr></thead>\n{body}</table>', name)
 
 
 def _cell(entries: list[Entry], entry: Entry, column: Column) -> str:
@@ -108,100 +130,77 @@ def _cell(entries: list[Entry], entry: Entry, column: Column) -> str:
         text = f"<strong>{text}</strong>"
     sort = "" if value is None else f' data-sort="{escape(str(value))}"'
     if column.title == "Run":
-        return f'<th scope="row"{sort}>{text}</th>'
-    return f'<td class="{"word" if isinstance(value, str) else "number"}"{sort}>{text}</td>'
+        name, text = escape(entry.name), text.removeprefix("published-")  # as the group says
+        return (
+            f'<th scope="row"{sort}><button type="button" data-run="{name}" aria-pressed="false">{text}</button></th>'
+        )
+    return f"<td{sort}>{text}</td>"
 
 
-def _scrolling(body: str, name: str) -> str:
-    """A box that scrolls sideways on a narrow screen, also from the keyboard."""
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}">\n{body}\n</div>\n'
+# --- figures, differences ----------------------------------------------------------------------------------------------
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------
-
-TRAINING_WORDS = (
-    "Training curves of every run.",
-    "A point is a mean over the images since the last one. Dashed: the limits of the alarms, which end a run that stays beyond one.",
-)
-
-
-def _trade_off_words(entries: list[Entry]) -> tuple[str, str]:
-    seeds = max(len(entry.rows) for entry in entries)
-    bars = f"one standard deviation over {seeds} seeds" if seeds > 1 else "one standard error of the metric"
-    return (
-        "FID against CLIP score.",
-        f"Each point carries its guidance scale; down and to the right is better. Error bars: {bars}.",
-    )
-
-
-def _figure(picture: Picture, alt: str, caption: str, name: str) -> str:
-    narrow, dark = "(max-width: 600px)", "(prefers-color-scheme: dark)"
-    sources = {
-        f"{narrow} and {dark}": picture.narrow_dark,
-        narrow: picture.narrow_light,
-        dark: picture.dark,
+def _trade_off(picture: Picture, entries: list[Entry]) -> str:
+    tips = {
+        entry.name: "\n".join(
+            [
+                entry.name,
+                f"guidance {guidance(entry.row)}, {steps(entry.row)}",
+                f"FID {with_interval(entry, 'fid', 2)}",
+                f"CLIP {with_interval(entry, 'clip', 3)}",
+            ]
+        )
+        for entry in entries
     }
-    body = "".join(f'<source media="{media}" srcset="{_data_uri(png)}">\n' for media, png in sources.items())
-    body += f'<img src="{_data_uri(picture.light)}" alt="{escape(alt)}">'
-    return f'<figure class="{name}">\n<picture>\n{body}\n</picture>\n<figcaption>{escape(caption)}</figcaption>\n</figure>\n'
+    seeds = max(len(entry.rows) for entry in entries)
+    words = "Down and to the right is better. Each point carries its guidance scale; point at it for its numbers, click to select its run. Bars: 95 % intervals"
+    words += f", of generators over {seeds} seeds." if seeds > 1 else " of the metric."
+    return figure(picture, "FID against CLIP score", words, tips)
 
 
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def _differences(pairs_csv: str | None) -> str:
+    """Controls and an empty table that page.js fills from pairs.csv."""
+    if not pairs_csv or len(lines := list(csv.DictReader(io.StringIO(pairs_csv)))) == 0:
+        return caption("Not shown: there is no pair of runs with a measured difference (pairs.csv).")
+    titles = {column.key: column.title for column in (*TABLE, *FURTHER) if column.key}
+    metrics = dict.fromkeys(line["metric"] for line in lines)
+    runs = dict.fromkeys(line[end] for end in "ab" for line in lines)
+    numbers = [
+        [
+            line["a"],
+            line["b"],
+            line["metric"],
+            *(float(line[key]) for key in ("difference", "low", "high")),
+            line["better"],
+            line["over"],
+        ]
+        for line in lines
+    ]
 
+    def choice(name: str, label: str, values: dict[str, str]) -> str:
+        options = "".join(f'<option value="{escape(value)}">{escape(text)}</option>' for value, text in values.items())
+        return f'<label>{label} <select id="{name}">{options}</select></label>\n'
 
-def _samples(grid: Grid) -> str:
-    """The same captions and noise down the rows; small images are stored small and enlarged by the browser, pixel by pixel."""
-    head = "".join(f'<th scope="col">{escape(caption)}</th>' for caption in grid.captions)
-    rows = []
-    for row in grid.rows:
-        cells = "".join(
-            f'<td><img src="{_image(image)}" alt="{escape(f"{caption} ({row.name})")}"></td>'
-            for image, caption in zip(row.images, grid.captions, strict=True)
-        )
-        title = escape(row.title).replace("\n", "<br>")
-        rows.append(
-            f'<tr class="{row.kind}"><th scope="row">{title}<small>{escape(row.subtitle)}</small></th>{cells}</tr>\n'
-        )
-    table = (
-        f'<table class="samples">\n<thead><tr><td></td>{head}</tr></thead>\n<tbody>\n{"".join(rows)}</tbody></table>'
+    head = "".join(
+        f'<th scope="col">{title}</th>' for title in ("Than", "Difference", "95 % interval", "", "Verdict", "Over")
     )
-    words = "Not chosen: the first samples with different captions. A column has one caption and, but for real images, one noise."
-    return _scrolling(table, "Samples") + f'<p class="caption">{escape(words)}</p>\n'
-
-
-def _image(image: np.ndarray) -> str:
-    png = io.BytesIO()
-    Image.fromarray(image if max(image.shape) <= LARGEST else fit(image)).save(png, "png", optimize=True)
-    return _data_uri(png.getvalue())
-
-
-# --- provenance ------------------------------------------------------------------------------------------------------
-
-
-def _provenance(config: Config, scores: dict[str, dict]) -> str:
-    first = next(iter(scores.values()))
-    generators = {name: score["generator_sha256"] for name, score in scores.items() if score["generator_sha256"]}
+    table = f'<table class="plain" id="difference">\n<thead><tr>{head}</tr></thead>\n<tbody></tbody></table>'
+    data = json.dumps(numbers, ensure_ascii=False).replace("<", "\\u003c")
     return (
-        "<h3>Protocol</h3>\n"
-        + _pairs({"hash": first["protocol_hash"]} | flat(first["protocol"]))
-        + "<h3>Generators, sha256 of their weights</h3>\n"
-        + _pairs(generators)
-        + "<h3>Versions</h3>\n"
-        + _pairs(_versions(scores))
-        + f"<details>\n<summary>Configuration</summary>\n<pre>{escape(dump(config))}</pre>\n</details>\n"
+        '<div class="controls">\n'
+        + choice("pair-run", "How much more or less is", {run: run for run in runs})
+        + choice("pair-metric", "in", {metric: titles.get(metric, metric) for metric in metrics})
+        + f"</div>\n{scrolling(table, 'Differences')}"
+        + caption(
+            "Paired: of the same captions and noise, or of the same seeds of training. A verdict is given where the 95 % interval leaves out 0."
+        )
+        + f'<script type="application/json" id="pairs">{data}</script>\n'
     )
 
 
-def _versions(scores: dict[str, dict]) -> dict[str, str]:
-    """The versions of all scores put together; where they differ, every one."""
-    found: dict[str, dict[str, None]] = {}
-    for score in scores.values():
-        for name, version in flat(score["versions"]).items():
-            found.setdefault(name, {})[version] = None
-    return {name: "; ".join(versions) for name, versions in found.items()}
-
-
-def _pairs(values: dict[str, str]) -> str:
-    lines = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>\n" for key, value in values.items())
-    return f"<dl>\n{lines}</dl>\n"
+def _more(pictures: dict[str, Picture], reasons: dict[str, str]) -> str:
+    body = ""
+    for name, (title, words) in MORE.items():
+        if name not in reasons:
+            body += f"<h3>{escape(title)}</h3>\n{figure(pictures[name], title, words)}"
+    return body + bullets(f"{MORE[name][0]}: {reason}." for name, reason in reasons.items())

@@ -10,17 +10,35 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..files import write_text
-from .theme import LIGHT, Theme, new_figure, to_png, write_png
+from .paper import NoData
+from .theme import LIGHT, new_figure, to_png, write_png
 
 MARKERS = "osD^vP"
 
 
 def render(folder: Path) -> None:
     """Write gradients.md and gradients.png beside `folder`/gradients.csv."""
-    with open(folder / "gradients.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read(folder / "gradients.csv")
     write_text(folder / "gradients.md", to_markdown(rows))
-    write_png(folder / "gradients.png", to_png(draw(rows, LIGHT)))
+    write_png(folder / "gradients.png", to_png(draw(rows)))
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The lines of gradients.csv."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def of_experiment(folder: Path, narrow: bool = False) -> Figure:
+    """The figure of `folder`/precision/gradients.csv.
+
+    Raises:
+        NoData: it is not there.
+    """
+    path = folder / "precision" / "gradients.csv"
+    if not path.is_file():
+        raise NoData(f"no {path.relative_to(folder)}; sid-core check-precision --out {path.parent} writes it")
+    return draw(read(path), narrow)
 
 
 def to_markdown(rows: list[dict[str, str]]) -> str:
@@ -39,14 +57,15 @@ def to_markdown(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(rows: list[dict[str, str]], theme: Theme) -> Figure:
+def draw(rows: list[dict[str, str]], narrow: bool = False) -> Figure:
     """Relative error against t on a logarithmic axis, a panel for each network and a line for each precision."""
     networks = list(dict.fromkeys(row["network"] for row in rows))
-    with matplotlib.rc_context(theme.rc()):
-        figure = new_figure(6.6, 3.2)
-        panels = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
+    with matplotlib.rc_context(LIGHT.rc()):
+        figure = new_figure(4.4, 2.6 * len(networks)) if narrow else new_figure(6.6, 3.2)
+        shape = (len(networks), 1) if narrow else (1, len(networks))
+        panels = figure.subplots(*shape, sharex=True, sharey=True, squeeze=False).ravel()
         for axes, network in zip(panels, networks, strict=True):
-            _panel(axes, [row for row in rows if row["network"] == network], theme)
+            _panel(axes, [row for row in rows if row["network"] == network])
             axes.set_title(network, fontsize=9, loc="left")
             axes.set_xlabel("noise level t")
         panels[0].set_ylabel("relative error of the gradient")
@@ -56,9 +75,9 @@ def draw(rows: list[dict[str, str]], theme: Theme) -> Figure:
         return figure
 
 
-def _panel(axes: Axes, rows: list[dict[str, str]], theme: Theme) -> None:
+def _panel(axes: Axes, rows: list[dict[str, str]]) -> None:
     axes.set_yscale("log")
-    colours, markers = cycle(theme.lines), cycle(MARKERS)
+    colours, markers = cycle(LIGHT.lines), cycle(MARKERS)
     for precision in dict.fromkeys(row["precision"] for row in rows):
         *bins, whole = (row for row in rows if row["precision"] == precision)
         bins = bins or [whole]

@@ -14,10 +14,12 @@ from PIL import Image, UnidentifiedImageError
 from ..config import Config, scale_name, shards
 from ..errors import UserError
 from ..files import read_json, read_lines, sidecar
-from .summary import Entry, best, rounded, steps
+from .columns import rounded, steps
+from .entries import Entry, best
 from .theme import DPI, LIGHT, new_figure
 
-COLUMNS = 10
+COLUMNS = 10  # of the sheet
+PROMPTS = 24  # to choose from on the page
 TILE = 192  # pixels a sample takes in the sheet, about
 LARGEST = 256  # pixels; larger samples are shrunk
 GAP, GAP_BETWEEN_KINDS, MARGIN, NAMES_WIDTH = 8, 26, 24, 250  # pixels
@@ -36,7 +38,7 @@ class SampleRow:
 
 @dataclass(frozen=True)
 class Grid:
-    """The sheet: rows of samples of the same captions, and which samples they are."""
+    """Rows of samples of the same captions, and which samples they are."""
 
     indices: list[int]
     captions: list[str]
@@ -55,7 +57,7 @@ def read_grid(config: Config, folder: Path, entries: list[Entry]) -> Grid:
     first_with: dict[str, int] = {}
     for index, caption in enumerate(captions):
         first_with.setdefault(caption, index)
-    indices = sorted(first_with.values())[:COLUMNS]
+    indices = sorted(first_with.values())[:PROMPTS]
 
     def row(entry: Entry, title: str) -> SampleRow:
         parent = "runs" if entry.kind == "generator" else "baselines"
@@ -112,10 +114,10 @@ def fit(image: np.ndarray) -> np.ndarray:
 
 
 def draw(grid: Grid) -> Figure:
-    """The sheet, pixel by pixel: captions above the columns, names beside the rows."""
-    tiles = [[fit(image) for image in row.images] for row in grid.rows]
+    """The sheet of the first COLUMNS samples, pixel by pixel: captions above the columns, names beside the rows."""
+    tiles = [[fit(image) for image in row.images[:COLUMNS]] for row in grid.rows]
     height, width = np.max([tile.shape[:2] for line in tiles for tile in line], axis=0)
-    captions = [_wrapped(caption, width) for caption in grid.captions]
+    captions = [_wrapped(caption, width) for caption in grid.captions[:COLUMNS]]
     y = MARGIN + 26 * max(caption.count("\n") + 1 for caption in captions)
     starts = []
     for row, before in zip(grid.rows, [None, *grid.rows[:-1]], strict=True):

@@ -1,161 +1,10 @@
-"""The readable table (summary.md, and the head of the page): one line a setting, seeds put together, numbers rounded.
+"""The experiment in words: what was found, what limits it, and summary.md, a line a setting."""
 
-A number's error is the standard deviation over seeds where there are several, else the standard error of the metric. It
-decides the rounding: its two leading digits are shown, and the value to the same place.
-"""
-
-import math
-import statistics
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from ..config import Config, Run, generators, runs, scale_name
-from .table import Row
+from ..config import Config
+from .columns import TABLE, Column, further, is_best, protocol, rounded, steps
+from .entries import Entry, best
 
 FEW_SEEDS = 3
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One setting over its seeds."""
-
-    name: str  # of the run, without its seed
-    kind: str
-    rows: tuple[Row, ...]
-    comparable: bool  # by protocol, with this experiment's own rows
-    swept: bool = False  # one of the LSG scales: the curve of the trade-off
-
-    @property
-    def row(self) -> Row:
-        """The first seed's row: what its seeds share can be read from it."""
-        return self.rows[0]
-
-    def estimate(self, column: str) -> tuple[float, float | None] | None:
-        """Value and error of a column: mean and standard deviation over seeds, or the value and its standard error."""
-        values = [getattr(row, column) for row in self.rows]
-        if None in values:
-            return None
-        if len(values) > 1:
-            return statistics.fmean(values), statistics.stdev(values)
-        return values[0], getattr(self.row, f"{column}_se", None)
-
-
-def make_entries(config: Config, rows: list[Row]) -> list[Entry]:
-    """Rows put together over seeds, in the order of the rows."""
-    by_name = {run.name: run for run in generators(config)}
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(base_name(by_name[row.run]) if row.kind == "generator" else row.run, []).append(row)
-    protocol = rows[0].protocol
-    return [
-        Entry(
-            name=name,
-            kind=group[0].kind,
-            rows=tuple(group),
-            comparable=group[0].protocol == protocol,
-            swept=group[0].kind == "generator" and _is_swept(config, by_name[group[0].run]),
-        )
-        for name, group in groups.items()
-    ]
-
-
-def base_name(run: Run) -> str:
-    """The name of a run without its seed."""
-    return run.name.removesuffix(f"-seed{run.seed}") if run.seed else run.name
-
-
-def _is_swept(config: Config, run: Run) -> bool:
-    usual = (config.distill.alpha, config.distill.num_steps)
-    return run.strategy == "lsg" and (run.alpha, run.num_steps) == usual and run in runs(config)
-
-
-def best(entries: list[Entry], kind: str, column: str) -> Entry | None:
-    """The entry of a kind with the lowest FID or the highest CLIP score."""
-    sign = {"fid": 1, "clip": -1}[column]
-    return min((e for e in entries if e.kind == kind), key=lambda e: sign * e.estimate(column)[0], default=None)
-
-
-# --- rounding --------------------------------------------------------------------------------------------------------
-
-
-def rounded(estimate: tuple[float, float | None] | None, decimals: int) -> str:
-    """'33.71 ± 0.43': two digits of the error, the value to the same place; without an error, `decimals` places."""
-    if estimate is None:
-        return "—"
-    value, error = estimate
-    if not error:
-        return f"{value:.{decimals}f}"
-    places = min(max(1 - math.floor(math.log10(error)), 0), 4)
-    return f"{value:.{places}f} ± {error:.{places}f}"
-
-
-def _speed(entry: Entry) -> str:
-    estimate = entry.estimate("images_per_s")
-    if estimate is None:
-        return "—"
-    return f"{estimate[0]:,.0f}" if estimate[0] >= 100 else f"{estimate[0]:.3g}"
-
-
-def steps(row: Row) -> str:
-    """'one step', '8 steps': network evaluations per image."""
-    return "one step" if row.nfe == 1 else f"{row.nfe} steps"
-
-
-def guidance(row: Row) -> str:
-    """'3' where all scales agree (and for a teacher), else kappa_1 / kappa_2,3 / kappa_4."""
-    scales = [k for k in (row.kappa_fake_train, row.kappa_fake_eval, row.kappa_teacher) if k is not None]
-    return " / ".join(scale_name(k) for k in (scales if len(set(scales)) > 1 else scales[:1])) or "—"
-
-
-def _protocol(entry: Entry) -> str:
-    return entry.row.protocol if entry.comparable else f"{entry.row.protocol} (not comparable)"
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the readable table; `value` sorts it."""
-
-    title: str
-    text: Callable[[Entry], str]
-    value: Callable[[Entry], float | str | None]
-    key: str | None = None  # the column of summary.csv
-
-
-def _metric(title: str, key: str, decimals: int) -> Column:
-    def value(entry: Entry) -> float | None:
-        estimate = entry.estimate(key)
-        return None if estimate is None else estimate[0]
-
-    return Column(title, lambda entry: rounded(entry.estimate(key), decimals), value, key)
-
-
-def _kimg(entry: Entry) -> str:
-    return "—" if entry.row.train_kimg is None else f"{entry.row.train_kimg:,.10g}"
-
-
-TABLE = [
-    Column("Run", lambda e: e.name, lambda e: e.name),
-    Column("Guidance", lambda e: guidance(e.row), lambda e: e.row.kappa_teacher),
-    Column("NFE", lambda e: str(e.row.nfe or "—"), lambda e: e.row.nfe),
-    Column("kimg", _kimg, lambda e: e.row.train_kimg),
-    _metric("FID ↓", "fid", 2),
-    _metric("FID∞ ↓", "fid_inf", 2),
-    _metric("CLIP ↑", "clip", 3),
-    _metric("KID ↓", "kid", 4),
-    _metric("Precision ↑", "precision", 3),
-    _metric("Recall ↑", "recall", 3),
-    _metric("ε-error ↓", "teacher_eps_error", 3),
-    Column("Images/s", _speed, lambda e: (e.estimate("images_per_s") or (None,))[0]),
-    Column("Protocol", _protocol, _protocol),
-]
-
-
-def is_best(entries: list[Entry], entry: Entry, key: str | None) -> bool:
-    """Whether a cell is the lowest FID or the highest CLIP score of the generators."""
-    return key in ("fid", "clip") and best(entries, "generator", key) is entry
-
-
-# --- words -----------------------------------------------------------------------------------------------------------
 
 
 def notes(entries: list[Entry]) -> list[str]:
@@ -198,8 +47,8 @@ def finding(entries: list[Entry]) -> str:
     return f"{text}. Highest CLIP score: {rounded(clip.estimate('clip'), 3)} ({clip.name})."
 
 
-def warnings(config: Config, entries: list[Entry], skipped: dict[str, int]) -> list[str]:
-    """What limits the conclusions. `skipped`: updates each run left out for want of finite numbers."""
+def warnings(config: Config, entries: list[Entry]) -> list[str]:
+    """What limits the conclusions."""
     result = []
     foreign = [entry for entry in entries if not entry.comparable]
     if foreign:
@@ -214,9 +63,6 @@ def warnings(config: Config, entries: list[Entry], skipped: dict[str, int]) -> l
     wanted = config.generate.samples
     for row in (row for entry in entries if entry.kind != "published" for row in entry.rows if row.samples != wanted):
         result.append(f"Partial: {row.run} was scored on {row.samples:,} samples, the configuration says {wanted:,}.")
-    for name, count in skipped.items():
-        if count:
-            result.append(f"Skipped: {name} left out {count:,} updates whose loss or gradient was not finite.")
     if len(config.seeds) < FEW_SEEDS:
         seeds = "one seed" if len(config.seeds) == 1 else f"{len(config.seeds)} seeds"
         result.append(
@@ -241,14 +87,16 @@ def to_markdown(config: Config, entries: list[Entry], warnings: list[str]) -> st
 
 
 def _markdown_table(entries: list[Entry]) -> str:
+    columns = [*TABLE, *further(entries), Column("Protocol", protocol, protocol)]
+
     def cell(entry: Entry, column: Column) -> str:
         text = column.text(entry).replace("|", "\\|")
         return f"**{text}**" if is_best(entries, entry, column.key) else text
 
     left = {"Run", "Protocol"}
     lines = [
-        " | ".join(column.title for column in TABLE),
-        " | ".join("---" if c.title in left else "---:" for c in TABLE),
+        " | ".join(column.title for column in columns),
+        " | ".join("---" if c.title in left else "---:" for c in columns),
     ]
-    lines += [" | ".join(cell(entry, column) for column in TABLE) for entry in entries]
+    lines += [" | ".join(cell(entry, column) for column in columns) for entry in entries]
     return "\n".join(f"| {line} |" for line in lines)

@@ -6,52 +6,70 @@ and no hash, and stand there to be looked at: `comparable` says whether they may
 
 import csv
 import io
-import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ..config import Baseline, Config, Run, baselines, generators
 from ..errors import UserError
-from ..files import MANIFEST, read_json
+from ..files import MANIFEST, flat, read_json
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 PUBLISHED_PROTOCOL = "coco2014-30k"
 PUBLISHED_SAMPLES = 30_000  # part of that protocol
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of summary.csv; its fields are the columns. None is an empty cell: not measured, or without meaning there."""
+    """One line of summary.csv; its fields are the columns. None is an empty cell: not measured, or without meaning there.
+
+    `low` and `high` are the ends of 95 % intervals, `se` standard errors.
+    """
 
     run: str
     kind: str  # generator | teacher | vae | real | published
     teacher: str
-    strategy: str | None
-    kappa_fake_train: float | None
-    kappa_fake_eval: float | None
-    kappa_teacher: float | None  # of a teacher row: its guidance scale
-    seed: int | None  # of the training
+    strategy: str | None = None
+    kappa_fake_train: float | None = None
+    kappa_fake_eval: float | None = None
+    kappa_teacher: float | None = None  # of a teacher row: its guidance scale
+    seed: int | None = None  # of the training
     nfe: int
-    train_kimg: float | None
+    train_kimg: float | None = None
     samples: int
     fid: float
-    fid_se: float | None
-    fid_inf: float | None
+    fid_se: float | None = None
+    fid_low: float | None = None
+    fid_high: float | None = None
+    fid_inf: float | None = None
     clip: float  # mean cosine, not times 100
-    clip_se: float | None
-    kid: float | None
-    precision: float | None
-    recall: float | None
-    teacher_eps_error: float | None
-    images_per_s: float | None  # of generation
+    clip_se: float | None = None
+    clip_low: float | None = None
+    clip_high: float | None = None
+    kid: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    density: float | None = None
+    coverage: float | None = None
+    cmmd: float | None = None
+    vendi: float | None = None
+    fd_dinov2: float | None = None
+    hps: float | None = None
+    pickscore: float | None = None
+    teacher_eps_error: float | None = None
+    images_per_s: float | None = None  # of generation
     protocol: str
-    protocol_hash: str | None
-    generator_sha256: str | None
+    protocol_hash: str | None = None
+    generator_sha256: str | None = None
 
 
 COLUMNS = [field.name for field in fields(Row)]
-SCORE_KEYS = ["nfe", *COLUMNS[COLUMNS.index("samples") :], "versions"]  # of score.json
+BOUNDED = ("fid", "clip")  # their intervals have columns
+# of score.json; what else COLUMNS names is empty where it was not computed
+SCORE_KEYS = (
+    *("samples", "fid", "fid_se", "fid_inf", "clip", "clip_se", "kid", "precision", "recall", "teacher_eps_error"),
+    *("nfe", "images_per_s", "protocol", "protocol_hash", "generator_sha256", "versions"),
+)
 
 
 def score_path(folder: Path, item: Run | Baseline) -> Path:
@@ -83,17 +101,6 @@ def read_scores(config: Config, folder: Path) -> dict[str, dict]:
 
 def _protocol(score: dict) -> str:
     return f"{score['protocol']['name']} (hash {score['protocol_hash'][:12]})"
-
-
-def flat(record: dict, prefix: str = "") -> dict[str, str]:
-    """A nested record as text by dotted names."""
-    result: dict[str, str] = {}
-    for key, value in record.items():
-        if isinstance(value, dict):
-            result |= flat(value, f"{prefix}{key}.")
-        else:
-            result[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return result
 
 
 def _read_score(path: Path) -> dict:
@@ -158,20 +165,19 @@ def _baseline_row(config: Config, baseline: Baseline, score: dict) -> Row:
         run=baseline.name,
         kind=baseline.kind,
         teacher=_teacher_name(config),
-        strategy=None,
-        kappa_fake_train=None,
-        kappa_fake_eval=None,
         kappa_teacher=baseline.guidance_scale,
-        seed=None,
-        train_kimg=None,
         **_measured(score),
     )
 
 
 def _measured(score: dict) -> dict:
     """The columns that come from score.json."""
-    copied = {key: score[key] for key in COLUMNS if key in score}
-    return copied | {"protocol": score["protocol"]["name"]}
+    bounds = {
+        f"{key}_{end}": value
+        for key in BOUNDED
+        for end, value in zip(("low", "high"), score.get("intervals", {}).get(key, (None, None)), strict=True)
+    }
+    return {key: score[key] for key in COLUMNS if key in score} | bounds | {"protocol": score["protocol"]["name"]}
 
 
 def _teacher_name(config: Config, run: Run | None = None) -> str:
@@ -197,23 +203,12 @@ def _published_row(line: dict[str, str]) -> Row:
         kappa_fake_train=kappa,
         kappa_fake_eval=kappa,
         kappa_teacher=kappa,
-        seed=None,
         nfe=int(line["nfe"]),
         train_kimg=float(line["train_kimg"]),
         samples=PUBLISHED_SAMPLES,
         fid=float(line["fid"]),
-        fid_se=None,
-        fid_inf=None,
         clip=float(line["clip"]),
-        clip_se=None,
-        kid=None,
-        precision=None,
-        recall=None,
-        teacher_eps_error=None,
-        images_per_s=None,
         protocol=PUBLISHED_PROTOCOL,
-        protocol_hash=None,
-        generator_sha256=None,
     )
 
 

@@ -1,7 +1,9 @@
-"""How figures look, on light and on dark paper, and how they become PNG files.
+"""How figures look, and how they become PNG and SVG files.
 
-Colours: Okabe and Ito's, safe for the colour-blind, darker where they colour small text. matplotlib's object-oriented interface
-on Agg: no display, no state shared between figures. Text never goes through mathtext, so that a '$' stays a dollar.
+Colours: Okabe and Ito's, safe for the colour-blind, darker where they colour small text. Every colour has a name, so that the
+page shows the same drawing on dark paper: there each is replaced by the variable `--figure-NAME` of page.css. matplotlib's
+object-oriented interface on Agg: no display, no state shared between figures. Text never goes through mathtext, so that a '$'
+stays a dollar.
 """
 
 import io
@@ -9,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -55,34 +58,44 @@ class Theme:
             "axes.formatter.use_mathtext": False,
         }
 
+    def names(self) -> dict[str, str]:
+        """The name of each colour, by its hex digits as an SVG file has them."""
+        lines = {colour.lower(): f"line-{number}" for number, colour in enumerate(self.lines)}
+        return lines | {value.lower(): name for name, value in vars(self).items() if name != "lines"}
+
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 LIGHT = Theme("#ffffff", "#1b1f24", "#5f6770", "#e8eaed", "#0072B2", "#C65300", "#00805E", "#A5487C", OKABE_ITO)
-DARK = Theme(
-    "#161a20", "#e6e9ed", "#9aa4af", "#2a3038", "#56B4E9", "#E8772E", "#2DB88F", "#DD93BA",
-    ("#3D9BD8", "#E69F00", "#2DB88F", "#E8772E", "#DD93BA", "#9AD3F5"),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One figure as PNG, for wide and narrow screens, light and dark."""
+    """One figure: for files, and as SVG for wide and narrow screens."""
 
-    light: bytes
-    dark: bytes
-    narrow_light: bytes
-    narrow_dark: bytes
+    png: bytes
+    svg: str
+    narrow: str
 
     @classmethod
-    def of(cls, draw: Callable[[Theme, bool], Figure]) -> "Picture":
-        """Render `draw(theme, narrow)` in its four versions."""
-        return cls(*(to_png(draw(theme, narrow)) for narrow in (False, True) for theme in (LIGHT, DARK)))
+    def of(cls, draw: Callable[[bool], Figure]) -> "Picture":
+        """Render `draw(narrow)` in both widths."""
+        wide = draw(False)
+        return cls(to_png(wide), to_svg(wide), to_svg(draw(True)))
 
 
 def to_png(figure: Figure) -> bytes:
     """Render a figure."""
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=figure.dpi)
+    return data.getvalue()
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as SVG, text as text; the same figure gives the same file."""
+    data = io.StringIO()
+    salt = f"{figure.get_figwidth():g}x{figure.get_figheight():g}"  # of two widths in one page no ids agree
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+        figure.savefig(data, format="svg", metadata={"Date": None})
     return data.getvalue()
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from sid_core.config import Config, Run, baselines, generators, parse_config, read_yaml, runs
 from sid_core.files import write_json, write_sidecar
+from sid_core.report import entries, table
 
 CONFIG = Path(__file__).parents[2] / "config.yaml"
 SAMPLES = 14
@@ -45,6 +46,8 @@ def make_score(fid: float, clip: float, nfe: int, generator_sha256: str | None =
         "protocol": PROTOCOL,
         "protocol_hash": PROTOCOL_HASH,
         "versions": {"torch": "2.14.1"},
+        "standard_errors": {"fid": 0.43, "clip": 0.0012, "kid": 0.001},
+        "intervals": {"fid": [fid - 0.9, fid + 0.8], "clip": [clip - 0.0024, clip + 0.0024]},
     }
 
 
@@ -78,17 +81,23 @@ def write_run(folder: Path, run: Run, number: int) -> None:
     write_samples(folder / "samples" / "00000.tar", number)
 
 
+KEYS = [
+    "score_gap",
+    "latent_std",
+    "fake_loss",
+    "generator_loss",
+    "teacher_residual",
+    "fake_grad_norm",
+    "generator_grad_norm",
+    "images_per_s",
+]
+
+
 def write_training(folder: Path, run: Run) -> None:
-    keys = [
-        "score_gap",
-        "latent_std",
-        "fake_loss",
-        "teacher_residual",
-        "fake_grad_norm",
-        "generator_grad_norm",
-        "images_per_s",
+    points = [
+        {"nimg": 320 * i, "elapsed_s": 60 * i, "skipped": run.seed, **{key: 0.5 + 1 / i for key in KEYS}}
+        for i in range(1, 6)
     ]
-    points = [{"nimg": 320 * i, "skipped": run.seed, **{key: 0.5 + 1 / i for key in keys}} for i in range(1, 6)]
     points[2]["fake_loss"] = None
     (folder / "training.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points), encoding="utf-8")
 
@@ -106,3 +115,10 @@ def write_experiment(folder: Path, config: Config) -> Path:
         fid = {"teacher": 20 + 5 * (baseline.guidance_scale or 0), "vae": 5.0, "real": 0.3}[baseline.kind]
         write_json(path / "score.json", make_score(fid, 0.65, baseline.steps))
     return folder
+
+
+def read_entries(config: Config, folder: Path) -> list[entries.Entry]:
+    """What figures and tables are made of."""
+    scores = table.read_scores(config, folder)
+    rows = table.make_rows(config, folder, scores)
+    return entries.make_entries(config, rows, scores, entries.read_intervals(folder / "seeds.csv"))

@@ -2,17 +2,13 @@ import io
 
 import numpy as np
 import pytest
-from made_up import CAPTION, make_config
+from made_up import CAPTION, make_config, read_entries
 from PIL import Image
 
 from sid_core.config import shards
 from sid_core.errors import UserError
-from sid_core.report import figures, samples, summary, table
+from sid_core.report import curves, figures, samples
 from sid_core.report.theme import LIGHT, to_png
-
-
-def read(config, folder):
-    return summary.make_entries(config, table.make_rows(config, folder, table.read_scores(config, folder)))
 
 
 def texts(figure):
@@ -21,12 +17,12 @@ def texts(figure):
 
 def test_the_trade_off_joins_scales_in_order_with_errors_and_labels(make_experiment):
     config = make_config(guidance_scales=[3.0, 1.5], extra_runs=[{"strategy": "none"}])
-    figure = figures.fid_clip(read(config, make_experiment(config)), LIGHT)
+    figure = figures.fid_clip(read_entries(config, make_experiment(config)))
     (axes,) = figure.axes
     curve = next(line for line in axes.lines if line.get_color() == LIGHT.generator and len(line.get_xdata()) > 1)
     np.testing.assert_allclose(curve.get_xydata(), [[0.4, 30], [0.6, 45]])
     widths = [np.ptp(segment[:, 1]) for bars in axes.collections for segment in bars.get_segments()]
-    assert widths.count(pytest.approx(2 * 0.43)) == 5  # two scales, one extra run, two teachers
+    assert widths.count(pytest.approx(0.9 + 0.8)) == 5  # two scales, one extra run, two teachers
     shown = texts(figure)
     for text in ("κ 1.5", "3", "SiD-LSG, one step", "CFG 1", "teacher, 8 steps", "none"):
         assert text in shown
@@ -36,7 +32,7 @@ def test_the_trade_off_joins_scales_in_order_with_errors_and_labels(make_experim
 
 def test_labels_cover_neither_each_other_nor_the_frame(make_experiment):
     config = make_config(guidance_scales=[1.5, 1.6, 1.7, 1.8, 3.0])
-    figure = figures.fid_clip(read(config, make_experiment(config)), LIGHT)
+    figure = figures.fid_clip(read_entries(config, make_experiment(config)))
     figure.canvas.draw()
     (axes,) = figure.axes
     boxes = [text.get_window_extent() for text in axes.texts]
@@ -49,15 +45,15 @@ def test_published_points_appear_where_the_protocol_agrees(make_experiment):
     folder = make_experiment(config)
     for path in folder.glob("*/*/score.json"):
         path.write_text(path.read_text().replace('"name": "shapes"', '"name": "coco2014-30k"'))
-    figure = figures.fid_clip(read(config, folder), LIGHT)
+    figure = figures.fid_clip(read_entries(config, folder))
     assert sum(text.startswith("published") for text in texts(figure)) == 9
 
 
 def test_training_draws_a_line_for_each_run_and_the_limits_of_the_alarms(make_experiment):
     config = make_config(seeds=[0, 1])
-    curves = figures.read_curves(config, make_experiment(config))
-    assert np.isnan(curves[0][1]["fake_loss"]).sum() == 1
-    figure = figures.training(config.distill.alarms, curves, LIGHT)
+    logs = curves.read_curves(config, make_experiment(config))
+    assert np.isnan(logs[0][1]["fake_loss"]).sum() == 1
+    figure = curves.training(config.distill.alarms, logs)
     gap, std = figure.axes[:2]
     assert [len(gap.lines), len(std.lines)] == [4 + 1, 4 + 2]
     np.testing.assert_allclose(gap.lines[0].get_xdata(), [0.32, 0.64, 0.96, 1.28, 1.6])
@@ -71,7 +67,7 @@ def test_training_draws_a_line_for_each_run_and_the_limits_of_the_alarms(make_ex
         (None, "no such file"),
         (b"", "empty"),
         (b'{"nimg": 3', "line 1: not a logged point"),
-        (b'{"nimg": 3}\n', "no 'skipped'"),
+        (b'{"nimg": 3}\n', "no 'elapsed_s'"),
         (b"\xff\n", "not UTF-8"),
         (b"[]\n", "line 1"),
     ],
@@ -82,15 +78,15 @@ def test_a_damaged_log_is_named(make_experiment, content, message):
     path = folder / "runs" / "lsg-3" / "training.jsonl"
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
-        figures.read_curves(config, folder)
+        curves.read_curves(config, folder)
     assert str(path) in str(error.value)
 
 
 def test_the_sheet_shows_the_stored_pixels_of_different_captions(make_experiment):
     config = make_config(seeds=[0, 1])
     folder = make_experiment(config)
-    grid = samples.read_grid(config, folder, read(config, folder))
-    assert grid.indices == [0, *range(2, 11)]  # sample 1 has the caption of sample 0
+    grid = samples.read_grid(config, folder, read_entries(config, folder))
+    assert grid.indices == [0, *range(2, 14)]  # sample 1 has the caption of sample 0
     assert grid.captions[1] == CAPTION
     assert [row.name for row in grid.rows] == ["teacher-cfg1-8steps", "lsg-1.5", "lsg-3", "real"]
     image = Image.open(io.BytesIO(to_png(samples.draw(grid)))).convert("RGB")
@@ -108,7 +104,7 @@ def test_small_images_are_enlarged_and_large_ones_shrunk(side, shown):
 def test_a_damaged_shard_is_named(make_experiment):
     config = make_config()
     folder = make_experiment(config)
-    entries = read(config, folder)
+    entries = read_entries(config, folder)
     path = folder / "runs" / "lsg-3" / "samples" / f"{shards(config)[0]}.tar"
     whole = path.read_bytes()
 

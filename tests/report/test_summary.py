@@ -2,13 +2,13 @@ import json
 import math
 
 import pytest
-from made_up import make_config
+from made_up import make_config, read_entries
 
-from sid_core.report import summary, table
+from sid_core.files import write_json
+from sid_core.report import columns, curves, health, summary
 
-
-def read(config, folder):
-    return summary.make_entries(config, table.make_rows(config, folder, table.read_scores(config, folder)))
+# points are at 320, 640, 960, … images with a score gap of 1.5, 1, 0.83, …: the first one is in the warm-up
+ALARMS = {"warmup_nimg": 640, "score_gap_max": 0.9}
 
 
 @pytest.mark.parametrize(
@@ -25,16 +25,19 @@ def read(config, folder):
     ],
 )
 def test_the_error_decides_the_rounding(estimate, text):
-    assert summary.rounded(estimate, 2) == text
+    assert columns.rounded(estimate, 2) == text
 
 
 def test_one_seed_shows_the_standard_error_of_the_metric(make_experiment):
     config = make_config()
-    entries = read(config, make_experiment(config))
+    entries = read_entries(config, make_experiment(config))
     assert entries[0].estimate("fid") == (30.0, 0.43)
+    assert entries[0].estimate("kid") == (0.03, 0.001)
     assert entries[0].estimate("recall") == (0.6, None)
+    assert columns.with_interval(entries[0], "fid", 2) == "30.00, 95 % interval 29.10 to 30.80"
+    assert columns.with_interval(entries[0], "recall", 3) == "0.600"
     assert entries[0].estimate("teacher_eps_error") is None
-    text = summary.to_markdown(config, entries, summary.warnings(config, entries, {}))
+    text = summary.to_markdown(config, entries, summary.warnings(config, entries))
     assert "| **30.00 ± 0.43** |" in text
     assert "| **0.6000 ± 0.0012** |" in text
     assert "1.20 times the teacher's best, 25.00 ± 0.43 (teacher-cfg1-8steps)" in text
@@ -48,7 +51,7 @@ def test_one_seed_shows_the_standard_error_of_the_metric(make_experiment):
 
 def test_seeds_are_put_together_as_mean_and_standard_deviation(make_experiment):
     config = make_config(seeds=[0, 1, 2], extra_runs=[{"strategy": "none"}])
-    entries = read(config, make_experiment(config))
+    entries = read_entries(config, make_experiment(config))
     assert [entry.name for entry in entries[:4]] == ["lsg-1.5", "lsg-3", "none", "teacher-cfg1-8steps"]
     assert [row.run for row in entries[1].rows] == ["lsg-3", "lsg-3-seed1", "lsg-3-seed2"]
     mean, sd = entries[1].estimate("fid")
@@ -65,14 +68,14 @@ def test_seeds_are_put_together_as_mean_and_standard_deviation(make_experiment):
 def test_only_runs_with_the_common_settings_belong_to_the_sweep(make_experiment):
     extra = [{"strategy": "none"}, {"strategy": "lsg", "scale": 2, "alpha": 1.2}, {"strategy": "lsg", "scale": 6}]
     config = make_config(extra_runs=extra)
-    entries = read(config, make_experiment(config))
+    entries = read_entries(config, make_experiment(config))
     assert [entry.name for entry in entries if entry.swept] == ["lsg-1.5", "lsg-3", "lsg-6"]
 
 
 def test_guidance_shows_the_scales_that_differ(make_experiment):
     config = make_config(extra_runs=[{"strategy": "short", "scale": 0.5}])
-    entries = read(config, make_experiment(config))
-    assert [summary.guidance(entry.row) for entry in entries[:4]] == ["1.5", "3", "0.5 / 1 / 1", "1"]
+    entries = read_entries(config, make_experiment(config))
+    assert [columns.guidance(entry.row) for entry in entries[:4]] == ["1.5", "3", "0.5 / 1 / 1", "1"]
 
 
 def test_warnings_name_what_limits_the_conclusions(make_experiment):
@@ -80,14 +83,31 @@ def test_warnings_name_what_limits_the_conclusions(make_experiment):
     folder = make_experiment(config)
     path = folder / "runs" / "lsg-3" / "score.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"samples": 9}))
-    text = "\n".join(summary.warnings(config, read(config, folder), {"lsg-3": 4, "lsg-1.5": 0}))
+    text = "\n".join(summary.warnings(config, read_entries(config, folder)))
     assert "Not comparable: 9 published rows" in text
     assert "Partial: lsg-3 was scored on 9 samples, the configuration says 14" in text
-    assert "Skipped: lsg-3 left out 4 updates" in text
     assert "lsg-1.5" not in text
     assert "one seed" in text
     assert "validation split" in text
-    assert summary.warnings(make_config(seeds=[0, 1, 2]), read(config, folder)[:1], {}) == []
+    assert summary.warnings(make_config(seeds=[0, 1, 2]), read_entries(config, folder)[:1]) == []
+
+
+def test_warnings_name_trainings_in_bad_health(make_experiment):
+    distill = make_config().distill.model_dump()
+    config = make_config(seeds=[0, 1], distill=distill | {"alarms": distill["alarms"] | ALARMS})
+    folder = make_experiment(config)
+    write_json(folder / "state" / "lsg-1.5" / "ended.json", {"how": "aborted", "iteration": 3})
+    found = health.examine(config.distill.alarms, curves.read_curves(config, folder), folder)
+    assert [(one.run, one.setting, one.ended, one.skipped, one.beyond) for one in found] == [
+        ("lsg-1.5", "lsg-1.5", "aborted", 0, 1),
+        ("lsg-1.5-seed1", "lsg-1.5", None, 1, 1),
+        ("lsg-3", "lsg-3", None, 0, 1),
+        ("lsg-3-seed1", "lsg-3", None, 1, 1),
+    ]
+    text = "\n".join(health.warnings(found))
+    assert "Aborted: the last training of lsg-1.5 " in text
+    assert "Skipped: lsg-1.5-seed1 left out 1 updates" in text
+    assert "Alarms: lsg-3 was beyond a limit at 1 logged points" in text
 
 
 def test_published_rows_of_the_same_protocol_are_comparable(make_experiment):
@@ -95,6 +115,6 @@ def test_published_rows_of_the_same_protocol_are_comparable(make_experiment):
     folder = make_experiment(config)
     for path in folder.glob("*/*/score.json"):
         path.write_text(path.read_text().replace('"name": "shapes"', '"name": "coco2014-30k"'))
-    entries = read(config, folder)
+    entries = read_entries(config, folder)
     assert all(entry.comparable for entry in entries)
-    assert "on trust" in summary.warnings(config, entries, {})[0]
+    assert "on trust" in summary.warnings(config, entries)[0]

@@ -9,8 +9,9 @@ from sid_core.errors import UserError
 from sid_core.report import table
 
 COLUMNS = (
-    "run,kind,teacher,strategy,kappa_fake_train,kappa_fake_eval,kappa_teacher,seed,nfe,train_kimg,samples,fid,fid_se,"
-    "fid_inf,clip,clip_se,kid,precision,recall,teacher_eps_error,images_per_s,protocol,protocol_hash,generator_sha256"
+    "run,kind,teacher,strategy,kappa_fake_train,kappa_fake_eval,kappa_teacher,seed,nfe,train_kimg,samples,fid,fid_se,fid_low,"
+    "fid_high,fid_inf,clip,clip_se,clip_low,clip_high,kid,precision,recall,density,coverage,cmmd,vendi,fd_dinov2,hps,pickscore,"
+    "teacher_eps_error,images_per_s,protocol,protocol_hash,generator_sha256"
 )
 
 
@@ -44,6 +45,7 @@ def test_csv_has_the_columns_and_the_numbers_unrounded(make_experiment):
         "1",
         "12.8",
     ]
+    assert [float(ours[key]) for key in ("fid_low", "fid_high")] == [29.1, 30.8]
     assert (float(ours["fid"]), float(ours["images_per_s"]), ours["teacher_eps_error"]) == (30.0, 2100.4, "")
     assert [ours["protocol"], ours["protocol_hash"], ours["generator_sha256"]] == ["shapes", PROTOCOL_HASH, "a" * 64]
     kappas = [[row[f"kappa_{k}"] for k in ("fake_train", "fake_eval", "teacher")] for row in rows.values()]
@@ -100,7 +102,7 @@ def test_two_protocols_are_refused_and_both_are_named(make_experiment):
     [
         (lambda path: path.unlink(), "no such file"),
         (lambda path: path.write_text(path.read_text()[:40]), "not valid JSON"),
-        (lambda path: path.write_text('{"fid": 3}'), "has no nfe, samples, fid_se"),
+        (lambda path: path.write_text('{"fid": 3}'), "has no samples, fid_se"),
         (lambda path: path.write_text("[]"), "not a score"),
         (lambda path: edit(path, fid=float("nan")), "fid=nan"),
         (lambda path: edit(path, clip=None), "clip=None"),

@@ -1,5 +1,18 @@
-# One table, three figures and one page over all runs and baselines, read from files alone.
+# Tables, figures and one page over all runs and baselines, read from files alone.
 SCORED = {"runs": RUNS, "baselines": BASELINES}
+FIGURES = {
+    "fid_clip": "Results",
+    "scales": "Results",
+    "strategies": "Results",
+    "precision": "Training",
+    "convergence": "Training",
+    "training": "Training",
+}
+
+
+# one figure of the Snakemake report, under its caption
+def figure(name, category):
+    return report(f"{RESULTS}/figures/{name}.png", caption=f"../report/{name}.rst", category=category)
 
 
 rule compare:
@@ -10,6 +23,8 @@ rule compare:
         generators=expand(f"{RESULTS}/runs/{{run}}/generator/generator.json", run=RUNS),
         training=expand(rules.distill.output.training, run=DISTILLED),
         captions=rules.prompts.output.evaluation,
+        # of sid-core check-precision, where that was asked for
+        gradients=list(map(str, Path(RESULTS).glob("precision/gradients.csv"))),
     output:
         csv=f"{RESULTS}/summary.csv",
         summary=report(
@@ -17,21 +32,10 @@ rule compare:
             caption="../report/summary.rst",
             category="Results",
         ),
-        fid_clip=report(
-            f"{RESULTS}/figures/fid_clip.png",
-            caption="../report/fid_clip.rst",
-            category="Results",
-        ),
-        samples=report(
-            f"{RESULTS}/figures/samples.png",
-            caption="../report/samples.rst",
-            category="Results",
-        ),
-        training=report(
-            f"{RESULTS}/figures/training.png",
-            caption="../report/training.rst",
-            category="Training",
-        ),
+        convergence=f"{RESULTS}/convergence.csv",
+        figures=[figure(name, category) for name, category in FIGURES.items()],
+        vectors=expand(f"{RESULTS}/figures/{{name}}.svg", name=FIGURES),
+        samples=figure("samples", "Results"),
         page=report(f"{RESULTS}/report.html", caption="../report/page.rst", category="Results"),
     log:
         f"{RESULTS}/logs/compare.log",

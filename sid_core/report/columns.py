@@ -1,0 +1,117 @@
+"""The columns of the readable table, and how numbers are rounded.
+
+A number's error is the standard deviation over seeds where there are several, else the standard error of the metric. It
+decides the rounding: its two leading digits are shown, and the value to the same place.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..config import scale_name
+from .entries import Entry, best
+from .table import Row
+
+
+def rounded(estimate: tuple[float, float | None] | None, decimals: int) -> str:
+    """'33.71 ± 0.43': two digits of the error, the value to the same place; without an error, `decimals` places."""
+    if estimate is None:
+        return "—"
+    value, error = estimate
+    if not error:
+        return f"{value:.{decimals}f}"
+    places = _places(error)
+    return f"{value:.{places}f} ± {error:.{places}f}"
+
+
+def _places(error: float) -> int:
+    return min(max(1 - math.floor(math.log10(error)), 0), 4)
+
+
+def with_interval(entry: Entry, column: str, decimals: int) -> str:
+    """'3.29, 95 % interval 2.74 to 3.84', or what is known."""
+    interval = entry.intervals.get(column)
+    if interval is None or interval[1] <= interval[0]:
+        return rounded(entry.estimate(column), decimals)
+    value, places = entry.estimate(column)[0], _places((interval[1] - interval[0]) / 4)
+    return f"{value:.{places}f}, 95 % interval {interval[0]:.{places}f} to {interval[1]:.{places}f}"
+
+
+def _speed(entry: Entry) -> str:
+    estimate = entry.estimate("images_per_s")
+    if estimate is None:
+        return "—"
+    return f"{estimate[0]:,.0f}" if estimate[0] >= 100 else f"{estimate[0]:.3g}"
+
+
+def steps(row: Row) -> str:
+    """'one step', '8 steps': network evaluations per image."""
+    return "one step" if row.nfe == 1 else f"{row.nfe} steps"
+
+
+def guidance(row: Row) -> str:
+    """'3' where all scales agree (and for a teacher), else kappa_1 / kappa_2,3 / kappa_4."""
+    scales = [k for k in (row.kappa_fake_train, row.kappa_fake_eval, row.kappa_teacher) if k is not None]
+    return " / ".join(scale_name(k) for k in (scales if len(set(scales)) > 1 else scales[:1])) or "—"
+
+
+def protocol(entry: Entry) -> str:
+    """The protocol a row was measured by."""
+    return entry.row.protocol if entry.comparable else f"{entry.row.protocol} (not comparable)"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the readable table; `value` sorts it."""
+
+    title: str
+    text: Callable[[Entry], str]
+    value: Callable[[Entry], float | str | None]
+    key: str | None = None  # the column of summary.csv
+
+
+def _metric(title: str, key: str, decimals: int) -> Column:
+    def value(entry: Entry) -> float | None:
+        estimate = entry.estimate(key)
+        return None if estimate is None else estimate[0]
+
+    return Column(title, lambda entry: rounded(entry.estimate(key), decimals), value, key)
+
+
+def _kimg(entry: Entry) -> str:
+    return "—" if entry.row.train_kimg is None else f"{entry.row.train_kimg:,.10g}"
+
+
+TABLE = [
+    Column("Run", lambda e: e.name, lambda e: e.name),
+    Column("Guidance", lambda e: guidance(e.row), lambda e: e.row.kappa_teacher),
+    Column("NFE", lambda e: str(e.row.nfe or "—"), lambda e: e.row.nfe),
+    Column("kimg", _kimg, lambda e: e.row.train_kimg),
+    _metric("FID ↓", "fid", 2),
+    _metric("CLIP ↑", "clip", 3),
+    _metric("KID ↓", "kid", 4),
+    _metric("Precision ↑", "precision", 3),
+    _metric("Recall ↑", "recall", 3),
+    Column("Images/s", _speed, lambda e: (e.estimate("images_per_s") or (None,))[0]),
+]
+FURTHER = [
+    _metric("FID∞ ↓", "fid_inf", 2),
+    _metric("Density ↑", "density", 3),
+    _metric("Coverage ↑", "coverage", 3),
+    _metric("CMMD ↓", "cmmd", 3),
+    _metric("Vendi ↑", "vendi", 2),
+    _metric("FD-DINOv2 ↓", "fd_dinov2", 1),
+    _metric("HPS ↑", "hps", 3),
+    _metric("PickScore ↑", "pickscore", 2),
+    _metric("ε-error ↓", "teacher_eps_error", 3),
+]
+
+
+def further(entries: list[Entry]) -> list[Column]:
+    """The columns of the second table: those metrics of FURTHER that were computed at least once."""
+    return [column for column in FURTHER if any(column.value(entry) is not None for entry in entries)]
+
+
+def is_best(entries: list[Entry], entry: Entry, key: str | None) -> bool:
+    """Whether a cell is the lowest FID or the highest CLIP score of the generators."""
+    return key in ("fid", "clip") and best(entries, "generator", key) is entry

@@ -1,0 +1,170 @@
+"""The training curves of every run, and what they say of its health."""
+
+import json
+import math
+import warnings
+from itertools import cycle
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from ..config import Alarms, Config, Run, runs
+from ..errors import UserError
+from .entries import base_name
+from .theme import LIGHT, new_figure
+
+Curves = list[tuple[Run, dict[str, np.ndarray]]]  # points logged in training, by run
+DASHES = (0, (5, 3))
+MARKERS = "osD^vP"
+MOST_POINTS = 300  # of a curve
+
+PANELS = (  # key in training.jsonl, title, what it is, logarithmic
+    ("score_gap", "Score gap", "RMS of f_teacher − f_fake", True),
+    ("latent_std", "Latent spread", "std of x_g, 1 is healthy", False),
+    ("fake_loss", "Fake score's loss", "squared error per latent element", True),
+    ("teacher_residual", "Teacher residual", "mean of |f_teacher − x_g|", True),
+    ("fake_grad_norm", "Fake score's gradient", "norm before the optimizer", True),
+    ("generator_grad_norm", "Generator's gradient", "norm before the optimizer", True),
+    ("images_per_s", "Speed", "images per second", False),
+)
+KEYS = ("nimg", "elapsed_s", "skipped", "generator_loss", *(panel[0] for panel in PANELS))
+PROXIES = ("fid_proxy", "clip_proxy")  # at some points, where distill.proxy_samples is set
+
+
+def read_curves(config: Config, folder: Path) -> Curves:
+    """Every run with its logged points: KEYS and PROXIES, each (points,) float64; NaN where there is none, or it is null.
+
+    Raises:
+        UserError: a training.jsonl is missing, empty or damaged; the message names the line.
+    """
+    return [(run, _read_curve(folder / "runs" / run.name / "training.jsonl")) for run in runs(config)]
+
+
+def _read_curve(path: Path) -> dict[str, np.ndarray]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the distillation again") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: not UTF-8 ({error.reason} at byte {error.start}); run the distillation again"
+        ) from None
+    points = []
+    for number, line in enumerate(lines, 1):
+        try:
+            point = json.loads(line)
+            values = [*(point[key] for key in KEYS), *(point.get(key) for key in PROXIES)]
+            points.append([math.nan if value is None else float(value) for value in values])
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            problem = f"no {error}" if isinstance(error, KeyError) else error
+            raise UserError(
+                f"{path}, line {number}: not a logged point ({problem}); run the distillation again"
+            ) from None
+    if not points:
+        raise UserError(f"{path}: empty; run the distillation again")
+    return dict(zip((*KEYS, *PROXIES), np.array(points).T, strict=True))
+
+
+def training(alarms: Alarms, curves: Curves, narrow: bool = False) -> Figure:
+    """Health of every run against thousand images seen; the alarms' limits dashed, a key in the last panel."""
+    limits = {"score_gap": [alarms.score_gap_max], "latent_std": [alarms.latent_std_min, alarms.latent_std_max]}
+    with matplotlib.rc_context(LIGHT.rc() | {"font.size": 8, "lines.markersize": 4.5}):
+        figure = new_figure(4.6, 9.4) if narrow else new_figure(11, 5.4)
+        panels = figure.subplots(*((4, 2) if narrow else (2, 4)), sharex=True).ravel()
+        styles = _styles(curves)
+        for axes, (key, title, subtitle, logarithmic) in zip(panels, PANELS, strict=False):
+            for run, points in curves:
+                axes.plot(
+                    points["nimg"] / 1000, points[key], markevery=[-1], gid=f"run:{base_name(run)}", **styles[run.name]
+                )
+            for limit in limits.get(key, []):
+                _limit(axes, limit)
+            axes.margins(y=0.08)
+            _scale(axes, logarithmic)
+            axes.set_title(title, loc="left", fontsize=9.5, fontweight="bold", pad=16)
+            above = {"xycoords": "axes fraction", "textcoords": "offset points"}
+            axes.annotate(subtitle, (0, 1), (0, 5), fontsize=7.5, color=LIGHT.faint, **above)
+        for axes in panels[5:7] if narrow else panels[3:7]:  # the lowest of each column
+            axes.set_xlabel("thousand images seen")
+            axes.tick_params(labelbottom=True)
+        _key(panels[7], styles, curves)
+        return figure
+
+
+def _thinned(values: np.ndarray) -> np.ndarray:
+    """Means over as many stretches as a panel has room for."""
+    if len(values) <= MOST_POINTS:
+        return values
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of a stretch without a number
+        return np.array([np.nanmean(stretch) for stretch in np.array_split(values, MOST_POINTS)])
+
+
+def _limit(axes: Axes, limit: float) -> None:
+    """An alarm's limit."""
+    axes.axhline(limit, color=LIGHT.faint, linewidth=1.1, linestyle=DASHES)
+    axes.annotate(
+        f"alarm {limit:g}", (1, limit), (0, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
+        ha="right", va="bottom", fontsize=7, color=LIGHT.faint,
+    )  # fmt: skip
+
+
+def _scale(axes: Axes, logarithmic: bool) -> None:
+    """A linear axis from 0, or a logarithmic one: 1, 2 and 5 of each decade are named, or round numbers below a decade."""
+    if not logarithmic:
+        axes.set_ylim(bottom=0)
+        return
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 8 * low else MaxNLocator(5))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _styles(curves: Curves) -> dict[str, dict]:
+    """Colour and end marker by setting (seeds share them), a dashed line from the seventh on."""
+    names = list(dict.fromkeys(base_name(run) for run, _ in curves))
+    looks = dict(zip(names, cycle(zip(LIGHT.lines, MARKERS, strict=True)), strict=False))
+    several = len(names) < len(curves)
+    return {
+        run.name: {
+            "color": looks[base_name(run)][0],
+            "marker": looks[base_name(run)][1],
+            "linestyle": "-" if names.index(base_name(run)) < len(LIGHT.lines) else (0, (2, 1)),
+            "alpha": 0.75 if several else 1.0,
+            "linewidth": 0.9 if several else 1.3,
+        }
+        for run, _ in curves
+    }
+
+
+def _key(axes: Axes, styles: dict[str, dict], curves: Curves) -> None:
+    """What line is what, in a panel of its own."""
+    axes.set_axis_off()
+    handles = {base_name(run): Line2D([], [], **styles[run.name] | {"linewidth": 2, "alpha": 1}) for run, _ in curves}
+    seeds = len({run.seed for run, _ in curves})
+    title = f"Runs, a line for each of {seeds} seeds" if seeds > 1 else "Runs" if curves else "Nothing was trained here"
+    legend = axes.legend(
+        handles.values(), handles.keys(), loc="upper left", frameon=False, fontsize=8.5, title=title, handlelength=2.6
+    )
+    legend.set_alignment("left")
+    legend.get_title().set_fontweight("bold")
+    for handle, text in zip(legend.legend_handles, legend.texts, strict=True):
+        handle.set_gid(f"run:{text.get_text()}")
+        text.set_gid(f"run:{text.get_text()}")
+
+
+# --- health ----------------------------------------------------------------------------------------------------------
+
+
+def beyond(alarms: Alarms, points: dict[str, np.ndarray]) -> np.ndarray:
+    """Which logged points, (points,) bool, lie beyond a limit of the alarms; those of the warm-up are not judged."""
+    gap, std, loss = (points[key] for key in ("score_gap", "latent_std", "generator_loss"))
+    with np.errstate(invalid="ignore"):
+        inside = (np.abs(gap) <= alarms.score_gap_max) & (np.abs(loss) <= alarms.generator_loss_max)
+        inside &= (std >= alarms.latent_std_min) & (std <= alarms.latent_std_max)
+    return ~inside & (points["nimg"] >= alarms.warmup_nimg)

@@ -1,0 +1,88 @@
+"""Settings over their seeds: what a row of the readable table, a point of a figure and a row of images stand for."""
+
+import csv
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..config import Config, Run, generators, runs
+from .table import Row
+
+Intervals = dict[tuple[str, str], tuple[float, float]]  # by setting and metric
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One setting over its seeds."""
+
+    name: str  # of the run, without its seed
+    kind: str
+    rows: tuple[Row, ...]
+    comparable: bool  # by protocol, with this experiment's own rows
+    swept: bool = False  # one of the LSG scales: the curve of the trade-off
+    errors: dict[str, float] = field(default_factory=dict)  # standard errors of a single row's metrics
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # 95 %, over seeds where there are several
+
+    @property
+    def row(self) -> Row:
+        """The first seed's row: what its seeds share can be read from it."""
+        return self.rows[0]
+
+    def estimate(self, column: str) -> tuple[float, float | None] | None:
+        """Value and error of a column: mean and standard deviation over seeds, or the value and its standard error."""
+        values = [getattr(row, column) for row in self.rows]
+        if None in values:
+            return None
+        if len(values) > 1:
+            return statistics.fmean(values), statistics.stdev(values)
+        return values[0], self.errors.get(column, getattr(self.row, f"{column}_se", None))
+
+
+def make_entries(config: Config, rows: list[Row], scores: dict[str, dict], over_seeds: Intervals) -> list[Entry]:
+    """Rows put together over seeds, in the order of the rows. `scores` by run or baseline; `over_seeds`: seeds.csv."""
+    by_name = {run.name: run for run in generators(config)}
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(base_name(by_name[row.run]) if row.kind == "generator" else row.run, []).append(row)
+    entries = []
+    for name, group in groups.items():
+        first = group[0]
+        score = scores.get(first.run, {}) if len(group) == 1 else {}
+        seeds = {metric: ends for (setting, metric), ends in over_seeds.items() if setting == name}
+        entry = Entry(
+            name=name,
+            kind=first.kind,
+            rows=tuple(group),
+            comparable=first.protocol == rows[0].protocol,
+            swept=first.kind == "generator" and _is_swept(config, by_name[first.run]),
+            errors=score.get("standard_errors", {}),
+            intervals={metric: tuple(ends) for metric, ends in score.get("intervals", seeds).items()},
+        )
+        entries.append(entry)
+    return entries
+
+
+def read_intervals(path: Path) -> Intervals:
+    """seeds.csv: 95 % intervals of means over training seeds; {} where there is no such file."""
+    if not path.is_file():
+        return {}
+    with open(path, encoding="utf-8", newline="") as handle:
+        return {
+            (line["run"], line["metric"]): (float(line["low"]), float(line["high"])) for line in csv.DictReader(handle)
+        }
+
+
+def base_name(run: Run) -> str:
+    """The name of a run without its seed."""
+    return run.name.removesuffix(f"-seed{run.seed}") if run.seed else run.name
+
+
+def _is_swept(config: Config, run: Run) -> bool:
+    usual = (config.distill.alpha, config.distill.num_steps)
+    return run.strategy == "lsg" and (run.alpha, run.num_steps) == usual and run in runs(config)
+
+
+def best(entries: list[Entry], kind: str, column: str) -> Entry | None:
+    """The entry of a kind with the lowest FID or the highest CLIP score."""
+    sign = {"fid": 1, "clip": -1}[column]
+    return min((e for e in entries if e.kind == kind), key=lambda e: sign * e.estimate(column)[0], default=None)

@@ -1,0 +1,89 @@
+"""Whether each training went well: how it ended, updates left out, alarms."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..config import Alarms
+from ..files import read_json
+from .curves import Curves, beyond
+from .entries import base_name
+
+COLUMNS = (
+    "Run",
+    "Training",
+    "Images",
+    "Time",
+    "Skipped updates",
+    "Points beyond an alarm",
+    "Score gap",
+    "Latent spread",
+)
+
+
+@dataclass(frozen=True)
+class Health:
+    """Of one training."""
+
+    run: str
+    setting: str  # the run's name without its seed
+    ended: str | None  # finished | aborted; None: its state is no longer there
+    nimg: int
+    elapsed_s: float
+    skipped: int  # updates whose loss or gradient was not finite
+    beyond: int  # logged points after the warm-up
+    score_gap: float  # at the end
+    latent_std: float
+
+    def cells(self) -> list[str]:
+        """In the order of COLUMNS."""
+        hours, minutes = divmod(round(self.elapsed_s / 60), 60)
+        return [
+            self.run,
+            self.ended or "finished",  # its generator is here
+            f"{self.nimg:,}",
+            f"{hours} h {minutes:02d} min" if hours else f"{minutes} min",
+            f"{self.skipped:,}",
+            f"{self.beyond:,}",
+            f"{self.score_gap:.3f}",
+            f"{self.latent_std:.3f}",
+        ]
+
+
+def examine(alarms: Alarms, curves: Curves, folder: Path) -> list[Health]:
+    """Every training of the experiment in `folder`."""
+    result = []
+    for run, points in curves:
+        mark = folder / "state" / run.name / "ended.json"
+        result.append(
+            Health(
+                run=run.name,
+                setting=base_name(run),
+                ended=read_json(mark).get("how") if mark.is_file() else None,
+                nimg=int(points["nimg"][-1]),
+                elapsed_s=float(points["elapsed_s"][-1]),
+                skipped=int(points["skipped"][-1]),
+                beyond=int(np.sum(beyond(alarms, points))),
+                score_gap=float(points["score_gap"][-1]),
+                latent_std=float(points["latent_std"][-1]),
+            )
+        )
+    return result
+
+
+def warnings(health: list[Health]) -> list[str]:
+    """What of it limits the conclusions."""
+    result = []
+    for one in health:
+        if one.ended == "aborted":
+            result.append(
+                f"Aborted: the last training of {one.run} was ended by an alarm; its generator is from one before."
+            )
+        if one.skipped:
+            result.append(f"Skipped: {one.run} left out {one.skipped:,} updates whose loss or gradient was not finite.")
+        if one.beyond:
+            result.append(
+                f"Alarms: {one.run} was beyond a limit at {one.beyond:,} logged points, never long enough to be ended."
+            )
+    return result

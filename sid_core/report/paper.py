@@ -1,0 +1,186 @@
+"""The paper's other figures, each from a CSV file alone: scores over scales, strategies of guidance, convergence.
+
+What an experiment has no data for is a figure that says so.
+"""
+
+import csv
+import io
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
+
+from ..config import scale_name
+from ..errors import UserError
+from .curves import PROXIES, Curves
+from .entries import base_name
+from .figures import Point, draw_curve, draw_point, trade_off_axes
+from .labels import Label, place
+from .theme import LIGHT, new_figure
+
+TITLES = {"fid": "FID, lower is better", "clip": "CLIP score, higher is better"}
+STRATEGIES = {"none": "no guidance", "long": "long", "short": "short", "lsg": "long and short (LSG)"}
+MARKERS = "osD^vP"
+
+
+class NoData(UserError):
+    """The experiment holds nothing that this figure shows."""
+
+
+def say(reason: str) -> Figure:
+    """What stands in the place of a figure without data."""
+    with matplotlib.rc_context(LIGHT.rc()):
+        figure = new_figure(6.6, 0.8)
+        figure.text(0.02, 0.5, f"Not drawn: {reason}.", color=LIGHT.faint, va="center")
+        return figure
+
+
+def by_setting(summary: pd.DataFrame) -> pd.DataFrame:
+    """Rows of summary.csv put together over seeds, by guidance scale: means of `fid` and `clip`, and how far they spread.
+
+    The spread, `fid_low` to `fid_high`, is that of the seeds, or the 95 % interval of a single one.
+    """
+    suffixes = ("-seed" + summary["seed"].fillna(0).astype(int).astype(str)).where(summary["seed"] > 0, "")
+    names = [name.removesuffix(suffix) for name, suffix in zip(summary["run"], suffixes, strict=True)]
+    groups = summary.assign(run=names).groupby("run", sort=False)
+    table = groups.first()
+    several = groups.size() > 1
+    for key in TITLES:
+        table[key] = groups[key].mean()
+        table[f"{key}_low"] = groups[key].min().where(several, table[f"{key}_low"])
+        table[f"{key}_high"] = groups[key].max().where(several, table[f"{key}_high"])
+    return table.reset_index().sort_values(["kappa_teacher", "train_kimg"])
+
+
+# --- FID and CLIP over scales ------------------------------------------------------------------------------------------
+
+
+def scales(summary: pd.DataFrame, narrow: bool = False) -> Figure:
+    """FID and CLIP against the guidance scale, a curve for each teacher, beside the published; a column for each protocol."""
+    table = by_setting(summary)
+    table = table[(table["strategy"] == "lsg") & table["kind"].isin(["generator", "published"])]
+    if not (table["kind"] == "generator").any():
+        raise NoData("no run follows the LSG strategy")
+    protocols = list(dict.fromkeys(summary["protocol"]))
+    with matplotlib.rc_context(LIGHT.rc()):
+        figure = new_figure(4.4, 2.6 * 2 * len(protocols)) if narrow else new_figure(4.4 * len(protocols), 5.6)
+        shape = (2 * len(protocols), 1) if narrow else (2, len(protocols))
+        panels = figure.subplots(*shape, squeeze=False, sharex=True).reshape(shape)
+        panels = panels.reshape(len(protocols), 2).T if narrow else panels
+        for column, protocol in enumerate(protocols):
+            measured = table[table["protocol"] == protocol]
+            for axes, key in zip(panels[:, column], TITLES, strict=True):
+                _over_scales(axes, measured, key)
+                words = (
+                    "" if len(protocols) == 1 else f"protocol {protocol}" + ("" if column == 0 else ", not comparable")
+                )
+                axes.set_title(TITLES[key], loc="left", fontsize=9.5, fontweight="bold", pad=16 if words else 6)
+                above = {"xycoords": "axes fraction", "textcoords": "offset points"}
+                axes.annotate(words, (0, 1), (0, 5), fontsize=7.5, color=LIGHT.faint, **above)
+        for axes in panels[-1]:
+            axes.set_xlabel("guidance scale κ")
+        return figure
+
+
+def _over_scales(axes: Axes, table: pd.DataFrame, key: str) -> None:
+    """One panel; of several lengths of training at a scale the shortest lies on the curve."""
+    looks = {"generator": (LIGHT.generator, "-", ""), "published": (LIGHT.published, (0, (4, 1.5)), "published, ")}
+    for number, ((kind, teacher), group) in enumerate(table.groupby(["kind", "teacher"], sort=False)):
+        colour, linestyle, prefix = looks[kind]
+        curve = group.drop_duplicates("kappa_teacher")
+        marker = MARKERS[number % len(MARKERS)]
+        axes.plot(
+            curve["kappa_teacher"], curve[key], color=colour, linestyle=linestyle, linewidth=1.6, label=prefix + teacher, marker=marker,
+            markersize=5.5,
+        )  # fmt: skip
+        axes.vlines(group["kappa_teacher"], group[f"{key}_low"], group[f"{key}_high"], color=colour, linewidth=1.1)
+        longer = group.drop(curve.index)
+        axes.plot(longer["kappa_teacher"], longer[key], marker, color=colour, markerfacecolor="none", markersize=5.5)
+    axes.tick_params(labelbottom=True)
+    if key == "fid":
+        axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8, loc="best")
+
+
+# --- strategies --------------------------------------------------------------------------------------------------------
+
+
+def strategies(summary: pd.DataFrame, narrow: bool = False) -> Figure:
+    """FID against CLIP score over guidance scales, a curve for each strategy of guidance."""
+    table = by_setting(summary)
+    table = table[(table["kind"] == "generator") & table["strategy"].isin(list(STRATEGIES))]
+    present = [strategy for strategy in STRATEGIES if (table["strategy"] == strategy).any()]
+    if len(present) < 2:
+        raise NoData(f"one strategy alone was trained ({', '.join(present) or 'none'}); extra_runs adds others")
+    with matplotlib.rc_context(LIGHT.rc()):
+        figure, axes = trade_off_axes(narrow)
+        labels: list[Label] = []
+        looks = {
+            "none": (LIGHT.faint, "D"),
+            "long": (LIGHT.extra, "^"),
+            "short": (LIGHT.teacher, "v"),
+            "lsg": (LIGHT.generator, "o"),
+        }
+        for strategy in present:
+            colour, marker = looks[strategy]
+            points = [_point(row, strategy) for row in table[table["strategy"] == strategy].to_dict("records")]
+            if len(points) > 1:
+                labels += draw_curve(axes, points, STRATEGIES[strategy], colour, marker)
+            else:
+                draw_point(axes, points[0], colour, marker)
+                labels.append(Label(((points[0].x, points[0].y),), STRATEGIES[strategy], colour, 9.5, bold=True))
+        axes.margins(0.18, 0.14)
+        place(axes, labels)
+        return figure
+
+
+def _point(row: dict, strategy: str) -> Point:
+    scale = row["kappa_fake_train"] if strategy == "short" else row["kappa_teacher"]
+    bars = [None if np.isnan(row[f"{key}_low"]) else (row[f"{key}_low"], row[f"{key}_high"]) for key in ("clip", "fid")]
+    return Point(row["run"], row["clip"], row["fid"], scale_name(scale), *bars)
+
+
+# --- convergence -------------------------------------------------------------------------------------------------------
+
+
+def to_convergence_csv(curves: Curves) -> str:
+    """CSV text: run, setting (without its seed), kimg, fid_proxy, clip_proxy; the points at which samples were measured."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run", "setting", "kimg", *PROXIES])
+    for run, points in curves:
+        for nimg, *proxies in zip(points["nimg"], *(points[key] for key in PROXIES), strict=True):
+            if not np.isnan(proxies).all():
+                writer.writerow([run.name, base_name(run), nimg / 1000, *proxies])
+    return text.getvalue()
+
+
+def convergence(table: pd.DataFrame, narrow: bool = False) -> Figure:
+    """FID and CLIP score of held-out captions against thousand images seen, on a logarithmic axis."""
+    if table.empty:
+        raise NoData("nothing was measured during training, as distill.proxy_samples is 0")
+    with matplotlib.rc_context(LIGHT.rc()):
+        figure = new_figure(4.4, 6.4) if narrow else new_figure(8.8, 3.6)
+        panels = figure.subplots(*((2, 1) if narrow else (1, 2)), sharex=True)
+        for axes, key, title in zip(panels, PROXIES, TITLES.values(), strict=True):
+            for number, (setting, runs) in enumerate(table.groupby("setting", sort=False)):
+                look = {
+                    "color": LIGHT.lines[number % 6],
+                    "marker": MARKERS[number % 6],
+                    "markersize": 4,
+                    "linewidth": 1.2,
+                }
+                for position, (_, points) in enumerate(runs.groupby("run", sort=False)):
+                    label = setting if position == 0 else None
+                    axes.plot(points["kimg"], points[key], label=label, gid=f"run:{setting}", **look)
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.minorticks_off()
+            axes.set_title(f"{title} (proxy)", loc="left", fontsize=9.5, fontweight="bold")
+            axes.set_xlabel("thousand images seen")
+        panels[0].legend(frameon=False, fontsize=8)
+        return figure
