@@ -43,8 +43,9 @@ lint: setup
 	$(BIN)/snakefmt --check --line-length 120 Snakefile workflow
 	$(BIN)/snakemake --lint
 
+# without MLflow's own job runner: nine idle processes that nothing here uses
 ui: setup
-	$(BIN)/mlflow ui --backend-store-uri $(TRACKING) --host 127.0.0.1 --port 5000
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri $(TRACKING) --host 127.0.0.1 --port 5000
 
 # after a change of the dependencies in pyproject.toml
 lock: setup
