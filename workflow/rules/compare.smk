@@ -7,12 +7,8 @@ FIGURES = {
     "precision": "Training",
     "convergence": "Training",
     "training": "Training",
+    "samples": "Results",
 }
-
-
-# one figure of the Snakemake report, under its caption
-def figure(name, category):
-    return report(f"{RESULTS}/figures/{name}.png", caption=f"../report/{name}.rst", category=category)
 
 
 rule compare:
@@ -33,9 +29,11 @@ rule compare:
             category="Results",
         ),
         convergence=f"{RESULTS}/convergence.csv",
-        figures=[figure(name, category) for name, category in FIGURES.items()],
-        vectors=expand(f"{RESULTS}/figures/{{name}}.svg", name=FIGURES),
-        samples=figure("samples", "Results"),
+        figures=[
+            report(f"{RESULTS}/figures/{name}.png", caption=f"../report/{name}.rst", category=category)
+            for name, category in FIGURES.items()
+        ],
+        vectors=expand(f"{RESULTS}/figures/{{name}}.svg", name=[name for name in FIGURES if name != "samples"]),
         page=report(f"{RESULTS}/report.html", caption="../report/page.rst", category="Results"),
     log:
         f"{RESULTS}/logs/compare.log",
