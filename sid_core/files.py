@@ -181,8 +181,9 @@ def _process_start(pid: int) -> str | None:
 def lease(folder: str | Path) -> Iterator[None]:
     """Hold `folder` against a second writer: after a kill of Snakemake its child lives on, and a restart starts another.
 
-    The owner (host, pid, job id, heartbeat) stands in `folder`/lease.json. On the same host a dead owner holds nothing; on
-    another host an owner is taken for dead when its heartbeat is four periods old.
+    The owner (host, pid, job id, heartbeat) stands in `folder`/lease.json. On the same host a dead owner holds nothing. One on
+    another host is watched, for up to four periods of its heartbeat: killed with its node, or by a cluster that has already
+    started the next job, it beats no more.
 
     Raises:
         UserError: a living owner holds the folder; the message names it.
@@ -192,9 +193,14 @@ def lease(folder: str | Path) -> Iterator[None]:
     host, pid = socket.gethostname(), os.getpid()
     owner = {"host": host, "pid": pid, "start": _process_start(pid), "job": os.environ.get("SLURM_JOB_ID")}
     payload = json.dumps(owner | {"token": uuid.uuid4().hex})
-    with _guard(path):
-        _refuse_living_owner(path)
-        write_text(path, payload)
+    seen = None
+    while True:
+        with _guard(path):
+            seen = _refuse_living_owner(path, host, seen)
+            if seen is None:
+                write_text(path, payload)
+                break
+        time.sleep(HEARTBEAT_S / 15)
     stop = threading.Event()
 
     def beat() -> None:
@@ -222,31 +228,26 @@ def _guard(path: Path) -> Iterator[None]:
         yield
 
 
-def _refuse_living_owner(path: Path) -> None:
-    owner = living_owner(path.parent)
-    if owner is not None:
-        job = f", Slurm job {owner['job']}" if owner["job"] else ""
-        raise UserError(
-            f"{path.parent}: in use by process {owner['pid']} on {owner['host']}{job} (last sign of life {owner['age_s']:.0f} s ago); "
-            "wait for it or stop it, then run again"
-        )
-
-
-def living_owner(folder: str | Path) -> dict | None:
-    """Who holds the lease on `folder`: {"host", "pid", "start", "job", "token", "age_s"}; None where no living process does."""
-    path = Path(folder) / "lease.json"
-    try:
-        owner, age_s = read_json(path), time.time() - path.stat().st_mtime
-    except (UserError, FileNotFoundError):
-        if path.is_file():
-            raise
+def _refuse_living_owner(path: Path, host: str, seen: tuple[str, int] | None) -> tuple[str, int] | None:
+    """Refuse, or return what tells a sign of life at the next look (`seen`); None when nobody holds the lease."""
+    if not path.is_file():
         return None
-    if owner["host"] == socket.gethostname():
+    owner, beaten_ns = read_json(path), path.stat().st_mtime_ns
+    age_s, now = time.time() - beaten_ns / 1e9, (path.read_text(encoding="utf-8"), beaten_ns)
+    if owner["host"] == host:
         start = _process_start(owner["pid"])
         alive = start is not None and start == owner["start"]
     else:
-        alive = age_s < 4 * HEARTBEAT_S
-    return owner | {"age_s": age_s} if alive else None
+        alive = seen is not None and now != seen
+        if not alive and age_s < 4 * HEARTBEAT_S:
+            return now
+    if alive:
+        job = f", Slurm job {owner['job']}" if owner["job"] else ""
+        raise UserError(
+            f"{path.parent}: in use by process {owner['pid']} on {owner['host']}{job} (last sign of life {age_s:.0f} s ago); "
+            "wait for it or stop it, then run again"
+        )
+    return None
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

@@ -154,14 +154,25 @@ def test_a_reused_pid_is_not_taken_for_the_owner(tmp_path):
         pass
 
 
-def test_an_owner_on_another_host_lives_as_long_as_its_heartbeat(tmp_path):
+def test_an_owner_on_another_host_lives_as_long_as_its_heartbeat(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "HEARTBEAT_S", 0.3)
     lease_of(tmp_path, job="42")
+    beat = threading.Timer(0.5, os.utime, [tmp_path / "lease.json"])
+    beat.start()
     with pytest.raises(UserError, match="elsewhere, Slurm job 42"), files.lease(tmp_path):
         pass
-    old = time.time() - 5 * files.HEARTBEAT_S
-    os.utime(tmp_path / "lease.json", (old, old))
+    beat.join()
+
+
+@pytest.mark.parametrize(("age_s", "waits_s"), [(0, 1.2), (2, 0)])
+def test_an_owner_on_another_host_is_dead_when_it_beats_no_more(tmp_path, monkeypatch, age_s, waits_s):
+    monkeypatch.setattr(files, "HEARTBEAT_S", 0.3)
+    lease_of(tmp_path)
+    last = time.time() - age_s
+    os.utime(tmp_path / "lease.json", (last, last))
     with files.lease(tmp_path):
-        pass
+        assert waits_s <= time.time() - last - age_s < waits_s + 5
+        assert json.loads((tmp_path / "lease.json").read_text())["pid"] == os.getpid()
 
 
 def test_the_heartbeat_is_refreshed(tmp_path, monkeypatch):
