@@ -173,7 +173,10 @@ class Distill(Block):
         "float32", description="of the networks' arithmetic; weights, gradients and losses are float32 in all"
     )
     checkpointing: bool = Field(False, description="compute activations again in backward: a third slower, less memory")
-    offload: Literal["none", "ema"] = Field("none", description="what lives in the host's memory: the averaged weights")
+    offload: Literal["none", "ema", "optimizer", "all"] = Field(
+        "none", description="what lives in the host's memory: averages, or float32 weights and second moments, or both"
+    )
+    shard: bool = Field(False, description="each GPU keeps its part of those alone; for teachers that fit no single one")
     compile: bool = Field(False, description="compile blocks of the networks; minutes at the start, faster on GPUs")
     text_cache: int = Field(4096, ge=0, description="distinct prompts whose encodings are kept in memory")
     state_every_nimg: Count = Field(description="images between saved states")
@@ -239,6 +242,14 @@ class Baselines(Block):
     real: bool = Field(description="a second draw of real images: the floor of the metric")
 
 
+class Network(Block):
+    """The network of a further metric."""
+
+    source: str = Field(description="a folder with its files, or OWNER/NAME on a hub")
+    revision: Commit | None = Field(None, description="full commit on the hub; null: source is a folder")
+    sha256: Sha256 | None = Field(None, description="of its weight file; null: recorded only")
+
+
 class FeatureSettings(Block):
     """What is done to images, and which networks look at them: all that shapes the features of samples."""
 
@@ -255,6 +266,13 @@ class FeatureSettings(Block):
     )
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of both networks; 16 bits are faster on a GPU, and another protocol"
+    )
+    dinov2: Network | None = Field(
+        None, description="config.json, model.safetensors of transformers' Dinov2, for fd_dinov2; null: not computed"
+    )
+    hps: Network | None = Field(None, description="HPS_v2.1_compressed.pt, for hps (HPSv2.1); null: not computed")
+    pickscore: Network | None = Field(
+        None, description="config.json, model.safetensors of PickScore, for pickscore; null: not computed"
     )
     caption_prefix: str = Field("", description="put before a caption for the CLIP score")
     image_size: Count | None = Field(None, description="centre crop and LANCZOS to this side first; null: as stored")
@@ -278,9 +296,13 @@ class Evaluate(ReferenceSettings):
     protocol: Name
     kid_subsets: Count = 100
     kid_subset_size: Count = 1000
-    neighbours: Count = Field(3, description="k of precision and recall")
-    jackknife_groups: Count = Field(20, description="groups left out in turn for the standard error of FID")
-    bootstrap: Count = Field(1000, description="resamples for the standard error of the CLIP score")
+    neighbours: Count = Field(3, description="k of precision, recall, density and coverage")
+    jackknife_groups: Annotated[int, Field(ge=3)] = Field(
+        20, description="groups of samples left out in turn, for all intervals but those of means over samples"
+    )
+    bootstrap: Annotated[int, Field(ge=10)] = Field(
+        1000, description="resamples for the intervals of means over samples: CLIP score, hps, pickscore"
+    )
 
 
 class Plan(Block):

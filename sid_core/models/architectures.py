@@ -16,9 +16,16 @@ from ..files import read_json
 from ..method.denoiser import Denoiser
 from ..method.schedule import NoiseSchedule, prediction_type
 from .teacher import latent_shape, scheduler_config
+from .vae import AT_ONCE, AutoencoderKL, ImageCodec
 
 SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SD21 = {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
+VAE = {
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+}
 CLIP_L, OPEN_CLIP_H = 123_060_480, 340_387_840  # parameters of the text encoders
 UNETS = {
     "sd15": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
@@ -46,6 +53,7 @@ class Architecture:
         latent_shape: (C, H, W).
         text_shape: (L, D), tokens of a prompt and their width.
         text_parameters: of the text encoder.
+        vae: config of an AutoencoderKL.
     """
 
     unet: dict
@@ -53,6 +61,7 @@ class Architecture:
     latent_shape: tuple[int, int, int]
     text_shape: tuple[int, int]
     text_parameters: int
+    vae: dict
 
 
 def named(name: str) -> Architecture:
@@ -70,7 +79,8 @@ def named(name: str) -> Architecture:
     prediction = "v_prediction" if name == "sd21-768" else "epsilon"
     size = unet["sample_size"]
     return Architecture(
-        unet, SCHEDULER | {"prediction_type": prediction}, (4, size, size), (length, unet["cross_attention_dim"]), text_parameters
+        unet, SCHEDULER | {"prediction_type": prediction}, (4, size, size), (length, unet["cross_attention_dim"]), text_parameters,
+        VAE | ({"block_out_channels": [32, 32, 32, 32]} if name == "small" else {}),
     )  # fmt: skip
 
 
@@ -82,8 +92,11 @@ def of_directory(folder: Path) -> Architecture:
     with safe_open(folder / "text_encoder" / "model.safetensors", "pt") as file:
         names = file.keys()
         parameters = sum(torch.Size(file.get_slice(name).get_shape()).numel() for name in names)
-    config = {key: value for key, value in unet.items() if not key.startswith("_")}
-    return Architecture(config, scheduler_config(folder), latent_shape(folder), text_shape, parameters)
+    configs = [
+        {key: value for key, value in config.items() if not key.startswith("_")}
+        for config in (unet, read_json(folder / "vae" / "config.json"))
+    ]
+    return Architecture(configs[0], scheduler_config(folder), latent_shape(folder), text_shape, parameters, configs[1])
 
 
 def new_denoiser(architecture: Architecture, device: str | torch.device, seed: int = 0) -> Denoiser:
@@ -91,6 +104,11 @@ def new_denoiser(architecture: Architecture, device: str | torch.device, seed: i
     device = torch.device(device)
     schedule = NoiseSchedule.from_config(architecture.scheduler).to(device)
     return Denoiser(new_unet(architecture, device, seed), schedule, prediction_type(architecture.scheduler)).eval()
+
+
+def new_codec(architecture: Architecture) -> ImageCodec:
+    """A VAE as training draws samples with, made on the default device."""
+    return ImageCodec(AutoencoderKL(**architecture.vae), AT_ONCE)
 
 
 def new_unet(architecture: Architecture, device: str | torch.device, seed: int = 0) -> UNet2DConditionModel:

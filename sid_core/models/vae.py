@@ -9,6 +9,8 @@ from torch import Tensor, cat, nn
 
 from .teacher import load_component
 
+AT_ONCE = 1  # images decoded together beside a training, which fills a GPU's memory
+
 
 class ImageCodec(nn.Module):
     """The frozen VAE. Images are (B, 3, H, W) float32 in [-1, 1]; latents are scaled to about unit variance.

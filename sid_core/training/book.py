@@ -64,7 +64,7 @@ class Book:
             # a run that continues from before its best point comes to it again, with the same value
             if values[rule] <= before:
                 with atomic_path(path) as temporary:
-                    weights = self.trainer.layout.views(self.trainer.ema_weights)
+                    weights = self.trainer.ema.unet.state_dict()
                     save_file({name: weight.cpu().contiguous() for name, weight in weights.items()}, temporary)
                 write_sidecar(path, {"nimg": self.trainer.nimg, "value": values[rule]})
         return values

@@ -48,9 +48,19 @@ class World:
         first = self.rank * share
         return [slice(start, start + part) for start in range(first, first + share, part)]
 
+    def share(self, size: int) -> slice:
+        """This process's part of a vector, of which each keeps an equal one."""
+        part = size // self.size
+        return slice(self.rank * part, (self.rank + 1) * part)
+
     def sum_(self, vector: Tensor) -> None:
         """Sum `vector` over all processes, in place."""
         self._call(dist.all_reduce, vector)
+
+    def gather_(self, vector: Tensor) -> None:
+        """Give all processes each one's `share` of the vector, in place."""
+        whole = vector.view(torch.uint8)  # gloo does not know every type
+        self._call(dist.all_gather_into_tensor, whole, whole[self.share(len(whole))].clone())
 
     def largest(self, number: int) -> int:
         """The largest of the processes' numbers; goes over the host, a GPU's work is not waited for."""
@@ -75,16 +85,58 @@ class World:
         self.broadcast_(data)
         return bytes(data.tolist()).decode()
 
-    def _call(self, collective: Callable, *args) -> None:
+    def begin_sum_(self, vector: Tensor) -> Callable[[], None]:
+        """Begin to sum `vector` in place while other work goes on; what is returned waits for it."""
+        work = self._call(dist.all_reduce, vector, dist.ReduceOp.SUM, None, True)
+        return lambda: self._call(work.wait)
+
+    def _call(self, collective: Callable, *args) -> dist.Work | None:
         if self.size == 1:
-            return
+            return None
         try:
-            collective(*args)
+            return collective(*args)
         except RuntimeError as error:
             raise PeerLost(
                 f"another process of this run ended ({' '.join(str(error).split())[:200]}); "
                 "its own message tells why. Running again continues from the newest saved state"
             ) from None
+
+
+class OverlappedSum:
+    """Sums a gradient over all processes, each of its blocks as soon as backward is done with it and those before it have begun.
+
+    The order is fixed, as all processes must begin the same sums in the same one.
+
+    Args:
+        blocks: parts of the gradient in the order of backward, and how many parameters each holds.
+    """
+
+    def __init__(self, world: World, blocks: list[tuple[Tensor, int]]):
+        self.world, self.blocks = world, blocks
+        self._missing: list[int] = []  # parameters of each block; empty while nothing is to be summed yet
+        self._waits: list[Callable[[], None]] = []
+
+    def begin(self) -> None:
+        """Before the last backward."""
+        self._missing, self._waits = [number for _, number in self.blocks], []
+
+    def arrived(self, block: int) -> None:
+        """A parameter's gradient is complete."""
+        if self._missing:
+            self._missing[block] -= 1
+            while len(self._waits) < len(self.blocks) and not self._missing[len(self._waits)]:
+                self._begin_next()
+
+    def finish(self) -> None:
+        """After the last backward: sum what is left, of parameters without gradient, and wait."""
+        while len(self._waits) < len(self.blocks):
+            self._begin_next()
+        for wait in self._waits:
+            wait()
+        self._missing = []
+
+    def _begin_next(self) -> None:
+        self._waits.append(self.world.begin_sum_(self.blocks[len(self._waits)][0]))
 
 
 def is_first() -> bool:

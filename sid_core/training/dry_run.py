@@ -17,7 +17,8 @@ PUBLISHED = {
     "train_kimg": 4812, "batch": 512, "micro_batch": 16, "lr": 1e-6, "fake_lr": None, "lr_final": None,
     "adam_beta1": 0.0, "adam_beta2": 0.999, "adam_eps": 1e-8, "weight_decay": 0.0, "t_init": 625, "t_min": 20, "t_max": 980,
     "prompt_dropout": 0.1, "ema_halflife_nimg": 50000, "ema_ramp": 0.05, "nonfinite": "stop", "nonfinite_limit": 10,
-    "precision": "float32", "checkpointing": False, "offload": "none", "compile": False,
+    "precision": "float32", "checkpointing": False, "offload": "none", "shard": False,
+    "compile": False,
 }  # fmt: skip
 
 
@@ -56,7 +57,8 @@ def make_settings(**changes) -> SimpleNamespace:
 def make_trainer(architecture: Architecture, device: str | torch.device, kappa: float = 2.0, **changes) -> Trainer:
     """A Trainer of `architecture` on `device`; `changes` to the published settings."""
     device = torch.device(device)
-    teacher, prompts = new_denoiser(architecture, device), RandomPrompts(architecture.text_shape, device)
+    teacher = new_denoiser(architecture, "meta" if device.type == "meta" else "cpu")
     if device.type == "cuda":  # as training does it
         teacher.unet.to(memory_format=torch.channels_last)
-    return Trainer(teacher, prompts, architecture.latent_shape, make_run(kappa), make_settings(**changes))
+    prompts, settings = RandomPrompts(architecture.text_shape, device), make_settings(**changes)
+    return Trainer(teacher, prompts, architecture.latent_shape, make_run(kappa), settings, device=device)

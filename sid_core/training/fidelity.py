@@ -119,13 +119,14 @@ def _trainer(settings: "DistillSettings", teacher: Path, captions: Sequence[str]
         "nonfinite": "skip",
         "nonfinite_limit": 10**9,
         "offload": "none",
+        "shard": False,
         "compile": False,
     }
-    denoiser = load_denoiser(teacher).to(device())
+    denoiser = load_denoiser(teacher)
     encoder = TextEncoder.from_directory(teacher).to(device())
     prompts = PromptSet(encoder, captions, settings.distill.text_cache)
     distill = settings.distill.model_copy(update=changes)
-    return Trainer(denoiser, prompts, latent_shape(teacher), settings.run, distill)
+    return Trainer(denoiser, prompts, latent_shape(teacher), settings.run, distill, device=torch.device(device()))
 
 
 def _gradients(trainer: Trainer, edges: list[tuple[int, int]], first: int = LAST) -> Iterator[dict[str, Tensor]]:

@@ -4,7 +4,6 @@ moves them towards the teacher. Three networks, two optimizers, one EMA.
 Nothing in an iteration waits for a GPU: metrics and the verdict on non-finite numbers stay on the device until they are read.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from ..method import Denoiser, Guidance, fake_score_loss, generator_loss, n_step
 from .distributed import World
-from .flat import Layout, norm
+from .flat import SLICE, Layout, on_device, placed, row_norms, with_weights
 from .health import TrainingStopped
 from .precision import DTYPES, set_arithmetic
 from .randomness import Draw, draw, rng
@@ -37,8 +36,11 @@ class Trainer:
     """The state of one distillation and the step that advances it.
 
     Attributes:
-        teacher, fake_score, generator, ema: Denoisers; all start from the teacher's weights. `ema` is the product, in float32.
+        teacher, fake_score, generator, ema: Denoisers; all start from the teacher's weights. `ema` is the product, in float32;
+            see `collect_ema`.
         students: the trained two, "fake" and "generator".
+        own: the part of every vector that this process keeps; all of it, or with `distill.shard` its share.
+        ema_weights: the averages, a vector (own).
         iteration, nimg: iterations done and images seen by the generator.
         fake_metrics: of an iteration whose first half is done, else None.
         abandon: asked before each micro-batch whether to leave the iteration.
@@ -53,28 +55,36 @@ class Trainer:
         settings: "Distill",
         world: World | None = None,
         held_out: int = 0,
+        device: torch.device | None = None,
     ):
-        """held_out: how many prompts at the end are not trained on."""
+        """teacher: float32 weights, copied to where they belong. held_out: how many prompts at the end are not trained on. device:
+        where to compute; by default where the teacher is. A teacher of the host needs no further memory of a GPU.
+        """
         self.held_out = held_out
         self.run, self.settings, self.prompts, self.latent_shape = run, settings, prompts, latent_shape
         self.world = world or World()
         self.parts = self.world.parts(settings.batch, settings.micro_batch)
         self.guidance = Guidance(run.fake_train, run.fake_eval, run.teacher)
-        self.device = next(teacher.parameters()).device
+        self.device = device or next(teacher.parameters()).device
         set_arithmetic(settings.precision)
         teacher.eval().requires_grad_(False)
-        self.layout = Layout(teacher.unet)
+        teacher = Denoiser(teacher.unet, teacher.schedule.to(self.device), teacher.prediction_type)
+        self.layout = Layout(teacher.unet, self.world.size if settings.shard else 1)
+        self.own = self.world.share(self.layout.size) if settings.shard else slice(0, self.layout.size)
+        start = self.layout.gather(teacher.unet)
+        rates = {"fake": settings.fake_lr or settings.lr, "generator": settings.lr}
         self.students = {
-            "fake": Student(teacher, self.layout, settings, settings.fake_lr or settings.lr),
-            "generator": Student(teacher, self.layout, settings, settings.lr),
+            half: Student(teacher, start, self.layout, self.own, settings, lr, self.device, self.world)
+            for half, lr in rates.items()
         }
-        self.gradient = Gradient(self.layout, self.device)
-        self.ema = copy.deepcopy(teacher).to("cpu" if settings.offload == "ema" else self.device)
-        self.ema_weights = self.layout.gather(self.ema.unet)
-        self.layout.bind(self.ema.unet, self.ema_weights)
-        for parameter in teacher.unet.parameters():
-            parameter.data = parameter.data.to(DTYPES[settings.precision])
-        self.teacher = teacher
+        self.ema_weights = placed(start[self.own], self.device, settings.offload in ("ema", "all"))
+        del start
+        self.gradient = Gradient(self.layout, self.device, self.world)
+        self._ema_apart = settings.shard or settings.offload in ("ema", "all")
+        averages = self.gradient.views if self._ema_apart else self.layout.views(self.ema_weights)
+        self.ema = Denoiser(with_weights(teacher.unet, averages), teacher.schedule, teacher.prediction_type)
+        compute = {name: p.to(self.device, DTYPES[settings.precision]) for name, p in teacher.unet.named_parameters()}
+        self.teacher = Denoiser(with_weights(teacher.unet, compute), teacher.schedule, teacher.prediction_type)
         self.fake_score, self.generator = (student.network for student in self.students.values())
         for network in (self.teacher, self.fake_score, self.generator):
             if settings.checkpointing:
@@ -111,19 +121,36 @@ class Trainer:
     @torch.no_grad()
     def grid_latents(self, count: int) -> Tensor:
         """Samples of the EMA generator for the first `count` training prompts and noises that never change, (count, C, H, W)."""
-        noises = self._draw("grid", count, dropout=0.0).noises.to(self.device)
-        indices = torch.arange(count) % len(self.prompts)
-        return n_step(self._ema_here(), list(noises), self.settings.t_init, self.prompts(indices))
+        return torch.cat(list(self._samples("grid", torch.arange(count) % len(self.prompts))))
 
     @torch.no_grad()
     def held_out_latents(self) -> Iterator[Tensor]:
         """Samples of the EMA generator for the held-out prompts, in micro-batches; their noises never change."""
-        noises = self._draw("proxy", self.held_out, dropout=0.0).noises
-        first, network = len(self.prompts) - self.held_out, self._ema_here()
-        for start in range(0, self.held_out, self.settings.micro_batch):
-            rows = slice(start, min(start + self.settings.micro_batch, self.held_out))
-            cond = self.prompts(torch.arange(first + rows.start, first + rows.stop))
-            yield n_step(network, list(noises[:, rows].to(self.device)), self.settings.t_init, cond)
+        yield from self._samples("proxy", torch.arange(len(self.prompts) - self.held_out, len(self.prompts)))
+
+    def _samples(self, purpose: str, prompts: Tensor) -> Iterator[Tensor]:
+        noises = self._draw(purpose, len(prompts), dropout=0.0).noises
+        for start in range(0, len(prompts), self.settings.micro_batch):
+            rows = slice(start, start + self.settings.micro_batch)
+            z = list(noises[:, rows].to(self.device))
+            yield n_step(self.ema, z, self.settings.t_init, self.prompts(prompts[rows]))
+
+    @torch.no_grad()
+    def collect_ema(self) -> None:
+        """Make `ema` the averages; called by all processes, before it is used. What is offloaded or shared out is brought together in
+        the gradient's memory, so it holds until the next step or save.
+        """
+        if self._ema_apart:
+            self.whole(self.ema_weights)
+
+    @torch.no_grad()
+    def whole(self, vector: Tensor) -> Tensor:
+        """All of a vector of which this process has its own part; with all processes together, in the gradient's memory."""
+        here = self.gradient.parameters
+        here[self.own].copy_(vector)
+        if len(vector) < len(here):
+            self.world.gather_(here)
+        return here
 
     def raise_if_stopped(self) -> None:
         """Raise TrainingStopped where non-finite numbers have reached their limit; waits for the device."""
@@ -156,11 +183,13 @@ class Trainer:
             if self.abandon():
                 student.close()
                 raise Abandoned
+            if rows is self.parts[-1]:
+                self.gradient.begin_sum()
             share = (rows.stop - rows.start) / self.settings.batch
             values = backward(batch[rows].to(self.device), share * student.guard.scale)
             self.gradient.metrics[: len(values)].add_(torch.stack(values), alpha=share)
         student.close()
-        self.world.sum_(self.gradient.all)
+        self.gradient.finish_sum()
         names = FAKE if half == "fake" else GENERATOR
         metrics = self._finish(dict(zip(names, self.gradient.metrics.clone().unbind(), strict=False)))
         size = student.update(self.gradient, metrics[f"{half}_loss"], self._lr(student), self.iteration)
@@ -237,22 +266,25 @@ class Trainer:
             factor += (s.lr_final / s.lr - 1) * min(self.nimg / (1000 * s.train_kimg), 1.0)
         return student.lr * factor
 
-    def _ema_here(self) -> Denoiser:
-        """The EMA's network on the device; a copy, where it is kept on the host."""
-        return self.ema if self.ema_weights.device == self.device else copy.deepcopy(self.ema).to(self.device)
-
     @torch.no_grad()
     def _update_ema(self) -> None:
         """beta = 0.5^(batch / half-life), half-life from the images seen before this iteration: the first update copies."""
         halflife = min(self.settings.ema_halflife_nimg, self.settings.ema_ramp * self.nimg)
         beta = 0.5 ** (self.settings.batch / max(halflife, 1e-8))
-        self.ema_weights.lerp_(self._theta(), 1 - beta)
+        theta = self.students["generator"].master
+        for rows, (averages,) in on_device(self.device, self.settings.offload != "none", self.ema_weights):
+            averages.lerp_(theta[rows].to(self.device), 1 - beta)
 
-    def _theta(self) -> Tensor:
-        """The generator's weights, where the EMA's are."""
-        return self.students["generator"].master.to(self.ema_weights.device)
-
+    @torch.no_grad()
     def ema_drift(self) -> float:
-        """|theta_ema - theta| / |theta|."""
-        theta = self._theta()
-        return (norm(self.ema_weights - theta) / norm(theta)).item()
+        """|theta_ema - theta| / |theta|; all processes together."""
+        theta, gaps, sizes = self.students["generator"].master, [], []
+        for start in range(0, len(theta), SLICE):
+            a, b = (vector[start : start + SLICE].to(self.device) for vector in (self.ema_weights, theta))
+            gaps.append(row_norms(a - b))
+            sizes.append(row_norms(b))
+        lengths = torch.stack([torch.linalg.vector_norm(torch.cat(parts)) for parts in (gaps, sizes)])
+        if len(theta) < self.layout.size:
+            self.world.sum_(lengths.square_())
+            lengths.sqrt_()
+        return (lengths[0] / lengths[1]).item()

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from ..errors import UserError
-from ..models.architectures import Architecture
-from .dry_run import make_trainer
+from ..models.architectures import Architecture, new_codec, new_denoiser
+from .dry_run import RandomPrompts, make_run, make_settings
 from .iteration import Trainer
 from .precision import DTYPES
 
@@ -31,6 +31,7 @@ GRID = 16  # samples drawn at once between iterations
 # bytes that each has: RTX 3090 and 4090, A100, A100 and H100, H200
 CARDS = {"24 GB": 24 * GIB, "40 GB": 40 * GIB, "80 GB": 79 * GIB, "141 GB": 140 * GB}
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+OFFLOAD = ("none", "ema", "optimizer", "all")  # by the time they cost
 GOOD = 4  # images at once, from which on more gain little
 NOTE = (
     "GB = 10^9 bytes; n is distill.micro_batch. float16 takes what bfloat16 takes, tf32 what float32 takes. Predicted by walking an iteration on "
@@ -93,31 +94,36 @@ def fused_attention() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Bytes on the GPU.
+    """Bytes on one GPU.
 
     Attributes:
-        static: weights, optimizers, gradient, averages and text encoder: always there.
-        start: peak while the networks are set up.
+        static: weights, optimizers, gradient, averages, text encoder and VAE: always there, and all there is while they are set up.
         fixed, per_image: the peak of an iteration is fixed + micro_batch * per_image.
-        drawing: peak while samples are drawn.
-        averages: of static, what `offload: ema` keeps in the host's memory.
+        decoding: of one sample to look at, between iterations, above static.
+        averages, optimizers: of static, what is offloaded or shared out.
+        lent: of the optimizers' float32 weights, what networks in float32 compute with where they stay on one GPU.
     """
 
     static: int
-    start: int
     fixed: int
     per_image: int
-    drawing: int
+    decoding: int
     averages: int
+    optimizers: int
+    lent: int
 
-    def offloaded(self) -> "Prediction":
-        """With `offload: ema`. Drawing samples brings the averages back for the time being."""
-        less = {name: getattr(self, name) - self.averages for name in ("static", "start", "fixed", "averages")}
-        return replace(self, **less)
+    def placed(self, offload: str, gpus: int = 1) -> "Prediction":
+        """With `distill.offload`, and with `distill.shard` on more than one GPU."""
+        averages = 0 if offload in ("ema", "all") else self.averages // gpus
+        optimizers = 0 if offload in ("optimizer", "all") else self.optimizers // gpus
+        less = self.averages - averages + self.optimizers - optimizers
+        if optimizers < self.optimizers:
+            less -= self.lent
+        return replace(self, static=self.static - less, fixed=self.fixed - less)
 
     def peak(self, micro_batch: int) -> int:
         """What torch.cuda.max_memory_allocated would say."""
-        return max(self.start, self.drawing, self.fixed + micro_batch * self.per_image)
+        return max(self.static + self.decoding, self.fixed + micro_batch * self.per_image)
 
     def needed(self, micro_batch: int) -> float:
         """With the allowance for what the walk does not see."""
@@ -132,21 +138,29 @@ def predict(
     architecture: Architecture, kappa: float = 2.0, precision: str = "float32", checkpointing: bool = False
 ) -> Prediction:
     """Walk iterations of micro-batch 1 and 2 on the device meta; some ten seconds at SD 1.5's size."""
+    settings = make_settings(precision=precision, checkpointing=checkpointing, batch=1, micro_batch=1)
     with torch.device("meta"):
         encoder = torch.empty(architecture.text_parameters)
+        codec = new_codec(architecture)
+    teacher = new_denoiser(architecture, "meta")  # in the host's memory, until it is copied
     with LiveBytes("meta") as memory, fused_attention():
-        memory.add(encoder)
-        trainer = make_trainer(
-            architecture, "meta", kappa, batch=1, micro_batch=1, precision=precision, checkpointing=checkpointing
-        )
-        start, static = memory.peak, memory.live
+        prompts = RandomPrompts(architecture.text_shape, torch.device("meta"))
+        trainer = Trainer(teacher, prompts, architecture.latent_shape, make_run(kappa), settings)
+        for tensor in (encoder, *codec.parameters(), *trainer.teacher.parameters()):
+            memory.add(tensor)
+        static = memory.live
+        assert memory.peak <= static, "setting up takes more than what it makes"
         one = _peak_of_a_step(trainer, memory)
-        trainer.settings.batch = trainer.settings.micro_batch = 2
+        settings.batch = settings.micro_batch = 2
         trainer.parts = trainer.world.parts(2, 2)
         two = _peak_of_a_step(trainer, memory)
         memory.restart()
-        trainer.grid_latents(GRID)
-    return Prediction(static, start, 2 * one - two, two - one, memory.peak, trainer.ema_weights.nbytes)
+        codec.decode(trainer.grid_latents(GRID))
+        decoding = memory.peak - static
+    averages, students = trainer.ema_weights.nbytes, trainer.students.values()
+    optimizers = sum(student.master.nbytes + student.optimizer.second.nbytes for student in students)
+    lent = 0 if DTYPES[precision] != torch.float32 else sum(student.master.nbytes for student in students)
+    return Prediction(static, 2 * one - two, two - one, decoding, averages, optimizers, lent)
 
 
 def _peak_of_a_step(trainer: Trainer, memory: LiveBytes) -> int:
@@ -168,8 +182,11 @@ class Row:
     prediction: Prediction
 
 
-def survey(architecture: Architecture, kappa: float, precisions: Sequence[str]) -> list[Row]:
+def survey(architecture: Architecture, kappa: float, precisions: Sequence[str], gpus: int = 1) -> list[Row]:
     """All settings of `precisions`, the fastest first: offloading costs less time than computing again.
+
+    Args:
+        gpus: more than one: each keeps its part (`distill.shard`).
 
     Raises:
         UserError: an unknown precision.
@@ -181,8 +198,7 @@ def survey(architecture: Architecture, kappa: float, precisions: Sequence[str]) 
     for precision in precisions:
         for checkpointing in (False, True):
             prediction = predict(architecture, kappa, precision, checkpointing)
-            rows.append(Row(precision, checkpointing, "none", prediction))
-            rows.append(Row(precision, checkpointing, "ema", prediction.offloaded()))
+            rows += [Row(precision, checkpointing, where, prediction.placed(where, gpus)) for where in OFFLOAD]
     return rows
 
 
@@ -198,15 +214,15 @@ def to_markdown(rows: list[Row]) -> str:
     """The table: GB, the peak as a line in the micro-batch, and the largest one on each card."""
     cards = " | ".join(CARDS)
     lines = [
-        f"| precision | checkpointing | offload | static | set-up | iteration | drawing | {cards} |",
-        "|---|---|---|--:|--:|--:|--:|" + "--:|" * len(CARDS),
+        f"| precision | checkpointing | offload | static | iteration | {cards} |",
+        "|---|---|---|--:|--:|" + "--:|" * len(CARDS),
     ]
     for row in rows:
         p = row.prediction
         fits = " | ".join(str(p.largest(card) or "–") for card in CARDS)
         lines.append(
-            f"| {row.precision} | {'yes' if row.checkpointing else 'no'} | {row.offload} | {p.static / GB:.1f} | {p.start / GB:.1f} "
-            f"| {p.fixed / GB:.1f} + {p.per_image / GB:.2f} n | {p.drawing / GB:.1f} | {fits} |"
+            f"| {row.precision} | {'yes' if row.checkpointing else 'no'} | {row.offload} | {p.static / GB:.1f} "
+            f"| {p.fixed / GB:.1f} + {p.per_image / GB:.2f} n | {fits} |"
         )
     return "\n".join(lines)
 

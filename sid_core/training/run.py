@@ -48,7 +48,7 @@ FREE = (
     "text_cache",
 )
 # settings that may change too, and alter the weights by rounding
-ROUNDING = ("micro_batch", "checkpointing", "compile", "offload")
+ROUNDING = ("micro_batch", "checkpointing", "compile", "offload", "shard")
 
 
 class Interrupted(Exception):
@@ -109,7 +109,7 @@ def distill(
 def _make_trainer(
     settings: "DistillSettings", teacher: Path, prompts: Sequence[str], world: World, device: torch.device
 ) -> Trainer:
-    denoiser = load_denoiser(teacher).to(device)
+    denoiser = load_denoiser(teacher)
     # cuDNN's 16-bit convolutions want it, and would transpose in and out of every one; on a CPU it gives nothing
     if device.type == "cuda" and settings.distill.precision in ("bfloat16", "float16"):
         denoiser.unet.to(memory_format=torch.channels_last)
@@ -118,7 +118,7 @@ def _make_trainer(
     held_out = settings.distill.proxy_samples
     if held_out >= len(prompts):
         raise UserError(f"distill.proxy_samples={held_out}: expected fewer than the {len(prompts)} training captions")
-    return Trainer(denoiser, prompt_set, latent_shape(teacher), settings.run, settings.distill, world, held_out)
+    return Trainer(denoiser, prompt_set, latent_shape(teacher), settings.run, settings.distill, world, held_out, device)
 
 
 def _export(trainer: Trainer, settings: "DistillSettings", teacher_sha256: str, state: Path, out: Path) -> None:
@@ -147,12 +147,14 @@ def _out_of_memory(error: Exception, distill: "Distill") -> str:
     remedies = []
     if distill.micro_batch > 1:
         remedies.append(f"distill.micro_batch: {distill.micro_batch // 2 or 1} (the same gradient)")
-    if distill.offload == "none":
-        remedies.append("distill.offload: ema")
+    if distill.offload != "all":
+        remedies.append("distill.offload: all")
     if not distill.checkpointing:
         remedies.append("distill.checkpointing: true (a third slower)")
     if distill.precision in ("float32", "tf32"):
         remedies.append("distill.precision: bfloat16 (a run of its own)")
+    if not distill.shard:
+        remedies.append("distill.shard: true on several GPUs")
     advice = ", or ".join(remedies) or "a GPU with more memory"
     return f"the GPU's memory is full ({str(error).split('.')[0]}); set {advice}. Running again continues"
 
@@ -175,6 +177,7 @@ def _train(
         raise UserError(
             f"{state}: has already seen {trainer.nimg:,} images, more than distill.train_kimg={s.train_kimg:g}; delete the folder to start over"
         )
+    trainer.collect_ema()
     book = Book(trainer, state, total * s.batch, on_samples, on_held_out) if is_first() else None
     watch = AlarmWatch(s.alarms)
     trainer.abandon = lambda: world.largest(signals.overdue()) > 0
@@ -184,8 +187,7 @@ def _train(
                 metrics = trainer.step()
             except Abandoned:
                 trainer.raise_if_stopped()
-                if book:
-                    writer.write(trainer, window)
+                writer.write(trainer, window)
                 raise Interrupted(world.largest(signals.first)) from None
             for name, value in metrics.items():
                 window[name] = window.get(name, 0) + value.double()
@@ -196,20 +198,24 @@ def _train(
             look = s.proxy_samples > 0 and (last or _due(trainer, s.proxy_every_nimg))
             log_now = last or look or _due(trainer, s.log_every_nimg)
             save_now = last or signum or _due(trainer, s.state_every_nimg)
+            draw_now = last or _due(trainer, s.samples_every_nimg)
             if log_now or save_now:
                 trainer.raise_if_stopped()
+            if look or draw_now:
+                trainer.collect_ema()
             if log_now:
                 point = make_point(trainer, window)
                 window = {}
                 if book:
                     book.log(point | (book.look() if look else {}), quiet=not bar.disable)
                 watch.check(point)
-            if book and (last or _due(trainer, s.samples_every_nimg)):
+            if book and draw_now:
                 book.draw()
-            if book and save_now:
+            if save_now:
                 writer.write(trainer, window)
             if signum and not last:
                 raise Interrupted(signum)
+    trainer.collect_ema()
 
 
 def _bar(trainer: Trainer, total: int) -> tqdm:

@@ -38,13 +38,16 @@ class StateWriter:
     _pending: Future | None
 
     def write(self, trainer: Trainer, window: dict[str, Tensor]) -> None:
-        """Save the state after `trainer.iteration` iterations, then drop all but the `keep` newest.
+        """Save the state after `trainer.iteration` iterations, then drop all but the `keep` newest. All processes call it; the first
+        one writes.
 
         Args:
             window: sums of the metrics since the last logged point, so that the log continues exactly too.
         """
         self.wait()
         tensors, counters = _snapshot(trainer, window)
+        if trainer.world.rank:
+            return
         self._pending = self._executor.submit(self._write, tensors, counters)
 
     def wait(self) -> None:
@@ -160,6 +163,10 @@ def _snapshot(trainer: Trainer, window: dict[str, Tensor]) -> tuple[dict[str, Te
     """A copy of the state in the host's memory: tensors by name, and counters."""
     tensors = {}
     for prefix, vector in _vectors(trainer).items():
+        if trainer.settings.shard:
+            vector = trainer.whole(vector)
+        elif trainer.world.rank:
+            continue
         copied = vector.to("cpu", copy=True)
         tensors |= {f"{prefix}/{name}": view for name, view in trainer.layout.views(copied).items()}
     counters = {
@@ -176,11 +183,11 @@ def _snapshot(trainer: Trainer, window: dict[str, Tensor]) -> tuple[dict[str, Te
 @torch.no_grad()
 def _restore(trainer: Trainer, path: Path | None) -> None:
     """Fill the trainer's vectors from the file (process 0) or from process 0."""
-    vectors = _vectors(trainer)
-    if path is not None:
-        with safe_open(path, "pt") as file:
-            for prefix, vector in vectors.items():
-                for name, view in trainer.layout.views(vector).items():
-                    view.copy_(file.get_tensor(f"{prefix}/{name}"))
-    for vector in vectors.values():
-        trainer.world.broadcast_(vector)
+    file = None if path is None else safe_open(path, "pt")
+    for prefix, vector in _vectors(trainer).items():
+        whole = trainer.gradient.parameters if trainer.settings.shard else vector
+        for name, view in trainer.layout.views(whole).items() if file else ():
+            view.copy_(file.get_tensor(f"{prefix}/{name}"))
+        trainer.world.broadcast_(whole)
+        if whole is not vector:
+            vector.copy_(whole[trainer.own])

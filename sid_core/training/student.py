@@ -1,13 +1,14 @@
 """A trained network: float32 weights, their gradient and optimizer, and the network that computes, in its own precision."""
 
-import copy
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..method import Denoiser
-from .flat import Layout, norm
+from .distributed import OverlappedSum, World
+from .flat import Layout, norm, placed, with_weights
 from .optimizer import Adam
 from .precision import DTYPES, Guard
 
@@ -18,50 +19,90 @@ METRICS = 8  # places for an iteration's metrics
 
 
 class Gradient:
-    """One float32 gradient and the metrics that go with it, in a single vector: what processes sum. Both students use it in turn.
+    """One float32 gradient of a whole network, and an iteration's metrics. Both students use it in turn; between iterations its memory is
+    lent to whoever needs a whole vector.
 
     Attributes:
-        parameters, metrics: parts of the vector `all`.
+        parameters: the gradient, a vector of the layout; `views` of it by name.
+        metrics: (METRICS,).
     """
 
-    def __init__(self, layout: Layout, device: torch.device):
-        self.all = torch.zeros(layout.size + METRICS, device=device)
-        self.parameters, self.metrics = self.all[: layout.size], self.all[layout.size :]
+    def __init__(self, layout: Layout, device: torch.device, world: World):
+        self.world = world
+        self.parameters = torch.zeros(layout.size, device=device)
+        self.metrics = torch.zeros(METRICS, device=device)
         self.views = layout.views(self.parameters)
+        self._block = {name: i for i, (names, _) in enumerate(layout.blocks) for name in names}
+        self._sum = OverlappedSum(world, [(self.parameters[part], len(names)) for names, part in layout.blocks])
+
+    def clear(self) -> None:
+        self.parameters.zero_()
+        self.metrics.zero_()
+
+    def take(self, name: str, parameter: Tensor) -> None:
+        """Backward is done with a parameter: a 16-bit gradient goes into the float32 sum as soon as it is there, and is freed."""
+        if parameter.dtype != torch.float32:  # else backward has added in place
+            self.views[name].add_(parameter.grad)
+            parameter.grad = None
+        self._sum.arrived(self._block[name])
+
+    def begin_sum(self) -> None:
+        """Before the last backward: what it completes is summed over all processes while it goes on."""
+        if self.world.size > 1:
+            self._sum.begin()
+
+    def finish_sum(self) -> None:
+        if self.world.size > 1:
+            self._sum.finish()
+            self.world.sum_(self.metrics)
 
 
 class Student:
     """The fake score or the generator. It starts from the teacher's weights.
 
+    Args:
+        start: the teacher's float32 weights, a vector, on whatever device.
+        own: the part of a vector that this process keeps and updates; all of it, or with `distill.shard` its share.
+
     Attributes:
-        network: the Denoiser that computes. Its parameters are views of `master`, or of a 16-bit copy of it.
+        network: the Denoiser that computes. Its parameters are views of `master`, or of a copy of it: in 16 bits, or because
+            `master` is in the host's memory or a part.
         master: the float32 weights, a vector.
         lr: learning rate at the start of the run.
     """
 
-    def __init__(self, teacher: Denoiser, layout: Layout, settings: "Distill", lr: float):
-        self.network, self.lr = copy.deepcopy(teacher), lr
-        self.master = layout.gather(self.network.unet)
-        dtype = DTYPES[settings.precision]
-        self._copy = self.master if dtype == torch.float32 else self.master.to(dtype)
-        layout.bind(self.network.unet, self._copy)
-        self.optimizer = Adam(self.master, settings, lr)
+    def __init__(
+        self,
+        teacher: Denoiser,
+        start: Tensor,
+        layout: Layout,
+        own: slice,
+        settings: "Distill",
+        lr: float,
+        device: torch.device,
+        world: World,
+    ):
+        self.lr, self.own, self.world = lr, own, world
+        self.offloaded, dtype = settings.offload in ("optimizer", "all"), DTYPES[settings.precision]
+        self.master = placed(start[own], device, self.offloaded)
+        apart = self.offloaded or settings.shard or dtype != torch.float32
+        self._copy = start.to(device, dtype, copy=True) if apart else self.master
+        weights = layout.views(self._copy)
+        self.network = Denoiser(with_weights(teacher.unet, weights), teacher.schedule, teacher.prediction_type)
+        self.optimizer = Adam(self.master, settings, lr, device, self.offloaded)
         limit = 1 if settings.nonfinite == "stop" else settings.nonfinite_limit
-        self.guard = Guard(self.master.device, settings.precision, limit)
+        self.guard = Guard(device, settings.precision, limit)
         self._parameters = dict(self.network.unet.named_parameters())
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def open(self, gradient: Gradient) -> None:
         """Let backward add to `gradient`, emptied first."""
-        gradient.all.zero_()
+        gradient.clear()
         self.network.requires_grad_(True)
         for name, parameter in self._parameters.items():
-            view = gradient.views[name]
-            if self._copy is self.master:
-                parameter.grad = view  # backward adds in place
-            else:
-                # each 16-bit gradient goes into the float32 sum as soon as it is there, and is freed
-                self._hooks.append(parameter.register_post_accumulate_grad_hook(lambda p, view=view: _move(p, view)))
+            if parameter.dtype == torch.float32:
+                parameter.grad = gradient.views[name]  # backward adds in place
+            self._hooks.append(parameter.register_post_accumulate_grad_hook(partial(gradient.take, name)))
 
     def close(self) -> None:
         """Freeze the network again."""
@@ -79,16 +120,14 @@ class Student:
         size = norm(gradient.parameters)
         skip = self.guard.judge(loss, size, iteration)
         self.optimizer.lr = lr
-        self.optimizer.step(gradient.parameters, skip)
+        self.optimizer.step(gradient.parameters[self.own], skip)
         self.refresh()
         return size
 
     def refresh(self) -> None:
-        """Bring the 16-bit copy up to date with the float32 weights."""
-        if self._copy is not self.master:
-            self._copy.copy_(self.master)
-
-
-def _move(parameter: Tensor, total: Tensor) -> None:
-    total.add_(parameter.grad)
-    parameter.grad = None
+        """Bring the network up to date with the float32 weights, of which all processes may have a part each."""
+        if self._copy is self.master:
+            return
+        self._copy[self.own].copy_(self.master)
+        if len(self.master) < len(self._copy):
+            self.world.gather_(self._copy)

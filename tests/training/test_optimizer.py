@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from sid_core.training.flat import Layout, norm
+from sid_core.training.flat import Layout, norm, with_weights
 from sid_core.training.optimizer import Adam
 
-GO, SKIP = torch.zeros(()), torch.ones(())
+CPU, GO, SKIP = torch.device("cpu"), torch.zeros(()), torch.ones(())
 
 
 def settings(**values):
@@ -28,8 +28,8 @@ def test_equals_torchs_adam(values, fused):
     theirs, ours = network(), network()
     layout = Layout(ours)
     vector, gradient = layout.gather(ours), torch.zeros(layout.size)
-    layout.bind(ours, vector)
-    adam = Adam(vector, s, lr=1e-2)
+    ours = with_weights(ours, layout.views(vector))
+    adam = Adam(vector, s, 1e-2, CPU)
     kind = torch.optim.AdamW if s.weight_decay else torch.optim.Adam
     reference = kind(
         theirs.parameters(),
@@ -54,7 +54,7 @@ def test_equals_torchs_adam(values, fused):
 
 @pytest.mark.parametrize("beta1", [0.0, 0.9])
 def test_a_skipped_step_changes_nothing(beta1):
-    adam = Adam(torch.randn(128), settings(adam_beta1=beta1), lr=1e-2)
+    adam = Adam(torch.randn(128), settings(adam_beta1=beta1), 1e-2, CPU)
     adam.step(torch.randn(128), GO)
     before = [t.clone() for t in (adam.parameters, adam.second, adam.steps)]
     adam.step(torch.full((128,), float("nan")), SKIP)
@@ -67,7 +67,7 @@ def test_a_layout_keeps_names_shapes_and_memory_format():
     net.to(memory_format=torch.channels_last)
     layout = Layout(net)
     vector = layout.gather(net)
-    layout.bind(net, vector)
+    net = with_weights(net, layout.views(vector))
     assert net[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
     vector.mul_(2)  # parameters are views

@@ -55,16 +55,23 @@ def test_training_is_the_same_with_checkpoints(make_trainer):
     plain, checkpointed = make_trainer(), make_trainer(checkpointing=True)
     for trainer in (plain, checkpointed):
         trainer.step()
-    torch.testing.assert_close(plain.gradient.all, checkpointed.gradient.all, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(plain.gradient.parameters, checkpointed.gradient.parameters, rtol=1e-5, atol=1e-6)
 
 
-def test_offloaded_averages_are_the_same(make_trainer):
-    plain, offloaded = make_trainer(), make_trainer(offload="ema")
-    for trainer in (plain, offloaded):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("offload", ["ema", "optimizer", "all"])
+def test_what_is_offloaded_changes_no_bit(make_trainer, monkeypatch, precision, offload):
+    monkeypatch.setattr("sid_core.training.flat.SLICE", 1024)  # many parts
+    trainers = [make_trainer(precision=precision, offload=where) for where in ("none", offload)]
+    for trainer in trainers:
         trainer.step()
         trainer.step()
+        trainer.collect_ema()
+    plain, offloaded = trainers
     assert torch.equal(plain.ema_weights, offloaded.ema_weights)
+    assert torch.equal(plain.students["fake"].master, offloaded.students["fake"].master)
     assert torch.equal(plain.grid_latents(2), offloaded.grid_latents(2))
+    assert plain.ema_drift() == offloaded.ema_drift()
 
 
 @pytest.mark.gpu

@@ -332,9 +332,9 @@ def out_of_memory(self):
     [
         (
             {},
-            r"set distill\.micro_batch: 2 .*distill\.offload: ema, or distill\.checkpointing: true .*precision: bfloat16",
+            r"set distill\.micro_batch: 2 .*distill\.offload: all, or distill\.checkpointing: true .*precision: bfloat16 .*shard: true on several GPUs\. ",
         ),
-        ({"micro_batch": 1, "precision": "bfloat16", "offload": "ema"}, r"set distill\.checkpointing: true \(a third"),
+        ({"micro_batch": 1, "precision": "bfloat16", "offload": "all"}, r"set distill\.checkpointing: true \(a third"),
     ],
 )
 def test_a_full_gpu_says_what_to_change(tiny_teacher, folders, monkeypatch, distill_settings, advice):
