@@ -1,0 +1,218 @@
+"""The same scores on a real Slurm as on this machine, bit for bit, whatever fails meanwhile.
+
+One pipeline goes through the whole graph; each of the first tests brings a fault at another stage of it and goes on from where
+the last one left it. Its finished results are then copied for faults of single stages. A job costs Snakemake twice: few jobs.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from cluster import Cluster
+from pipeline import Pipeline, Project, install_plugin, read_scores
+
+NOBODY = 65534
+BLOCKS = {
+    "baselines": {"steps": []},
+    "generate": {"samples": 32, "samples_per_shard": 16, "batch": 16, "eps_error_samples": 16},
+    "tracking": {"enabled": False},
+    "resources": {
+        "distill": {"gpu": 1, "threads": 1, "mem_mb": 9000, "runtime": "2h"},
+        "score": {"gpu": 0, "threads": 2, "mem_mb": 8000, "runtime": "1h"},
+    },
+}
+RUN = Path("results/smallest/runs/lsg-1.5")
+
+
+@pytest.fixture(scope="module")
+def place():
+    """A folder that other users may enter, which pytest's is not."""
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def plugin(place):
+    return install_plugin(place / "plugin")
+
+
+@pytest.fixture(scope="module")
+def cluster(place):
+    with Cluster(place / "cluster") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def local(place):
+    """The same experiment without Slurm. It runs beside the first tests, to save time."""
+    (place / "local").mkdir()
+    project = Project(place / "local")
+    project.configure(**BLOCKS)
+    with open(place / "local.log", "w") as log:
+        command = [sys.executable, "-m", "snakemake", "--cores", "1"]
+        project.process = subprocess.Popen(command, cwd=project.folder, stdout=log, stderr=subprocess.STDOUT)
+    yield project
+    project.process.kill()
+
+
+@pytest.fixture(scope="module")
+def whole(place, cluster, plugin, local):
+    """A pipeline that has just begun."""
+    pipeline = Pipeline(place / "whole", cluster, plugin, **BLOCKS)
+    pipeline.start()
+    return pipeline
+
+
+# --- one pipeline, a fault at each stage -----------------------------------------------------------------------------------
+
+
+def test_a_cancelled_job_is_tried_again(whole, cluster):
+    first = whole.wait_for("reference")
+    cluster.run(["scancel", first["JobId"]])
+    again = whole.wait_for("reference", until=lambda job: job["JobId"] != first["JobId"])
+    assert again["TRES"].startswith("cpu=1,mem=16000M")  # twice as much as the first time
+    assert again["JobName"].startswith("smallest_")
+    assert again["Comment"].startswith("rule_reference_extractors_reference")
+
+
+def test_a_job_gets_what_the_configuration_asks_for(whole):
+    job = whole.wait_for("distill")
+    assert (job["NumCPUs"], job["MinMemoryNode"], job["TimeLimit"]) == ("1", "9000M", "02:00:00")
+    assert "gres/gpu=1" in job["TRES"]
+    assert job["Comment"] == "rule_distill_wildcards_lsg-1.5"
+    assert job["StdOut"].startswith(f"{whole.folder}/logs/slurm/rule_distill/lsg-1.5/")
+
+
+def test_a_job_that_is_put_back_into_the_queue_runs_again(whole, cluster):
+    job = whole.wait_for("distill")
+    cluster.run(["scontrol", "requeue", job["JobId"]])
+    again = whole.wait_for("distill", until=lambda job: job["Restarts"] == "1")
+    assert again["JobId"] == job["JobId"]
+
+
+def test_a_killed_snakemake_loses_no_job_and_runs_none_twice(whole, cluster):
+    running = whole.wait_for("distill")
+    whole.kill()
+    assert whole.jobs("distill")[-1]["JobState"] == "RUNNING"
+    whole.unlock()
+    whole.start()
+    waiting = whole.wait_for("distill", "PENDING")
+    assert waiting["Dependency"].startswith(f"afterany:{running['JobId']}")
+    shard = whole.wait_for("shard")
+    first, second = whole.jobs("distill")
+    assert (first["JobState"], second["JobState"]) == ("COMPLETED", "COMPLETED")
+    assert first["EndTime"] <= second["StartTime"] < shard["StartTime"]
+    points = [json.loads(line)["nimg"] for line in (whole.folder / RUN / "training.jsonl").read_text().splitlines()]
+    assert points == sorted(set(points))  # what the first has trained, the second did not train again
+
+
+def test_a_node_that_fails_loses_one_shard(whole, cluster):
+    job = whole.wait_for("shard")
+    node = job["NodeList"]
+    cluster.crash(node)
+    whole.wait_for("shard", until=lambda other: other["JobId"] == job["JobId"] and other["Restarts"] == "1")
+    cluster.start(node)
+    whole.wait_for("score")
+    shards = whole.jobs("shard", "COMPLETED")
+    assert sorted(shard["Comment"][-11:] for shard in shards) == ["lsg-1.5_00000", "lsg-1.5_00001"]
+
+
+def test_the_controller_may_be_away(whole, cluster):
+    whole.wait_for("score")
+    cluster.stop("slurmctld")
+    time.sleep(30)
+    cluster.start("slurmctld")
+    whole.finish()
+
+
+def test_the_scores_are_those_of_a_local_run(whole, local):
+    assert local.process.wait() == 0
+    scores = whole.scores()
+    assert set(scores) == {"runs/lsg-1.5"}
+    assert scores == read_scores(local.results)
+
+
+# --- faults of single stages, on copies of what is finished ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(whole, place, cluster, plugin):
+    """Makes a pipeline that goes on from the finished one's results, without `remove`."""
+
+    def make(name: str, remove: list[str], uid: int = 0, **blocks) -> Pipeline:
+        pipeline = Pipeline(place / name, cluster, plugin, uid, **(BLOCKS | blocks))
+        for part in ("results", ".snakemake"):
+            shutil.copytree(whole.folder / part, pipeline.folder / part)
+        for path in remove:
+            (pipeline.folder / path).unlink()
+        return pipeline
+
+    return make
+
+
+def test_two_users_one_short_of_memory_and_one_of_disk(copy, cluster, local):
+    little = {"score": {"gpu": 0, "threads": 2, "mem_mb": 400, "runtime": "1h"}}
+    mine = copy("memory", [RUN / "score.json"], resources=BLOCKS["resources"] | little)
+    theirs = copy("disk", [RUN / "score.json"], uid=NOBODY)
+    disk = ["mount", "-t", "tmpfs", "-o", f"size=4k,uid={NOBODY}", "none", str(theirs.results / "figures")]
+    cluster.run(disk, uid=0)
+    mine.start()
+    theirs.start("--retries", "0")
+
+    assert "no space left on device; make room or choose another place, then run again" in theirs.finish(returncode=1)
+    cluster.run(["mount", "-o", "remount,size=10m", str(theirs.results / "figures")], uid=0)
+    theirs.start()
+    theirs.finish()
+    mine.finish()
+
+    expected = read_scores(local.results)
+    assert mine.scores() == theirs.scores() == expected
+    assert [(job["JobState"], job["MinMemoryNode"]) for job in mine.jobs("score")] == [
+        ("FAILED", "400M"),  # without cgroups Slurm does not call it OUT_OF_MEMORY
+        ("COMPLETED", "800M"),
+    ]
+    assert {job["UserId"].split("(")[0] for job in theirs.jobs()} == {"nobody"}
+
+
+# --- the lease, on nodes with names of their own ------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from sid_core import files
+files.HEARTBEAT_S = 0.5
+with files.lease(sys.argv[1]):
+    print("holds", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def test_a_state_has_one_writer_whatever_nodes_the_jobs_are_on(cluster, place):
+    def job(node: str, seconds: int) -> subprocess.Popen:
+        command = [
+            "srun",
+            f"--nodelist={node}",
+            "--mem=100",
+            sys.executable,
+            "-c",
+            HOLD,
+            str(place / "state"),
+            str(seconds),
+        ]
+        return cluster.popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    first = job("node0", 1000)
+    assert first.stdout.readline() == "holds\n"
+    _, said = job("node1", 0).communicate()
+    assert "in use by process" in said
+    assert "on node0, Slurm job" in said
+    cluster.crash("node0")
+    output, said = job("node1", 0).communicate()  # at once: the dead owner's last heartbeat is fresh
+    assert output == "holds\n", said
+    first.kill()
+    cluster.start("node0")
