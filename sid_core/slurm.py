@@ -9,12 +9,14 @@ them.) The plugin also looks ever more seldom, up to 180 s apart, so that the en
 import json
 import re
 import subprocess
+import time
 from pathlib import Path
 
 from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
 NAME = "slurm"
+PATIENCE_S = 3600  # with a controller that does not answer
 
 
 def adapt(experiment: str) -> None:
@@ -36,6 +38,7 @@ def _make(upstream: type, prefix: str) -> type:
                 job.wildcards = list(
                     dict.fromkeys(value for one in sorted(job.jobs, key=str) for value in one.wildcards)
                 )
+            ask_squeue("--me")  # sbatch gives up after 9 s, and that would count as a failure of the job
             super().run_job(job)
 
         def get_partition_arg(self, job) -> str:
@@ -79,12 +82,21 @@ class Book:
 
 
 def _in_queue() -> set[str]:
-    """Ids of this user's jobs that have not ended.
+    """Ids of this user's jobs that have not ended."""
+    return set(ask_squeue("--me", "--array", "--format=%i").split())
+
+
+def ask_squeue(*options: str) -> str:
+    """What squeue says, without its header; waits for a controller that is away.
 
     Raises:
-        WorkflowError: Slurm does not answer. Not knowing would mean two writers.
+        WorkflowError: it is away for too long.
     """
-    asked = subprocess.run(["squeue", "--me", "--noheader", "--array", "--format=%i"], capture_output=True, text=True)
-    if asked.returncode != 0:
-        raise WorkflowError(f"squeue: {asked.stderr.strip()}; run again when Slurm answers")
-    return set(asked.stdout.split())
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        asked = subprocess.run(["squeue", "--noheader", *options], capture_output=True, text=True)
+        if asked.returncode == 0:
+            return asked.stdout
+        if time.monotonic() > deadline:
+            raise WorkflowError(f"squeue: {asked.stderr.strip()}; run again when Slurm answers")
+        time.sleep(5)

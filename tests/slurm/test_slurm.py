@@ -84,7 +84,7 @@ def test_a_cancelled_job_is_tried_again(whole, cluster):
 def test_a_job_gets_what_the_configuration_asks_for(whole):
     job = whole.wait_for("distill")
     assert (job["NumCPUs"], job["MinMemoryNode"], job["TimeLimit"]) == ("1", "9000M", "02:00:00")
-    assert "gres/gpu=1" in job["TRES"]
+    assert job["TresPerJob"] == "gres:gpu:1"
     assert job["Comment"] == "rule_distill_wildcards_lsg-1.5"
     assert job["StdOut"].startswith(f"{whole.folder}/logs/slurm/rule_distill/lsg-1.5/")
 
