@@ -55,6 +55,11 @@ def data_digests(config: Config) -> dict[str, str]:
             [
                 _data_digest("evaluate.feature_network", _place(evaluate.feature_network, "features")),
                 _data_digest("evaluate.clip", _place(evaluate.clip, "clip")) if evaluate.clip_revision is None else "",
+                *(
+                    _data_digest(f"evaluate.{key}.source", network.source)
+                    for key in ("dinov2", "hps", "pickscore")
+                    if (network := getattr(evaluate, key)) is not None and network.revision is None
+                ),
             ]
         ),
         "reference": "" if evaluate.reference == "embedded" else _data_digest("evaluate.reference", evaluate.reference),

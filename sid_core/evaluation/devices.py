@@ -23,6 +23,11 @@ def place(network: Network, precision: str) -> Network:
     return network
 
 
+def arithmetic(device: str, dtype: torch.dtype) -> torch.autocast:
+    """Autocast to 16 bits; in float32 it does nothing."""
+    return torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
+
+
 def exact_products() -> None:
     """Keep float32 products float32 on a GPU: cuDNN's default is TF32, with 10 bits of 23."""
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from ..errors import UserError
 from ..machine import device
 from ..models.feature_network import load_feature_network
-from .devices import DTYPES
+from .devices import DTYPES, arithmetic
 from .networks import clip_weights, feature_weights
 
 if TYPE_CHECKING:
@@ -39,11 +39,6 @@ def _published_levels() -> np.ndarray:
 
 
 PUBLISHED_LEVELS = _published_levels()
-
-
-def _arithmetic(device: str, dtype: torch.dtype) -> torch.autocast:
-    """Autocast to 16 bits; in float32 it does nothing."""
-    return torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
 
 
 class Features:
@@ -73,7 +68,7 @@ class Features:
                 f"{images[0].shape[0]} x {images[0].shape[1]}; set feature_size: {size}"
             )
         batch = torch.from_numpy(np.stack(images)).to(self._device).permute(0, 3, 1, 2).float()
-        with _arithmetic(self._device, self._dtype):
+        with arithmetic(self._device, self._dtype):
             return self._network(batch).float().cpu()
 
 
@@ -123,7 +118,7 @@ class Clip:
     def encode(self, prepared: Sequence[Tensor]) -> Tensor:
         """Embeddings (B, E) float32 of unit length, of what `prepare` returned."""
         batch = torch.stack(list(prepared)).to(self._device)
-        with _arithmetic(self._device, self._dtype):
+        with arithmetic(self._device, self._dtype):
             return normalize(self._model.encode_image(batch).float(), dim=-1).cpu()
 
     @torch.inference_mode()
@@ -131,7 +126,7 @@ class Clip:
         """Embeddings (N, E) float32 of unit length; a text that repeats is encoded once."""
         rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         distinct = list(rows)
-        with _arithmetic(self._device, self._dtype):
+        with arithmetic(self._device, self._dtype):
             encoded = [
                 self._model.encode_text(self._tokenize(distinct[i : i + TEXTS]).to(self._device)).float()
                 for i in range(0, len(distinct), TEXTS)

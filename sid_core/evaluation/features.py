@@ -5,6 +5,8 @@ without looking at an image again.
 """
 
 import shutil
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import atomic_path, digest, read_lines, verify_sidecar, write_sidecar
 from .extractors import Clip, Features
+from .extras import Preference, extras
 from .images import enlarge, pixel_sha256, shrink
 from .pool import batches, in_order
 from .progress import Progress
@@ -47,9 +50,10 @@ MOST_REPEATED = 0.01
 
 
 def build_reference(settings: "ReferenceSettings", out: Path, workers: int = 1) -> None:
-    """Write features of the reference images to `out` (.safetensors: index (N,), features (N, D)) with a sidecar.
+    """Write features of the reference images to `out` (.safetensors) with a sidecar.
 
-    Images are read and prepared by `workers` threads. Features of reference files are kept for other experiments too.
+    Tensors: index (N,), features (N, D), clip_image (N, E), and dinov2 (N, F) where `evaluate.dinov2` is set. Images are read
+    and prepared by `workers` threads. Features of reference files are kept for other experiments too.
 
     Raises:
         UserError: too few images, many of them twice, a damaged one, or of a size that the feature network does not take.
@@ -58,33 +62,32 @@ def build_reference(settings: "ReferenceSettings", out: Path, workers: int = 1) 
         raise UserError(
             f"evaluate.reference_samples={settings.reference_samples}: a covariance needs 2, better thousands"
         )
-    network, images = Features.of(settings), reference_images(settings)
+    looks, images = Looks(settings, of_reference=True), reference_images(settings)
     source = images.record()  # reads every file of a folder
-    kept = cached_features(source, image_record(settings), network.sha256)
+    kept = cached_features(source, image_record(settings), looks.record)
     if kept is not None and _is_whole(kept):
         with atomic_path(out) as temporary:
             shutil.copyfile(kept, temporary)
         write_sidecar(out, verify_sidecar(kept)["record"])
         return
-    tensors, record = _reference_features(settings, network, images, workers)
+    tensors, record = _reference_features(settings, looks, images, workers)
     for path in filter(None, (kept, out)):
         _save(path, tensors, source | record)
 
 
 def _reference_features(
-    settings: "ReferenceSettings", network: Features, images: "ReferenceImages", workers: int
+    settings: "ReferenceSettings", looks: "Looks", images: "ReferenceImages", workers: int
 ) -> tuple[dict[str, Tensor], dict]:
     """Tensors of the reference, and what is known of them beside where they come from."""
 
-    def prepare(index: int) -> tuple[str, np.ndarray]:
+    def prepare(index: int) -> tuple[str, tuple]:
         image = images.read(index)
-        return pixel_sha256(image), for_features(stored(image, settings), settings)
+        return pixel_sha256(image), looks.prepare(image)
 
-    progress = Progress(len(images), "reference")
-    features, hashes = [], []
+    progress, hashes = Progress(len(images), "reference"), []
     for batch in batches(in_order(prepare, range(len(images)), workers, 2 * settings.batch), settings.batch):
         hashes += [sha256 for sha256, _ in batch]
-        features.append(network([image for _, image in batch]))
+        looks.add([prepared for _, prepared in batch], [""] * len(batch))
         progress.update(len(hashes))
     twice = len(hashes) - len(set(hashes))
     if twice > MOST_REPEATED * len(hashes):
@@ -92,12 +95,10 @@ def _reference_features(
             f"evaluate.reference={settings.reference}: {twice} of {len(hashes)} images are there twice; "
             "give the set once, without copies"
         )
-    tensors = {"index": torch.arange(len(hashes)), "features": torch.cat(features)}
-    check_finite(tensors["features"], tensors["index"], f"evaluate.reference={settings.reference}")
-    return tensors, {
+    tensors = looks.tensors(torch.arange(len(hashes)), f"evaluate.reference={settings.reference}")
+    return tensors, looks.record | {
         "images_sha256": digest(hashes),
         "repeated": twice,
-        "weights": {"features": network.sha256},
         "images": image_record(settings),
         "versions": versions(),
     }
@@ -116,37 +117,73 @@ def extract_features(settings: "FeatureSettings", shard: Path, captions: Path, o
     made = sidecar["record"]
     check_captions(shard, made, lines)
     _check_stored_size(shard, made, settings)
-    network, clip = Features.of(settings), Clip.of(settings)
+    looks = Looks(settings)
 
-    def prepare(member: tuple[dict, bytes]) -> tuple[int, np.ndarray, Tensor]:
-        image = stored(decode_member(shard, member), settings)
-        return member[0]["index"], for_features(image, settings), clip.prepare(image)
+    def prepare(member: tuple[dict, bytes]) -> tuple[int, tuple]:
+        return member[0]["index"], looks.prepare(decode_member(shard, member))
 
-    progress = Progress(len(made["samples"]), f"features of {shard.name}")
-    index, features, embeddings = [], [], []
+    progress, index = Progress(len(made["samples"]), f"features of {shard.name}"), []
     prepared = in_order(prepare, read_members(shard, made["samples"]), workers, 2 * settings.batch)
     for batch in batches(prepared, settings.batch):
-        indices, images, for_clip = zip(*batch, strict=True)
-        features.append(network(images))
-        embeddings.append(clip.encode(for_clip))
-        index += indices
+        looks.add([images for _, images in batch], [lines[i] for i, _ in batch])
+        index += [i for i, _ in batch]
         progress.update(len(index))
-    tensors = {
-        "index": torch.tensor(index),
-        "features": torch.cat(features),
-        "clip_image": torch.cat(embeddings),
-        "clip_text": clip.texts([settings.caption_prefix + lines[i] for i in index]),
-    }
-    for name in ("features", "clip_image", "clip_text"):
-        check_finite(tensors[name], tensors["index"], f"{shard}: {name}")
+    tensors = looks.tensors(torch.tensor(index), str(shard))
+    tensors["clip_text"] = looks.clip.texts([settings.caption_prefix + lines[i] for i in index])
+    check_finite(tensors["clip_text"], tensors["index"], f"{shard}: clip_text")
     record = {
         "samples_sha256": sidecar["sha256"],
-        "weights": {"features": network.sha256, "clip": clip.sha256},
+        **looks.record,
         "images": image_record(settings),
         "caption_prefix": settings.caption_prefix,
         "versions": versions(),
     }
     _save(out, tensors, record | {key: made[key] for key in CARRIED})
+
+
+class Looks:
+    """All networks of the settings, and the rows that each has made of the images so far.
+
+    Args:
+        of_reference: only those whose metric compares with the reference: preferences need a caption.
+    """
+
+    def __init__(self, settings: "FeatureSettings", of_reference: bool = False):
+        self._settings, self._features, self.clip = settings, Features.of(settings), Clip.of(settings)
+        self._extras = [extra for extra in extras(settings) if not (of_reference and isinstance(extra, Preference))]
+        self.record = {
+            "weights": {"features": self._features.sha256, "clip": self.clip.sha256},
+            "extras": {extra.metric: extra.record for extra in self._extras},
+        }
+        self._rows: dict[str, list[Tensor]] = defaultdict(list)
+
+    def prepare(self, image: np.ndarray) -> tuple:
+        """An 8-bit image as each network takes it; may be called from several threads."""
+        seen = stored(image, self._settings)
+        return (
+            for_features(seen, self._settings),
+            self.clip.prepare(seen),
+            *(extra.prepare(seen) for extra in self._extras),
+        )
+
+    def add(self, batch: Sequence[tuple], captions: Sequence[str]) -> None:
+        """Run the networks on what `prepare` returned for each image of a batch."""
+        for_network, for_clip, *for_extras = zip(*batch, strict=True)
+        self._rows["features"].append(self._features(for_network))
+        self._rows["clip_image"].append(self.clip.encode(for_clip))
+        for extra, prepared in zip(self._extras, for_extras, strict=True):
+            self._rows[extra.column].append(extra.rows(prepared, captions))
+
+    def tensors(self, index: Tensor, source: str) -> dict[str, Tensor]:
+        """Rows of all images by network, with their index (N,).
+
+        Raises:
+            UserError: one is not finite; names `source` and the images.
+        """
+        rows = {name: torch.cat(parts) for name, parts in self._rows.items()}
+        for name, values in rows.items():
+            check_finite(values, index, f"{source}: {name}")
+        return {"index": index, **rows}
 
 
 def load_features(path: Path) -> tuple[dict[str, Tensor], dict]:
@@ -169,23 +206,29 @@ def check_finite(features: Tensor, index: Tensor, source: str) -> None:
     Raises:
         UserError: names `source` and the samples.
     """
-    bad = index[~features.isfinite().all(1)]
+    bad = index[~features.reshape(len(features), -1).isfinite().all(1)]
     if len(bad):
         raise UserError(
             f"{source}: features of samples {ranges(bad.tolist())} are not finite; delete it and extract the features again"
         )
 
 
-def reference_record(path: Path, features_sha256: str, settings: "FeatureSettings") -> dict:
+def reference_record(path: Path, made: dict, settings: "FeatureSettings") -> dict:
     """What a protocol says of its reference images.
 
+    Args:
+        made: record of a shard of samples.
+
     Raises:
-        UserError: the reference is damaged, or was seen by another network or at another size than the samples.
+        UserError: the reference is damaged, or was seen by other networks or at another size than the samples.
     """
     record = verify_sidecar(path)["record"]
-    if record["weights"]["features"] != features_sha256 or record["images"] != image_record(settings):
+    expected = {"weights": made["weights"], "images": image_record(settings)}
+    same_extras = all(made["extras"].get(metric) == extra for metric, extra in record["extras"].items())
+    if any(record[key] != value for key, value in expected.items()) or not same_extras:
         raise UserError(
-            f"{path}: made with another feature network or image size than the samples; build the reference again"
+            f"{path}: made with another feature network, CLIP, DINOv2 or image size than the samples; "
+            "build the reference again"
         )
     return {key: record[key] for key in ("source", "count", "images_sha256")}
 

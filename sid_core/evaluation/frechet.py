@@ -9,12 +9,21 @@ extrapolation need.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
+from operator import sub
 
 import torch
 from torch import Tensor
 
+from .uncertainty import Estimate, jackknife, left_out
+
 # FID_inf uses every sample at sizes N, N/2 and N/4, averaged over the disjoint parts.
 PARTS = 4
+# The limit's interval is that of the parabola through the three points: the line leaves a bias of 1 / N^2, as large as the
+# standard error at 16 samples a feature. With D the distances, the parabola's intercept is 8/3 D(N) - 2 D(N/2) + 1/3 D(N/4).
+# Of the sum over pairs of samples in FID's error it takes those of different halves 8/3 times, those of one half but not one
+# quarter -4/3 times: the variance of pairs is 1/2 * (8/3)^2 + 1/4 * (4/3)^2 times that of FID. Sums over samples stay as they are.
+PARABOLA_PAIRS = 4.0
 
 
 @dataclass(frozen=True)
@@ -81,21 +90,19 @@ class Reference:
 
 @dataclass(frozen=True)
 class Fid:
-    """FID of a sample set, its standard error, and its value for infinitely many samples."""
+    """FID of a sample set at its size, and its limit for infinitely many samples (FID_inf)."""
 
-    value: float
-    se: float
-    infinity: float
+    sample: Estimate
+    infinity: Estimate
 
 
 def fid(features: Tensor, reference: Reference, groups: int) -> Fid:
-    """FID of features (N, D) with a delete-a-group jackknife and an extrapolation in 1 / N.
+    """FID of features (N, D) and its linear extrapolation in 1 / N, with a delete-a-group jackknife.
 
-    Sample i belongs to group i % groups, so that a trend along the indices enters every group alike. A bootstrap would be
-    biased upward: repeated samples shrink the covariance.
+    A bootstrap would be biased upward: repeated samples shrink the covariance.
 
     Args:
-        groups: of the jackknife; 2 .. N / 2.
+        groups: of the jackknife; 3 .. N / 2.
     """
     shift = reference.gaussian.mean
     x = features.double() - shift
@@ -106,18 +113,14 @@ def fid(features: Tensor, reference: Reference, groups: int) -> Fid:
 
     whole = Moments.of(x)
     value = distance(whole)
-    left_out = [distance(whole - Moments.of(x[group::groups])) for group in range(groups)]
-    return Fid(value, jackknife_se(left_out), _infinity(x, value, distance))
+    parts = [Moments.of(x[group::groups]) for group in range(groups)]
+    replicates = [distance(reduce(sub, (parts[group] for group in left), whole)) for left in left_out(groups)]
+    line, parabola = _infinity(x, value, distance)
+    return Fid(jackknife(value, replicates), jackknife(line, replicates, PARABOLA_PAIRS, parabola))
 
 
-def jackknife_se(left_out: list[float]) -> float:
-    """Standard error from the estimates with one group left out each: se^2 = (G - 1) / G sum (v_g - mean)^2."""
-    count, mean = len(left_out), math.fsum(left_out) / len(left_out)
-    return math.sqrt((count - 1) / count * math.fsum((value - mean) ** 2 for value in left_out))
-
-
-def _infinity(x: Tensor, value: float, distance: Callable[[Moments], float]) -> float:
-    """Intercept of the line through FID at N, N/2 and N/4 over 1 / N (arXiv 1911.07023: FID's bias is linear in 1 / N).
+def _infinity(x: Tensor, value: float, distance: Callable[[Moments], float]) -> tuple[float, float]:
+    """Intercepts of the line (arXiv 1911.07023) and the parabola through FID at N, N/2 and N/4 over 1 / N.
 
     The smaller sizes are means over disjoint parts that together hold every sample, so the three share their sampling noise
     and the slope sees little of it.
@@ -126,5 +129,5 @@ def _infinity(x: Tensor, value: float, distance: Callable[[Moments], float]) -> 
     halves = [quarters[0] + quarters[2], quarters[1] + quarters[3]]
     at_half = math.fsum(distance(part) for part in halves) / 2
     at_quarter = math.fsum(distance(part) for part in quarters) / PARTS
-    # least squares over 1/N, 2/N, 4/N: the weights of the intercept
-    return value + 0.5 * at_half - 0.5 * at_quarter
+    # of the line, least squares over 1/N, 2/N, 4/N: the weights of the intercept
+    return value + 0.5 * at_half - 0.5 * at_quarter, (8 * value - 6 * at_half + at_quarter) / 3

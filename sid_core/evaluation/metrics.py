@@ -1,77 +1,61 @@
-"""CLIP score, KID, precision and recall, and the check that a sample set passes before any of them.
+"""CLIP score and other means over samples, the Vendi score, and the check that a sample set passes before any metric.
 
 Features and embeddings are float32 (N, D), one row a sample.
 """
 
+import math
 from collections import Counter
+from functools import reduce
+from operator import sub
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .frechet import Moments
 from .shards import ranges
+from .uncertainty import Estimate, bootstrap, jackknife, left_out
 
-# Rows whose distances to the other set are held at once: 500 x 10,000 float32 are 20 MB.
-DISTANCE_ROWS = 500
-BOOTSTRAP_SEED = 0
+BOOTSTRAP_SEED = (
+    0  # one for all: replicate r of two runs draws the same samples, which makes their difference a paired one
+)
 
 
-def clip_score(image: Tensor, text: Tensor, resamples: int) -> tuple[float, float]:
-    """Mean cosine of paired embeddings over all samples, not times 100, and its bootstrap standard error.
+def mean(values: Tensor, resamples: int) -> Estimate:
+    """Mean of one value a sample (N,) with a bootstrap of `resamples`."""
+    values = values.double().cpu()
+    generator = torch.Generator().manual_seed(BOOTSTRAP_SEED)
+    drawn = (torch.randint(len(values), (len(values),), generator=generator) for _ in range(resamples))
+    return bootstrap(float(values.mean()), [float(values[rows].mean()) for rows in drawn])
+
+
+def clip_score(image: Tensor, text: Tensor, resamples: int) -> Estimate:
+    """Mean cosine of paired embeddings over all samples, not times 100.
 
     Args:
         image, text: (N, E), each row of unit length.
         resamples: of the bootstrap.
     """
-    cosines = (image.double() * text.double()).sum(1)
-    generator = torch.Generator().manual_seed(BOOTSTRAP_SEED)
-    means = torch.stack(
-        [cosines[torch.randint(len(cosines), (len(cosines),), generator=generator)].mean() for _ in range(resamples)]
-    )
-    return float(cosines.mean()), float(means.std(correction=0))
+    return mean((image.double() * text.double()).sum(1), resamples)
 
 
-def kid(generated: Tensor, reference: Tensor, subsets: int, subset_size: int, seed: int) -> float:
-    """Kernel Inception Distance (arXiv 1801.01401), torch-fidelity's: mean over random subsets, cubic kernel, unbiased.
+def vendi(embeddings: Tensor, groups: int) -> Estimate:
+    """Vendi score (arXiv 2210.02410): the effective number of different images, exp of the entropy of the eigenvalues of K / N.
 
-    Raises:
-        UserError: subsets larger than a set.
+    K holds the cosines; its eigenvalues but for zeros are those of the embeddings' second moment, which is small.
+
+    Args:
+        embeddings: (N, E), each row of unit length.
+        groups: of the jackknife.
     """
-    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
-    smaller = min(len(generated), len(reference))
-    if subset_size > smaller:
-        raise UserError(
-            f"evaluate.kid_subset_size={subset_size}: expected at most the {smaller} images of the smaller set; lower it"
-        )
-    result = kid_features_to_metric(
-        generated, reference, kid_subsets=subsets, kid_subset_size=subset_size, rng_seed=seed, verbose=False
-    )
-    return result[KEY_METRIC_KID_MEAN]
+    def score(moments: Moments) -> float:
+        values = torch.linalg.eigvalsh(moments.second / moments.count)
+        return math.exp(-float(torch.special.xlogy(values, values.clamp(min=1e-300)).sum()))
 
-
-def precision_recall(generated: Tensor, reference: Tensor, neighbours: int) -> tuple[float, float]:
-    """Improved precision and recall (arXiv 1904.06991), torch-fidelity's, in blocks of rows.
-
-    Raises:
-        UserError: fewer images than neighbours.
-    """
-    from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
-
-    smaller = min(len(generated), len(reference))
-    if neighbours >= smaller:
-        raise UserError(
-            f"evaluate.neighbours={neighbours}: expected less than the {smaller} images of the smaller set; lower it"
-        )
-    result = prc_features_to_metric(
-        generated,
-        reference,
-        prc_neighborhood=neighbours,
-        prc_batch_size=DISTANCE_ROWS,
-        save_cpu_ram=True,
-        verbose=False,
-    )
-    return result[KEY_METRIC_PRECISION], result[KEY_METRIC_RECALL]
+    whole, parts = Moments.of(embeddings), [Moments.of(embeddings[group::groups]) for group in range(groups)]
+    replicates = [score(reduce(sub, (parts[group] for group in left), whole)) for left in left_out(groups)]
+    return jackknife(score(whole), replicates)
 
 
 def check_samples(samples: list[dict], expected: int) -> None:

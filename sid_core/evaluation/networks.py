@@ -1,4 +1,4 @@
-"""Files of the two networks that look at images, from whatever source; from here on nothing knows which it was.
+"""Files of the networks that look at images, from whatever source; from here on nothing knows which it was.
 
 Each is `embedded`, a path, or is fetched once into a cache that all jobs find it in: a URL into `downloads.cache_folder`, a hub's
 repository into huggingface_hub's.
@@ -15,10 +15,13 @@ from ..models.feature_network import CONFIG, WEIGHTS
 from .reference_images import reference_path
 
 if TYPE_CHECKING:
-    from ..config import ReferenceSettings
+    from ..config import Network, ReferenceSettings
 
 CLIP_CONFIG = "open_clip_config.json"
 CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # open_clip prefers the first, too
+# of the further metrics' networks; the last is the weight file
+DINOV2_FILES = PICKSCORE_FILES = ("config.json", "model.safetensors")
+HPS_FILES = ("HPS_v2.1_compressed.pt",)
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 
 
@@ -35,13 +38,17 @@ def prepare_networks(settings: "ReferenceSettings", out: Path) -> None:
     Raises:
         UserError: one of them cannot be had, or differs from its sha256 in the settings.
     """
-    network = feature_weights(settings.feature_network, settings.feature_network_sha256)
+    features = feature_weights(settings.feature_network, settings.feature_network_sha256)
     clip = clip_weights(settings.clip, settings.clip_revision, settings.clip_sha256)
     record = {
-        "feature_network": {"setting": settings.feature_network, "path": str(network.path), "sha256": network.sha256},
+        "feature_network": {"setting": settings.feature_network, "path": str(features.path), "sha256": features.sha256},
         "clip": {"setting": settings.clip, "path": str(clip.path), "sha256": clip.sha256},
         "reference": {"setting": settings.reference},
     }
+    for key, files in (("dinov2", DINOV2_FILES), ("hps", HPS_FILES), ("pickscore", PICKSCORE_FILES)):
+        if (network := getattr(settings, key)) is not None:
+            path, sha256 = network_weights(f"evaluate.{key}", network, files)
+            record[key] = {"setting": network.source, "path": str(path), "sha256": sha256}
     if settings.reference != "embedded":
         record["reference"]["path"] = str(reference_path(settings))
     write_json(out, record)
@@ -77,6 +84,25 @@ def clip_weights(setting: str, revision: str | None, sha256: str | None) -> Weig
     hint = "" if setting == "embedded" or folder.exists() else "; for a hub's repository set evaluate.clip_revision"
     _require(folder, (CLIP_CONFIG, names[0]), f"{key}={setting}", hint)
     return _verified(folder / names[0], sha256, f"{key}_sha256")
+
+
+def network_weights(key: str, network: "Network", files: tuple[str, ...]) -> Weights:
+    """Weight file of a further metric's network, the last of `files`; the others lie beside it.
+
+    Raises:
+        UserError: one is missing, cannot be fetched, or the weights have another sha256.
+    """
+    if network.revision is not None:
+        keys = (f"{key}.source", f"{key}.revision")
+        repository = hub.cached(network.source, network.revision, keys)
+        if repository is None or not set(files) <= repository.files:
+            repository = hub.find(network.source, network.revision, keys)
+        paths = [repository.fetch(file) for file in files]
+        return _verified(paths[-1], network.sha256, f"{key}.sha256")
+    folder = Path(network.source).expanduser()
+    hint = "" if folder.exists() else f"; for a hub's repository set {key}.revision"
+    _require(folder, files, f"{key}.source={network.source}", hint)
+    return _verified(folder / files[-1], network.sha256, f"{key}.sha256")
 
 
 def _fetch_clip(name: str, revision: str) -> Path:

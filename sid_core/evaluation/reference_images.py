@@ -67,17 +67,17 @@ def reference_path(evaluate: "Evaluate") -> Path:
     return path
 
 
-def cached_features(record: dict, images: dict, features_sha256: str) -> Path | None:
+def cached_features(record: dict, images: dict, networks: dict) -> Path | None:
     """Where features of reference files are kept for other experiments; None for drawn images, which cost seconds.
 
     Args:
         record: of the reference images.
         images: how they are transformed (`protocol.image_record`).
-        features_sha256: of the feature network.
+        networks: what identifies all that looked at them.
     """
     if "files_sha256" not in record:
         return None
-    key = digest({"reference": record, "images": images, "features": features_sha256})
+    key = digest({"reference": record, "images": images, "networks": networks})
     return cache_folder() / "reference" / f"{key}.safetensors"
 
 

@@ -1,4 +1,4 @@
-"""Features to one score: FID, CLIP score, KID, precision and recall, with their uncertainty and their protocol."""
+"""Features to one score: FID, CLIP score and all other metrics, with their uncertainty and their protocol."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,16 +13,30 @@ from ..machine import device
 from .devices import exact_products
 from .features import check_captions, load_features, reference_record
 from .frechet import Gaussian, Reference, fid
-from .metrics import check_samples, clip_score, kid, precision_recall
+from .kernels import CMMD_SCALE, CMMD_SIGMA, cmmd, kid
+from .metrics import check_samples, clip_score, mean, vendi
+from .neighbours import neighbours
+from .pairs import METRICS, REPLICATES, replicates_record
 from .protocol import KID_SEED, differences, image_record, protocol_hash, protocol_record
+from .uncertainty import Estimate
 from .versions import versions
 
 if TYPE_CHECKING:
-    from ..config import ScoreSettings
+    from ..config import Evaluate, ScoreSettings
+
+# what defines a metric beside the protocol, which says how images are seen, the neighbours and CLIP's weights
+RECIPES = {
+    "density": {"formula": "arXiv 2002.09797, neighbours as of precision"},
+    "coverage": {"formula": "arXiv 2002.09797, neighbours as of precision"},
+    "cmmd": {"formula": "arXiv 2401.09603 with the protocol's CLIP", "sigma": CMMD_SIGMA, "scale": CMMD_SCALE},
+    "vendi": {"formula": "arXiv 2210.02410, cosine of the protocol's CLIP embeddings"},
+}
+# the setting without which a metric is not computed
+NEEDS = {"fd_dinov2": "evaluate.dinov2", "hps": "evaluate.hps", "pickscore": "evaluate.pickscore"}
 
 
 def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, captions: Path, out: Path) -> None:
-    """Write score.json of a run or baseline from all of its feature shards.
+    """Write score.json of a run or baseline from all of its feature shards, and replicates.json beside it.
 
     Raises:
         UserError: a shard is damaged, missing or of another protocol; samples are missing, repeated or too few.
@@ -39,27 +53,24 @@ def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, 
     lines = read_lines(captions, "caption")
     _check_origin(settings, features, records, lines)
     weights = records[0]["weights"]
-    compared_with = reference_record(reference, weights["features"], evaluate)
+    compared_with = reference_record(reference, records[0], evaluate)
     protocol = protocol_record(settings, lines, weights, compared_with, records[0]["noise_device"])
-    tensors = _in_order([tensors for tensors, _ in parts])
-    generated, real = (rows.to(device()) for rows in (tensors["features"], load_features(reference)[0]["features"]))
+    tensors = {key: rows.to(device()) for key, rows in _in_order([tensors for tensors, _ in parts]).items()}
+    real = {key: rows.to(device()) for key, rows in load_features(reference)[0].items()}
 
-    distance = fid(generated, Reference(Gaussian.fit(real)), evaluate.jackknife_groups)
-    clip, clip_se = clip_score(tensors["clip_image"], tensors["clip_text"], evaluate.bootstrap)
-    precision, recall = precision_recall(generated, real, evaluate.neighbours)
+    estimates = _estimates(evaluate, tensors, real)
     errors = [sample["eps_error"] for sample in samples if sample["eps_error"] is not None]
+    write_json(out.with_name(REPLICATES), {name: replicates_record(estimate) for name, estimate in estimates.items()})
     write_json(
         out,
         {
             "samples": len(samples),
-            "fid": distance.value,
-            "fid_se": distance.se,
-            "fid_inf": distance.infinity,
-            "clip": clip,
-            "clip_se": clip_se,
-            "kid": kid(generated, real, evaluate.kid_subsets, evaluate.kid_subset_size, KID_SEED),
-            "precision": precision,
-            "recall": recall,
+            **{name: estimates[name].value if name in estimates else None for name in METRICS},
+            **{f"{name}_se": estimates[name].se for name in ("fid", "clip")},
+            "standard_errors": {name: estimate.se for name, estimate in estimates.items()},
+            "intervals": {name: [estimate.low, estimate.high] for name, estimate in estimates.items()},
+            "not_computed": {name: f"{key} is null" for name, key in NEEDS.items() if name not in estimates},
+            "recipes": {name: RECIPES[name] for name in estimates if name in RECIPES} | records[0]["extras"],
             "teacher_eps_error": sum(errors) / len(errors) if errors else None,
             "images_per_s": _speed(records),
             "nfe": records[0]["nfe"],
@@ -74,13 +85,33 @@ def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, 
     )
 
 
+def _estimates(evaluate: "Evaluate", tensors: dict[str, Tensor], real: dict[str, Tensor]) -> dict[str, Estimate]:
+    """Every metric whose networks have looked at the samples, with its uncertainty, in the order of the tables."""
+    groups = evaluate.jackknife_groups
+    features, clip_image = tensors["features"], tensors["clip_image"]
+    distance = fid(features, Reference(Gaussian.fit(real["features"])), groups)
+    kernel = kid(features, real["features"], evaluate.kid_subsets, evaluate.kid_subset_size, KID_SEED, groups)
+    found = {
+        "fid": distance.sample,
+        "fid_inf": distance.infinity,
+        "clip": clip_score(clip_image, tensors["clip_text"], evaluate.bootstrap),
+        "kid": kernel,
+        **neighbours(features, real["features"], evaluate.neighbours, groups)._asdict(),
+        "cmmd": cmmd(clip_image, real["clip_image"], groups),
+        "vendi": vendi(clip_image, groups),
+    }
+    if "dinov2" in tensors:
+        found["fd_dinov2"] = fid(tensors["dinov2"], Reference(Gaussian.fit(real["dinov2"])), groups).sample
+    return found | {name: mean(tensors[name], evaluate.bootstrap) for name in ("hps", "pickscore") if name in tensors}
+
+
 def _check_origin(settings: "ScoreSettings", features: Sequence[Path], records: list[dict], lines: list[str]) -> None:
     """Every shard was made as these settings say, and all of them alike: by one generator, seen by the same networks.
 
     Raises:
         UserError: names the shard, what it was made with and what was expected.
     """
-    same = ("weights", "noise_device", "precision", "generator_sha256", "nfe")
+    same = ("weights", "extras", "noise_device", "precision", "generator_sha256", "nfe")
     expected = {
         "seed": settings.seed,
         "images": image_record(settings.evaluate),
@@ -94,12 +125,12 @@ def _check_origin(settings: "ScoreSettings", features: Sequence[Path], records: 
 
 
 def _check_counts(settings: "ScoreSettings") -> None:
-    """Enough samples for every formula; `fid` also looks at quarters of the set."""
+    """Enough samples for every formula: `fid` looks at quarters of the set, and leaves out two groups."""
     groups, samples = settings.evaluate.jackknife_groups, settings.samples
     if samples < 8:
         raise UserError(f"generate.samples={samples}: a score needs 8, better thousands; raise it")
-    if not 2 <= groups <= samples // 2:
-        raise UserError(f"evaluate.jackknife_groups={groups}: expected 2 to {samples // 2}, half of the samples")
+    if not 3 <= groups <= samples // 2:
+        raise UserError(f"evaluate.jackknife_groups={groups}: expected 3 to {samples // 2}, half of the samples")
 
 
 def _in_order(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ LIBRARIES = (
     "transformers",
     "open_clip_torch",
     "clean-fid",
-    "torch-fidelity",
 )
 
 

@@ -3,7 +3,7 @@ import torch
 
 from sid_core.errors import UserError
 from sid_core.evaluation.features import check_finite
-from sid_core.evaluation.metrics import check_samples, clip_score, kid, precision_recall
+from sid_core.evaluation.metrics import check_samples, clip_score, mean, vendi
 
 
 def normal(n: int, d: int, seed: int) -> torch.Tensor:
@@ -12,70 +12,42 @@ def normal(n: int, d: int, seed: int) -> torch.Tensor:
 
 def test_clip_score_of_planted_pairs():
     unit = torch.nn.functional.normalize(normal(500, 64, 0), dim=1)
-    assert clip_score(unit, unit, 10)[0] == pytest.approx(1, abs=1e-6)
-    assert abs(clip_score(unit, unit.roll(1, 0), 10)[0]) < 0.02
+    assert clip_score(unit, unit, 10).value == pytest.approx(1, abs=1e-6)
+    assert abs(clip_score(unit, unit.roll(1, 0), 10).value) < 0.02
 
 
 def test_clip_score_is_a_mean_over_samples():
     """30000 % 64 = 48: a mean of batch means would weigh the last batch's samples more. Here 100 of cosine 0, 7 of 1."""
     image = torch.tensor([[1.0, 0.0]]).repeat(107, 1)
     text = torch.cat([torch.tensor([[0.0, 1.0]]).repeat(100, 1), torch.tensor([[1.0, 0.0]]).repeat(7, 1)])
-    assert clip_score(image, text, 10)[0] == pytest.approx(7 / 107, abs=1e-12)
+    assert clip_score(image, text, 10).value == pytest.approx(7 / 107, abs=1e-12)
 
 
 def test_clip_scores_error_is_that_of_a_mean():
     image = torch.nn.functional.normalize(normal(400, 8, 0), dim=1)
     text = torch.nn.functional.normalize(normal(400, 8, 1), dim=1)
     cosines = (image * text).sum(1)
-    assert clip_score(image, text, 2000)[1] == pytest.approx(float(cosines.std()) / 20, rel=0.1)
+    assert clip_score(image, text, 2000).se == pytest.approx(float(cosines.std()) / 20, rel=0.1)
     assert clip_score(image, text, 50) == clip_score(image, text, 50)
 
 
-def test_kid_is_the_unbiased_mmd_of_the_cubic_kernel():
-    x, y = normal(60, 5, 0) + 0.4, normal(60, 5, 1)
-
-    def kernel(a, b):
-        return (a.double() @ b.double().T / 5 + 1) ** 3
-
-    def off_diagonal_mean(k):
-        return (k.sum() - k.trace()) / (60 * 59)
-
-    expected = off_diagonal_mean(kernel(x, x)) + off_diagonal_mean(kernel(y, y)) - 2 * kernel(x, y).mean()
-    assert kid(x, y, subsets=3, subset_size=60, seed=0) == pytest.approx(float(expected), rel=1e-4)
+def test_equal_numbers_of_samples_are_resampled_alike():
+    """Hence the difference of two means is a paired one: of a run and itself with a constant added, it has no spread."""
+    values = normal(50, 1, 0)[:, 0]
+    difference = mean(values + 1, 100) - mean(values, 100)
+    assert difference.value == pytest.approx(1)
+    assert difference.se < 1e-6
+    assert difference.excludes_zero
 
 
-def test_kid_repeats_exactly():
-    x, y = normal(200, 5, 0) + 0.2, normal(300, 5, 1)
-    assert kid(x, y, 10, 50, 2020) == kid(x, y, 10, 50, 2020)
-    assert kid(x, y, 10, 50, 2020) != kid(x, y, 10, 50, 7)
-
-
-def test_precision_and_recall_are_not_exchanged():
-    """A generator that knows one of two modes is precise and lacks recall; one that adds a mode is the other way round."""
-    one, other = normal(300, 4, 0), normal(300, 4, 1) + 50
-    both = torch.cat([normal(300, 4, 2), normal(300, 4, 3) + 50])
-    precision, recall = precision_recall(one, both, 3)
-    assert precision > 0.8
-    assert 0.4 < recall < 0.55
-    precision, recall = precision_recall(both, other, 3)
-    assert 0.4 < precision < 0.55
-    assert recall > 0.8
-
-
-def test_more_rows_than_one_block_change_nothing():
-    x, y = normal(1200, 3, 0), normal(700, 3, 1) * 1.5
-    distances = torch.cdist(x.double(), y.double())
-    radius_y = torch.cdist(y.double(), y.double()).kthvalue(4, dim=1).values
-    radius_x = torch.cdist(x.double(), x.double()).kthvalue(4, dim=1).values
-    expected = (distances <= radius_y).any(1).double().mean(), (radius_x >= distances.T).any(1).double().mean()
-    assert precision_recall(x, y, 3) == pytest.approx([float(value) for value in expected], abs=2e-3)
-
-
-def test_sets_too_small_for_the_settings_are_refused():
-    with pytest.raises(UserError, match=r"kid_subset_size=1000.*50 images"):
-        kid(normal(50, 3, 0), normal(2000, 3, 1), 10, 1000, 0)
-    with pytest.raises(UserError, match=r"neighbours=3.*3 images"):
-        precision_recall(normal(3, 3, 0), normal(20, 3, 1), 3)
+def test_vendi_counts_different_images():
+    """7 directions, each as often as the others; a crowd of one is one."""
+    directions = torch.eye(16)[:7].repeat(40, 1)
+    assert vendi(directions, 5).value == pytest.approx(7)
+    assert vendi(directions[:1].repeat(40, 1), 5).value == pytest.approx(1)
+    rows = torch.nn.functional.normalize(normal(40, 16, 0), dim=1).double()
+    values = torch.linalg.eigvalsh(rows @ rows.T / 40).clamp(min=1e-300)
+    assert vendi(rows, 5).value == pytest.approx(float((-(values * values.log()).sum()).exp()))
 
 
 def test_features_that_are_not_finite_are_named():

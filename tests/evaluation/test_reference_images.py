@@ -193,14 +193,14 @@ def test_another_zip_than_the_settings_say(served):
 def test_features_are_kept_under_what_made_them(archive, tmp_path, monkeypatch):
     monkeypatch.setenv("SID_CORE_CACHE", str(tmp_path / "cache"))
     record, transform = ImageFiles(archive).record(), {"image_size": 256}
-    kept = cached_features(record, transform, "f" * 64)
+    kept = cached_features(record, transform, {"features": "f"})
     assert kept.is_relative_to(tmp_path / "cache")
-    assert kept == cached_features(dict(reversed(record.items())), transform, "f" * 64)
+    assert kept == cached_features(dict(reversed(record.items())), transform, {"features": "f"})
     others = {
-        cached_features(record | {"files_sha256": "a" * 64}, transform, "f" * 64),
-        cached_features(record, {"image_size": 299}, "f" * 64),
-        cached_features(record, transform, "e" * 64),
+        cached_features(record | {"files_sha256": "a" * 64}, transform, {"features": "f"}),
+        cached_features(record, {"image_size": 299}, {"features": "f"}),
+        cached_features(record, transform, {"features": "e"}),
     }
     assert len(others | {kept}) == 4
-    assert cached_features({"source": "embedded", "count": 5}, transform, "f" * 64) is None
+    assert cached_features({"source": "embedded", "count": 5}, transform, {"features": "f"}) is None
     assert not os.path.exists(tmp_path / "cache")

@@ -58,6 +58,25 @@ def test_eps_error_is_the_mean_over_the_probed_samples(made, scored):
     assert scored["teacher_eps_error"] == pytest.approx(np.mean(errors[:5]))
 
 
+def test_a_score_says_how_sure_it_is(made, scored):
+    names = ["fid", "fid_inf", "clip", "kid", "precision", "recall", "density", "coverage", "cmmd", "vendi"]
+    assert list(scored["intervals"]) == list(scored["standard_errors"]) == names
+    for name in names:
+        low, high = scored["intervals"][name]
+        assert low <= scored[name] <= high or name == "fid_inf"
+        assert scored["standard_errors"][name] >= 0
+    assert (scored["fid_se"], scored["clip_se"]) == tuple(scored["standard_errors"][name] for name in ("fid", "clip"))
+
+
+def test_what_lacks_its_network_is_named_and_no_zero(scored):
+    assert scored["not_computed"] == {
+        "fd_dinov2": "evaluate.dinov2 is null",
+        "hps": "evaluate.hps is null",
+        "pickscore": "evaluate.pickscore is null",
+    }
+    assert {scored[name] for name in scored["not_computed"]} == {None}
+
+
 def test_order_of_shards_changes_nothing(made, scored, evaluate_settings, tmp_path):
     score(evaluate_settings(), made.features[::-1], made.reference, made.captions, tmp_path / "again.json")
     assert read_json(tmp_path / "again.json") == scored
@@ -186,7 +205,7 @@ def test_features_stand_beside_their_captions(made, networks, evaluate_settings)
     assert stored["index"].tolist() == list(range(13, SAMPLES))
     assert torch.allclose(stored["clip_text"], clip.texts(CAPTIONS[13:]), atol=1e-6)
     assert torch.allclose(stored["clip_image"].norm(dim=1), torch.ones(7), atol=1e-5)
-    assert clip_score(stored["clip_image"], clip.texts(CAPTIONS[13:]), 2)[0] == pytest.approx(
+    assert clip_score(stored["clip_image"], clip.texts(CAPTIONS[13:]), 2).value == pytest.approx(
         float((stored["clip_image"] * stored["clip_text"]).sum(1).mean()), abs=1e-6
     )
 
@@ -310,7 +329,9 @@ def test_samples_of_other_seeds_or_captions_are_refused(made, evaluate_settings,
 def test_a_reference_of_another_network_is_refused(made, evaluate_settings, tmp_path):
     other = tmp_path / "features.safetensors"
     build_reference(evaluate_settings(image_size=12).evaluate, other)
-    with pytest.raises(UserError, match=r"features\.safetensors: made with another feature network or image size"):
+    with pytest.raises(
+        UserError, match=r"features\.safetensors: made with another feature network, CLIP, DINOv2 or image size"
+    ):
         score(evaluate_settings(), made.features, other, made.captions, tmp_path / "score.json")
 
 

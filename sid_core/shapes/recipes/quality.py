@@ -41,7 +41,7 @@ def measure(settings: QualitySettings, seed: int, folder: Path) -> dict:
     def scores(pictures: np.ndarray) -> dict[str, float]:
         seen = torch.cat([clip.images(part) for part in _parts(pictures)])
         distance = reference.distance(Gaussian.fit(features(pictures)))
-        return {"fid": round(distance, 3), "clip": round(clip_score(seen, embeddings, resamples=2)[0], 4)}
+        return {"fid": round(distance, 3), "clip": round(clip_score(seen, embeddings, resamples=2).value, 4)}
 
     decoded = [quantise(codec.decode(codec.encode(dequantise(part)))) for part in _parts(images)]
     table = {"real": scores(images), "vae": scores(np.concatenate(decoded))}

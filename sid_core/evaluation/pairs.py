@@ -1,0 +1,188 @@
+"""Two scores side by side: which differences are larger than the draw of captions and noise, or of training seeds, explains.
+
+Everything comes from score.json and replicates.json; no sample is looked at again, and no torch is imported.
+"""
+
+import csv
+import io
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+from ..config import Config, Run, baselines, generators
+from ..errors import UserError
+from ..files import read_json, write_text
+from .uncertainty import BOOTSTRAP, Estimate, bootstrap, jackknife, mean_of_few
+
+METRICS = (  # in the order of tables
+    *("fid", "fid_inf", "clip", "kid", "precision", "recall", "density", "coverage", "cmmd", "vendi"),
+    *("fd_dinov2", "hps", "pickscore"),
+)
+LOWER_IS_BETTER = {"fid", "fid_inf", "kid", "cmmd", "fd_dinov2"}
+REPLICATES = "replicates.json"
+PAIR_COLUMNS = ("a", "b", "metric", "difference", "low", "high", "excludes_zero", "better", "over")
+SEED_COLUMNS = ("run", "metric", "seeds", "mean", "sd", "low", "high")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A scored run or baseline."""
+
+    name: str
+    folder: Path
+    score: dict
+    estimates: dict[str, Estimate]
+
+
+def replicates_record(estimate: Estimate) -> dict:
+    """What replicates.json holds of a metric: all but the value that its interval and its differences are made of."""
+    return {
+        "method": estimate.method,
+        "quadratic": estimate.quadratic,
+        "centre": estimate.centre,
+        "values": estimate.replicates,
+    }
+
+
+def read(folder: Path, name: str | None = None) -> Scored:
+    """The score in a run's or baseline's folder, with its uncertainty.
+
+    Raises:
+        UserError: there is none, it is damaged, or its replicates are missing or of another score.
+    """
+    path = folder / "score.json"
+    if not path.is_file():
+        raise UserError(
+            f"{folder}: no {path.name} in it; expected a scored run or baseline, such as results/shapes/runs/lsg-2"
+        )
+    score = read_json(path)
+    if not isinstance(score, dict) or not {"intervals", "recipes", "not_computed", "protocol_hash"} <= score.keys():
+        raise UserError(f"{path}: no score with intervals; delete it and run again, which takes seconds")
+    records = read_json(folder / REPLICATES)
+    if records.keys() != score["intervals"].keys():
+        raise _foreign(folder)
+    estimates = {metric: _estimate(score[metric], record) for metric, record in records.items()}
+    if any([estimate.low, estimate.high] != score["intervals"][metric] for metric, estimate in estimates.items()):
+        raise _foreign(folder)
+    return Scored(name or folder.resolve().name, folder, score, estimates)
+
+
+def _estimate(value: float, record: dict) -> Estimate:
+    if record["method"] == BOOTSTRAP:
+        return bootstrap(value, record["values"])
+    return jackknife(value, record["values"], record["quadratic"], record["centre"])
+
+
+def _foreign(folder: Path) -> UserError:
+    return UserError(
+        f"{folder / REPLICATES}: not of the score beside it; delete both and run again, which takes seconds"
+    )
+
+
+def check_comparable(a: Scored, b: Scored) -> None:
+    """Scores of one protocol are comparable: the same captions, seeds, sizes, networks and reference.
+
+    Raises:
+        UserError: names what differs.
+    """
+    if a.score["protocol_hash"] != b.score["protocol_hash"]:
+        from .protocol import differences  # brings torch, for an error alone
+
+        apart = differences(a.score["protocol"], b.score["protocol"])
+        raise UserError(
+            f"not comparable: {a.folder} and {b.folder} have different protocols ({apart or 'their hash alone'}); "
+            "score both with one `evaluate` block, captions and seed"
+        )
+    for metric in a.estimates.keys() & b.estimates.keys():
+        first, second = (len(scored.estimates[metric].replicates) for scored in (a, b))
+        if first != second:
+            key = "bootstrap" if a.estimates[metric].method == BOOTSTRAP else "jackknife_groups"
+            raise UserError(
+                f"not comparable: {a.folder} and {b.folder} have {first} and {second} replicates of {metric}; "
+                f"score both with one evaluate.{key}"
+            )
+
+
+def differences_of(a: Scored, b: Scored) -> dict[str, Estimate]:
+    """Paired differences of what both have and measure alike, in the order of the tables.
+
+    Raises:
+        UserError: their protocols differ.
+    """
+    check_comparable(a, b)
+    recipes = a.score["recipes"], b.score["recipes"]
+    shared = [metric for metric in METRICS if metric in a.estimates and metric in b.estimates]
+    return {
+        metric: a.estimates[metric] - b.estimates[metric]
+        for metric in shared
+        if recipes[0].get(metric) == recipes[1].get(metric)
+    }
+
+
+def better(metric: str, difference: Estimate, a: str, b: str) -> str:
+    """Which of two is shown to be better; empty where the interval of a - b holds 0."""
+    if not difference.excludes_zero:
+        return ""
+    return a if (difference.value < 0) == (metric in LOWER_IS_BETTER) else b
+
+
+# --- all pairs of an experiment --------------------------------------------------------------------------------------
+
+
+def write_pairs(config: Config, results: Path) -> None:
+    """Write pairs.csv, the paired differences of all runs and baselines, and seeds.csv, means over training seeds.
+
+    Raises:
+        UserError: a score is missing or damaged, or two protocols differ.
+    """
+    items = [*generators(config), *baselines(config)]
+    scored = {
+        item.name: read(results / ("runs" if isinstance(item, Run) else "baselines") / item.name, item.name)
+        for item in items
+    }
+    rows = [
+        _row(a.name, b.name, metric, difference, "samples")
+        for a, b in combinations(scored.values(), 2)
+        for metric, difference in differences_of(a, b).items()
+    ]
+    by_seed: dict[str, dict[int, Scored]] = defaultdict(dict)
+    for run in generators(config):
+        by_seed[run.name.removesuffix(f"-seed{run.seed}")][run.seed] = scored[run.name]
+    several = {name: seeds for name, seeds in by_seed.items() if len(seeds) > 1}
+    rows += [
+        _row(
+            a,
+            b,
+            metric,
+            mean_of_few([several[a][s].score[metric] - several[b][s].score[metric] for s in seeds]),
+            "seeds",
+        )
+        for a, b in combinations(several, 2)
+        if len(seeds := sorted(several[a].keys() & several[b].keys())) > 1
+        for metric in _shared(several[a], several[b])
+    ]
+    means = []
+    for name, seeds in several.items():
+        for metric in _shared(seeds):
+            found = mean_of_few([one.score[metric] for one in seeds.values()])
+            sd = found.se * len(seeds) ** 0.5
+            means.append((name, metric, len(seeds), found.value, sd, found.low, found.high))
+    write_text(results / "pairs.csv", _csv(PAIR_COLUMNS, rows))
+    write_text(results / "seeds.csv", _csv(SEED_COLUMNS, means))
+
+
+def _row(a: str, b: str, metric: str, difference: Estimate, over: str) -> tuple:
+    interval = difference.value, difference.low, difference.high
+    return a, b, metric, *interval, str(difference.excludes_zero).lower(), better(metric, difference, a, b), over
+
+
+def _shared(*runs: dict[int, Scored]) -> list[str]:
+    """Metrics that all of them have."""
+    return [metric for metric in METRICS if all(metric in one.estimates for seeds in runs for one in seeds.values())]
+
+
+def _csv(columns: tuple[str, ...], rows: list[tuple]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    return text.getvalue()
