@@ -37,6 +37,7 @@ rule all:
         expand(rules.features.output, kind="baselines", name=BASELINES, shard=SHARDS),
         expand(rules.score.output, kind="runs", name=RUNS),
         expand(rules.score.output, kind="baselines", name=BASELINES),
+        rules.pairs.output,
         rules.compare.output,
         rules.track.output,
     message:

@@ -169,6 +169,18 @@ def _score(given: argparse.Namespace) -> None:
     score(settings, given.features, given.reference, given.captions, given.out)
 
 
+def _pairs(given: argparse.Namespace) -> None:
+    from .evaluation.pairs import write_pairs
+
+    write_pairs(config.load_config(given.settings), given.results)
+
+
+def _compare(given: argparse.Namespace) -> None:
+    from .evaluation.comparison import compare_runs
+
+    print(compare_runs(given.runs))
+
+
 def _report(given: argparse.Namespace) -> None:
     from .report import compare
 
@@ -306,9 +318,11 @@ STAGES = {
     "reference": (_reference, "features of the reference images", "settings out"),
     "features": (_features, "features of a shard of samples", "settings samples captions out"),
     "score": (_score, "FID, CLIP score and more, from features", "settings features reference captions out"),
+    "pairs": (_pairs, "differences of all scores with intervals, means over training seeds", "settings results"),
     "report": (_report, "table, figures and page of an experiment", "settings results"),
     "tracking-init": (_tracking_init, "make MLflow's database and experiment", "experiment out"),
     "track": (_track, "mirror an experiment's files to MLflow", "experiment tracking results out"),
+    "compare": (_compare, "scored runs side by side: intervals, and which is shown to be better", ""),
     "status": (_status, "what is done, running, failed, and how long still", ""),
     "serve": (_serve, "a page on this machine to try prompts on an experiment's generators", "results"),
     "import-official": (_import_official, "a published checkpoint as a generator", "teacher out"),
@@ -345,6 +359,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     named["distill"].add_argument("--reference-settings", type=Path, help="the settings they were made with")
     named["prompts"].add_argument("--teacher", type=Path, help="counts tokens with its tokenizer")
+    named["compare"].add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="folders such as results/shapes/runs/lsg-2, of any experiments"
+    )
     status = named["status"].add_mutually_exclusive_group()
     status.add_argument("--results", type=Path, help="results/EXPERIMENT, by the settings frozen there")
     status.add_argument("--configfile", type=Path, help="such as experiments/sd15.yaml (default: config.yaml alone)")

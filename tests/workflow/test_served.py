@@ -94,7 +94,7 @@ class Experiment(Project):
                 "feature_network_sha256": None,
                 "kid_subsets": 2,
                 "kid_subset_size": 8,
-                "jackknife_groups": 2,
+                "jackknife_groups": 4,
                 "bootstrap": 10,
             },
             "resources": {

@@ -35,7 +35,7 @@ SMALLEST = {
         "reference_samples": 100,
         "kid_subsets": 2,
         "kid_subset_size": 16,
-        "jackknife_groups": 2,
+        "jackknife_groups": 4,
         "bootstrap": 10,
     },
 }
@@ -194,7 +194,7 @@ def test_a_second_run_does_nothing(finished):
 def test_a_deleted_intermediate_is_noticed(finished):
     path = finished.results / "runs" / "lsg-1.5" / "features" / "00000.json"
     path.rename(path.with_suffix(".hidden"))
-    assert finished.planned() == {"features": 1, "score": 1, "compare": 1, "track": 1}
+    assert finished.planned() == {"features": 1, "score": 1, "pairs": 1, "compare": 1, "track": 1}
     path.with_suffix(".hidden").rename(path)
 
 
@@ -215,7 +215,7 @@ def test_a_change_reaches_its_stage_and_those_after_it(finished, blocks, rules):
     finished.configure(**blocks)
     planned = finished.planned()
     finished.configure()
-    assert set(planned) - {"settings", "compare", "track"} == rules
+    assert set(planned) - {"settings", "pairs", "compare", "track"} == rules
 
 
 def test_more_samples_add_shards_and_make_none_again(finished):
@@ -229,7 +229,7 @@ def test_more_samples_add_shards_and_make_none_again(finished):
 def test_tracking_elsewhere_or_not_at_all_makes_nothing_again(finished):
     for tracking in ({"enabled": False}, {"uri": "http://127.0.0.1:9"}):
         finished.configure(tracking=tracking)
-        assert set(finished.planned()) == {"settings", "tracking_init", "compare", "track"}
+        assert set(finished.planned()) == {"settings", "tracking_init", "pairs", "compare", "track"}
     finished.configure()
 
 
@@ -260,7 +260,7 @@ def test_a_new_scale_trains_itself_alone(finished):
     }
     finished.configure(guidance_scales=[1.5, 1.52])
     planned = finished.planned()
-    assert {rule: planned[rule] for rule in planned if rule not in ("compare", "track")} == {
+    assert {rule: planned[rule] for rule in planned if rule not in ("pairs", "compare", "track")} == {
         "settings": 3,  # the run's two, and the whole configuration for the comparison
         "distill": 1,
         "generate_run": 1,

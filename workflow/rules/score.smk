@@ -96,7 +96,8 @@ rule score:
         captions=rules.prompts.output.evaluation,
         reference=rules.reference.output.features,
     output:
-        f"{RESULTS}/{{kind}}/{{name}}/score.json",
+        score=f"{RESULTS}/{{kind}}/{{name}}/score.json",
+        replicates=f"{RESULTS}/{{kind}}/{{name}}/replicates.json",
     log:
         f"{RESULTS}/logs/score/{{kind}}/{{name}}.log",
     benchmark:
@@ -114,4 +115,36 @@ rule score:
         "score {wildcards.name}"
     shell:
         "python -m sid_core score --settings {input.settings} --features {input.features}"
-        " --captions {input.captions} --reference {input.reference} --out {output} --threads {threads} > {log} 2>&1"
+        " --captions {input.captions} --reference {input.reference} --out {output.score} --threads {threads} > {log} 2>&1"
+
+
+# differences of all that is scored, and means over training seeds: a second's arithmetic on the scores
+localrules:
+    pairs,
+
+
+rule pairs:
+    input:
+        settings=f"{RESULTS}/config.yaml",
+        runs=expand(rules.score.output, kind="runs", name=RUNS),
+        baselines=expand(rules.score.output, kind="baselines", name=BASELINES),
+    output:
+        pairs=f"{RESULTS}/pairs.csv",
+        seeds=f"{RESULTS}/seeds.csv",
+    log:
+        f"{RESULTS}/logs/pairs.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/pairs.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime="10m",
+    params:
+        out=subpath(output.pairs, parent=True),
+        code=stage_digest("evaluation.pairs"),
+    message:
+        "pairs"
+    shell:
+        "python -m sid_core pairs --settings {input.settings} --results {params.out} --threads {threads} > {log} 2>&1"

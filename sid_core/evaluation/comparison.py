@@ -1,0 +1,80 @@
+"""Runs side by side in a terminal: a column each with 95 % intervals, and which is shown to be better, metric by metric."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UserError
+from .pairs import LOWER_IS_BETTER, METRICS, Scored, check_comparable, differences_of, read
+from .uncertainty import Estimate
+
+NOTE = "95 % intervals over captions and noise drawn anew; another training seed is not in them."
+
+
+def compare_runs(folders: Sequence[Path]) -> str:
+    """The table for people.
+
+    Raises:
+        UserError: fewer than two, one that is not scored, or scores that are not comparable; the message says what differs.
+    """
+    if len({folder.resolve() for folder in folders}) < max(len(folders), 2):
+        raise UserError(f"compare: expected two or more different runs, got {', '.join(map(str, folders))}")
+    scored = [read(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
+    for other in scored[1:]:
+        check_comparable(scored[0], other)
+    rows = [["", *(one.name for one in scored), "better"]]
+    for metric in METRICS:
+        if any(metric in one.estimates for one in scored):
+            arrow = "lower" if metric in LOWER_IS_BETTER else "higher"
+            cells = [_cell(one.estimates.get(metric)) for one in scored]
+            rows.append([f"{metric} ({arrow})", *cells, _verdict(metric, scored)])
+    score = scored[0].score
+    head = f"protocol {score['protocol']['name']} ({score['protocol_hash'][:12]}), {score['samples']} samples each"
+    missing = sorted({f"{name} ({why})" for one in scored for name, why in one.score["not_computed"].items()})
+    foot = [NOTE, *([f"Not computed: {', '.join(missing)}."] if missing else [])]
+    return "\n".join([head, "", *_aligned(rows), "", *foot])
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Names of the runs; where two share one, as in different experiments, with the experiment's before it."""
+    paths = [folder.resolve() for folder in folders]
+    names = [path.name for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{path.parents[1].name}/{path.name}" for path in paths]
+
+
+def _verdict(metric: str, scored: Sequence[Scored]) -> str:
+    """The run that is shown to be better than every other one, with the interval where there is one other."""
+    holders = [one for one in scored if metric in one.estimates]
+    sign = 1 if metric in LOWER_IS_BETTER else -1
+    best = min(holders, key=lambda one: sign * one.estimates[metric].value)
+    differences = {one.name: differences_of(best, one).get(metric) for one in holders if one is not best}
+    if None in differences.values() or len(holders) < 2:
+        return "not comparable: measured differently" if len(holders) > 1 else ""
+    open_to = [name for name, difference in differences.items() if not difference.excludes_zero]
+    if open_to:
+        return "no difference shown" + (f": {', '.join([best.name, *open_to])}" if len(scored) > 2 else "")
+    if len(differences) > 1:
+        return best.name
+    [difference] = differences.values()
+    low, high = sorted((-sign * difference.low, -sign * difference.high))
+    places = _places(difference.se)
+    return f"{best.name}, by {abs(difference.value):.{places}f} [{low:.{places}f}, {high:.{places}f}]"
+
+
+def _cell(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "not computed"
+    places = _places(estimate.se)
+    return f"{estimate.value:.{places}f} [{estimate.low:.{places}f}, {estimate.high:.{places}f}]"
+
+
+def _places(se: float) -> int:
+    """Decimals that show two digits of the standard error."""
+    return min(max(1 - math.floor(math.log10(se)), 0), 6) if se > 0 else 4
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
