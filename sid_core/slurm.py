@@ -38,10 +38,10 @@ def _make(upstream: type, prefix: str) -> type:
                 job.wildcards = list(
                     dict.fromkeys(value for one in sorted(job.jobs, key=str) for value in one.wildcards)
                 )
-            ask_squeue("--me")  # sbatch gives up after 9 s, and that would count as a failure of the job
             super().run_job(job)
 
         def get_partition_arg(self, job) -> str:
+            ask_squeue("--me")  # sbatch gives up after 9 s, and that would count as a failure of the job
             return super().get_partition_arg(job) + self._book.dependency(job.output)
 
         def report_job_submission(self, job_info, register_job: bool = True) -> None:

@@ -57,6 +57,7 @@ GresTypes=gpu
 SchedulerParameters=sched_interval=2,bf_interval=2
 KillWait=5
 SlurmdTimeout=10
+MinJobAge=7200
 ReturnToService=2
 SlurmdParameters=config_overrides
 {accounting}
