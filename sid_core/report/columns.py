@@ -85,13 +85,13 @@ def _kimg(entry: Entry) -> str:
 TABLE = [
     Column("Run", lambda e: e.name, lambda e: e.name),
     Column("Guidance", lambda e: guidance(e.row), lambda e: e.row.kappa_teacher),
-    Column("NFE", lambda e: str(e.row.nfe or "—"), lambda e: e.row.nfe),
-    Column("kimg", _kimg, lambda e: e.row.train_kimg),
     _metric("FID ↓", "fid", 2),
     _metric("CLIP ↑", "clip", 3),
     _metric("KID ↓", "kid", 4),
     _metric("Precision ↑", "precision", 3),
     _metric("Recall ↑", "recall", 3),
+    Column("NFE", lambda e: str(e.row.nfe or "—"), lambda e: e.row.nfe),
+    Column("kimg", _kimg, lambda e: e.row.train_kimg),
     Column("Images/s", _speed, lambda e: (e.estimate("images_per_s") or (None,))[0]),
 ]
 FURTHER = [

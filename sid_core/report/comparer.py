@@ -20,7 +20,7 @@ def comparer(grid: Grid) -> str:
     )
     controls = f"""<div class="controls">
 <button type="button" id="other-prompts">Other prompts</button>
-<label>Size <input type="range" id="tile" min="48" max="256" step="8" value="104"></label>
+<label>Size <input type="range" id="tile" min="48" max="256" step="8" value="120"></label>
 <details>
 <summary>Choose prompts</summary>
 <fieldset>
@@ -36,7 +36,7 @@ def comparer(grid: Grid) -> str:
     )
     bodies = "".join(_body(grid, number) for number in range(len(grid.captions)))
     small = " pixels" if max(max(row.images[0].shape) for row in grid.rows) <= EXACT else ""
-    table = f'<table class="samples{small}">\n<thead><tr>{head}</tr></thead>\n{bodies}</table>'
+    table = f'<table class="samples{small}" style="--columns: {len(grid.rows)}">\n<thead><tr>{head}</tr></thead>\n{bodies}</table>'
     return controls + scrolling(table, "Samples") + caption(WORDS)
 
 

@@ -78,7 +78,7 @@ def fid_clip(entries: list[Entry], narrow: bool = False) -> Figure:
         figure, axes = trade_off_axes(narrow)
         labels = _curves(axes, entries) + _single_points(axes, entries)
         axes.margins(0.18, 0.14)
-        _floors(axes, entries)
+        _floors(axes, entries, narrow)
         place(axes, labels)
         return figure
 
@@ -130,7 +130,7 @@ def _single_points(axes: Axes, entries: list[Entry]) -> list[Label]:
     return labels
 
 
-def _floors(axes: Axes, entries: list[Entry]) -> None:
+def _floors(axes: Axes, entries: list[Entry], narrow: bool) -> None:
     """Lines at the FID of the VAE's reconstructions and of real images, named at opposite ends above both where both are near."""
     floors = {entry.kind: entry for entry in entries if entry.kind in ("vae", "real")}
     if floors:
@@ -141,7 +141,9 @@ def _floors(axes: Axes, entries: list[Entry]) -> None:
         fid = entry.estimate("fid")
         name, x, align = ("VAE floor", 0.01, "left") if kind == "vae" else ("real images", 0.99, "right")
         axes.axhline(fid[0], color=LIGHT.faint, linewidth=1.1, linestyle=DASHES, zorder=1)
-        text = f"{name}: FID {rounded(fid, 2)}, CLIP {rounded((entry.estimate('clip')[0], None), 3)}"
+        text = f"{name}: FID {rounded(fid, 2)}"
+        if not narrow:
+            text += f", CLIP {rounded((entry.estimate('clip')[0], None), 3)}"
         above = max(height for height in heights if height - fid[0] < near)
         axes.annotate(
             text, (x, above), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha=align, va="bottom",

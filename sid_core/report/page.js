@@ -106,13 +106,16 @@ const pairs = JSON.parse(by("pairs")?.textContent ?? "[]");
 
 function differences() {
   const run = by("pair-run").value;
+  const order = [...by("pair-run").options].map((option) => option.value);
   const rows = pairs
     .filter(([a, b, metric]) => metric === by("pair-metric").value && (a === run || b === run))
     .map(([a, b, , difference, low, high, better, over]) =>
-      a === run ? { than: b, difference, low, high, better, over } : { than: a, difference: -difference, low: -high, high: -low, better, over });
+      a === run ? { than: b, difference, low, high, better, over } : { than: a, difference: -difference, low: -high, high: -low, better, over })
+    .sort((a, b) => order.indexOf(a.than) - order.indexOf(b.than));
   const largest = Math.max(...rows.map((row) => Math.max(Math.abs(row.low), Math.abs(row.high))));
   const digits = Math.max(0, 2 - Math.floor(Math.log10(largest || 1)));
   const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
+  by("pair-verdict").textContent = `${run} is`;
   by("difference").tBodies[0].replaceChildren(...rows.map((row) => {
     const line = document.createElement("tr");
     const verdict = row.better === "" ? "no difference shown" : row.better === run ? "better" : "worse";

@@ -32,6 +32,10 @@ GROUPS = {
     "published": "Published",
 }
 TRAINING_WORDS = "A point is a mean over the images since the last one. Dashed: limits of the alarms, which end a run that stays beyond one."
+PAIRS_WORDS = (
+    "Paired: over samples of the same captions and noise (of several seeds of training the first), or over the same seeds of training. "
+    "A verdict is given where the 95 % interval leaves out 0. Other pairs: pairs.csv."
+)
 MORE = {  # title and words of the further figures
     "scales": ("Scores over guidance scales", "Hollow: trained for longer. Bars: the spread over seeds, or the 95 % interval of a single one."),
     "strategies": ("Strategies of guidance", "Without guidance, with it in the teacher alone (long), in training of the fake score alone (short), in both (LSG)."),
@@ -56,7 +60,7 @@ def render(
         "results": ("Results", _tables(entries)),
         "trade-off": ("Trade-off", _trade_off(pictures["fid_clip"], entries)),
         "samples": ("Images", comparer(grid)),
-        "differences": ("Differences", _differences(pairs_csv)),
+        "differences": ("Differences", _differences(pairs_csv, entries)),
         "training": (
             "Training",
             figure(pictures["training"], "Training curves of every run.", TRAINING_WORDS, name="wide"),
@@ -158,42 +162,44 @@ def _trade_off(picture: Picture, entries: list[Entry]) -> str:
     return figure(picture, "FID against CLIP score", words, tips)
 
 
-def _differences(pairs_csv: str | None) -> str:
-    """Controls and an empty table that page.js fills from pairs.csv."""
-    if not pairs_csv or len(lines := list(csv.DictReader(io.StringIO(pairs_csv)))) == 0:
-        return caption("Not shown: there is no pair of runs with a measured difference (pairs.csv).")
-    titles = {column.key: column.title for column in (*TABLE, *FURTHER) if column.key}
-    metrics = dict.fromkeys(line["metric"] for line in lines)
-    runs = dict.fromkeys(line[end] for end in "ab" for line in lines)
+def _differences(pairs_csv: str | None, entries: list[Entry]) -> str:
+    """Controls and an empty table that page.js fills: pairs of settings over their seeds, or else over samples of the first seed."""
+    lines = list(csv.DictReader(io.StringIO(pairs_csv or "")))
+    names = {entry.name for entry in entries}
+    over_seeds = {(line["a"], line["b"], line["metric"]) for line in lines if line["over"] == "seeds"}
     numbers = [
-        [
-            line["a"],
-            line["b"],
-            line["metric"],
-            *(float(line[key]) for key in ("difference", "low", "high")),
-            line["better"],
-            line["over"],
-        ]
+        [line["a"], line["b"], line["metric"], *(float(line[key]) for key in ("difference", "low", "high")), line["better"], line["over"]]
         for line in lines
-    ]
+        if {line["a"], line["b"]} <= names
+        and (line["over"] == "seeds" or (line["a"], line["b"], line["metric"]) not in over_seeds)
+    ]  # fmt: skip
+    if not numbers:
+        return caption("There is no pair of runs with a measured difference (pairs.csv).")
+    titles = {column.key: column.title for column in (*TABLE, *FURTHER)}
+    runs = [entry.name for entry in entries if any(entry.name in number[:2] for number in numbers)]
+    metrics = {number[2]: titles.get(number[2], number[2]) for number in numbers}
 
     def choice(name: str, label: str, values: dict[str, str]) -> str:
         options = "".join(f'<option value="{escape(value)}">{escape(text)}</option>' for value, text in values.items())
         return f'<label>{label} <select id="{name}">{options}</select></label>\n'
 
-    head = "".join(
-        f'<th scope="col">{title}</th>' for title in ("Than", "Difference", "95 % interval", "", "Verdict", "Over")
+    heads = (
+        "With",
+        "Difference",
+        "95 % interval",
+        '<span class="unseen">Drawn</span>',
+        '<span id="pair-verdict"></span>',
+        "Over",
     )
+    head = "".join(f'<th scope="col">{title}</th>' for title in heads)
     table = f'<table class="plain" id="difference">\n<thead><tr>{head}</tr></thead>\n<tbody></tbody></table>'
     data = json.dumps(numbers, ensure_ascii=False).replace("<", "\\u003c")
     return (
         '<div class="controls">\n'
-        + choice("pair-run", "How much more or less is", {run: run for run in runs})
-        + choice("pair-metric", "in", {metric: titles.get(metric, metric) for metric in metrics})
+        + choice("pair-run", "Compare", {run: run for run in runs})
+        + choice("pair-metric", "with the others in", metrics)
         + f"</div>\n{scrolling(table, 'Differences')}"
-        + caption(
-            "Paired: of the same captions and noise, or of the same seeds of training. A verdict is given where the 95 % interval leaves out 0."
-        )
+        + caption(PAIRS_WORDS)
         + f'<script type="application/json" id="pairs">{data}</script>\n'
     )
 

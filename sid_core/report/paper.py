@@ -33,7 +33,7 @@ class NoData(UserError):
 def say(reason: str) -> Figure:
     """What stands in the place of a figure without data."""
     with matplotlib.rc_context(LIGHT.rc()):
-        figure = new_figure(6.6, 0.8)
+        figure = new_figure(6.6, 0.8, layout=None)
         figure.text(0.02, 0.5, f"Not drawn: {reason}.", color=LIGHT.faint, va="center")
         return figure
 

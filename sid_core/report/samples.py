@@ -83,22 +83,31 @@ def read_images(shard: Path, indices: list[int], captions: list[str]) -> list[np
     recorded = {sample["index"]: sample["sha256"] for sample in record.get("samples", [])}
     if record.get("captions_sha256") != hashlib.sha256("\n".join(captions).encode()).hexdigest():
         raise UserError(f"{shard}: made from other captions than prompts/evaluation.txt holds; delete it and run again")
-    images = []
+    images = {}
     try:
         with tarfile.open(shard) as archive:
-            for index in indices:
-                with archive.extractfile(f"{index:08d}.png") as member, Image.open(member) as image:
-                    pixels = np.asarray(image.convert("RGB"))
-                if hashlib.sha256(pixels.tobytes()).hexdigest() != recorded.get(index):
-                    raise UserError(
-                        f"{shard}: sample {index:08d}.png is not the one its record names; delete it and run again"
-                    )
-                images.append(pixels)
+            for index, member in enumerate(archive):  # in their order: to the last one wanted and no further
+                if index in indices:
+                    images[index] = _read_image(shard, archive, member, index, recorded)
+                if len(images) == len(indices):
+                    break
     except FileNotFoundError:
         raise UserError(f"{shard}: no such file; run the generation again") from None
-    except (tarfile.TarError, KeyError, UnidentifiedImageError, OSError, EOFError) as error:
+    except (tarfile.TarError, UnidentifiedImageError, OSError, EOFError) as error:
         raise UserError(f"{shard}: damaged ({error}); delete it and run again") from None
-    return images
+    if len(images) < len(indices):
+        raise UserError(f"{shard}: damaged (it ends before sample {max(indices):08d}); delete it and run again")
+    return [images[index] for index in indices]
+
+
+def _read_image(
+    shard: Path, archive: tarfile.TarFile, member: tarfile.TarInfo, index: int, recorded: dict[int, str]
+) -> np.ndarray:
+    with archive.extractfile(member) as file, Image.open(file) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    if hashlib.sha256(pixels.tobytes()).hexdigest() != recorded.get(index):
+        raise UserError(f"{shard}: sample {member.name} is not the one its record names; delete it and run again")
+    return pixels
 
 
 def fit(image: np.ndarray) -> np.ndarray:

@@ -87,6 +87,7 @@ def to_png(figure: Figure) -> bytes:
     """Render a figure."""
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=figure.dpi)
+    figure.set_layout_engine("none")  # it lies where it lies, also when it is drawn again
     return data.getvalue()
 
 

@@ -1,9 +1,11 @@
 """A finished experiment, made up: the layout of results/<experiment>/ with random images and plausible scores."""
 
+import csv
 import hashlib
 import io
 import json
 import tarfile
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from sid_core.files import write_json, write_sidecar
 from sid_core.report import entries, table
 
 CONFIG = Path(__file__).parents[2] / "config.yaml"
-SAMPLES = 14
+SAMPLES = 26
 CAPTION = 'a "<script>alert(1)</script>" & $x^{$ \\frac cross'
 CAPTIONS = ["a red circle", "a red circle", CAPTION, *(f"a star number {i}" for i in range(SAMPLES - 3))]
 PROTOCOL = {"name": "shapes", "reference": {"images": 10}, "comment": "<b>not bold</b>"}
@@ -51,15 +53,19 @@ def make_score(fid: float, clip: float, nfe: int, generator_sha256: str | None =
     }
 
 
-def write_samples(path: Path, seed: int) -> None:
+def write_samples(path: Path, seed: int, side: int) -> None:
+    """Noise of 32 x 32, enlarged where `side` is larger, to files about as large as a photograph's."""
     rng = np.random.default_rng(seed)
     path.parent.mkdir(parents=True)
     records = []
     with tarfile.open(path, "w") as archive:
         for index in range(SAMPLES):
-            pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+            if side > 32:
+                image = image.resize((side, side), Image.Resampling.BICUBIC)
+            pixels = np.asarray(image)
             png = io.BytesIO()
-            Image.fromarray(pixels).save(png, "png")
+            image.save(png, "png", compress_level=1)
             member = tarfile.TarInfo(f"{index:08d}.png")
             member.size = png.tell()
             png.seek(0)
@@ -69,7 +75,7 @@ def write_samples(path: Path, seed: int) -> None:
     write_sidecar(path, {"start": 0, "stop": SAMPLES, "captions_sha256": captions, "samples": records})
 
 
-def write_run(folder: Path, run: Run, number: int) -> None:
+def write_run(folder: Path, run: Run, number: int, side: int) -> None:
     """FID 30 and CLIP 0.4 at scale 1.5, 45 and 0.6 at 3; a seed more adds 2 and 0.01."""
     score = make_score(
         15 + 10 * run.teacher + 2 * run.seed, 0.2 + 0.2 * run.teacher / 1.5 + 0.01 * run.seed, 1, "a" * 64
@@ -78,7 +84,7 @@ def write_run(folder: Path, run: Run, number: int) -> None:
     write_json(folder / "generator" / "generator.json", {"run": run.model_dump(), "train_kimg": 12.8})
     weights = {"unet/diffusion_pytorch_model.safetensors": {"sha256": "a" * 64, "bytes": 1}}
     write_json(folder / "generator" / "manifest.json", {"record": {}, "files": weights})
-    write_samples(folder / "samples" / "00000.tar", number)
+    write_samples(folder / "samples" / "00000.tar", number, side)
 
 
 KEYS = [
@@ -99,21 +105,44 @@ def write_training(folder: Path, run: Run) -> None:
         for i in range(1, 6)
     ]
     points[2]["fake_loss"] = None
+    for point in points[1::2]:
+        point |= {"fid_proxy": 80 - point["nimg"] / 100, "clip_proxy": 0.3 + point["nimg"] / 1e4}
     (folder / "training.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points), encoding="utf-8")
 
 
-def write_experiment(folder: Path, config: Config) -> Path:
+def write_csv(path: Path, head: str, lines: list[tuple]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as handle:
+        csv.writer(handle).writerows([head.split(","), *lines])
+
+
+def write_statistics(folder: Path, config: Config) -> None:
+    """pairs.csv and seeds.csv: each setting is worse in FID than the one before, by 3 (1 to 5) over samples, 2 (-1 to 5) over seeds."""
+    names = [run.name for run in generators(config)]
+    settings = [run.name for run in generators(config) if run.seed == 0]
+    pairs = [(a, b, "fid", -3, -5, -1, "true", a, "samples") for a, b in combinations(names, 2)]
+    pairs += [(a, b, "clip", -0.1, -0.2, -0.05, "true", b, "samples") for a, b in combinations(names, 2)]
+    seeds = []
+    if len(config.seeds) > 1:
+        pairs += [(a, b, "fid", -2, -5, 1, "false", "", "seeds") for a, b in combinations(settings, 2)]
+        seeds = [(name, "fid", len(config.seeds), 31, 1, 20, 40) for name in settings]
+    write_csv(folder / "pairs.csv", "a,b,metric,difference,low,high,excludes_zero,better,over", pairs)
+    write_csv(folder / "seeds.csv", "run,metric,seeds,mean,sd,low,high", seeds)
+
+
+def write_experiment(folder: Path, config: Config, side: int = 32) -> Path:
+    """`side` of the images, in pixels."""
     (folder / "prompts").mkdir()
     (folder / "prompts" / "evaluation.txt").write_text("\n".join(CAPTIONS) + "\n", encoding="utf-8")
     for number, run in enumerate(generators(config)):
-        write_run(folder / "runs" / run.name, run, number)
+        write_run(folder / "runs" / run.name, run, number, side)
     for run in runs(config):
         write_training(folder / "runs" / run.name, run)
     for number, baseline in enumerate(baselines(config), 100):
         path = folder / "baselines" / baseline.name
-        write_samples(path / "samples" / "00000.tar", number)
+        write_samples(path / "samples" / "00000.tar", number, side)
         fid = {"teacher": 20 + 5 * (baseline.guidance_scale or 0), "vae": 5.0, "real": 0.3}[baseline.kind]
         write_json(path / "score.json", make_score(fid, 0.65, baseline.steps))
+    write_statistics(folder, config)
     return folder
 
 

@@ -86,7 +86,7 @@ def test_the_sheet_shows_the_stored_pixels_of_different_captions(make_experiment
     config = make_config(seeds=[0, 1])
     folder = make_experiment(config)
     grid = samples.read_grid(config, folder, read_entries(config, folder))
-    assert grid.indices == [0, *range(2, 14)]  # sample 1 has the caption of sample 0
+    assert grid.indices == [0, *range(2, 25)]  # sample 1 has the caption of sample 0
     assert grid.captions[1] == CAPTION
     assert [row.name for row in grid.rows] == ["teacher-cfg1-8steps", "lsg-1.5", "lsg-3", "real"]
     image = Image.open(io.BytesIO(to_png(samples.draw(grid)))).convert("RGB")

@@ -1,0 +1,168 @@
+"""report.html of eight runs, opened: what a reader sees, points at and clicks, by mouse and by keyboard."""
+
+import time
+
+import pytest
+from report.made_up import make_config, write_experiment
+
+from sid_core.report import compare
+
+EXTRA = [
+    {"strategy": "none"},
+    {"strategy": "long", "scale": 3},
+    {"strategy": "short", "scale": 0.5},
+    {"strategy": "lsg", "scale": 6},
+]
+LARGEST, SLOWEST_S = 15e6, 2.0
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """Eight runs of images of 256 x 256."""
+    config = make_config(guidance_scales=[1.5, 2.0, 3.0, 4.5], extra_runs=EXTRA)
+    folder = write_experiment(tmp_path_factory.mktemp("results"), config, side=256)
+    compare(config, folder)
+    return folder / "report.html"
+
+
+@pytest.fixture
+def open_report(open_page, report):
+    """open_report(**options) -> Page."""
+    return lambda **options: open_page(report.as_uri(), **options)
+
+
+def selected(page) -> set[str]:
+    return set(page.eval_on_selector_all(".selected", "parts => parts.map((part) => part.dataset.run)"))
+
+
+def point(page, run):
+    return page.locator(f'svg.wide .point[data-run="{run}"]')
+
+
+def test_it_opens_at_once_and_whole(open_report, report):
+    begun = time.monotonic()
+    page = open_report()
+    seconds, size = time.monotonic() - begun, report.stat().st_size
+    print(f"report.html: {size / 1e6:.1f} MB, opened in {seconds:.2f} s")
+    assert size < LARGEST
+    assert seconds < SLOWEST_S
+    broken = "parts => parts.filter((image) => !image.complete || image.naturalWidth === 0).length"
+    assert page.locator("img").count() == 24 * 10  # prompts; eight runs, teacher, real images
+    assert page.eval_on_selector_all("img", broken) == 0
+    assert page.locator("#figures svg.wide").count() == 3  # precision has no data
+    assert "no precision/gradients.csv" in page.locator("#figures").inner_text()
+
+
+def test_pointing_at_a_point_names_run_scale_and_intervals(open_report):
+    page = open_report(viewport={"width": 1300, "height": 900})
+    point(page, "lsg-2").hover()
+    said = page.locator("#tip").inner_text()
+    for part in (
+        "lsg-2",
+        "guidance 2, one step",
+        "FID 35.00, 95 % interval 34.10 to 35.80",
+        "CLIP 0.4667, 95 % interval 0.4643 to 0.4691",
+    ):
+        assert part in said
+    page.mouse.move(5, 5)
+    assert page.locator("#tip").is_hidden()
+
+
+def test_a_click_selects_everywhere_and_another_ends_it(open_report):
+    page = open_report(viewport={"width": 1300, "height": 900})
+    point(page, "lsg-2").click()
+    assert selected(page) == {"lsg-2"}
+    for part in ("#results tr", "#trade-off .point", "#samples td", "#health tr", "#training g"):
+        assert page.locator(f"{part}.selected").count() > 0, part
+    assert "FID 35.00" in page.locator("#selection").inner_text()
+    assert page.locator("#pair-run").input_value() == "lsg-2"
+    assert (
+        float(
+            page.locator('#training svg.wide [data-run="none"]').first.evaluate(
+                "part => getComputedStyle(part).opacity"
+            )
+        )
+        < 0.5
+    )
+    page.locator('#results tr[data-run="none"] td').first.click()
+    assert selected(page) == {"none"}
+    page.get_by_label("Clear the selection").click()
+    assert selected(page) == set()
+
+
+def test_the_keyboard_reaches_points_and_controls(open_report):
+    page = open_report(viewport={"width": 1300, "height": 900})
+    point(page, "lsg-1.5").focus()
+    assert "lsg-1.5" in page.locator("#tip").inner_text()
+    page.keyboard.press("Tab")
+    assert page.locator("#tip").inner_text().startswith("lsg-2\n")
+    page.keyboard.press("Enter")
+    assert selected(page) == {"lsg-2"}
+    assert point(page, "lsg-2").get_attribute("aria-pressed") == "true"
+    page.keyboard.press("Escape")  # the tip
+    page.keyboard.press("Escape")  # the selection
+    assert selected(page) == set()
+    page.locator("#other-prompts").focus()
+    page.keyboard.press("Enter")
+    shown = page.eval_on_selector_all(
+        "tbody[data-prompt]:not([hidden])", "parts => parts.map((part) => part.dataset.prompt)"
+    )
+    assert shown == ["6", "7", "8", "9", "10", "11"]
+
+
+def test_prompts_are_chosen_one_by_one_and_images_enlarged(open_report):
+    page = open_report(viewport={"width": 1300, "height": 900})
+    page.get_by_text("Choose prompts").click()
+    page.get_by_label("a star number 20").check()
+    assert page.locator("tbody[data-prompt]:not([hidden])").count() == 7
+    image = page.get_by_alt_text("a star number 20 (lsg-3)")
+    before = image.bounding_box()["width"]
+    page.locator("#tile").fill("256")
+    assert image.bounding_box()["width"] == 256 > before
+
+
+def test_differences_are_seen_from_the_chosen_run(open_report):
+    page = open_report()
+    page.locator("#pair-run").select_option("lsg-2")
+    rows = page.locator("#difference tbody tr")
+    assert rows.count() == 7
+    assert rows.nth(0).inner_text().split("\t")[:3] == ["lsg-1.5", "+3.00", "+1.00 to +5.00"]
+    assert "worse" in rows.nth(0).inner_text()
+    assert "better" in rows.nth(1).inner_text()
+    page.locator("#pair-metric").select_option("clip")
+    assert "−0.100" in rows.nth(1).inner_text()
+
+
+def test_a_heading_sorts_its_groups(open_report):
+    page = open_report()
+    heading = page.locator("#results table").first.get_by_role("button", name="FID ↓")
+    first = page.locator("#results tbody").first.locator("tr").nth(1).locator("th")
+    heading.click()
+    assert first.inner_text() == "none"
+    heading.click()
+    assert first.inner_text() == "lsg-6"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_light_and_dark_are_readable_by_everyone(open_report, accessibility, scheme):
+    page = open_report(color_scheme=scheme, viewport={"width": 1300, "height": 900})
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, paper[4:-1].split(","))) > 380) == (scheme == "light")
+    point(page, "lsg-2").click()
+    assert accessibility(page) == []
+
+
+def test_a_phone_scrolls_in_one_direction(open_report, accessibility):
+    page = open_report(viewport={"width": 400, "height": 800}, has_touch=True)
+    assert page.evaluate("document.documentElement.scrollWidth") == 400
+    page.locator('svg.narrow .point[data-run="lsg-2"]').tap()
+    assert selected(page) == {"lsg-2"}
+    assert page.evaluate("document.documentElement.scrollWidth") == 400
+    assert accessibility(page) == []
+
+
+def test_paper_shows_tables_whole(open_report):
+    page = open_report(viewport={"width": 750, "height": 1000})
+    page.emulate_media(media="print")
+    assert page.locator(".controls").first.is_hidden()
+    assert page.eval_on_selector("#results table", "table => table.getBoundingClientRect().right") <= 750

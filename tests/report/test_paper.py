@@ -1,0 +1,75 @@
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_up import make_config
+
+from sid_core.report import curves, paper, table
+from sid_core.report.theme import LIGHT, Picture
+
+
+def read_summary(config, folder):
+    rows = table.make_rows(config, folder, table.read_scores(config, folder))
+    return pd.read_csv(io.StringIO(table.to_csv(rows)))
+
+
+def test_seeds_are_put_together_with_their_spread(make_experiment):
+    config = make_config(seeds=[0, 1])
+    frame = paper.by_setting(read_summary(config, make_experiment(config))).set_index("run")
+    assert frame.loc["lsg-3", ["fid", "fid_low", "fid_high"]].tolist() == [46, 45, 47]
+    assert frame.loc["real", ["fid_low", "fid_high"]].tolist() == pytest.approx([0.3 - 0.9, 0.3 + 0.8])
+    assert "lsg-3-seed1" not in frame.index
+
+
+def test_scores_over_scales_stand_beside_the_published(make_experiment):
+    config = make_config(guidance_scales=[3.0, 1.5])
+    figure = paper.scales(read_summary(config, make_experiment(config)))
+    ours, published, *_ = figure.axes
+    np.testing.assert_allclose(ours.lines[0].get_xydata(), [[1.5, 30], [3, 45]])
+    legend = [text.get_text() for text in published.get_legend().texts]
+    assert legend == ["published, sd15", "published, sd21-base"]
+    np.testing.assert_allclose(published.lines[0].get_xydata(), [[1.5, 8.71], [2, 9.56], [3, 13.21], [4.5, 16.59]])
+    np.testing.assert_allclose(published.lines[1].get_xydata(), [[1.5, 8.15]])  # trained for longer
+    assert "protocol coco2014-30k, not comparable" in [text.get_text() for text in published.texts]
+
+
+def test_the_same_protocol_is_one_panel_a_metric(make_experiment):
+    config = make_config()
+    summary = read_summary(config, make_experiment(config)).assign(protocol="coco2014-30k")
+    figure = paper.scales(summary)
+    assert len(figure.axes) == 2
+    labels = [text.get_text() for text in figure.axes[0].get_legend().texts]
+    assert labels == ["embedded", "published, sd15", "published, sd21-base"]
+
+
+def test_strategies_are_drawn_where_there_are_two(make_experiment):
+    config = make_config(extra_runs=[{"strategy": "none"}, {"strategy": "long", "scale": 2}])
+    summary = read_summary(config, make_experiment(config))
+    texts = [text.get_text() for text in paper.strategies(summary).axes[0].texts]
+    assert {"no guidance", "long", "long and short (LSG)", "1.5", "3"} <= set(texts)
+    with pytest.raises(paper.NoData, match=r"one strategy alone was trained \(lsg\)"):
+        paper.strategies(summary[summary["strategy"].isin(["lsg", np.nan])])
+
+
+def test_convergence_is_what_was_measured_in_training(make_experiment):
+    config = make_config(seeds=[0, 1])
+    text = paper.to_convergence_csv(curves.read_curves(config, make_experiment(config)))
+    frame = pd.read_csv(io.StringIO(text))
+    assert frame.columns.tolist() == ["run", "setting", "kimg", "fid_proxy", "clip_proxy"]
+    assert frame[frame["run"] == "lsg-3-seed1"].iloc[:, 1:4].to_numpy().tolist() == [
+        ["lsg-3", 0.64, pytest.approx(73.6)],
+        ["lsg-3", 1.28, pytest.approx(67.2)],
+    ]
+    figure = paper.convergence(frame)
+    assert {axes.get_xscale() for axes in figure.axes} == {"log"}
+    assert len(figure.axes[0].lines) == 4
+    with pytest.raises(paper.NoData, match="proxy_samples"):
+        paper.convergence(frame[:0])
+
+
+def test_a_figure_is_the_same_file_each_time_and_its_colours_have_names():
+    picture, again = (Picture.of(lambda narrow: paper.say("nothing was measured")) for _ in range(2))
+    assert picture == again
+    assert "nothing was measured" in picture.svg
+    assert set(LIGHT.names().values()) >= {"paper", "ink", "faint", "line-5"}
