@@ -141,7 +141,7 @@ class Cluster:
     def jobs(self) -> list[dict[str, str]]:
         """All jobs that the controller remembers (of the last five minutes, and unfinished ones), as scontrol shows them."""
         lines = self.run(["scontrol", "--oneliner", "show", "job"]).splitlines()
-        return [dict(re.findall(r"(\S+?)=(.*?)(?= \S+?=|$)", line)) for line in lines if line.startswith("JobId=")]
+        return [dict(re.findall(r"(\S+?)=(.*?) *(?= \S+?=|$)", line)) for line in lines if line.startswith("JobId=")]
 
     # --- daemons -------------------------------------------------------------------------------------------------------
 

@@ -157,7 +157,7 @@ def copy(whole, place, cluster, plugin):
 
 
 def test_two_users_one_short_of_memory_and_one_of_disk(copy, cluster, local):
-    little = {"score": {"gpu": 0, "threads": 2, "mem_mb": 400, "runtime": "1h"}}
+    little = {"score": {"gpu": 0, "threads": 2, "mem_mb": 500, "runtime": "1h"}}
     mine = copy("memory", [RUN / "score.json"], resources=BLOCKS["resources"] | little)
     theirs = copy("disk", [RUN / "score.json"], uid=NOBODY)
     disk = ["mount", "-t", "tmpfs", "-o", f"size=4k,uid={NOBODY}", "none", str(theirs.results / "figures")]
@@ -174,8 +174,8 @@ def test_two_users_one_short_of_memory_and_one_of_disk(copy, cluster, local):
     expected = read_scores(local.results)
     assert mine.scores() == theirs.scores() == expected
     assert [(job["JobState"], job["MinMemoryNode"]) for job in mine.jobs("score")] == [
-        ("FAILED", "400M"),  # without cgroups Slurm does not call it OUT_OF_MEMORY
-        ("COMPLETED", "800M"),
+        ("FAILED", "500M"),  # without cgroups Slurm does not call it OUT_OF_MEMORY
+        ("COMPLETED", "1000M"),
     ]
     assert {job["UserId"].split("(")[0] for job in theirs.jobs()} == {"nobody"}
 
