@@ -250,6 +250,23 @@ def _refuse_living_owner(path: Path, host: str, seen: tuple[str, int] | None) ->
     return None
 
 
+def living_owner(folder: str | Path) -> dict | None:
+    """Who holds the lease on `folder`, to be shown: {"host", "pid", "job", …, "age_s"}; None where nobody seems to.
+
+    A look, not a claim: an owner on another host counts as alive until its heartbeat is four periods old.
+    """
+    path = Path(folder) / "lease.json"
+    try:
+        owner, age_s = json.loads(path.read_text(encoding="utf-8")), time.time() - path.stat().st_mtime
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    if owner["host"] == socket.gethostname():
+        alive = _process_start(owner["pid"]) == owner["start"]
+    else:
+        alive = age_s < 4 * HEARTBEAT_S
+    return owner | {"age_s": age_s} if alive else None
+
+
 # --- text ------------------------------------------------------------------------------------------------------------
 
 LONGEST_LINE = 10_000
