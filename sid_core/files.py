@@ -143,10 +143,12 @@ def sidecar(path: str | Path) -> Path:
     return Path(path).with_suffix(".json")
 
 
-def write_sidecar(path: str | Path, record: dict) -> None:
-    """Record a finished file's sha256 and size, with `record`, in its sidecar. Written last: it marks the file as whole."""
+def write_sidecar(path: str | Path, record: dict, sha256: str | None = None) -> None:
+    """Record a finished file's sha256 (known already, perhaps) and size, with `record`, in its sidecar. Written last: it marks the file
+    as whole.
+    """
     path = Path(path)
-    write_json(sidecar(path), {"sha256": sha256_file(path), "bytes": path.stat().st_size, "record": record})
+    write_json(sidecar(path), {"sha256": sha256 or sha256_file(path), "bytes": path.stat().st_size, "record": record})
 
 
 def verify_sidecar(path: str | Path) -> dict:

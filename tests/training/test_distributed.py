@@ -15,13 +15,16 @@ from safetensors.torch import load_file
 from small_run import PROMPTS, make_settings
 
 from sid_core.errors import UserError
+from sid_core.models import architectures
 from sid_core.models.text import PromptSet
+from sid_core.training import dry_run
 from sid_core.training.distributed import PeerLost, World
 from sid_core.training.health import TrainingStopped
 from sid_core.training.iteration import Trainer
 from sid_core.training.randomness import draw, rng
 from sid_core.training.run import Interrupted, distill
 from sid_core.training.state import saved_states
+from sid_core.training.student import Student
 
 SIZE = {"batch": 8, "micro_batch": 2, "train_kimg": 0.064, "log_every_nimg": 8, "state_every_nimg": 24}
 WEIGHTS = Path("generator") / "unet" / "diffusion_pytorch_model.safetensors"
@@ -120,6 +123,24 @@ def test_the_prompts_are_those_of_the_whole_batchs_draw(run):
             )
             expected.append(d.prompts.tolist())
     assert asked_of(folder, 2) == expected
+
+
+def test_sums_begin_while_backward_goes_on(monkeypatch):
+    """Of one of two processes: every block, in one order, before backward ends, and waited for after it."""
+    events, cpu = [], torch.device("cpu")
+    note = lambda self, vector: events.append(vector.data_ptr()) or (lambda: events.append("waited"))  # noqa: E731
+    monkeypatch.setattr(World, "begin_sum_", note)
+    monkeypatch.setattr(World, "sum_", lambda *_: None)
+    inner = Student.close
+    monkeypatch.setattr(Student, "close", lambda self: events.append("backward ended") or inner(self))
+    small, settings = architectures.named("small"), dry_run.make_settings(batch=4, micro_batch=1, nonfinite="skip")
+    made = architectures.new_denoiser(small, cpu), dry_run.RandomPrompts(small.text_shape, cpu), small.latent_shape
+    trainer = Trainer(*made, dry_run.make_run(2.0), settings, World(0, 2), device=cpu)
+    trainer.step()
+    starts = [trainer.gradient.parameters[part].data_ptr() for _, part in trainer.layout.blocks]
+    half = [*starts, "backward ended", *["waited"] * len(starts)]
+    assert events == half + half
+    assert sorted(name for names, _ in trainer.layout.blocks for name in names) == sorted(trainer.gradient.views)
 
 
 def interrupt_second(rank):
