@@ -29,6 +29,7 @@ def compare(config: Config, experiment_dir: str | Path) -> None:
     grid = samples.read_grid(config, folder, settings)
     condition = health.examine(config.distill.alarms, logs, folder)
     warnings = summary.warnings(config, settings) + health.warnings(condition)
+    notes = summary.notes(settings, scores)
     csv = {"summary": table.to_csv(rows), "convergence": paper.to_convergence_csv(logs)}
     frames = {name: pd.read_csv(io.StringIO(text)) for name, text in csv.items()}
 
@@ -47,14 +48,13 @@ def compare(config: Config, experiment_dir: str | Path) -> None:
         except paper.NoData as error:
             reasons[name] = str(error)
             pictures[name] = Picture.of(lambda narrow, reason=str(error): paper.say(reason))
-    pairs = folder / "pairs.csv"
-    pairs_csv = pairs.read_text(encoding="utf-8") if pairs.is_file() else None
-    html = page.render(config, settings, scores, grid, condition, warnings, pictures, reasons, pairs_csv)
+    pairs_csv = entries.read_text(folder / "pairs.csv")
+    html = page.render(config, settings, scores, grid, condition, notes, warnings, pictures, reasons, pairs_csv)
     sheet = to_png(samples.draw(grid))
 
     for name, text in csv.items():
         write_text(folder / f"{name}.csv", text)
-    write_text(folder / "summary.md", summary.to_markdown(config, settings, warnings))
+    write_text(folder / "summary.md", summary.to_markdown(config, settings, notes, warnings))
     for name, picture in pictures.items():
         write_png(folder / "figures" / f"{name}.png", picture.png)
         write_text(folder / "figures" / f"{name}.svg", picture.svg)

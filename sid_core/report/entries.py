@@ -1,11 +1,13 @@
 """Settings over their seeds: what a row of the readable table, a point of a figure and a row of images stand for."""
 
 import csv
+import io
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import Config, Run, generators, runs
+from ..errors import UserError
 from .table import Row
 
 Intervals = dict[tuple[str, str], tuple[float, float]]  # by setting and metric
@@ -63,13 +65,20 @@ def make_entries(config: Config, rows: list[Row], scores: dict[str, dict], over_
 
 
 def read_intervals(path: Path) -> Intervals:
-    """seeds.csv: 95 % intervals of means over training seeds; {} where there is no such file."""
+    """seeds.csv: 95 % intervals of means over training seeds."""
+    lines = csv.DictReader(io.StringIO(read_text(path)))
+    return {(line["run"], line["metric"]): (float(line["low"]), float(line["high"])) for line in lines}
+
+
+def read_text(path: Path) -> str:
+    """A file of the rule `pairs`.
+
+    Raises:
+        UserError: it is not there.
+    """
     if not path.is_file():
-        return {}
-    with open(path, encoding="utf-8", newline="") as handle:
-        return {
-            (line["run"], line["metric"]): (float(line["low"]), float(line["high"])) for line in csv.DictReader(handle)
-        }
+        raise UserError(f"{path}: no such file; run sid-core pairs before the report")
+    return path.read_text(encoding="utf-8")
 
 
 def base_name(run: Run) -> str:

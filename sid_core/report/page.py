@@ -18,7 +18,7 @@ from .health import COLUMNS, Health
 from .markup import bullets, caption, figure, plain_table, scrolling, section
 from .provenance import provenance
 from .samples import Grid
-from .summary import finding, notes
+from .summary import finding
 from .theme import Picture
 
 STYLE = Path(__file__).with_name("page.css")
@@ -50,15 +50,20 @@ def render(
     scores: dict[str, dict],
     grid: Grid,
     health: list[Health],
+    notes: list[str],
     warnings: list[str],
     pictures: dict[str, Picture],
     reasons: dict[str, str],
-    pairs_csv: str | None,
+    pairs_csv: str,
 ) -> str:
     """The page. `pictures` by name: fid_clip, training and those of MORE; `reasons`: why one of these shows nothing."""
+    tips = {entry.name: _tip(entry) for entry in entries}
     sections = {
-        "results": ("Results", _tables(entries)),
-        "trade-off": ("Trade-off", _trade_off(pictures["fid_clip"], entries)),
+        "results": ("Results", _tables(entries, tips) + bullets(notes)),
+        "trade-off": (
+            "Trade-off",
+            figure(pictures["fid_clip"], "FID against CLIP score", _trade_off_words(entries), tips),
+        ),
         "samples": ("Images", comparer(grid)),
         "differences": ("Differences", _differences(pairs_csv, entries)),
         "training": (
@@ -105,21 +110,36 @@ def render(
 # --- results ---------------------------------------------------------------------------------------------------------
 
 
-def _tables(entries: list[Entry]) -> str:
-    """The headline table; the other metrics, and what was not computed, below."""
+def _tip(entry: Entry) -> str:
+    """What is said of a setting where it is pointed at."""
+    return "\n".join(
+        [
+            entry.name,
+            f"guidance {guidance(entry.row)}, {steps(entry.row)}",
+            f"FID {with_interval(entry, 'fid', 2)}",
+            f"CLIP {with_interval(entry, 'clip', 3)}",
+        ]
+    )
+
+
+def _tables(entries: list[Entry], tips: dict[str, str]) -> str:
+    """The headline table; the other metrics below."""
     more = [TABLE[0], *further(entries)]
-    rest = f"<details>\n<summary>Further metrics</summary>\n{_table(entries, more, 'Further metrics')}</details>\n"
-    return _table(entries, TABLE, "Results") + (rest if len(more) > 1 else "") + bullets(notes(entries))
+    rest = (
+        f"<details>\n<summary>Further metrics</summary>\n{_table(entries, more, tips, 'Further metrics')}</details>\n"
+    )
+    return _table(entries, TABLE, tips, "Results") + (rest if len(more) > 1 else "")
 
 
-def _table(entries: list[Entry], columns: list[Column], name: str) -> str:
+def _table(entries: list[Entry], columns: list[Column], tips: dict[str, str], name: str) -> str:
     """A body for each kind of row; page.js sorts within each."""
     head = "".join(f'<th scope="col"><button type="button">{escape(column.title)}</button></th>' for column in columns)
     bodies: dict[str, list[str]] = {}
     for entry in entries:
         cells = "".join(_cell(entries, entry, column) for column in columns)
         group = GROUPS[entry.kind] + ("" if entry.comparable else f": protocol {protocol(entry)}")
-        bodies.setdefault(group, []).append(f'<tr data-run="{escape(entry.name)}">{cells}</tr>\n')
+        row = f'<tr data-run="{escape(entry.name)}" data-tip="{escape(tips[entry.name])}">{cells}</tr>\n'
+        bodies.setdefault(group, []).append(row)
     body = "".join(
         f'<tbody>\n<tr class="group"><th colspan="{len(columns)}" scope="rowgroup"><span>{escape(group)}</span></th></tr>\n'
         f"{''.join(rows)}</tbody>\n"
@@ -144,27 +164,18 @@ def _cell(entries: list[Entry], entry: Entry, column: Column) -> str:
 # --- figures, differences ----------------------------------------------------------------------------------------------
 
 
-def _trade_off(picture: Picture, entries: list[Entry]) -> str:
-    tips = {
-        entry.name: "\n".join(
-            [
-                entry.name,
-                f"guidance {guidance(entry.row)}, {steps(entry.row)}",
-                f"FID {with_interval(entry, 'fid', 2)}",
-                f"CLIP {with_interval(entry, 'clip', 3)}",
-            ]
-        )
-        for entry in entries
-    }
+def _trade_off_words(entries: list[Entry]) -> str:
     seeds = max(len(entry.rows) for entry in entries)
-    words = "Down and to the right is better. Each point carries its guidance scale; point at it for its numbers, click to select its run. Bars: 95 % intervals"
-    words += f", of generators over {seeds} seeds." if seeds > 1 else " of the metric."
-    return figure(picture, "FID against CLIP score", words, tips)
+    bars = f"of generators over {seeds} seeds" if seeds > 1 else "of the metric"
+    return (
+        "Down and to the right is better. Each point carries its guidance scale; point at it for its numbers, click to select "
+        f"its run. Bars: 95 % intervals, {bars}."
+    )
 
 
-def _differences(pairs_csv: str | None, entries: list[Entry]) -> str:
+def _differences(pairs_csv: str, entries: list[Entry]) -> str:
     """Controls and an empty table that page.js fills: pairs of settings over their seeds, or else over samples of the first seed."""
-    lines = list(csv.DictReader(io.StringIO(pairs_csv or "")))
+    lines = list(csv.DictReader(io.StringIO(pairs_csv)))
     names = {entry.name for entry in entries}
     over_seeds = {(line["a"], line["b"], line["metric"]) for line in lines if line["over"] == "seeds"}
     numbers = [

@@ -7,15 +7,17 @@ from .entries import Entry, best
 FEW_SEEDS = 3
 
 
-def notes(entries: list[Entry]) -> list[str]:
+def notes(entries: list[Entry], scores: dict[str, dict]) -> list[str]:
     """What a reader must know to read the table."""
     row = entries[0].row
+    missing = {f"{metric} ({why})": None for score in scores.values() for metric, why in score["not_computed"].items()}
     return [
         f"{row.samples:,} samples a row, protocol {row.protocol} (hash {row.protocol_hash[:12]}). Numbers of another protocol "
         "come from other images, networks or captions and are not comparable.",
         _errors_are(entries),
-        "Best rows: the lowest FID and the highest CLIP score of the generators are set in bold. A difference of less than "
-        "about twice the errors put together means nothing.",
+        "Best rows: the lowest FID and the highest CLIP score of the generators are set in bold. Which differences are larger "
+        "than chance explains: pairs.csv.",
+        *([f"Not computed: {', '.join(missing)}."] if missing else []),
         "Guidance is κ where the three scales agree, else κ of the fake score in training / of the fake score in the "
         "generator's loss / of the teacher. NFE: network evaluations per image. ε-error: the teacher's own error in "
         "predicting noise on the samples; high where samples are noisy in a way FID forgives.",
@@ -73,10 +75,10 @@ def warnings(config: Config, entries: list[Entry]) -> list[str]:
     return result
 
 
-def to_markdown(config: Config, entries: list[Entry], warnings: list[str]) -> str:
+def to_markdown(config: Config, entries: list[Entry], notes: list[str], warnings: list[str]) -> str:
     """summary.md."""
     parts = [f"# {config.experiment}", finding(entries), _markdown_table(entries)]
-    parts.append("\n".join(f"- {line}" for line in notes(entries)))
+    parts.append("\n".join(f"- {line}" for line in notes))
     parts += [f"**{line}**" for line in warnings]
     if len(config.seeds) > 1:
         single = [

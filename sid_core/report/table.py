@@ -69,6 +69,7 @@ BOUNDED = ("fid", "clip")  # their intervals have columns
 SCORE_KEYS = (
     *("samples", "fid", "fid_se", "fid_inf", "clip", "clip_se", "kid", "precision", "recall", "teacher_eps_error"),
     *("nfe", "images_per_s", "protocol", "protocol_hash", "generator_sha256", "versions"),
+    *("intervals", "standard_errors", "not_computed"),
 )
 
 
@@ -175,7 +176,7 @@ def _measured(score: dict) -> dict:
     bounds = {
         f"{key}_{end}": value
         for key in BOUNDED
-        for end, value in zip(("low", "high"), score.get("intervals", {}).get(key, (None, None)), strict=True)
+        for end, value in zip(("low", "high"), score["intervals"].get(key, (None, None)), strict=True)
     }
     return {key: score[key] for key in COLUMNS if key in score} | bounds | {"protocol": score["protocol"]["name"]}
 

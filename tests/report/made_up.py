@@ -48,6 +48,7 @@ def make_score(fid: float, clip: float, nfe: int, generator_sha256: str | None =
         "protocol": PROTOCOL,
         "protocol_hash": PROTOCOL_HASH,
         "versions": {"torch": "2.14.1"},
+        "not_computed": {"hps": "evaluate.hps is null"},
         "standard_errors": {"fid": 0.43, "clip": 0.0012, "kid": 0.001},
         "intervals": {"fid": [fid - 0.9, fid + 0.8], "clip": [clip - 0.0024, clip + 0.0024]},
     }

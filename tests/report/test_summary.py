@@ -2,7 +2,7 @@ import json
 import math
 
 import pytest
-from made_up import make_config, read_entries
+from made_up import make_config, make_score, read_entries
 
 from sid_core.files import write_json
 from sid_core.report import columns, curves, health, summary
@@ -37,7 +37,9 @@ def test_one_seed_shows_the_standard_error_of_the_metric(make_experiment):
     assert columns.with_interval(entries[0], "fid", 2) == "30.00, 95 % interval 29.10 to 30.80"
     assert columns.with_interval(entries[0], "recall", 3) == "0.600"
     assert entries[0].estimate("teacher_eps_error") is None
-    text = summary.to_markdown(config, entries, summary.warnings(config, entries))
+    notes = summary.notes(entries, {"lsg-3": make_score(1, 1, 1)})
+    text = summary.to_markdown(config, entries, notes, summary.warnings(config, entries))
+    assert "Not computed: hps (evaluate.hps is null)." in text
     assert "| **30.00 ± 0.43** |" in text
     assert "| **0.6000 ± 0.0012** |" in text
     assert "1.20 times the teacher's best, 25.00 ± 0.43 (teacher-cfg1-8steps)" in text
@@ -58,7 +60,7 @@ def test_seeds_are_put_together_as_mean_and_standard_deviation(make_experiment):
     assert mean == pytest.approx(47)
     assert sd == pytest.approx(2)  # of 45, 47, 49, n - 1
     assert math.isclose(entries[1].estimate("recall")[1], 0)
-    text = summary.to_markdown(config, entries, [])
+    text = summary.to_markdown(config, entries, summary.notes(entries, {}), [])
     assert "| lsg-1.5 | 1.5 | 32.0 ± 2.0 |" in text
     assert "| none | 1 | **27.0 ± 2.0** |" in text
     assert "over 3 seeds" in text

@@ -16,6 +16,7 @@ rule compare:
         settings=f"{RESULTS}/config.yaml",
         scores=[f"{RESULTS}/{kind}/{name}/score.json" for kind, names in SCORED.items() for name in names],
         samples=[f"{RESULTS}/{kind}/{name}/samples/{SHARDS[0]}.tar" for kind, names in SCORED.items() for name in names],
+        differences=rules.pairs.output,
         generators=expand(f"{RESULTS}/runs/{{run}}/generator/generator.json", run=RUNS),
         training=expand(rules.distill.output.training, run=DISTILLED),
         captions=rules.prompts.output.evaluation,
