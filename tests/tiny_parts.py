@@ -130,3 +130,47 @@ def clip_repository(out: Path, image_size: int = 32, binary: bool = False) -> Pa
     (out / "pytorch_model.bin").write_bytes(b"not needed")
     (out / "tokenizer.json").write_text("{}")
     return out
+
+
+def dinov2(out: Path) -> Path:
+    """facebook/dinov2-large's layout with a tiny model of random weights; its patches are 14 x 14 as there."""
+    import torch
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2}
+    Dinov2Model(Dinov2Config(**sizes, image_size=518, patch_size=14)).save_pretrained(out)
+    return out
+
+
+def pickscore(out: Path) -> Path:
+    """yuvalkirstain/PickScore_v1's layout with a tiny model of random weights; its vocabulary is CLIP's."""
+    import torch
+    from transformers import CLIPConfig, CLIPModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 1}
+    text = sizes | ids | {"vocab_size": 49408, "max_position_embeddings": 77}
+    vision = sizes | {"image_size": 32, "patch_size": 8}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(out)
+    return out
+
+
+HPS_SIZES = {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "patch_size": 8, "head_width": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
+}
+
+
+def hps(out: Path) -> Path:
+    """xswu/HPSv2's layout: a checkpoint of open_clip's architecture, here of HPS_SIZES with random weights."""
+    import open_clip
+    import torch
+
+    out.mkdir()
+    torch.manual_seed(0)
+    checkpoint = {"epoch": 1, "state_dict": open_clip.CLIP(**HPS_SIZES).state_dict()}
+    torch.save(checkpoint, out / "HPS_v2.1_compressed.pt")
+    return out

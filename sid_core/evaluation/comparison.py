@@ -36,12 +36,12 @@ def compare_runs(folders: Sequence[Path]) -> str:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Names of the runs; where two share one, as in different experiments, with the experiment's before it."""
+    """Names of the runs; with the experiment's before them where two share one, and whole paths where that does not help."""
     paths = [folder.resolve() for folder in folders]
-    names = [path.name for path in paths]
-    if len(set(names)) == len(names):
-        return names
-    return [f"{path.parents[1].name}/{path.name}" for path in paths]
+    for names in ([path.name for path in paths], [f"{path.parents[1].name}/{path.name}" for path in paths]):
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]
 
 
 def _verdict(metric: str, scored: Sequence[Scored]) -> str:

@@ -224,8 +224,8 @@ def reference_record(path: Path, made: dict, settings: "FeatureSettings") -> dic
     """
     record = verify_sidecar(path)["record"]
     expected = {"weights": made["weights"], "images": image_record(settings)}
-    same_extras = all(made["extras"].get(metric) == extra for metric, extra in record["extras"].items())
-    if any(record[key] != value for key, value in expected.items()) or not same_extras:
+    apart = any(record[key] != value for key, value in expected.items())
+    if apart or any(made["extras"].get(metric) != extra for metric, extra in record["extras"].items()):
         raise UserError(
             f"{path}: made with another feature network, CLIP, DINOv2 or image size than the samples; "
             "build the reference again"
