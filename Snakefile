@@ -8,6 +8,10 @@ min_version("9.20")
 configfile: "config.yaml"
 
 
+# an image for all jobs, where a cluster wants one (docs/slurm.md)
+container: config.pop("container", None)
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/settings.smk"
 include: "workflow/rules/teacher.smk"

@@ -45,7 +45,7 @@ def run_out_of_memory(sweep: Pipeline, rng: random.Random) -> str:
     """What the kernel does then: the largest process of a job is killed."""
     job = rng.choice(sweep.jobs(state="RUNNING"))
     script = (
-        f"for p in $(scontrol listpids {job['JobId']} | awk 'NR > 1 {{print $1}}'); do "
+        f"for p in $(scontrol listpids {job['JobId']} {job['NodeList']} | awk 'NR > 1 {{print $1}}'); do "
         "echo $(awk '/VmRSS/ {print $2}' /proc/$p/status) $p; done | sort -n | tail -1 | cut -d' ' -f2 | xargs kill -KILL"
     )
     sweep.cluster.run(["sh", "-c", script])
