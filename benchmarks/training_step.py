@@ -19,9 +19,9 @@ import torch
 from parts import beside, kinds
 from parts.clock import clocks, machine, measure, quartiles
 
+from sid_core.method import DTYPES
 from sid_core.models import architectures
 from sid_core.training.dry_run import make_trainer
-from sid_core.training.precision import DTYPES
 
 TFLOP_PER_IMAGE = {True: 15.38, False: 9.33}  # of sd15, guided or not; docs/performance.md
 

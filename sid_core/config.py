@@ -20,9 +20,16 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Timestep = Annotated[int, Field(ge=0, le=999)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+SHA256, COMMIT, NAME, LIMIT = r"^[0-9a-f]{64}$", r"^[0-9a-f]{40}$", r"^[A-Za-z0-9][A-Za-z0-9._-]*$", r"^[1-9]\d*[mhd]$"
+IN_WORDS = {
+    SHA256: "64 digits 0-9 a-f",
+    COMMIT: "a full commit, 40 digits 0-9 a-f",
+    NAME: "letters, digits, '.', '_' and '-', the first a letter or digit",
+    LIMIT: "minutes, hours or days, such as '30m', '12h', '5d'",
+}
+Sha256 = Annotated[str, Field(pattern=SHA256)]
+Commit = Annotated[str, Field(pattern=COMMIT)]
+Name = Annotated[str, Field(pattern=NAME, max_length=80)]
 
 
 class Block(BaseModel):
@@ -176,7 +183,9 @@ class Distill(Block):
     offload: Literal["none", "ema", "optimizer", "all"] = Field(
         "none", description="what lives in the host's memory: averages, or float32 weights and second moments, or both"
     )
-    shard: bool = Field(False, description="each GPU keeps its part of those alone; for teachers that fit no single one")
+    shard: bool = Field(
+        False, description="each GPU keeps its part of those alone; for teachers that fit no single one"
+    )
     compile: bool = Field(False, description="compile blocks of the networks; minutes at the start, faster on GPUs")
     text_cache: int = Field(4096, ge=0, description="distinct prompts whose encodings are kept in memory")
     state_every_nimg: Count = Field(description="images between saved states")
@@ -323,7 +332,7 @@ class JobResources(Block):
     gpu: int | None = Field(None, ge=0, description="GPUs; null: one where the machine has one")
     threads: Count = 1
     mem_mb: Count = 6000
-    runtime: str = Field("4h", pattern=r"^[1-9]\d*[mhd]$", description="limit, such as 30m, 12h, 5d")
+    runtime: str = Field("4h", pattern=LIMIT, description="limit, such as 30m, 12h, 5d")
 
     def gpus(self, here: int) -> int:
         """GPUs of a job; `here`: how many it gets where nothing is said."""
@@ -348,6 +357,9 @@ class Tracking(Block):
     enabled: bool = True
     uri: str | None = Field(
         None, description="null: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working folder"
+    )
+    best: Literal["fid", "clip"] | None = Field(
+        "fid", description="the generator of the lowest FID or highest CLIP score is registered as a model; null: none"
     )
 
 
@@ -676,6 +688,8 @@ def _explain(kind: type[Block], problem: dict) -> str:
         return f"unknown key {key!r}; {hint}"
     if problem["type"] == "missing":
         return f"{key}: missing; add it (config.yaml shows every key with its unit)"
+    if problem["type"] == "string_pattern_mismatch":
+        return f"{key}={value!r}: expected {IN_WORDS[problem['ctx']['pattern']]}"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:] if message.startswith("Input") else message
     if problem["type"] == "value_error":

@@ -57,6 +57,10 @@ def test_shipped_config_is_valid_and_complete():
         ({"guidance_scales": ["much"]}, "guidance_scales.0='much'"),
         ({"guidance_scales": [1.5, 1.50]}, "two runs would be called 'lsg-1.5'"),
         ({"guidance_scales": [], "extra_runs": []}, "nothing to distil"),
+        (
+            {"resources__score": {"runtime": "12"}},
+            "resources.score.runtime='12': expected minutes, hours or days, such as",
+        ),
         ({"distill__t_init": 1200}, "distill.t_init=1200: expected less than or equal to 999"),
         ({"distill__t_min": 980}, "t_min=980, t_max=980: expected t_min < t_max"),
         ({"distill__micro_batch": 5}, "micro_batch=5: expected a divisor of batch=32"),

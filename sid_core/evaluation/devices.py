@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from ..machine import device
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from ..method import DTYPES
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -22,11 +22,12 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import atomic_path
 from ..machine import device
+from ..method import DTYPES
 from ..models.teacher import latent_shape, load_denoiser
 from ..models.text import PromptSet, TextEncoder
 from .flat import ALIGN, norm
 from .iteration import Trainer
-from .precision import DTYPES, set_arithmetic
+from .precision import set_arithmetic
 from .state import load_newest_state
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..method import Denoiser, Guidance, fake_score_loss, generator_loss, n_step
+from ..method import DTYPES, Denoiser, Guidance, fake_score_loss, generator_loss, n_step
 from .distributed import World
 from .flat import SLICE, Layout, on_device, placed, row_norms, with_weights
 from .health import TrainingStopped
-from .precision import DTYPES, set_arithmetic
+from .precision import set_arithmetic
 from .randomness import Draw, draw, rng
 from .regions import checkpoint_blocks, compile_blocks
 from .student import Gradient, Student

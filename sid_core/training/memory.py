@@ -18,10 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from ..errors import UserError
+from ..method import DTYPES
 from ..models.architectures import Architecture, new_codec, new_denoiser
 from .dry_run import RandomPrompts, make_run, make_settings
 from .iteration import Trainer
-from .precision import DTYPES
 
 aten = torch.ops.aten
 GB, GIB = 1e9, 2**30

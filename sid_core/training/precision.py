@@ -7,8 +7,6 @@ Weights, gradients and losses are float32 always: bare 16-bit weights lose most 
 import torch
 from torch import Tensor
 
-DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 # of the loss in float16, as in torch.amp.GradScaler but for the start: these losses are sums over a latent
 FIRST_SCALE, GROWTH_INTERVAL, LARGEST_SCALE = 2.0**8, 1000, 2.0**24
 

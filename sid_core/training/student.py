@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..method import Denoiser
+from ..method import DTYPES, Denoiser
 from .distributed import OverlappedSum, World
 from .flat import Layout, norm, placed, with_weights
 from .optimizer import Adam
-from .precision import DTYPES, Guard
+from .precision import Guard
 
 if TYPE_CHECKING:
     from ..config import Distill
