@@ -183,6 +183,17 @@ def test_a_cluster_job_is_queued_then_runs(results):
     assert standing(results, "score", "lsg-2").state == "running"
 
 
+def test_the_book_of_slurm_jobs_is_read(results):
+    score = job("score", "lsg-2")
+    book = {"job": "77", "output": [f"results/shapes/{score.output}", "results/other/x"]}
+    write(results.parents[1], ".snakemake/slurm_jobs.jsonl", json.dumps(book) + '\n{"job": "7')
+    assert standing(results, "score", "lsg-2").state == "waiting"  # that job has ended
+    mark(results, score.output, None)
+    write(results, score.log, "reading\n")
+    running = standing(results, "score", "lsg-2")
+    assert (running.state, running.text) == ("running", "cluster job 77")
+
+
 def test_a_mark_left_by_a_kill_is_nobodys(results):
     score = job("score", "lsg-2")
     mark(results, score.output, None)

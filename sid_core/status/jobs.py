@@ -49,4 +49,5 @@ def jobs(config: Config) -> list[Job]:
     found += [
         job("score", f"score/{kind}/{name}", f"{kind}/{name}/score.json", name) for _, kind, name in sampled + compared
     ]
-    return [*found, job("report", "compare", "report.html"), job("track", "track", "tracking.json")]
+    found += [job("pairs", "pairs", "pairs.csv"), job("report", "compare", "report.html")]
+    return [*found, job("track", "track", "tracking.json")]

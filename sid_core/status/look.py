@@ -143,7 +143,19 @@ def _marks(results: Path) -> dict[str, tuple[str | None, float]]:
             name = "".join(part.removeprefix("@") for part in mark.relative_to(folder).parts)  # long names are split
             output = (root / urlsafe_b64decode(name).decode()).relative_to(results)
             found[str(output)] = (json.loads(mark.read_text())["external_jobid"], mark.stat().st_mtime)
+    # a Slurm job's own Snakemake writes its marks anew, without the job; sid_core.slurm keeps a book of them
+    for line in _read(root / ".snakemake" / "slurm_jobs.jsonl").splitlines():
+        with suppress(json.JSONDecodeError):  # it is being written
+            entry = json.loads(line)
+            for output in {str(root / name) for name in entry["output"]}:
+                name = output.removeprefix(f"{results}/")
+                if name in found:
+                    found[name] = (entry["job"], found[name][1])
     return found
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 # --- how long ----------------------------------------------------------------------------------------------------------
