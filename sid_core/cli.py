@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import config
+from . import config, gpus
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["OMP_NUM_THREADS"] = str(given.threads)  # read by torch and numpy when they are imported
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        given.run(given)
+        claim = getattr(given, "claim", None)
+        with nullcontext() if claim is None else gpus.claimed(claim):
+            given.run(given)
     except UserError as error:
         return _complain(str(error))
     except KeyboardInterrupt:
@@ -339,6 +341,11 @@ STAGES = {
     ),
     "schema": (_schema, "print the JSON schema of config.yaml", ""),
 }
+# beside `distill`, whose GPUs `launch` takes
+USING_GPUS = (
+    *("teacher", "prompts", "generate", "generate-baseline", "extractors", "reference", "features", "score"),
+    "import-official",
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -403,4 +410,8 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--warmup", type=int, default=20, help="iterations in float32 before (default: 20)")
     check.add_argument("--from-state", type=Path, help="a run's state folder to begin at, instead of warming up")
     named["shapes-assets"].add_argument("--smallest", action="store_true", help="a minute's worth: loadable, not good")
+    for name in USING_GPUS:
+        named[name].add_argument(
+            "--gpus", type=int, dest="claim", metavar="N", help="take so many that no other job has (default: use all)"
+        )
     return parser

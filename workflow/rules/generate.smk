@@ -29,7 +29,7 @@ rule generate_run:
     shell:
         "python -m sid_core generate --settings {input.settings} --generator {params.generator}"
         " --teacher {params.teacher} --captions {input.captions} --range {params.range}"
-        " --out {output.samples} --threads {threads} > {log} 2>&1"
+        " --out {output.samples} --threads {threads} --gpus {resources.gpu} > {log} 2>&1"
 
 
 rule generate_baseline:
@@ -60,4 +60,4 @@ rule generate_baseline:
     shell:
         "python -m sid_core generate-baseline --settings {input.settings} --teacher {params.teacher}"
         " --captions {input.captions} --range {params.range} --out {output.samples}"
-        " --threads {threads} > {log} 2>&1"
+        " --threads {threads} --gpus {resources.gpu} > {log} 2>&1"

@@ -29,4 +29,4 @@ rule import_generator:
         "import {wildcards.run}"
     shell:
         "python -m sid_core import-official --settings {input.settings} --teacher {params.teacher} --out {params.out}"
-        " --threads {threads} > {log} 2>&1"
+        " --threads {threads} --gpus {resources.gpu} > {log} 2>&1"

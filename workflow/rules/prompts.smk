@@ -28,4 +28,4 @@ rule prompts:
         "prompts"
     shell:
         "python -m sid_core prompts --settings {input.settings} --teacher {params.teacher} --out {params.out}"
-        " --threads {threads} > {log} 2>&1"
+        " --threads {threads} --gpus {resources.gpu} > {log} 2>&1"

@@ -23,7 +23,8 @@ rule extractors:
     message:
         "networks and reference images"
     shell:
-        "python -m sid_core extractors --settings {input.settings} --out {output} --threads {threads} > {log} 2>&1"
+        "python -m sid_core extractors --settings {input.settings} --out {output}"
+        " --threads {threads} --gpus {resources.gpu} > {log} 2>&1"
 
 
 rule reference:
@@ -51,7 +52,8 @@ rule reference:
     message:
         "reference features"
     shell:
-        "python -m sid_core reference --settings {input.settings} --out {output.features} --threads {threads}"
+        "python -m sid_core reference --settings {input.settings} --out {output.features}"
+        " --threads {threads} --gpus {resources.gpu}"
         " > {log} 2>&1"
 
 
@@ -85,7 +87,7 @@ rule features:
     shell:
         "python -m sid_core features --settings {input.settings} --samples {input.samples}"
         " --captions {input.captions} --out {output.features}"
-        " --threads {threads} > {log} 2>&1"
+        " --threads {threads} --gpus {resources.gpu} > {log} 2>&1"
 
 
 rule score:
@@ -115,7 +117,8 @@ rule score:
         "score {wildcards.name}"
     shell:
         "python -m sid_core score --settings {input.settings} --features {input.features}"
-        " --captions {input.captions} --reference {input.reference} --out {output.score} --threads {threads} > {log} 2>&1"
+        " --captions {input.captions} --reference {input.reference} --out {output.score}"
+        " --threads {threads} --gpus {resources.gpu} > {log} 2>&1"
 
 
 # differences of all that is scored, and means over training seeds: a second's arithmetic on the scores
@@ -147,4 +150,5 @@ rule pairs:
     message:
         "pairs"
     shell:
-        "python -m sid_core pairs --settings {input.settings} --results {params.out} --threads {threads} > {log} 2>&1"
+        "python -m sid_core pairs --settings {input.settings} --results {params.out}"
+        " --threads {threads} > {log} 2>&1"

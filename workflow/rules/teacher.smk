@@ -27,4 +27,5 @@ rule teacher:
     message:
         "{wildcards.teacher}"
     shell:
-        "python -m sid_core teacher --settings {input.settings} --out {params.out} --threads {threads} > {log} 2>&1"
+        "python -m sid_core teacher --settings {input.settings} --out {params.out}"
+        " --threads {threads} --gpus {resources.gpu} > {log} 2>&1"

@@ -1,0 +1,87 @@
+"""Whose GPU is it? Where no scheduler gives them out, each job takes its own and sees no other.
+
+Snakemake counts GPUs (`resources: gpu`) and names none. A job holds those it takes by a name in Linux's abstract socket
+namespace: the kernel lets go of it when the last process that holds it ends, however it ends. No file is left behind.
+"""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import UserError
+
+log = logging.getLogger(__name__)
+POLL_S = 0.5
+PREFIX = "sid-core/gpu/"
+
+
+def visible() -> list[str]:
+    """Names of the GPUs that may be used: CUDA_VISIBLE_DEVICES where it is set, else all of this machine."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name]
+    return [str(i) for i, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+@contextmanager
+def claimed(count: int) -> Iterator[list[int]]:
+    """Hold `count` of the visible GPUs, waiting for them where others hold them, and make them the only visible ones.
+
+    Slurm has chosen its jobs' GPUs itself, and numbers them from 0 in each; a machine without GPUs has none to choose.
+
+    Yields:
+        File descriptors that hold them, for child processes that are to hold them too.
+
+    Raises:
+        UserError: more than there are.
+    """
+    names = visible()
+    if "SLURM_JOB_ID" in os.environ or not names:
+        yield []
+        return
+    if count > len(names):
+        raise UserError(f"gpu={count}: expected at most {len(names)}, the GPUs {','.join(names)} of this machine")
+    before, held = os.environ.get("CUDA_VISIBLE_DEVICES"), _take(names, count)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
+    try:
+        yield [each.fileno() for each in held.values()]
+    finally:
+        for each in held.values():
+            each.close()
+        os.environ.pop("CUDA_VISIBLE_DEVICES")
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+def _take(names: list[str], count: int) -> dict[str, socket.socket]:
+    """One job collects at a time: of two that each hold half of what they need, neither would ever start."""
+    held: dict[str, socket.socket] = {}
+    gate, told = None, False
+    while len(held) < count:
+        gate = gate or _hold("gate")
+        for name in names if gate else ():
+            if name not in held and len(held) < count and (one := _hold(name)):
+                held[name] = one
+        if len(held) < count:
+            if not told:
+                log.info("waiting for %d of the GPUs %s", count, ",".join(names))
+                told = True
+            time.sleep(POLL_S)
+    if gate:
+        gate.close()
+    return held
+
+
+def _hold(name: str) -> socket.socket | None:
+    """A socket that keeps `name` from all others on this machine; None where another has it."""
+    one = socket.socket(socket.AF_UNIX)
+    try:
+        one.bind(f"\0{PREFIX}{name}")
+    except OSError:
+        one.close()
+        return None
+    return one

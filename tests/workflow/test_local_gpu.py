@@ -1,0 +1,113 @@
+"""GPUs of one machine among jobs that know nothing of each other. CUDA_VISIBLE_DEVICES names the GPUs; none is opened."""
+
+import multiprocessing
+import os
+import signal
+import time
+import uuid
+
+import pytest
+
+from sid_core import gpus
+from sid_core.errors import UserError
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """names(n): a machine with n GPUs, under names that no other test uses."""
+    monkeypatch.setattr(gpus, "POLL_S", 0.02)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    # tests may run at the same time on one machine, beside jobs that have real GPUs
+    monkeypatch.setattr(gpus, "PREFIX", f"test-{uuid.uuid4()}/")
+
+    def make(count):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(f"gpu{i}" for i in range(count)))
+
+    return make
+
+
+def job(count, seconds, taken):
+    """A process that reports which GPUs it has, when it got them and when it gives them back."""
+    with gpus.claimed(count):
+        seen = gpus.visible()
+        began = time.monotonic()
+        time.sleep(seconds)
+        taken.put((seen, began, time.monotonic()))
+
+
+@pytest.fixture
+def start():
+    """start(count, seconds) -> a job's process; `start.taken` is what they report."""
+    fork = multiprocessing.get_context("fork")
+    started = []
+
+    def begin(count, seconds=0.3):
+        started.append(fork.Process(target=job, args=(count, seconds, begin.taken)))
+        started[-1].start()
+        return started[-1]
+
+    begin.taken = fork.Queue()
+    yield begin
+    for process in started:
+        process.kill()
+
+
+def test_two_jobs_at_once_never_have_the_same_gpu(names, start):
+    names(3)
+    for count in (2, 1, 1, 2, 3, 1, 1, 2):
+        start(count, 0.05)
+    jobs = [start.taken.get(timeout=30) for _ in range(8)]
+    assert sorted(len(seen) for seen, _, _ in jobs) == [1, 1, 1, 1, 2, 2, 2, 3]
+    for i, (seen, began, ended) in enumerate(jobs):
+        for other, other_began, other_ended in jobs[:i]:
+            assert not set(seen) & set(other) or ended <= other_began or other_ended <= began
+
+
+def test_a_killed_job_frees_its_own(names, start):
+    names(2)
+    stuck = start(2, 1000)
+    waiting = start(1, 0)
+    time.sleep(0.3)
+    assert start.taken.empty()
+    os.kill(stuck.pid, signal.SIGKILL)
+    assert start.taken.get(timeout=10)[0] == ["gpu0"]
+    waiting.join()
+
+
+def test_a_gpu_is_held_as_long_as_a_child_lives_that_was_given_it(names, start):
+    names(1)
+    with gpus.claimed(1) as held:
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.5,))
+        child.start()  # forked: it has the descriptors
+        assert len(held) == 1
+    began = time.monotonic()
+    start(1, 0)
+    start.taken.get(timeout=10)
+    assert time.monotonic() - began > 0.3
+
+
+def test_a_job_without_gpus_sees_none(names, start):
+    names(2)
+    with gpus.claimed(2):
+        start(0, 0)
+        assert start.taken.get(timeout=10)[0] == []
+
+
+def test_more_than_there_are_is_refused(names):
+    names(2)
+    with pytest.raises(UserError, match=r"gpu=3: expected at most 2, the GPUs gpu0,gpu1"), gpus.claimed(3):
+        pass
+
+
+def test_slurm_has_chosen_already(names, monkeypatch):
+    names(2)
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    with gpus.claimed(1), gpus.claimed(1):
+        assert gpus.visible() == ["gpu0", "gpu1"]
+
+
+def test_what_was_visible_is_visible_again(names):
+    names(2)
+    with gpus.claimed(1):
+        assert gpus.visible() == ["gpu0"]
+    assert gpus.visible() == ["gpu0", "gpu1"]
