@@ -32,7 +32,7 @@ RECIPES = {
     "vendi": {"formula": "arXiv 2210.02410, cosine of the protocol's CLIP embeddings"},
 }
 # the setting without which a metric is not computed
-NEEDS = {"fd_dinov2": "evaluate.dinov2", "hps": "evaluate.hps", "pickscore": "evaluate.pickscore"}
+NEEDS = {"fd_dinov2": "dinov2", "hps": "hps", "pickscore": "pickscore"}
 
 
 def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, captions: Path, out: Path) -> None:
@@ -69,7 +69,7 @@ def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, 
             **{f"{name}_se": estimates[name].se for name in ("fid", "clip")},
             "standard_errors": {name: estimate.se for name, estimate in estimates.items()},
             "intervals": {name: [estimate.low, estimate.high] for name, estimate in estimates.items()},
-            "not_computed": {name: f"{key} is null" for name, key in NEEDS.items() if name not in estimates},
+            "not_computed": {name: f"evaluate.{key} is null" for name, key in NEEDS.items() if name not in estimates},
             "recipes": {name: RECIPES[name] for name in estimates if name in RECIPES} | records[0]["extras"],
             "teacher_eps_error": sum(errors) / len(errors) if errors else None,
             "images_per_s": _speed(records),
@@ -111,6 +111,12 @@ def _check_origin(settings: "ScoreSettings", features: Sequence[Path], records: 
     Raises:
         UserError: names the shard, what it was made with and what was expected.
     """
+    wanted = {name for name, key in NEEDS.items() if getattr(settings.evaluate, key) is not None}
+    if set(records[0]["extras"]) != wanted:
+        raise UserError(
+            f"{features[0]}: made for {', '.join(sorted(records[0]['extras'])) or 'no further metric'}, expected "
+            f"{', '.join(sorted(wanted)) or 'none'}, as evaluate says; extract the features again"
+        )
     same = ("weights", "extras", "noise_device", "precision", "generator_sha256", "nfe")
     expected = {
         "seed": settings.seed,

@@ -77,6 +77,12 @@ def test_what_lacks_its_network_is_named_and_no_zero(scored):
     assert {scored[name] for name in scored["not_computed"]} == {None}
 
 
+def test_features_without_a_metric_that_is_wanted_are_refused(made, evaluate_settings, tmp_path):
+    settings = evaluate_settings(hps={"source": "anywhere"})
+    with pytest.raises(UserError, match=r"00000\.safetensors: made for no further metric, expected hps, as evaluate says"):
+        score(settings, made.features, made.reference, made.captions, tmp_path / "score.json")
+
+
 def test_order_of_shards_changes_nothing(made, scored, evaluate_settings, tmp_path):
     score(evaluate_settings(), made.features[::-1], made.reference, made.captions, tmp_path / "again.json")
     assert read_json(tmp_path / "again.json") == scored
