@@ -22,7 +22,7 @@ from sid_core.evaluation.frechet import Gaussian, Reference, fid
 from sid_core.evaluation.kernels import cmmd, kid
 from sid_core.evaluation.metrics import clip_score, vendi
 from sid_core.evaluation.neighbours import neighbours
-from sid_core.evaluation.uncertainty import Estimate
+from sid_core.evaluation.uncertainty import Estimate, mean_of_few
 
 GROUPS = 20
 # one experiment: the estimates of one draw, and the targets that are known
@@ -71,22 +71,31 @@ def of_sets(d: int, n: int, shift: float, scale: float) -> tuple[Experiment, dic
     reference = torch.randn(1000, d, generator=torch.Generator().manual_seed(0))
     around = torch.ones(d)  # directions have a mean, as CLIP's have
 
+    def estimates(x: Tensor) -> dict[str, Estimate]:
+        unit = normalize(x + around, dim=1)
+        return {
+            "kid": kid(x, reference, 10, 200, 0, GROUPS),
+            **neighbours(x, reference, 3, GROUPS)._asdict(),
+            "cmmd": cmmd(unit, normalize(reference + around, dim=1), GROUPS),
+            "vendi": vendi(unit, GROUPS),
+        }
+
     def draw(generator: torch.Generator) -> dict[str, Estimate]:
         z, other = (torch.randn(n, d, generator=generator) for _ in range(2))
         a, b = shift + scale * z, shift + scale * (0.8 * z + 0.6 * other)
-        results = {}
-        for x in (a, b):
-            unit = normalize(x + around, dim=1)
-            results[x] = {
-                "kid": kid(x, reference, 10, 200, 0, GROUPS),
-                **neighbours(x, reference, 3, GROUPS)._asdict(),
-                "cmmd": cmmd(unit, normalize(reference + around, dim=1), GROUPS),
-                "vendi": vendi(unit, GROUPS),
-            }
-        paired = {f"{name}, paired": results[a][name] - results[b][name] for name in results[a]}
-        return results[a] | paired
+        first, second = estimates(a), estimates(b)
+        return first | {f"{name}, paired": first[name] - second[name] for name in first}
 
     return draw, {}
+
+
+def of_seeds(seeds: int) -> tuple[Experiment, dict[str, float]]:
+    """Means over training seeds, whose scores are normal around 3."""
+
+    def draw(generator: torch.Generator) -> dict[str, Estimate]:
+        return {"mean over seeds": mean_of_few((3 + torch.randn(seeds, generator=generator)).tolist())}
+
+    return draw, {"mean over seeds": 3.0}
 
 
 CASES: dict[str, tuple[Experiment, dict[str, float]]] = {
@@ -97,6 +106,8 @@ CASES: dict[str, tuple[Experiment, dict[str, float]]] = {
     "ReLU, d 64, N 1000": frechet(64, 1000, 0.2, 1.2, relu=True),
     "pairs, N 300": of_pairs(300),
     "sets, d 8, N 500": of_sets(8, 500, 0.3, 0.8),
+    "equal sets, d 8, N 500": of_sets(8, 500, 0.0, 1.0),
+    "3 seeds": of_seeds(3),
 }
 
 
