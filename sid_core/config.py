@@ -189,6 +189,7 @@ class Distill(Block):
     compile: bool = Field(False, description="compile blocks of the networks; minutes at the start, faster on GPUs")
     text_cache: int = Field(4096, ge=0, description="distinct prompts whose encodings are kept in memory")
     state_every_nimg: Count = Field(description="images between saved states")
+    state_every_s: Positive = Field(1800, description="seconds between saved states, at most")
     keep_states: Count = Field(2, description="newest states kept")
     log_every_nimg: Count = Field(description="images between logged points")
     samples_every_nimg: Count = Field(description="images between sample grids")
@@ -339,12 +340,20 @@ class JobResources(Block):
         return here if self.gpu is None else self.gpu
 
 
+class DistillResources(JobResources):
+    """What a distillation asks for; longer ones than `runtime` are continued."""
+
+    nodes: Count = Field(1, description="of a Slurm job; its GPUs are shared equally among them")
+    continuations: int = Field(100, ge=0, description="of one call of Snakemake, at most")
+    save_s: Count = Field(180, description="seconds of the time limit that are kept for saving")
+
+
 class Resources(Block):
     """Of each stage's jobs, in one place."""
 
     teacher: JobResources
     prompts: JobResources
-    distill: JobResources
+    distill: DistillResources
     generate: JobResources
     reference: JobResources
     features: JobResources

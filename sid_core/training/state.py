@@ -184,6 +184,7 @@ def _copy_vectors(trainer: Trainer, copies: dict[str, Tensor]) -> None:
 def _counters(trainer: Trainer, window: dict[str, Tensor]) -> dict:
     return {
         "iteration": trainer.iteration,
+        "nimg": trainer.nimg,
         "processes": trainer.world.size,
         "adam_steps": {half: student.optimizer.steps.item() for half, student in trainer.students.items()},
         "guards": {half: student.guard.saved() for half, student in trainer.students.items()},

@@ -183,6 +183,17 @@ def test_an_unfinished_run_is_not_shortened_silently(half_done, tiny_teacher):
         distill(make_settings(train_kimg=0.02), tiny_teacher, PROMPTS, half_done.state, half_done.out)
 
 
+def test_states_by_the_clock_change_nothing(uninterrupted, tiny_teacher, folders, monkeypatch):
+    written, write = [], StateWriter.write
+    monkeypatch.setattr(
+        StateWriter, "write", lambda self, trainer, _: written.append(trainer.nimg) or write(self, trainer, _)
+    )
+    settings = make_settings(state_every_s=1e-9, state_every_nimg=10**6)
+    distill(settings, tiny_teacher, PROMPTS, folders.state, folders.out)
+    assert written == list(range(4, 81, 4))
+    assert sha256_file(folders.out / WEIGHTS) == sha256_file(uninterrupted / "run" / "generator" / WEIGHTS)
+
+
 def test_settings_that_do_not_touch_the_weights_may_change(half_done, uninterrupted, tiny_teacher):
     changed = make_settings(log_every_nimg=20, keep_states=1, state_every_nimg=40)
     distill(changed, tiny_teacher, PROMPTS, half_done.state, half_done.out)
@@ -239,7 +250,7 @@ def test_alarms_end_the_run_without_a_generator(tiny_teacher, folders, alarms, n
     assert "at 40 images" in str(stopped.value)
     assert [p["nimg"] for p in points(folders.state / "training.jsonl")] == [8, 16, 24, 32, 40]  # 24, 32, 40 are judged
     assert not folders.out.exists()
-    assert read_json(folders.state / "ended.json") == {"how": "aborted", "iteration": 10}
+    assert read_json(folders.state / "ended.json") == {"how": "aborted", "iteration": 10, "why": str(stopped.value)}
 
 
 def test_a_second_writer_is_refused(tiny_teacher, folders):
