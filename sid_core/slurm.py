@@ -16,6 +16,7 @@ from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
 NAME = "slurm"
+INTERRUPTED = re.compile("'(TIMEOUT|NODE_FAIL|PREEMPTED)'")  # in the plugin's messages
 PATIENCE_S = 3600  # with a controller that does not answer
 
 
@@ -47,6 +48,12 @@ def _make(upstream: type, prefix: str) -> type:
         def report_job_submission(self, job_info, register_job: bool = True) -> None:
             self._book.note(job_info.external_jobid, job_info.job.output)
             super().report_job_submission(job_info, register_job)
+
+        def report_job_error(self, job_info, msg: str | None = None, **given) -> None:
+            # `launch` continues these and counts them; Snakemake's retries are left for failures. Upstream, an executor would say so
+            if job_info.job.resources.get("continuations") and INTERRUPTED.search(msg or ""):
+                job_info.job.attempt -= 1
+            super().report_job_error(job_info, msg=msg, **given)
 
         @property
         def next_seconds_between_status_checks(self) -> int:

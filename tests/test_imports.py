@@ -32,11 +32,15 @@ ALLOWED = {
     "tracking": BASE,
     "machine": set(),
     "slurm": set(),
+    "gpus": {"errors"},
+    "launch": {"errors", "files", "gpus"},
+    "torchrun": set(),
     "sources": BASE,
     "plan": BASE,
     "status": BASE | {"plan"},
     "cli": BASE
     | {
+        "gpus",
         "plan",
         "status",
         "sources",

@@ -1,6 +1,6 @@
 # One distillation a run. Its training state lies in state/RUN and is no output (Snakemake deletes those of a failed job):
-# running again continues where it was. With several GPUs (resources.distill.gpu) a process trains on each; how many is no part
-# of the result, so it stands in the command alone, where a change reruns nothing.
+# running again continues where it was. `launch` starts a process for each GPU and continues what a time limit interrupts; how many
+# there are is no part of the result, so it stands in the command alone, where a change reruns nothing.
 WATCHED = CONFIG.distill.proxy_samples > 0
 LIMIT = workflow.global_resources.get("gpu")
 # Snakemake would lower a job's number to the limit, and say nothing
@@ -8,6 +8,11 @@ if workflow.is_main_process and LIMIT is not None and LIMIT.value < gpus(ASKS.di
     raise WorkflowError(
         f"resources.distill.gpu={ASKS.distill.gpu}: all jobs together may have {LIMIT.value}; add --resources gpu={ASKS.distill.gpu}"
     )
+
+
+# A job of several nodes runs its own srun, hence is no step of one (`mpi`); a task on each node starts the processes there.
+def several_nodes(asks):
+    return dict(mpi="srun", tasks=asks.nodes, tasks_per_gpu=0) if asks.nodes > 1 else {}
 
 
 rule distill:
@@ -36,9 +41,15 @@ rule distill:
         "../../environment.yml"
     threads: ASKS.distill.threads
     resources:
+        **several_nodes(ASKS.distill),
         gpu=gpus(ASKS.distill),
         mem_mb=ASKS.distill.mem_mb,
         runtime=ASKS.distill.runtime,
+        nodes=ASKS.distill.nodes,
+        processes=gpus(ASKS.distill),  # also where a cluster's profile asks for them by `gres`
+        continuations=ASKS.distill.continuations,
+        save_s=ASKS.distill.save_s,
+        attempt=lambda wildcards, attempt: attempt,
     params:
         teacher=subpath(input.teacher, parent=True),
         out=subpath(output.manifest, parent=True),
@@ -46,9 +57,10 @@ rule distill:
     message:
         "distil {wildcards.run} (progress: {log})"
     shell:
-        "launch='python -m'; if [ {resources.gpu} -gt 1 ]; then"
-        " launch='python -m torch.distributed.run --standalone --nproc-per-node {resources.gpu} -m'; fi;"
-        " $launch sid_core distill --settings {input.settings} --teacher {params.teacher} --prompts {input.prompts}"
+        "exec python -m sid_core.launch --gpus {resources.processes} --nodes {resources.nodes} --threads {threads}"
+        f" --state {RESULTS}/state/{{wildcards.run}}"
+        " --continuations {resources.continuations} --save-s {resources.save_s} --attempt {resources.attempt}"
+        " -- distill --settings {input.settings} --teacher {params.teacher} --prompts {input.prompts}"
         f" --state {RESULTS}/state/{{wildcards.run}} --out {{params.out}} --tracking {RESULTS}/state/tracking.json"
         + (" --reference {input.watch[0]} --reference-settings {input.watch[1]}" if WATCHED else "")
         + " --threads {threads} > {log} 2>&1"

@@ -1,0 +1,42 @@
+"""torchrun as `launch` needs it: `python -m sid_core.torchrun ARGUMENTS OF TORCHRUN`.
+
+The processes have said themselves what ended them; torchrun's page of traceback after it is left out, and the exit code is
+that of the first one that failed. SIGUSR1 alone is passed on to them, once: a cluster's SIGTERM reaches every process by itself,
+and a second one would make torchrun leave before they have saved.
+"""
+
+import logging
+import os
+import signal
+import sys
+
+SAVING_S = 3600  # torchrun kills what has not ended this long after a signal; its own 30 s may not do for gigabytes
+
+
+def main(arguments: list[str]) -> int:
+    """Run torchrun. Returns 0, the exit code of the first process that failed, or 128 + signal."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, lambda *_: None)  # SIG_IGN would be inherited
+    logging.disable(logging.ERROR)  # each of its modules has a logger with a level of its own
+    os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SAVING_S)
+    try:
+        run.main(["--signals-to-handle", "SIGUSR1", *arguments])
+    except ChildFailedError as error:
+        # a process that was killed is the cause of what the others say; times are whole seconds
+        failure = min(error.failures.values(), key=lambda one: (one.exitcode >= 0, one.timestamp))
+        if failure.exitcode >= 0:
+            return failure.exitcode
+        name = signal.Signals(-failure.exitcode).name
+        print(f"error: process {failure.global_rank} was ended by {name}", file=sys.stderr)
+        return 128 - failure.exitcode
+    except SignalException as error:
+        return 128 + error.sigval
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
