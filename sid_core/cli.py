@@ -198,7 +198,10 @@ def _tracking_init(given: argparse.Namespace) -> None:
 def _track(given: argparse.Namespace) -> None:
     from . import tracking
 
-    tracking.track(given.experiment, given.results, given.tracking, given.out)
+    if given.sync:
+        tracking.sync(given.results, given.uri)
+    else:
+        tracking.track(given.results)
 
 
 def _status(given: argparse.Namespace) -> None:
@@ -323,7 +326,7 @@ STAGES = {
     "pairs": (_pairs, "differences of all scores with intervals, means over training seeds", "settings results"),
     "report": (_report, "table, figures and page of an experiment", "settings results"),
     "tracking-init": (_tracking_init, "make MLflow's database and experiment", "experiment out"),
-    "track": (_track, "mirror an experiment's files to MLflow", "experiment tracking results out"),
+    "track": (_track, "mirror an experiment's files to MLflow", "results"),
     "compare": (_compare, "scored runs side by side: intervals, and which is shown to be better", ""),
     "status": (_status, "what is done, running, failed, and how long still", ""),
     "serve": (_serve, "a page on this machine to try prompts on an experiment's generators", "results"),
@@ -361,13 +364,21 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--threads", type=int, metavar="N", help="of torch and numpy")
     named["tracking-init"].add_argument("--uri", help="default: MLFLOW_TRACKING_URI, else mlflow.db in this folder")
     named["tracking-init"].add_argument("--off", action="store_true", help="record that nothing is to be tracked")
+    named["track"].add_argument(
+        "--sync", action="store_true", help="anew, also where MLflow could not be used before; nothing is logged twice"
+    )
+    named["track"].add_argument("--uri", help="with --sync: default: MLFLOW_TRACKING_URI, else the settings'")
     named["distill"].add_argument(
         "--reference", type=Path, help="reference features, where distill.proxy_samples is set"
     )
     named["distill"].add_argument("--reference-settings", type=Path, help="the settings they were made with")
     named["prompts"].add_argument("--teacher", type=Path, help="counts tokens with its tokenizer")
     named["compare"].add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN", help="folders such as results/shapes/runs/lsg-2, of any experiments"
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="folders such as results/shapes/runs/lsg-2, of any experiments",
     )
     status = named["status"].add_mutually_exclusive_group()
     status.add_argument("--results", type=Path, help="results/EXPERIMENT, by the settings frozen there")
@@ -391,7 +402,9 @@ def _parser() -> argparse.ArgumentParser:
     teacher.add_argument("--teacher", type=Path, help="a diffusers directory; its weights are not read")
     teacher.add_argument("--size", choices=("sd15", "sd21-base", "sd21-768", "shapes"), help="or one by its name")
     memory.add_argument("--kappa", type=float, default=2.0, help="guidance scale; 1 is no guidance (default: 2)")
-    memory.add_argument("--gpus", type=int, default=1, metavar="N", help="that share the work, with distill.shard: true")
+    memory.add_argument(
+        "--gpus", type=int, default=1, metavar="N", help="that share the work, with distill.shard: true"
+    )
     memory.add_argument(
         "--precision",
         nargs="+",

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -10,13 +12,23 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from test_cli import make_settings
 
-from sid_core import tracking
+from sid_core import cli, tracking
+from sid_core import config as c
 from sid_core.config import dump
 from sid_core.errors import UserError
+from sid_core.files import lease, read_json, write_json, write_manifest
+from sid_core.tracking import mirror as mirroring
+from sid_core.tracking import record as syncing
+from sid_core.tracking import registry, views
+from sid_core.tracking import store as places
+from sid_core.tracking.run import FILES, MirroredRun
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +103,7 @@ def test_a_leftover_file_store_does_not_matter(tmp_path, monkeypatch):
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////dev/null/mlflow.db", "nonsense://x"])
 def test_an_unreachable_place_is_said_once_and_soon(tmp_path, capsys, uri):
     started = time.monotonic()
-    tracking.init("shapes", uri, tmp_path / "tracking.json")
+    tracking.init("shapes", uri, tmp_path / "first.json")
     assert time.monotonic() - started < 60
     said = capsys.readouterr().out
     assert said.count("\n") == 1
@@ -99,19 +111,61 @@ def test_an_unreachable_place_is_said_once_and_soon(tmp_path, capsys, uri):
     assert "Traceback" not in said
     # nothing more is tried and nothing more is said
     (tmp_path / "summary.csv").write_text("run,kind\n")
-    track(tmp_path, tmp_path / "tracking.json")
-    with tracking.Mirror(tmp_path / "tracking.json", make_settings(), tmp_path) as mirror:
+    track(tmp_path, tmp_path / "first.json")
+    with tracking.Mirror(tmp_path / "first.json", make_settings(), tmp_path) as mirror:
         mirror._sync()
     assert mirror.run is None
     assert capsys.readouterr().out == ""
 
 
 def test_switched_off_is_silent(tmp_path, capsys):
-    tracking.init("shapes", None, tmp_path / "tracking.json")
+    tracking.init("shapes", None, tmp_path / "first.json")
     (tmp_path / "summary.csv").write_text("run,kind\n")
-    track(tmp_path, tmp_path / "tracking.json")
-    assert json.loads((tmp_path / "mirrored.json").read_text())["runs"] == {}
+    track(tmp_path, tmp_path / "first.json")
+    assert json.loads((tmp_path / "tracking.json").read_text())["runs"] == {}
     assert capsys.readouterr().out == ""
+
+
+def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        record = tracking.init("shapes", f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path / "first.json")
+    assert "Timeout" in record["problem"]
+    assert "sid-core track --sync --results" in capsys.readouterr().out
+
+
+MOUNTS = """/dev/sda1 / ext4 rw 0 0
+server:/home /home nfs4 rw,relatime 0 0
+/dev/sdb1 /home/fast xfs rw 0 0
+10.0.0.1@tcp:/scratch /scratch lustre rw 0 0
+x /with\\040blank fuse.sshfs rw 0 0
+/dev/sdc1 /covered nfs rw 0 0
+/dev/sdd1 /covered ext4 rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "where"),
+    [
+        ("/home/me/mlflow.db", "nfs4 at /home"),
+        ("/home/fast/mlflow.db", None),
+        ("/homes/mlflow.db", None),
+        ("/scratch/a/b/mlflow.db", "lustre at /scratch"),
+        ("/with blank/mlflow.db", "fuse.sshfs at /with blank"),
+        ("/covered/mlflow.db", None),
+        ("/var/mlflow.db", None),
+    ],
+)
+def test_file_systems_of_several_machines_are_recognised(path, where):
+    assert places.shared_file_system(Path(path), MOUNTS) == where
+
+
+def test_no_database_on_a_file_system_of_several_machines(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(places, "shared_file_system", lambda *_: "nfs4 at /home")
+    record = tracking.init("shapes", f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "first.json")
+    assert record["problem"].startswith("nfs4 at /home is shared between machines")
+    assert "MLFLOW_TRACKING_URI to a server" in capsys.readouterr().out
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 # --- one run ---------------------------------------------------------------------------------------------------------------
@@ -121,11 +175,11 @@ def test_points_are_logged_once_each(store, client, tmp_path):
     log = tmp_path / "training.jsonl"
     write_log(log, 1, 120)
     for _ in range(2):
-        tracking.MirroredRun(store, "points", {"lr": 1}, {}).points(log)
+        MirroredRun(store, "points", {"lr": 1}, {}).points(log)
     write_log(log, 121, 130)
     with open(log, "a") as handle:
         handle.write('{"nimg": 1048, "itera')  # the writer is in the middle of a line
-    run = tracking.MirroredRun(store, "points", {"lr": 1}, {})
+    run = MirroredRun(store, "points", {"lr": 1}, {})
     run.points(log)
     assert history(client, run.id, "training/iteration") == [(8 * i, i) for i in range(1, 131)]
     assert history(client, run.id, "training/score_gap") == [(8 * i, 1 / i) for i in range(1, 131) if i != 2]
@@ -135,7 +189,7 @@ def test_grids_are_images_over_steps_once_each(store, client, tmp_path):
     for nimg in (0, 32):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{nimg:08d}.png")
     for _ in range(2):
-        run = tracking.MirroredRun(store, "grids", {}, {})
+        run = MirroredRun(store, "grids", {}, {})
         run.grids(tmp_path)
     names = [Path(artifact.path).name for artifact in client.list_artifacts(run.id, "images")]
     pictures = [name for name in names if name.endswith(".png")]
@@ -146,18 +200,18 @@ def test_grids_are_images_over_steps_once_each(store, client, tmp_path):
 def test_files_are_uploaded_again_when_they_changed(store, client, tmp_path):
     (tmp_path / "generator").mkdir()
     (tmp_path / "generator" / "weights").write_text("1")
-    run = tracking.MirroredRun(store, "files", {}, {})
+    run = MirroredRun(store, "files", {}, {})
     run.files(tmp_path / "generator")
-    before = client.get_run(run.id).data.tags[tracking.FILES]
+    before = client.get_run(run.id).data.tags[FILES]
     (tmp_path / "generator" / "weights").write_text("2")
     run.files(tmp_path / "generator")
-    assert client.get_run(run.id).data.tags[tracking.FILES] != before
+    assert client.get_run(run.id).data.tags[FILES] != before
     assert [artifact.path for artifact in client.list_artifacts(run.id, "generator")] == ["generator/weights"]
 
 
 def test_other_settings_and_other_protocols_are_other_runs(store):
     def run(lr: float, protocol: str | None) -> str:
-        mirrored = tracking.MirroredRun(store, "identity", {"lr": lr}, {}, protocol)
+        mirrored = MirroredRun(store, "identity", {"lr": lr}, {}, protocol)
         mirrored.params({"protocol_hash": protocol})
         return mirrored.id
 
@@ -171,18 +225,18 @@ def test_other_settings_and_other_protocols_are_other_runs(store):
 def test_four_jobs_at_once_lose_nothing(store, client, tmp_path):
     write_log(tmp_path / "training.jsonl", 1, 300)
     code = (
-        "import json, pathlib, sys; from sid_core import tracking\n"
+        "import json, pathlib, sys; from sid_core.tracking.run import MirroredRun\n"
         "store, log = json.loads(sys.argv[1]), pathlib.Path(sys.argv[2])\n"
-        "tracking.MirroredRun(store, f'job-{sys.argv[3]}', {}, {}).points(log)"
+        "MirroredRun(store, f'job-{sys.argv[3]}', {}, {}).points(log)"
     )
     described = json.dumps({key: value for key, value in store.items() if key != "path"})
-    jobs = [
+    jobs = [  # importing mlflow is most of it
         subprocess.Popen([sys.executable, "-c", code, described, str(tmp_path / "training.jsonl"), str(i)])
         for i in range(4)
     ]
     assert [job.wait() for job in jobs] == [0] * 4
     for i in range(4):
-        run = tracking.MirroredRun(store, f"job-{i}", {}, {})
+        run = MirroredRun(store, f"job-{i}", {}, {})
         assert len(history(client, run.id, "training/iteration")) == 300
 
 
@@ -204,8 +258,8 @@ def wait_for(condition) -> None:
 
 @pytest.mark.parametrize(("error", "status"), [(UserError("diverged"), "FAILED"), (RuntimeError("SIGTERM"), "KILLED")])
 def test_mirror_follows_a_training_and_its_continuation(store, client, state, monkeypatch, error, status):
-    monkeypatch.setattr(tracking, "PERIOD_S", 0.05)
-    monkeypatch.setattr(tracking, "GOODBYE_S", 60)
+    monkeypatch.setattr(mirroring, "PERIOD_S", 0.05)
+    monkeypatch.setattr(mirroring, "GOODBYE_S", 60)
     settings = make_settings(lr={"FAILED": 1e-6, "KILLED": 2e-6}[status])  # a run of its own
 
     def train(first: int, last: int, error: Exception | None) -> str:
@@ -228,31 +282,55 @@ def test_mirror_follows_a_training_and_its_continuation(store, client, state, mo
 
 
 def test_mirror_never_stops_or_delays_training(store, state, monkeypatch):
-    monkeypatch.setattr(tracking, "PERIOD_S", 0.01)
-    monkeypatch.setattr(tracking, "GOODBYE_S", 0.1)
-    monkeypatch.setattr(tracking, "_generator_run", lambda *_: threading.Event().wait(5))
-    started = time.monotonic()
-    with tracking.Mirror(store["path"], make_settings(), state):
-        time.sleep(0.1)
-    assert time.monotonic() - started < 2
+    monkeypatch.setattr(mirroring, "PERIOD_S", 0.01)
+    monkeypatch.setattr(mirroring, "GOODBYE_S", 0.1)
+    waiting, answer = threading.Event(), threading.Event()
+    monkeypatch.setattr(mirroring, "generator_run", lambda *_: (waiting.set(), answer.wait()))
+    with tracking.Mirror(store["path"], make_settings(), state) as mirror:
+        assert waiting.wait(60)
+    assert mirror._thread.is_alive()  # the training has ended, and did not wait for the answer
+    answer.set()
 
-    monkeypatch.setattr(tracking, "_generator_run", lambda *_: 1 / 0)
+    monkeypatch.setattr(mirroring, "generator_run", lambda *_: 1 / 0)
     with tracking.Mirror(store["path"], make_settings(), state):
         time.sleep(0.1)
     with tracking.Mirror(state / "not-there.json", make_settings(), state):
         time.sleep(0.1)
 
 
+@pytest.mark.parametrize(("uri", "mirrored"), [("sqlite:////data/mlflow.db", False), ("http://server:5000", True)])
+def test_another_machine_writes_to_a_server_and_opens_no_database(store, state, monkeypatch, uri, mirrored):
+    asked = []
+    monkeypatch.setattr(mirroring, "generator_run", lambda *_: asked.append(1) or 1 / 0)
+    write_json(state / "tracking.json", read_json(store["path"]) | {"uri": uri, "host": "submit"})
+    with suppress(ZeroDivisionError):
+        tracking.Mirror(state / "tracking.json", make_settings(), state)._sync()
+    assert bool(asked) == mirrored
+
+
 # --- when all is done --------------------------------------------------------------------------------------------------------
 
 
 def track(results: Path, tracked: Path) -> None:
-    tracking.track("shapes", results, tracked, results / "mirrored.json")
+    """The pipeline's last step, where `tracked` is what its first wrote."""
+    (results / "state").mkdir(exist_ok=True)
+    shutil.copy(tracked, results / "state" / "tracking.json")
+    if not (results / "config.yaml").is_file():
+        write_config(results)
+    tracking.track(results)
+
+
+def write_config(results: Path, **over) -> None:
+    values = c.merge(c.read_yaml(ROOT / "config.yaml"), {"guidance_scales": [1.5]})
+    (results / "config.yaml").write_text(dump(c.parse_config(c.merge(values, over))))
 
 
 @pytest.fixture
 def results(tmp_path):
     """What `track` reads of a finished experiment: one generator, one teacher baseline, one published row."""
+    write_config(tmp_path)
+    (tmp_path / "teacher").mkdir()
+    write_manifest(tmp_path / "teacher")
     run, baseline = tmp_path / "runs" / "lsg-1.5", tmp_path / "baselines" / "teacher-cfg2-8steps"
     for folder in (run / "grids", run / "generator", baseline):
         folder.mkdir(parents=True)
@@ -261,6 +339,7 @@ def results(tmp_path):
         path.write_text("{}")
     (baseline / "score.json").write_text("{}")
     Image.new("RGB", (8, 8)).save(run / "grids" / "00000008.png")
+    write_manifest(run / "generator")
     write_log(run / "training.jsonl", 1, 4)
     (tmp_path / "summary.csv").write_text(
         "run,kind,teacher,strategy,kappa_fake_train,kappa_fake_eval,kappa_teacher,seed,nfe,train_kimg,samples,"
@@ -274,15 +353,15 @@ def results(tmp_path):
 
 def test_track_brings_every_row_once(store, client, results, capsys):
     track(results, store["path"])
-    record = json.loads((results / "mirrored.json").read_text())
+    record = json.loads((results / "tracking.json").read_text())
     assert set(record["runs"]) == {"lsg-1.5", "teacher-cfg2-8steps", "published-x"}
     said = capsys.readouterr().out
-    assert f"http://127.0.0.1:5000/#/experiments/{store['experiment_id']}/runs?compareRunsMode=CHART" in said
+    assert f"http://127.0.0.1:5000/#/experiments/{store['experiment_id']}/runs?viewStateShareKey=" in said
     assert record["links"]["generators side by side"] in said
     assert "make ui" in said
 
     track(results, store["path"])
-    assert json.loads((results / "mirrored.json").read_text())["runs"] == record["runs"]
+    assert json.loads((results / "tracking.json").read_text())["runs"] == record["runs"]
 
     run = client.get_run(record["runs"]["lsg-1.5"])
     assert (run.info.run_name, run.info.status) == ("lsg-1.5", "FINISHED")
@@ -312,29 +391,187 @@ def test_track_brings_every_row_once(store, client, results, capsys):
 
 
 def test_track_notes_only_the_path_of_large_weights(store, client, results, monkeypatch):
-    monkeypatch.setattr(tracking, "LARGEST_UPLOAD", 1)
+    monkeypatch.setattr(syncing, "LARGEST_UPLOAD", 1)
+    monkeypatch.setattr(registry, "LARGEST_UPLOAD", 1)
     (results / "runs" / "lsg-1.5" / "settings.yaml").write_text(dump(make_settings(lr=8e-6)))
     track(results, store["path"])
-    run_id = json.loads((results / "mirrored.json").read_text())["runs"]["lsg-1.5"]
+    run_id = json.loads((results / "tracking.json").read_text())["runs"]["lsg-1.5"]
     assert "generator" not in {a.path for a in client.list_artifacts(run_id)}
     assert client.get_run(run_id).data.tags["generator"] == str(results / "runs" / "lsg-1.5" / "generator")
 
 
 def test_a_server_that_stops_answering_ends_in_one_line(store, results, monkeypatch, capsys):
-    monkeypatch.setattr(tracking, "_sync_row", lambda *_: 1 / 0)
+    monkeypatch.setattr(syncing, "_sync_row", lambda *_: 1 / 0)
     track(results, store["path"])
     said = capsys.readouterr().out
     assert said.count("\n") == 1
     assert "stopped answering (ZeroDivisionError: division by zero)" in said
-    record = json.loads((results / "mirrored.json").read_text())
+    record = json.loads((results / "tracking.json").read_text())
     assert (record["runs"], record["links"]) == ({}, {})
 
 
 def test_links_lead_to_the_users_own_server():
-    links = tracking._links({"uri": "http://server:8080/", "experiment_id": "7"}, ["a", "b"])
-    assert links["charts"] == "http://server:8080/#/experiments/7/runs?compareRunsMode=CHART"
+    links = syncing._links({"uri": "http://server:8080/", "experiment_id": "7"}, ["a", "b"])
+    page = "http://server:8080/#/experiments/7/runs"
+    assert links["scales"] == f"{page}?viewStateShareKey=sid-core-scales&compareRunsMode=CHART"
     assert links["generators side by side"].startswith("http://server:8080/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D")
 
 
 def test_no_statistics_leave_the_machine(store):
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+# --- later -------------------------------------------------------------------------------------------------------------------
+
+
+def sync(results: Path, uri: str) -> int:
+    return cli.main(["track", "--sync", "--results", str(results), "--uri", uri])
+
+
+def test_what_a_server_missed_is_brought_later_and_once(store, client, results, monkeypatch, capsys):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (results / "runs" / "lsg-1.5" / "settings.yaml").write_text(dump(make_settings(lr=9e-6)))
+    assert sync(results, "http://127.0.0.1:9") == 1
+    assert capsys.readouterr().err.startswith("error: nothing more was mirrored: ")
+    assert tracking.track(results)["runs"] == {}
+    seen = []
+    for _ in range(2):
+        assert sync(results, store["uri"]) == 0
+        seen.append(read_json(results / "tracking.json"))
+    assert seen[0] == seen[1]
+    assert set(seen[0]["runs"]) == {"lsg-1.5", "teacher-cfg2-8steps", "published-x"}
+    run_id = seen[0]["runs"]["lsg-1.5"]
+    assert history(client, run_id, "training/nimg") == [(8 * i, 8 * i) for i in range(1, 5)]
+    assert len(client.get_metric_history(run_id, "clip")) == 1
+
+
+def test_an_experiment_under_way_is_brought_as_far_as_it_is(store, client, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    write_config(tmp_path)
+    for name in ("begun", "waiting"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        settings = make_settings(lr=1e-5)
+        settings = settings.model_copy(update={"run": settings.run.model_copy(update={"name": name})})
+        (tmp_path / "runs" / name / "settings.yaml").write_text(dump(settings))
+    state = tmp_path / "state" / "begun"
+    state.mkdir(parents=True)
+    write_log(state / "training.jsonl", 1, 3)
+
+    def status() -> str:
+        assert sync(tmp_path, store["uri"]) == 0
+        runs = read_json(tmp_path / "tracking.json")["runs"]
+        assert set(runs) == {"begun"}
+        assert history(client, runs["begun"], "training/nimg") == [(8 * i, 8 * i) for i in range(1, 4)]
+        return client.get_run(runs["begun"]).info.status
+
+    with lease(state):
+        assert status() == "RUNNING"
+    assert status() == "KILLED"
+    (tmp_path / "runs" / "begun" / "generator").mkdir()
+    write_manifest(tmp_path / "runs" / "begun" / "generator")
+    assert status() == "FINISHED"
+
+
+def test_no_experiment_is_a_named_error(tmp_path, capsys):
+    assert cli.main(["track", "--results", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith(f"error: --results {tmp_path}: has no config.yaml; ")
+
+
+# --- the page ------------------------------------------------------------------------------------------------------------------
+
+
+def test_views_are_saved_once_and_a_users_changes_stay(store, client):
+    experiment = store["experiment_id"]
+    tags = client.get_experiment(experiment).tags
+    saved = {key for key in tags if key.startswith(views.TAG)}
+    assert saved == {views.TAG + key for key in views.VIEWS}
+    assert all(len(value) < 5000 for value in tags.values())  # MLflow's limit
+    assert tags[views.KIND] == "custom_model_development"
+    mine = sorted(saved)[0]
+    client.set_experiment_tag(experiment, mine, "mine")
+    views.save(client, experiment)
+    assert client.get_experiment(experiment).tags[mine] == "mine"
+
+
+# --- the best generator --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(tiny_teacher, tmp_path):
+    """results of two generators that draw, each the best by one rule; not yet in a table of their own."""
+    shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    for name in ("lsg-1.5", "lsg-2"):
+        run = tmp_path / "runs" / name
+        shutil.copytree(tiny_teacher / "unet", run / "generator" / "unet")
+        record = {"t_init": 625, "num_steps": 1, "prediction_type": "epsilon"}
+        write_json(run / "generator" / "generator.json", record)
+        write_manifest(run / "generator")
+    return tmp_path
+
+
+ROWS = [
+    {"run": "lsg-1.5", "kind": "generator", "fid": "2.5", "clip": "0.5", "generator_sha256": "a"},
+    {"run": "lsg-2", "kind": "generator", "fid": "3.5", "clip": "0.6", "generator_sha256": "b"},
+    {"run": "teacher", "kind": "teacher", "fid": "0.5", "clip": "0.9", "generator_sha256": ""},
+    {"run": "unscored", "kind": "generator", "fid": "", "clip": "", "generator_sha256": "c"},
+]
+
+
+@pytest.fixture
+def register(store, client, trained):
+    """register(rule) -> what `register_best` says, with a run for each row."""
+    write_config(trained)
+    name = f"x.{trained.name}"
+    ids = {row["run"]: MirroredRun(store, row["run"], {"at": str(trained)}, {}).id for row in ROWS}
+    return lambda rule: registry.register_best(store | {"experiment": name}, rule, ROWS, ids, trained)
+
+
+def versions(client, said: dict) -> list[dict]:
+    name = said["uri"].removeprefix("models:/").removesuffix("@best")
+    return [
+        version.tags for version in client.search_model_versions(f"name = '{name}'", order_by=["version_number ASC"])
+    ]
+
+
+def test_the_best_is_registered_by_the_declared_rule_and_once(client, register):
+    assert register(None) is None
+    for _ in range(2):
+        said = register("fid")
+        assert said["run"] == "lsg-1.5"
+        assert "." not in said["uri"]
+        assert len(versions(client, said)) == 1
+    assert register("clip")["run"] == "lsg-2"
+    assert register("fid")["run"] == "lsg-1.5"
+    first, second = versions(client, said)
+    assert (first["run"], first["rule"], first["generator_sha256"]) == ("lsg-1.5", "lowest fid", "a")
+    assert (second["run"], second["rule"]) == ("lsg-2", "highest clip")
+    name = said["uri"].removeprefix("models:/").removesuffix("@best")
+    assert int(client.get_model_version_by_alias(name, "best").version) == 1
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_the_registered_model_draws_what_sample_draws(store, register, trained, monkeypatch, copied):
+    import mlflow
+    import pandas as pd
+
+    monkeypatch.setattr(registry, "LARGEST_UPLOAD", 10**9 if copied else 0)
+    uri = register("fid")["uri"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store["uri"])
+    mlflow.set_tracking_uri(store["uri"])
+    where = Path(mlflow.artifacts.download_artifacts(uri))
+    assert not [path for path in where.rglob("*") if path.suffix in (".pkl", ".pickle")]
+    assert bool(list(where.rglob("*.safetensors"))) == copied
+    model = mlflow.pyfunc.load_model(uri)
+    images = model.predict(pd.DataFrame({"prompt": ["a red circle", "a red circle"], "seed": [7, 8]}))
+    assert (images.shape, images.dtype) == ((2, 16, 16, 3), "uint8")
+    assert (images[0] != images[1]).any()
+    out = trained / "x.png"
+    options = {"generator": trained / "runs" / "lsg-1.5" / "generator", "prompt": "a red circle", "seed": 7, "out": out}
+    assert cli.main(["sample", *(str(text) for key, value in options.items() for text in (f"--{key}", value))]) == 0
+    with Image.open(out) as image:
+        assert (np.asarray(image)[::8, ::8] == images[0]).all()
+    assert (model.predict(pd.DataFrame({"prompt": ["a red circle"]}))[0] != images[0]).any()  # seed 0
+    if not copied:
+        (trained / "runs" / "lsg-1.5" / "generator" / "manifest.json").write_text("{}")
+        with pytest.raises(UserError, match="made anew since this model was registered"):
+            mlflow.pyfunc.load_model(uri)

@@ -47,11 +47,10 @@ rule track:
         mem_mb=2000,
         runtime="1h",
     params:
-        experiment=CONFIG.experiment,
         results=subpath(output.record, parent=True),
+        best=CONFIG.tracking.best,
         code=stage_digest("tracking"),
     message:
         "mirror to MLflow"
     shell:
-        "python -m sid_core track --experiment {params.experiment} --tracking {input.tracking} --results {params.results}"
-        " --out {output} 2>&1 | tee {log}"
+        "python -m sid_core track --results {params.results} 2>&1 | tee {log}"

@@ -1,0 +1,63 @@
+"""While it trains: the log and the grids of a run, brought to MLflow from a thread beside the training."""
+
+import logging
+import threading
+from pathlib import Path
+
+from ..config import DistillSettings
+from ..errors import UserError
+from ..files import read_json
+from .run import MirroredRun, generator_run
+from .store import first_line, is_reachable
+
+log = logging.getLogger(__name__)
+PERIOD_S = 20.0  # between two looks at a training log
+GOODBYE_S = 10.0  # a job that ends waits this long for its last sync; `track` brings the rest
+
+
+class Mirror:
+    """Mirrors one training log from a thread beside the training, which never waits for it and never dies of it."""
+
+    def __init__(self, tracking: Path, settings: DistillSettings, state: Path):
+        """`tracking` is what `init` writes; until it is there nothing is mirrored."""
+        self.tracking, self.settings, self.state = Path(tracking), settings, Path(state)
+        self.run: MirroredRun | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+        self._ended_as = "RUNNING"
+
+    def __enter__(self) -> "Mirror":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        if kind is None:
+            self._ended_as = "FINISHED"
+        else:
+            self._ended_as = "FAILED" if isinstance(error, UserError) else "KILLED"
+        self._stop.set()
+        self._thread.join(GOODBYE_S)
+
+    def _loop(self) -> None:
+        while not self._stop.wait(PERIOD_S):
+            self._try(self._sync)
+        if self.run is not None:
+            self._try(self._sync)
+
+    def _try(self, sync) -> None:
+        try:
+            sync()
+        except Exception as error:
+            log.debug("tracking: %s", first_line(error))
+
+    def _sync(self) -> None:
+        if not self.tracking.is_file():
+            return
+        store = read_json(self.tracking)
+        if store["problem"] or not is_reachable(store):
+            return
+        if self.run is None:
+            self.run = generator_run(store, self.settings)
+        self.run.status(self._ended_as)
+        self.run.points(self.state / "training.jsonl")
+        self.run.grids(self.state / "grids")

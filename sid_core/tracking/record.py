@@ -1,0 +1,158 @@
+"""When all is done, or any time later: every run, score and file of an experiment, brought to MLflow once."""
+
+import csv
+import json
+from pathlib import Path
+from urllib.parse import quote
+
+from ..config import DistillSettings, ImportSettings, load_settings
+from ..errors import UserError
+from ..files import living_owner, read_json, write_json
+from . import views
+from .registry import LARGEST_UPLOAD, register_best, size
+from .run import MirroredRun, generator_run
+from .store import first_line, frozen_config, init, later, resolve_uri
+
+# columns of summary.csv
+METRICS = [
+    "fid",
+    "fid_se",
+    "fid_inf",
+    "clip",
+    "clip_se",
+    "kid",
+    "precision",
+    "recall",
+    "teacher_eps_error",
+    "images_per_s",
+]
+PARAMS = [
+    "teacher",
+    "strategy",
+    "kappa_fake_train",
+    "kappa_fake_eval",
+    "kappa_teacher",
+    "seed",
+    "nfe",
+    "train_kimg",
+    "samples",
+    "protocol",
+    "protocol_hash",
+]
+
+
+def sync(results: Path, uri: str | None) -> None:
+    """Mirror what is there of results/EXPERIMENT, finished or not, to a place that could not be used before, or not at all.
+
+    Args:
+        uri: default: MLFLOW_TRACKING_URI, else tracking.uri of the frozen settings, else mlflow.db here.
+
+    Raises:
+        UserError: no experiment there; MLflow cannot be used.
+    """
+    config = frozen_config(results)
+    store = init(config.experiment, resolve_uri(uri or config.tracking.uri), results / "state" / "tracking.json")
+    if not store["problem"]:
+        store = track(results)
+    if store["problem"]:
+        raise UserError(f"nothing more was mirrored: {store['problem']}")
+
+
+def track(results: Path) -> dict:
+    """Bring every row of summary.csv and every training to MLflow, with curves, grids, scores and files; name the best.
+
+    Prints links and writes tracking.json, which is returned: what `init` wrote, the runs' ids, the links, the registered model.
+
+    Raises:
+        UserError: no experiment there, or `init` has not been there.
+    """
+    best, store = frozen_config(results).tracking.best, read_json(results / "state" / "tracking.json")
+    ids: dict[str, str] = {}
+    model = None
+    if not store["problem"]:
+        try:
+            rows = _read_rows(results / "summary.csv")
+            for row in rows:
+                ids[row["run"]] = _sync_row(store, row, results)
+            for folder in sorted((results / "runs").glob("*")):
+                if folder.name not in ids and (
+                    run_id := _sync_training(store, folder, results / "state" / folder.name)
+                ):
+                    ids[folder.name] = run_id
+            model = register_best(store, best, rows, ids, results)
+        except Exception as error:
+            store["problem"] = first_line(error)
+            print(f"MLflow at {store['uri']} stopped answering ({store['problem']}). {later(results)}")
+    links = {} if store["problem"] else _links(store, [ids[row] for row in ids if (results / "runs" / row).is_dir()])
+    if links:
+        print(f"MLflow, experiment {store['experiment']}: {len(ids)} runs. {_how_to_look(store['uri'])}")
+        for what, link in links.items():
+            print(f"  {what}: {link}")
+        if model:
+            print(f"  best generator by {model['rule']}: {model['run']}, registered as {model['uri']}")
+    record = store | {"runs": ids, "links": links, "model": model}
+    write_json(results / "tracking.json", record)
+    return record
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []  # nothing is compared yet
+    with open(path, encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def _sync_row(store: dict, row: dict[str, str], results: Path) -> str:
+    """Mirror one row of summary.csv and what lies behind it; its run's id."""
+    name, kind = row["run"], row["kind"]
+    folder = results / ("runs" if kind == "generator" else "baselines") / name
+    if kind == "generator":
+        kept = DistillSettings if (folder / "training.jsonl").is_file() else ImportSettings
+        run = generator_run(store, load_settings(kept, folder / "settings.yaml"), row["protocol_hash"])
+        run.points(folder / "training.jsonl")
+        run.grids(folder / "grids")
+        weights = folder / "generator"
+        run.client.set_tag(run.id, "generator", str(weights.resolve()))
+        run.client.set_tag(run.id, "generator_sha256", row["generator_sha256"])
+        small = size(weights) <= LARGEST_UPLOAD
+        run.files(
+            folder / "settings.yaml", folder / "generate.yaml", folder / "score.json", *([weights] if small else [])
+        )
+    else:
+        identity = {key: row[key] for key in PARAMS if key != "protocol_hash"}
+        tags = {"kind": kind, "strategy": row["strategy"], "scale": row["kappa_teacher"]}
+        run = MirroredRun(
+            store, name, identity, {key: tag for key, tag in tags.items() if tag}, row["protocol_hash"] or None
+        )
+        if kind != "published":
+            run.files(folder / "generate.yaml", folder / "score.json")
+    run.params({key: row[key] for key in PARAMS})
+    run.metrics({key: float(row[key]) for key in METRICS if row[key]})
+    run.status("FINISHED")
+    return run.id
+
+
+def _sync_training(store: dict, folder: Path, state: Path) -> str | None:
+    """Mirror a distillation that is in no table yet; its run's id, or None where it has not begun."""
+    source = folder if (folder / "training.jsonl").is_file() else state
+    if not (source / "training.jsonl").is_file():
+        return None
+    run = generator_run(store, load_settings(DistillSettings, folder / "settings.yaml"))
+    run.points(source / "training.jsonl")
+    run.grids(source / "grids")
+    finished = (folder / "generator" / "manifest.json").is_file()
+    run.status("FINISHED" if finished else "RUNNING" if living_owner(state) else "KILLED")
+    return run.id
+
+
+def _links(store: dict, compared: list[str]) -> dict[str, str]:
+    """Pages of the UI: curves of the whole experiment, and the given runs side by side."""
+    base = store["uri"].rstrip("/") if store["uri"].startswith("http") else "http://127.0.0.1:5000"
+    runs, experiment = quote(json.dumps(compared, separators=(",", ":"))), store["experiment_id"]
+    return views.links(base, experiment) | {
+        "generators side by side": f"{base}/#/compare-runs?runs={runs}&experiments={quote(json.dumps([experiment]))}",
+    }
+
+
+def _how_to_look(uri: str) -> str:
+    return "Look at" if uri.startswith("http") else "Start the server with `make ui`, then look at"

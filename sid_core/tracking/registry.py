@@ -1,0 +1,122 @@
+"""The best generator by a declared rule, as a registered model that `mlflow.pyfunc` loads; large weights stay where they are."""
+
+import shutil
+import tempfile
+import warnings
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+from ..config import teacher_folder
+from ..files import sha256_file, write_json
+from .store import frozen_config, make_client
+
+LARGEST_UPLOAD = 50_000_000  # bytes of weights that are copied; of larger ones only the path is noted
+ALIAS = "best"
+BETTER = {"fid": min, "clip": max}
+LOADER = "sid_core.registered"  # called by its name: nothing is pickled
+
+
+def size(*folders: Path) -> int:
+    """Bytes of all files below."""
+    return sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+
+
+def register_best(
+    store: dict, rule: str | None, rows: list[dict[str, str]], ids: dict[str, str], results: Path
+) -> dict | None:
+    """Make the generator with the best `rule` ("fid", the lowest, or "clip", the highest) the model EXPERIMENT@best.
+
+    The same generator is registered once; where it was before, the alias goes back to it.
+
+    Returns:
+        {"run", "rule", "uri"}; None where there is no rule or nothing to choose from.
+    """
+    candidates = [row for row in rows if row["kind"] == "generator" and row[rule or "fid"]]
+    if rule is None or not candidates:
+        return None
+    best = BETTER[rule](candidates, key=lambda row: float(row[rule]))
+    client, name = make_client(store["uri"]), model_name(store["experiment"])
+    identity = {"generator_sha256": best["generator_sha256"], "run": best["run"]}
+    model_version = _registered(client, name, identity)
+    if model_version is None:
+        model_version = _register(client, store, name, best, identity, ids[best["run"]], results)
+    client.set_registered_model_alias(name, ALIAS, model_version)
+    client.set_model_version_tag(
+        name, model_version, "rule", f"{'lowest' if BETTER[rule] is min else 'highest'} {rule}"
+    )
+    return {"run": best["run"], "rule": rule, "uri": f"models:/{name}@{ALIAS}"}
+
+
+def model_name(text: str) -> str:
+    """A name that MLflow takes: it refuses dots."""
+    return text.replace(".", "_")
+
+
+def _registered(client, name: str, identity: dict[str, str]) -> str | None:
+    for found in client.search_model_versions(f"name = '{name}'"):
+        if identity.items() <= found.tags.items():
+            return found.version
+    return None
+
+
+def _register(
+    client, store: dict, name: str, best: dict[str, str], identity: dict[str, str], run_id: str, results: Path
+) -> str:
+    """Log the model with the run it comes from and register it; its version."""
+    import mlflow
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.exceptions import MlflowException
+
+    mlflow.set_tracking_uri(store["uri"])  # what resolves models:/ asks no client
+    run = best["run"]
+    model = client.create_logged_model(
+        store["experiment_id"], name=model_name(run), source_run_id=run_id, tags=identity, model_type="generator"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        _save(Path(folder) / "model", run, results)
+        client.log_model_artifacts(model.model_id, str(Path(folder) / "model"))
+    client.finalize_logged_model(model.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    with suppress(MlflowException):  # it is there
+        client.create_registered_model(name, description=f"one-step generators of {store['experiment']}")
+    source = f"models:/{model.model_id}"
+    return client.create_model_version(name, source, run_id, tags=identity, model_id=model.model_id).version
+
+
+def _save(out: Path, run: str, results: Path) -> None:
+    """Write `out` in MLflow's layout: what `sid_core.registered` reads, under data/."""
+    import mlflow.pyfunc
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema, TensorSpec
+
+    imported = next((item for item in frozen_config(results).imports if item.name == run), None)
+    places = {"generator": results / "runs" / run / "generator", "teacher": results / teacher_folder(imported)}
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        data.mkdir()
+        if copied := size(*places.values()) <= LARGEST_UPLOAD:
+            for name, place in places.items():
+                shutil.copytree(place, data / name)
+        write_json(
+            data / "model.json",
+            {
+                name: {
+                    "path": name if copied else str(place.resolve()),
+                    "manifest_sha256": sha256_file(place / "manifest.json"),
+                }
+                for name, place in places.items()
+            },
+        )
+        prompts = Schema([ColSpec("string", "prompt"), ColSpec("long", "seed", required=False)])
+        images = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))])
+        with warnings.catch_warnings():  # an example would be run, and take seconds
+            warnings.simplefilter("ignore", UserWarning)
+            mlflow.pyfunc.save_model(
+                str(out),
+                loader_module=LOADER,
+                data_path=str(data),
+                signature=ModelSignature(prompts, images),
+                pip_requirements=[f"sid_core=={version('sid_core')}"],
+            )

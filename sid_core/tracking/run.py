@@ -1,0 +1,125 @@
+"""One MLflow run, and what of the files it has already."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+from ..config import DistillSettings, ImportSettings
+from ..files import digest, flat, sha256_file
+from .store import make_client
+
+POINTS = 50  # of a training log in one request: MLflow takes 1,000 values
+LAST_POINT, LAST_GRID, FILES = "training/nimg", "last_grid_nimg", "files_sha256"
+
+
+class MirroredRun:
+    """One MLflow run and what of the files it has already."""
+
+    def __init__(self, store: dict, name: str, settings: dict, tags: dict[str, str], protocol_hash: str | None = None):
+        """Find the run of these settings, or create it.
+
+        Args:
+            store: what `init` wrote.
+            settings: what identifies the run beside its name.
+            protocol_hash: of its scores. A run that was scored by another protocol keeps its scores; these get their own run.
+        """
+        self.client, experiment = make_client(store["uri"]), store["experiment_id"]
+        identity = digest([store["experiment"], name, settings])[:32]
+        found = self.client.search_runs([experiment], f"tags.identity = '{identity}'", order_by=["start_time DESC"])
+        fitting = [run for run in found if protocol_hash in (None, run.data.params.get("protocol_hash", protocol_hash))]
+        if fitting:
+            self.run = fitting[0]
+        else:
+            tags = tags | {"sweep": store["experiment"], "identity": identity}
+            self.run = self.client.create_run(experiment, tags=tags, run_name=name)
+        self.id = self.run.info.run_id
+
+    def params(self, values: dict[str, object]) -> None:
+        """Log the params that the run does not have yet: another value for one it has would raise."""
+        from mlflow.entities import Param
+
+        new = {
+            key: value for key, value in values.items() if key not in self.run.data.params and value not in (None, "")
+        }
+        self.client.log_batch(self.id, params=[Param(key, str(value)) for key, value in new.items()])
+
+    def metrics(self, values: dict[str, float]) -> None:
+        """Log final values, where they differ from the run's."""
+        for key, value in values.items():
+            if self.run.data.metrics.get(key) != value:
+                self.client.log_metric(self.id, key, value)
+
+    def points(self, path: Path) -> None:
+        """Log the points of a training log beyond the last logged one; points logged twice would show twice."""
+        from mlflow.entities import Metric
+
+        last = self.client.get_run(self.id).data.metrics.get(LAST_POINT, -1)
+        points = [point for point in _read_points(path) if point["nimg"] > last]
+        for first in range(0, len(points), POINTS):
+            batch = [
+                Metric(
+                    f"training/{key}", value, self.run.info.start_time + round(1000 * point["elapsed_s"]), point["nimg"]
+                )
+                for point in points[first : first + POINTS]
+                for key, value in point.items()
+                if value is not None
+            ]
+            self.client.log_batch(self.id, metrics=batch)
+
+    def grids(self, folder: Path) -> None:
+        """Log the sample grids beyond the last logged one, as images over steps."""
+        from PIL import Image
+
+        last = int(self.client.get_run(self.id).data.tags.get(LAST_GRID, -1))
+        for path in sorted(folder.glob("*.png")):
+            if int(path.stem) > last:
+                with Image.open(path) as image:
+                    self.client.log_image(self.id, image, key="samples", step=int(path.stem), synchronous=True)
+                self.client.set_tag(self.id, LAST_GRID, int(path.stem))
+
+    def files(self, *paths: Path) -> None:
+        """Upload files and folders, where they changed since the last time."""
+        names = [
+            file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()
+        ]
+        current = digest([[str(file), sha256_file(file)] for file in names])
+        if self.client.get_run(self.id).data.tags.get(FILES) == current:
+            return
+        for path in paths:
+            if path.is_dir():
+                self.client.log_artifacts(self.id, str(path), path.name)
+            else:
+                self.client.log_artifact(self.id, str(path))
+        self.client.set_tag(self.id, FILES, current)
+
+    def status(self, status: str) -> None:
+        """RUNNING, FINISHED, FAILED or KILLED."""
+        if self.client.get_run(self.id).info.status == status:
+            return
+        if status == "RUNNING":
+            self.client.update_run(self.id, status=status)
+        else:
+            self.client.set_terminated(self.id, status)
+
+
+def _read_points(path: Path) -> list[dict]:
+    """The whole lines of a training log; the last one may still be under way."""
+    points = []
+    with suppress(FileNotFoundError):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(json.JSONDecodeError):
+                points.append(json.loads(line))
+    return points
+
+
+def generator_run(
+    store: dict, settings: DistillSettings | ImportSettings, protocol_hash: str | None = None
+) -> MirroredRun:
+    """The MLflow run of a distillation or an import, with its settings as params."""
+    run, others = settings.run, flat(settings.model_dump(mode="json", exclude={"run"}))
+    strategy_tags = {"kind": "generator", "strategy": run.strategy, "scale": f"{run.teacher:g}"}
+    mirrored = MirroredRun(store, run.name, settings.model_dump(mode="json"), strategy_tags, protocol_hash)
+    scales = {f"kappa_{key}": getattr(run, key) for key in ("fake_train", "fake_eval", "teacher")}
+    named = {key: getattr(run, key) for key in ("strategy", "alpha", "num_steps", "seed")}
+    mirrored.params(scales | named | others)
+    return mirrored
