@@ -5,6 +5,7 @@ Everything comes from score.json and replicates.json; no sample is looked at aga
 
 import csv
 import io
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import combinations
@@ -63,8 +64,9 @@ def read(folder: Path, name: str | None = None) -> Scored:
     if records.keys() != score["intervals"].keys():
         raise _foreign(folder)
     estimates = {metric: _estimate(score[metric], record) for metric, record in records.items()}
-    if any([estimate.low, estimate.high] != score["intervals"][metric] for metric, estimate in estimates.items()):
-        raise _foreign(folder)
+    for metric, found in estimates.items():
+        if not all(map(math.isclose, (found.low, found.high), score["intervals"][metric])):
+            raise _foreign(folder)
     return Scored(name or folder.resolve().name, folder, score, estimates)
 
 
