@@ -120,7 +120,7 @@ def test_a_node_that_fails_loses_one_shard(whole, cluster):
     cluster.start(node)
     whole.wait_for("score")
     shards = whole.jobs("shard", "COMPLETED")
-    assert sorted(shard["Comment"][-11:] for shard in shards) == ["lsg-1.5_00000", "lsg-1.5_00001"]
+    assert sorted(shard["Comment"][-13:] for shard in shards) == ["lsg-1.5_00000", "lsg-1.5_00001"]
 
 
 def test_the_controller_may_be_away(whole, cluster):
@@ -178,6 +178,21 @@ def test_two_users_one_short_of_memory_and_one_of_disk(copy, cluster, local):
         ("COMPLETED", "1000M"),
     ]
     assert {job["UserId"].split("(")[0] for job in theirs.jobs()} == {"nobody"}
+
+
+@pytest.mark.slow
+def test_with_accounting(whole, place, plugin, local):
+    """A cluster with slurmdbd, whose sacct is asked instead of squeue, and knows afterwards what jobs got."""
+    with Cluster(place / "accounting", accounting=True) as cluster:
+        pipeline = Pipeline(place / "counted", cluster, plugin, **BLOCKS)
+        shutil.copytree(whole.results, pipeline.results)
+        shutil.copytree(whole.folder / ".snakemake", pipeline.folder / ".snakemake")
+        (pipeline.folder / RUN / "score.json").unlink()
+        pipeline.start("--slurm-status-command", "sacct")
+        pipeline.finish()
+        assert pipeline.scores() == read_scores(local.results)
+        told = cluster.run(["sacct", "-X", "--noheader", "--parsable2", "--format=Comment,State,AllocTRES,Timelimit"])
+    assert "rule_score_wildcards_runs_lsg-1.5|COMPLETED|billing=2,cpu=2,mem=8000M,node=1|01:00:00" in told.splitlines()
 
 
 # --- the lease, on nodes with names of their own ------------------------------------------------------------------------------
