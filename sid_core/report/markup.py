@@ -91,6 +91,8 @@ def inline(svg: str, name: str, alt: str, tips: Mapping[str, str] | None) -> str
         return match[0] if match[1] in used else ""
 
     body = re.sub(r' id="([^"]*)"', identity, body)
+    # an unseen disc has no look of its own here, so that the page can give it one
+    body = re.sub(r'(class="point"[^>]*>\s*<defs>\s*<path [^>]*?) style="[^"]*"', r"\1", body)
     body = re.sub(r"#[0-9a-f]{6}\b", lambda match: f"var(--figure-{colours.get(match[0], 'ink')})", body)
     body = re.sub(r"font-family: [^;\"]+; ", "", body).replace("xlink:href", "href")
     body = re.sub(r' transform="rotate\(-?0 [^"]*"', "", body)

@@ -8,6 +8,7 @@ let selected = null;
 
 function select(run) {
   selected = run;
+  hideTip();
   for (const part of all("[data-run]")) {
     part.classList.toggle("selected", part.dataset.run === run);
     if (part.hasAttribute("aria-pressed")) part.setAttribute("aria-pressed", part.dataset.run === run);

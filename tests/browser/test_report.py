@@ -64,6 +64,8 @@ def test_pointing_at_a_point_names_run_scale_and_intervals(open_report):
         "CLIP 0.4667, 95 % interval 0.4643 to 0.4691",
     ):
         assert part in said
+    ring = point(page, "lsg-2").locator("use").evaluate("disc => getComputedStyle(disc).stroke")
+    assert ring == "rgb(27, 31, 36)"
     page.mouse.move(5, 5)
     assert page.locator("#tip").is_hidden()
 
@@ -99,8 +101,7 @@ def test_the_keyboard_reaches_points_and_controls(open_report):
     page.keyboard.press("Enter")
     assert selected(page) == {"lsg-2"}
     assert point(page, "lsg-2").get_attribute("aria-pressed") == "true"
-    page.keyboard.press("Escape")  # the tip
-    page.keyboard.press("Escape")  # the selection
+    page.keyboard.press("Escape")
     assert selected(page) == set()
     page.locator("#other-prompts").focus()
     page.keyboard.press("Enter")
