@@ -43,24 +43,33 @@ def draw_point(axes: Axes, point: Point, colour: str, marker: str) -> None:
         return bar and [[max(value - bar[0], 0)], [max(bar[1] - value, 0)]]
 
     axes.errorbar(
-        point.x, point.y, xerr=lengths(point.x, point.x_bar), yerr=lengths(point.y, point.y_bar), color=colour, marker=marker,
-        markersize=11 if marker == "*" else 6, markeredgecolor=axes.get_facecolor(), markeredgewidth=0.8, elinewidth=1.1,
-        capsize=2.5, linestyle="none", zorder=3,
+        point.x, point.y, xerr=lengths(point.x, point.x_bar), yerr=lengths(point.y, point.y_bar), color=colour, elinewidth=1.3,
+        linestyle="none", zorder=3,
     )  # fmt: skip
+    size, edge = 11 if marker == "*" else 6, axes.get_facecolor()
+    axes.plot(
+        point.x, point.y, marker, color=colour, markersize=size, markeredgecolor=edge, markeredgewidth=0.8, zorder=3
+    )
     axes.plot(point.x, point.y, "o", markersize=13, alpha=0, zorder=4, gid=f"point:{point.run}")
 
 
 def draw_curve(
-    axes: Axes, points: Sequence[Point], title: str, colour: str, marker: str, linestyle: object = "-"
+    axes: Axes,
+    points: Sequence[Point],
+    title: str,
+    colour: str,
+    marker: str,
+    linestyle: object = "-",
+    size: float = 9.5,
 ) -> list[Label]:
     """Points in their order, joined; returns labels for the points and for the curve."""
     for point in points:
         draw_point(axes, point, colour, marker)
     places = [(point.x, point.y) for point in points]
     axes.plot(*zip(*places, strict=True), color=colour, linewidth=1.8, linestyle=linestyle, zorder=2)
-    labels = [Label((at,), point.text, colour, 8) for at, point in zip(places, points, strict=True)]
+    labels = [Label((at,), point.text, colour, 8) for at, point in zip(places, points, strict=True) if point.text]
     middles = [((a[0] + b[0]) / 2, (a[1] + b[1]) / 2) for a, b in pairwise(places)]
-    return [Label((*middles, *places), title, colour, 9.5, bold=True), *labels]
+    return [Label((*middles, *places), title, colour, size, bold=True), *labels]
 
 
 def trade_off_axes(narrow: bool) -> tuple[Figure, Axes]:
@@ -76,7 +85,7 @@ def fid_clip(entries: list[Entry], narrow: bool = False) -> Figure:
     """FID against CLIP score: the generators over LSG scales, the teacher over guidance scales, floors, other strategies."""
     with matplotlib.rc_context(LIGHT.rc()):
         figure, axes = trade_off_axes(narrow)
-        labels = _curves(axes, entries) + _single_points(axes, entries)
+        labels = _curves(axes, entries) + _single_points(axes, entries) + _published(axes, entries)
         axes.margins(0.18, 0.14)
         _floors(axes, entries, narrow)
         place(axes, labels)
@@ -114,19 +123,35 @@ def _point(entry: Entry, text: str) -> Point:
 
 
 def _single_points(axes: Axes, entries: list[Entry]) -> list[Label]:
-    """Runs outside the sweep, and published results of the same protocol."""
+    """Runs outside the sweep, by name."""
     labels = []
     for entry in entries:
-        row = entry.row
         if entry.kind == "generator" and not entry.swept:
-            point, colour, marker, size = _point(entry, entry.name), LIGHT.extra, EXTRA_MARKERS[row.strategy], 8
-        elif entry.kind == "published" and entry.comparable:
-            text = f"published {row.teacher}\nκ {scale_name(row.kappa_teacher)}, {row.train_kimg / 1000:.1f}M images"
-            point, colour, marker, size = _point(entry, text), LIGHT.published, "*", 6.5
-        else:
-            continue
-        draw_point(axes, point, colour, marker)
-        labels.append(Label(((point.x, point.y),), point.text, colour, size))
+            point = _point(entry, entry.name)
+            draw_point(axes, point, LIGHT.extra, EXTRA_MARKERS[entry.row.strategy])
+            labels.append(Label(((point.x, point.y),), point.text, LIGHT.extra, 8))
+    return labels
+
+
+def _published(axes: Axes, entries: list[Entry]) -> list[Label]:
+    """Published results of the same protocol, a curve for each teacher; of several lengths at a scale the shortest lies on it."""
+    labels = []
+    published = [entry for entry in entries if entry.kind == "published" and entry.comparable]
+    for teacher, linestyle in zip(
+        dict.fromkeys(entry.row.teacher for entry in published), cycle(LINESTYLES[1:]), strict=False
+    ):
+        group = sorted(
+            (entry for entry in published if entry.row.teacher == teacher),
+            key=lambda entry: (entry.row.kappa_teacher, entry.row.train_kimg),
+        )
+        curve = list({entry.row.kappa_teacher: entry for entry in reversed(group)}.values())[::-1]
+        points = [_point(entry, "") for entry in curve]
+        labels += draw_curve(axes, points, f"published, {teacher}", LIGHT.published, "*", linestyle, size=8)
+        for entry in group:
+            if entry not in curve:
+                point = _point(entry, f"published, {entry.row.train_kimg / 1000:.1f}M images")
+                draw_point(axes, point, LIGHT.published, "*")
+                labels.append(Label(((point.x, point.y),), point.text, LIGHT.published, 6.5))
     return labels
 
 

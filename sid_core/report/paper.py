@@ -66,10 +66,11 @@ def scales(summary: pd.DataFrame, narrow: bool = False) -> Figure:
         raise NoData("no run follows the LSG strategy")
     protocols = list(dict.fromkeys(summary["protocol"]))
     with matplotlib.rc_context(LIGHT.rc()):
-        figure = new_figure(4.4, 2.6 * 2 * len(protocols)) if narrow else new_figure(4.4 * len(protocols), 5.6)
-        shape = (2 * len(protocols), 1) if narrow else (2, len(protocols))
-        panels = figure.subplots(*shape, squeeze=False, sharex=True).reshape(shape)
-        panels = panels.reshape(len(protocols), 2).T if narrow else panels
+        count = len(protocols)
+        shape = (2 * count, 1) if narrow else (2, count) if count > 1 else (1, 2)
+        figure = new_figure(4.4 * shape[1], 2.8 * shape[0])
+        panels = figure.subplots(*shape, sharex=True).ravel()
+        panels = panels.reshape(count, 2).T if narrow or count == 1 else panels.reshape(2, count)
         for column, protocol in enumerate(protocols):
             measured = table[table["protocol"] == protocol]
             for axes, key in zip(panels[:, column], TITLES, strict=True):
@@ -80,7 +81,7 @@ def scales(summary: pd.DataFrame, narrow: bool = False) -> Figure:
                 axes.set_title(TITLES[key], loc="left", fontsize=9.5, fontweight="bold", pad=16 if words else 6)
                 above = {"xycoords": "axes fraction", "textcoords": "offset points"}
                 axes.annotate(words, (0, 1), (0, 5), fontsize=7.5, color=LIGHT.faint, **above)
-        for axes in panels[-1]:
+        for axes in panels.ravel() if count == 1 else panels[-1]:
             axes.set_xlabel("guidance scale κ")
         return figure
 

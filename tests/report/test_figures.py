@@ -46,7 +46,12 @@ def test_published_points_appear_where_the_protocol_agrees(make_experiment):
     for path in folder.glob("*/*/score.json"):
         path.write_text(path.read_text().replace('"name": "shapes"', '"name": "coco2014-30k"'))
     figure = figures.fid_clip(read_entries(config, folder))
-    assert sum(text.startswith("published") for text in texts(figure)) == 9
+    shown = [text for text in texts(figure) if text.startswith("published")]
+    assert shown == ["published, 18.8M images", "published, sd15", "published, sd21-base"]
+    curve = next(
+        line for line in figure.axes[0].lines if line.get_color() == LIGHT.published and len(line.get_xdata()) > 1
+    )
+    np.testing.assert_allclose(curve.get_xydata(), [[0.302, 8.71], [0.313, 9.56], [0.314, 13.21], [0.317, 16.59]])
 
 
 def test_training_draws_a_line_for_each_run_and_the_limits_of_the_alarms(make_experiment):
