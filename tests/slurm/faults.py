@@ -25,7 +25,7 @@ BLOCKS = {
     "tracking": {"enabled": False},
 }
 AGAIN = 10  # times that the command is given again in a sweep, at most
-DISK_MB = 64
+DISK_MB = 200
 
 
 def cancel(sweep: Pipeline, rng: random.Random) -> str:
