@@ -13,19 +13,7 @@ from .registry import LARGEST_UPLOAD, register_best, size
 from .run import MirroredRun, generator_run
 from .store import first_line, frozen_config, init, later, resolve_uri
 
-# columns of summary.csv
-METRICS = [
-    "fid",
-    "fid_se",
-    "fid_inf",
-    "clip",
-    "clip_se",
-    "kid",
-    "precision",
-    "recall",
-    "teacher_eps_error",
-    "images_per_s",
-]
+# of summary.csv's columns those that are settings; the others that hold numbers are metrics
 PARAMS = [
     "teacher",
     "strategy",
@@ -39,6 +27,7 @@ PARAMS = [
     "protocol",
     "protocol_hash",
 ]
+NAMES = {"run", "kind", "generator_sha256"}
 
 
 def sync(results: Path, uri: str | None) -> None:
@@ -127,7 +116,7 @@ def _sync_row(store: dict, row: dict[str, str], results: Path) -> str:
         if kind != "published":
             run.files(folder / "generate.yaml", folder / "score.json")
     run.params({key: row[key] for key in PARAMS})
-    run.metrics({key: float(row[key]) for key in METRICS if row[key]})
+    run.metrics({key: float(value) for key, value in row.items() if value and key not in NAMES.union(PARAMS)})
     run.status("FINISHED")
     return run.id
 

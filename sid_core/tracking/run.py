@@ -1,6 +1,7 @@
 """One MLflow run, and what of the files it has already."""
 
 import json
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -45,9 +46,11 @@ class MirroredRun:
 
     def metrics(self, values: dict[str, float]) -> None:
         """Log final values, where they differ from the run's."""
-        for key, value in values.items():
-            if self.run.data.metrics.get(key) != value:
-                self.client.log_metric(self.id, key, value)
+        from mlflow.entities import Metric
+
+        now_ms, known = round(1000 * time.time()), self.run.data.metrics
+        new = [Metric(key, value, now_ms, 0) for key, value in values.items() if known.get(key) != value]
+        self.client.log_batch(self.id, metrics=new)
 
     def points(self, path: Path) -> None:
         """Log the points of a training log beyond the last logged one; points logged twice would show twice."""

@@ -18,6 +18,7 @@ TAG = "mlflow.sharedViewState."
 KIND = "mlflow.experimentKind"  # by it the page shows training runs rather than conversations
 COLUMNS = ["metrics.fid", "metrics.fid_se", "metrics.clip", "metrics.clip_se", "metrics.precision", "metrics.recall"]
 SETTINGS = ["params.strategy", "params.kappa_teacher", "params.seed", "params.nfe", "tags.kind"]
+SIDE_BY_SIDE = {"trade-off": 2, "scores": 4, "curves": 3, "samples": 1}  # charts of a section
 CURVES = ["score_gap", "latent_std", "teacher_residual", "fake_residual", "ema_drift", "images_per_s"]
 
 
@@ -63,7 +64,8 @@ def _state(search: str, charts: list[dict]) -> dict:
         "runsHiddenMode": "SHOWALL",
         "compareRunCharts": charts,
         "compareRunSections": [
-            {"uuid": name, "name": name, "display": True, "isReordered": True, "deleted": False, "isGenerated": False}
+            {"uuid": name, "name": name, "display": True, "deleted": False, "isGenerated": False, "isReordered": True}
+            | {"columns": SIDE_BY_SIDE[name], "cardHeight": 360}
             for name in sections
         ],
         "hideEmptyCharts": True,
@@ -102,7 +104,7 @@ TRAINING = [
         )
         for key in CURVES
     ),
-    _chart("samples", "samples over images seen", "IMAGE", imageKeys=["samples"], step=0, showRunParams=True),
+    _chart("samples", "samples over images seen", "IMAGE", imageKeys=["samples"], step=0, showRunParams=False),
 ]
 VIEWS = {
     "sid-core-scales": {"name": "scales", "state": _state("tags.kind != 'published'", SCALES)},
