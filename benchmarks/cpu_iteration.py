@@ -36,7 +36,7 @@ RUN = SimpleNamespace(
 SETTINGS = SimpleNamespace(
     train_kimg=1.0, batch=BATCH, micro_batch=BATCH, lr=LR, fake_lr=None, lr_final=None, adam_beta1=0.0, adam_beta2=0.999,
     adam_eps=1e-8, weight_decay=0.0, t_init=T_INIT, t_min=20, t_max=980, prompt_dropout=0.1, ema_halflife_nimg=2000,
-    ema_ramp=0.05, nonfinite="stop", nonfinite_limit=10, precision="float32", checkpointing=False, offload="none", shard=False, compile=False,
+    ema_ramp=0.05, nonfinite="stop", nonfinite_limit=10, precision="float32", checkpointing=False, offload="none", shard="none", compile=False,
 )  # fmt: skip
 
 

@@ -183,8 +183,8 @@ class Distill(Block):
     offload: Literal["none", "ema", "optimizer", "all"] = Field(
         "none", description="what lives in the host's memory: averages, or float32 weights and second moments, or both"
     )
-    shard: bool = Field(
-        False, description="each GPU keeps its part of those alone; for teachers that fit no single one"
+    shard: Literal["none", "optimizer", "all"] = Field(
+        "none", description="of what each of several GPUs keeps a part alone: of both of these; all: of the teacher too"
     )
     compile: bool = Field(False, description="compile blocks of the networks; minutes at the start, faster on GPUs")
     text_cache: int = Field(4096, ge=0, description="distinct prompts whose encodings are kept in memory")

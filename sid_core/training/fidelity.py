@@ -120,7 +120,7 @@ def _trainer(settings: "DistillSettings", teacher: Path, captions: Sequence[str]
         "nonfinite": "skip",
         "nonfinite_limit": 10**9,
         "offload": "none",
-        "shard": False,
+        "shard": "none",
         "compile": False,
     }
     denoiser = load_denoiser(teacher)

@@ -39,7 +39,7 @@ class Trainer:
         teacher, fake_score, generator, ema: Denoisers; all start from the teacher's weights. `ema` is the product, in float32;
             see `collect_ema`.
         students: the trained two, "fake" and "generator".
-        own: the part of every vector that this process keeps; all of it, or with `distill.shard` its share.
+        own: the part of every vector that this process keeps; all of it, or with `distill.shard` a share.
         ema_weights: the averages, a vector (own).
         iteration, nimg: iterations done and images seen by the generator.
         fake_metrics: of an iteration whose first half is done, else None.
@@ -69,8 +69,9 @@ class Trainer:
         set_arithmetic(settings.precision)
         teacher.eval().requires_grad_(False)
         teacher = Denoiser(teacher.unet, teacher.schedule.to(self.device), teacher.prediction_type)
-        self.layout = Layout(teacher.unet, self.world.size if settings.shard else 1)
-        self.own = self.world.share(self.layout.size) if settings.shard else slice(0, self.layout.size)
+        shared_out = settings.shard != "none" and self.world.size > 1
+        self.layout = Layout(teacher.unet, self.world.size if shared_out else 1)
+        self.own = self.world.share(self.layout.size) if shared_out else slice(0, self.layout.size)
         start = self.layout.gather(teacher.unet)
         rates = {"fake": settings.fake_lr or settings.lr, "generator": settings.lr}
         self.students = {
@@ -80,7 +81,7 @@ class Trainer:
         self.ema_weights = placed(start[self.own], self.device, settings.offload in ("ema", "all"))
         del start
         self.gradient = Gradient(self.layout, self.device, self.world)
-        self._ema_apart = settings.shard or settings.offload in ("ema", "all")
+        self._ema_apart = shared_out or settings.offload in ("ema", "all")
         averages = self.gradient.views if self._ema_apart else self.layout.views(self.ema_weights)
         self.ema = Denoiser(with_weights(teacher.unet, averages), teacher.schedule, teacher.prediction_type)
         compute = {name: p.to(self.device, DTYPES[settings.precision]) for name, p in teacher.unet.named_parameters()}
@@ -89,7 +90,7 @@ class Trainer:
         for network in (self.teacher, self.fake_score, self.generator):
             if settings.checkpointing:
                 checkpoint_blocks(network.unet)
-            if settings.compile:
+            if settings.compile and not (network is self.teacher and settings.shard == "all"):
                 compile_blocks(network.unet)
         self.iteration = 0
         self.fake_metrics: dict[str, Tensor] | None = None
@@ -141,11 +142,16 @@ class Trainer:
         the gradient's memory, so it holds until the next step or save.
         """
         if self._ema_apart:
-            self.whole(self.ema_weights)
+            self._gather(self.ema_weights)
 
     @torch.no_grad()
     def whole(self, vector: Tensor) -> Tensor:
-        """All of a vector of which this process has its own part; with all processes together, in the gradient's memory."""
+        """All of a vector of which this process keeps its own part; where that is less, all processes together and in the gradient's
+        memory.
+        """
+        return vector if len(vector) == self.layout.size else self._gather(vector)
+
+    def _gather(self, vector: Tensor) -> Tensor:
         here = self.gradient.parameters
         here[self.own].copy_(vector)
         if len(vector) < len(here):

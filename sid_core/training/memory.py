@@ -22,6 +22,7 @@ from ..method import DTYPES
 from ..models.architectures import Architecture, new_codec, new_denoiser
 from .dry_run import RandomPrompts, make_run, make_settings
 from .iteration import Trainer
+from .regions import blocks_to_share_out
 
 aten = torch.ops.aten
 GB, GIB = 1e9, 2**30
@@ -31,7 +32,9 @@ GRID = 16  # samples drawn at once between iterations
 # bytes that each has: RTX 3090 and 4090, A100, A100 and H100, H200
 CARDS = {"24 GB": 24 * GIB, "40 GB": 40 * GIB, "80 GB": 79 * GIB, "141 GB": 140 * GB}
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
-OFFLOAD = ("none", "ema", "optimizer", "all")  # by the time they cost
+# distill.offload and distill.shard by the time they cost, on one GPU and on several
+PLACES = tuple((offload, "none") for offload in ("none", "ema", "optimizer", "all"))
+SHARED_PLACES = (("none", "none"), ("none", "optimizer"), ("none", "all"), ("all", "all"))
 GOOD = 4  # images at once, from which on more gain little
 NOTE = (
     "GB = 10^9 bytes; n is distill.micro_batch. float16 takes what bfloat16 takes, tf32 what float32 takes. Predicted by walking an iteration on "
@@ -101,6 +104,7 @@ class Prediction:
         fixed, per_image: the peak of an iteration is fixed + micro_batch * per_image.
         decoding: of one sample to look at, between iterations, above static.
         averages, optimizers: of static, what is offloaded or shared out.
+        blocks, block: of static, the teacher's weights that are shared out, and the largest of them at a time.
         lent: of the optimizers' float32 weights, what networks in float32 compute with where they stay on one GPU.
     """
 
@@ -111,14 +115,19 @@ class Prediction:
     averages: int
     optimizers: int
     lent: int
+    blocks: int
+    block: int
 
-    def placed(self, offload: str, gpus: int = 1) -> "Prediction":
-        """With `distill.offload`, and with `distill.shard` on more than one GPU."""
-        averages = 0 if offload in ("ema", "all") else self.averages // gpus
-        optimizers = 0 if offload in ("optimizer", "all") else self.optimizers // gpus
+    def placed(self, offload: str = "none", shard: str = "none", gpus: int = 1) -> "Prediction":
+        """With `distill.offload`, and with `distill.shard` over a number of GPUs."""
+        parts = 1 if shard == "none" else gpus
+        averages = 0 if offload in ("ema", "all") else self.averages // parts
+        optimizers = 0 if offload in ("optimizer", "all") else self.optimizers // parts
         less = self.averages - averages + self.optimizers - optimizers
         if optimizers < self.optimizers:
             less -= self.lent
+        if shard == "all" and gpus > 1:
+            less += self.blocks - self.blocks // gpus - 2 * self.block  # as it arrives, and in its own shape
         return replace(self, static=self.static - less, fixed=self.fixed - less)
 
     def peak(self, micro_batch: int) -> int:
@@ -160,7 +169,10 @@ def predict(
     averages, students = trainer.ema_weights.nbytes, trainer.students.values()
     optimizers = sum(student.master.nbytes + student.optimizer.second.nbytes for student in students)
     lent = 0 if DTYPES[precision] != torch.float32 else sum(student.master.nbytes for student in students)
-    return Prediction(static, 2 * one - two, two - one, decoding, averages, optimizers, lent)
+    blocks = [sum(p.nbytes for p in block.parameters()) for block in blocks_to_share_out(trainer.teacher.unet)]
+    return Prediction(
+        static, 2 * one - two, two - one, decoding, averages, optimizers, lent, sum(blocks), max(blocks, default=0)
+    )
 
 
 def _peak_of_a_step(trainer: Trainer, memory: LiveBytes) -> int:
@@ -179,6 +191,7 @@ class Row:
     precision: str
     checkpointing: bool
     offload: str
+    shard: str
     prediction: Prediction
 
 
@@ -186,7 +199,7 @@ def survey(architecture: Architecture, kappa: float, precisions: Sequence[str], 
     """All settings of `precisions`, the fastest first: offloading costs less time than computing again.
 
     Args:
-        gpus: more than one: each keeps its part (`distill.shard`).
+        gpus: that train together.
 
     Raises:
         UserError: an unknown precision.
@@ -198,7 +211,8 @@ def survey(architecture: Architecture, kappa: float, precisions: Sequence[str], 
     for precision in precisions:
         for checkpointing in (False, True):
             prediction = predict(architecture, kappa, precision, checkpointing)
-            rows += [Row(precision, checkpointing, where, prediction.placed(where, gpus)) for where in OFFLOAD]
+            for place in PLACES if gpus == 1 else SHARED_PLACES:
+                rows.append(Row(precision, checkpointing, *place, prediction.placed(*place, gpus)))
     return rows
 
 
@@ -214,14 +228,14 @@ def to_markdown(rows: list[Row]) -> str:
     """The table: GB, the peak as a line in the micro-batch, and the largest one on each card."""
     cards = " | ".join(CARDS)
     lines = [
-        f"| precision | checkpointing | offload | static | iteration | {cards} |",
-        "|---|---|---|--:|--:|" + "--:|" * len(CARDS),
+        f"| precision | checkpointing | offload | shard | static | iteration | {cards} |",
+        "|---|---|---|---|--:|--:|" + "--:|" * len(CARDS),
     ]
     for row in rows:
         p = row.prediction
         fits = " | ".join(str(p.largest(card) or "–") for card in CARDS)
         lines.append(
-            f"| {row.precision} | {'yes' if row.checkpointing else 'no'} | {row.offload} | {p.static / GB:.1f} "
+            f"| {row.precision} | {'yes' if row.checkpointing else 'no'} | {row.offload} | {row.shard} | {p.static / GB:.1f} "
             f"| {p.fixed / GB:.1f} + {p.per_image / GB:.2f} n | {fits} |"
         )
     return "\n".join(lines)
@@ -238,6 +252,6 @@ def advice(rows: list[Row]) -> str:
         row, micro_batch = found
         lines.append(
             f"{card}: precision: {row.precision}, micro_batch: {micro_batch}, checkpointing: {str(row.checkpointing).lower()}, "
-            f"offload: {row.offload} ({row.prediction.needed(micro_batch) / GB:.1f} GB with context and fragmentation)"
+            f"offload: {row.offload}, shard: {row.shard} ({row.prediction.needed(micro_batch) / GB:.1f} GB with context and fragmentation)"
         )
     return "\n".join(lines)

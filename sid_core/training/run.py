@@ -26,6 +26,7 @@ from .book import Book, load_best, make_point
 from .distributed import World, connected, is_first
 from .health import AlarmWatch, TrainingStopped
 from .iteration import Abandoned, Trainer
+from .regions import share_out_blocks
 from .state import StateWriter, load_newest_state, remove_unfinished
 
 if TYPE_CHECKING:
@@ -119,7 +120,11 @@ def _make_trainer(
     held_out = settings.distill.proxy_samples
     if held_out >= len(prompts):
         raise UserError(f"distill.proxy_samples={held_out}: expected fewer than the {len(prompts)} training captions")
-    return Trainer(denoiser, prompt_set, latent_shape(teacher), settings.run, settings.distill, world, held_out, device)
+    shape = latent_shape(teacher)
+    trainer = Trainer(denoiser, prompt_set, shape, settings.run, settings.distill, world, held_out, device)
+    if settings.distill.shard == "all" and world.size > 1:
+        share_out_blocks(trainer.teacher.unet, device)
+    return trainer
 
 
 def _export(trainer: Trainer, settings: "DistillSettings", teacher_sha256: str, state: Path, out: Path) -> None:
@@ -154,8 +159,8 @@ def _out_of_memory(error: Exception, distill: "Distill") -> str:
         remedies.append("distill.checkpointing: true (a third slower)")
     if distill.precision in ("float32", "tf32"):
         remedies.append("distill.precision: bfloat16 (a run of its own)")
-    if not distill.shard:
-        remedies.append("distill.shard: true on several GPUs")
+    if distill.shard != "all":
+        remedies.append("distill.shard: all on several GPUs")
     advice = ", or ".join(remedies) or "a GPU with more memory"
     return f"the GPU's memory is full ({str(error).split('.')[0]}); set {advice}. Running again continues"
 

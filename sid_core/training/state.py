@@ -173,8 +173,7 @@ def _vectors(trainer: Trainer) -> dict[str, Tensor]:
 def _copy_vectors(trainer: Trainer, copies: dict[str, Tensor]) -> None:
     """Bring the state's vectors to the host's memory, by name; to the first process's, but all have a part in it."""
     for name, vector in _vectors(trainer).items():
-        if trainer.settings.shard:
-            vector = trainer.whole(vector)
+        vector = trainer.whole(vector)
         if trainer.world.rank == 0:
             if name not in copies:  # pinned, a GPU is through in a second instead of five
                 copies[name] = torch.empty(len(vector), pin_memory=vector.is_cuda)
@@ -198,7 +197,7 @@ def _restore(trainer: Trainer, path: Path | None) -> None:
     """Fill the trainer's vectors from the file (process 0) or from process 0."""
     file = None if path is None else safe_open(path, "pt")
     for prefix, vector in _vectors(trainer).items():
-        whole = trainer.gradient.parameters if trainer.settings.shard else vector
+        whole = vector if len(vector) == trainer.layout.size else trainer.gradient.parameters
         for name, view in trainer.layout.views(whole).items() if file else ():
             view.copy_(file.get_tensor(f"{prefix}/{name}"))
         trainer.world.broadcast_(whole)

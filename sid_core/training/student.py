@@ -62,7 +62,7 @@ class Student:
 
     Args:
         start: the teacher's float32 weights, a vector, on whatever device.
-        own: the part of a vector that this process keeps and updates; all of it, or with `distill.shard` its share.
+        own: the part of a vector that this process keeps and updates; all of it, or its share.
 
     Attributes:
         network: the Denoiser that computes. Its parameters are views of `master`, or of a copy of it: in 16 bits, or because
@@ -85,7 +85,7 @@ class Student:
         self.lr, self.own, self.world = lr, own, world
         self.offloaded, dtype = settings.offload in ("optimizer", "all"), DTYPES[settings.precision]
         self.master = placed(start[own], device, self.offloaded)
-        apart = self.offloaded or settings.shard or dtype != torch.float32
+        apart = self.offloaded or len(self.master) < len(start) or dtype != torch.float32
         self._copy = start.to(device, dtype, copy=True) if apart else self.master
         weights = layout.views(self._copy)
         self.network = Denoiser(with_weights(teacher.unet, weights), teacher.schedule, teacher.prediction_type)

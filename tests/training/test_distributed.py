@@ -170,12 +170,20 @@ def test_a_signal_to_one_stops_all_and_the_run_continues_on_any_number(run):
         torch.testing.assert_close(fewer[name], tensor, rtol=1e-2, atol=5e-4)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_vectors_that_are_shared_out_change_no_bit(run, precision):
+def test_a_teacher_that_is_shared_out_gives_the_same_losses(run):
+    logs = []
+    for shard in ("none", "all"):
+        done = run(2, shard, settings=make_settings(**SIZE, shard=shard, checkpointing=True))
+        assert done.codes == [0, 0]
+        logs.append(points(done.folder))
+    assert logs[0][0] == pytest.approx(logs[1][0], rel=1e-5)
+    for a, b in zip(*logs, strict=True):  # Adam's early steps are signs: rounding grows
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
+
+
+def test_vectors_that_are_shared_out_change_no_bit(run):
     """Interrupted as well, and continued by one process that has all of them."""
-    whole, shared = (
-        make_settings(**SIZE, precision=precision, **more) for more in ({}, {"shard": True, "offload": "all"})
-    )
+    whole, shared = (make_settings(**SIZE, **more) for more in ({}, {"shard": "optimizer", "offload": "all"}))
     expected = run(2, "whole", settings=whole).folder
     assert run(2, "stopped", before=interrupt_second, settings=shared).codes == [13, 13]
     assert run(2, "stopped", settings=shared).codes == [0, 0]
@@ -189,10 +197,9 @@ def test_vectors_that_are_shared_out_change_no_bit(run, precision):
     saved = [load_file(saved_states(folder / "state")[0]) for folder in (expected, stopped)]
     assert saved[0].keys() == saved[1].keys()
     assert all(torch.equal(tensor, saved[1][name]) for name, tensor in saved[0].items())
-    if precision == "float32":
-        run(2, "fewer", before=interrupt_second, settings=shared)
-        assert run(1, "fewer", settings=whole).codes == [0]
-        assert points(expected.parent / "fewer")[-1] == pytest.approx(points(expected)[-1], rel=1e-3, abs=1e-5)
+    run(2, "fewer", before=interrupt_second, settings=shared)
+    assert run(1, "fewer", settings=whole).codes == [0]
+    assert points(expected.parent / "fewer")[-1] == pytest.approx(points(expected)[-1], rel=1e-3, abs=1e-5)
 
 
 def poison_second(rank):

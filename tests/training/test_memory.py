@@ -99,20 +99,22 @@ def test_peak_is_a_line_in_the_micro_batch():
 
 
 def test_every_way_of_offloading_is_known():
-    assert Distill.model_fields["offload"].annotation.__args__ == memory.OFFLOAD
+    for i, name in enumerate(("offload", "shard")):
+        ways = {place[i] for place in (*memory.PLACES, *memory.SHARED_PLACES)}
+        assert set(Distill.model_fields[name].annotation.__args__) == ways
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("offload", memory.OFFLOAD)
-@pytest.mark.parametrize("gpus", [1, 4])
-def test_what_is_offloaded_or_shared_out_is_not_on_the_gpu(precision, offload, gpus):
+@pytest.mark.parametrize(("offload", "shard"), [*memory.PLACES, ("none", "optimizer"), ("all", "optimizer")])
+def test_what_is_offloaded_or_shared_out_is_not_on_the_gpu(precision, offload, shard):
     """A trainer on meta, from weights of a host: all that it made there is what the plan says of one that has everything."""
-    settings = dry_run.make_settings(precision=precision, offload=offload, shard=gpus > 1)
+    gpus = 1 if shard == "none" else 4
+    settings = dry_run.make_settings(precision=precision, offload=offload, shard=shard)
     prompts = dry_run.RandomPrompts(SMALL.text_shape, torch.device("meta"))
     places = {"world": World(0, gpus), "device": torch.device("meta")}
     with memory.LiveBytes("meta") as live:
         trainer = Trainer(NETWORK, prompts, SMALL.latent_shape, dry_run.make_run(2.0), settings, **places)
-    planned = predict(precision).placed(offload, gpus).static - CODEC
+    planned = predict(precision).placed(offload, shard, gpus).static - CODEC
     assert live.live == pytest.approx(planned, rel=0.03)
     assert live.peak == live.live  # setting up needs no more than that
     assert len(trainer.ema_weights) == trainer.layout.size // gpus
@@ -123,15 +125,15 @@ def test_what_is_offloaded_or_shared_out_is_not_on_the_gpu(precision, offload, g
 
 def prediction(static_gb: float, per_image_gb: float) -> memory.Prediction:
     static, per_image = int(static_gb * memory.GB), int(per_image_gb * memory.GB)
-    return memory.Prediction(static, static, per_image, int(0.9e9), int(3.4e9), int(13.8e9), 0)
+    return memory.Prediction(static, static, per_image, int(0.9e9), int(3.4e9), int(13.8e9), 0, int(1.6e9), int(0.1e9))
 
 
 def test_advice_prefers_time_to_memory_and_says_where_nothing_fits():
     plain, less = prediction(26, 4), prediction(26, 0.8)
     rows = [
-        memory.Row("bfloat16", checkpointing, offload, made.placed(offload))
+        memory.Row("bfloat16", checkpointing, *place, made.placed(*place))
         for checkpointing, made in ((False, plain), (True, less))
-        for offload in memory.OFFLOAD
+        for place in memory.PLACES
     ]
     assert memory.advised(rows, "141 GB") == (rows[0], 16)
     assert memory.advised(rows, "40 GB") == (rows[1], 4)  # computing again, 16 would fit
@@ -139,6 +141,16 @@ def test_advice_prefers_time_to_memory_and_says_where_nothing_fits():
     assert memory.advised(rows[:2], "24 GB") is None
     assert "24 GB: nothing fits" in memory.advice(rows[:2])
     assert len(memory.to_markdown(rows).splitlines()) == 2 + len(rows)
+
+
+def test_several_gpus_share_a_teacher_that_fits_none():
+    """Eleven times SD 1.5: 30 bytes a parameter, of which 22 are shared out over 8."""
+    large = memory.Prediction(*(int(x * memory.GB) for x in (285, 285, 8.8, 0.9, 37.4, 151, 0, 18, 0.3)))
+    assert large.placed("none", "optimizer", 8).static < 125e9
+    shared = large.placed("none", "all", 8)
+    assert shared.static == pytest.approx((285 - (37.4 + 151 + 18) * 7 / 8 + 0.6) * memory.GB, rel=1e-6)
+    assert (large.largest("141 GB"), shared.largest("141 GB")) == (0, 2)
+    assert large.placed("none", "all", 1) == large
 
 
 def test_sd15_fits_24_gb():

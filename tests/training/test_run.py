@@ -343,7 +343,7 @@ def out_of_memory(self):
     [
         (
             {},
-            r"set distill\.micro_batch: 2 .*distill\.offload: all, or distill\.checkpointing: true .*precision: bfloat16 .*shard: true on several GPUs\. ",
+            r"set distill\.micro_batch: 2 .*distill\.offload: all, or distill\.checkpointing: true .*precision: bfloat16 .*shard: all on several GPUs\. ",
         ),
         ({"micro_batch": 1, "precision": "bfloat16", "offload": "all"}, r"set distill\.checkpointing: true \(a third"),
     ],
