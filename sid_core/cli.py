@@ -288,6 +288,12 @@ def _check_precision(given: argparse.Namespace) -> None:
     print((given.out / "gradients.md").read_text(encoding="utf-8"), end="")
 
 
+def _manual(given: argparse.Namespace) -> None:
+    from . import manual
+
+    manual.write(_parser(), Path("config.yaml"), given.out)
+
+
 def _schema(given: argparse.Namespace) -> None:
     print(json.dumps(config.Config.model_json_schema(), indent=2))
 
@@ -343,6 +349,7 @@ STAGES = {
         "teacher captions out",
     ),
     "schema": (_schema, "print the JSON schema of config.yaml", ""),
+    "manual": (_manual, "write the reference pages of settings and command line", "out"),
 }
 # beside `distill`, whose GPUs `launch` takes
 USING_GPUS = (
@@ -402,9 +409,7 @@ def _parser() -> argparse.ArgumentParser:
     teacher.add_argument("--teacher", type=Path, help="a diffusers directory; its weights are not read")
     teacher.add_argument("--size", choices=("sd15", "sd21-base", "sd21-768", "shapes"), help="or one by its name")
     memory.add_argument("--kappa", type=float, default=2.0, help="guidance scale; 1 is no guidance (default: 2)")
-    memory.add_argument(
-        "--gpus", type=int, default=1, metavar="N", help="that share the work, with distill.shard: true"
-    )
+    memory.add_argument("--gpus", type=int, default=1, metavar="N", help="that train together (default: 1)")
     memory.add_argument(
         "--precision",
         nargs="+",

@@ -38,6 +38,7 @@ ALLOWED = {
     "torchrun": set(),
     "sources": BASE,
     "plan": BASE,
+    "manual": BASE,
     "status": BASE | {"plan"},
     "cli": BASE
     | {

@@ -1,0 +1,74 @@
+"""What the pages say of the program is so: reference pages are up to date, commands exist, links lead somewhere."""
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from sid_core import cli, manual
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+
+def test_reference_pages_are_up_to_date(tmp_path):
+    manual.write(cli._parser(), ROOT / "config.yaml", tmp_path)
+    for made in sorted(tmp_path.iterdir()):
+        kept = ROOT / "docs" / "reference" / made.name
+        assert kept.read_text() == made.read_text(), f"{kept.name}: run `sid-core manual --out docs/reference`"
+
+
+def test_every_key_and_argument_is_explained():
+    pages = manual.config_page((ROOT / "config.yaml").read_text()), manual.cli_page(cli._parser())
+    for key in ("lsg", "fake_train", "ema_halflife_nimg", "save_s", "repo"):
+        assert f"`{key}`" in pages[0]
+    assert all(f"## sid-core {stage}\n" in pages[1] for stage in cli.STAGES)
+    assert "|  |\n| `--" not in pages[1]
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks and spans of code."""
+    return re.sub(r"```.*?```|`[^`]*`", "", page.read_text(), flags=re.S)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_lead_to_files_and_headings(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, heading = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{target}: no such file"
+        if heading:
+            lines = [line.lstrip("# ").lower() for line in file.read_text().splitlines() if line.startswith("#")]
+            assert heading in [re.sub(r"[^\w\s-]", "", line).replace(" ", "-") for line in lines], target
+
+
+def test_every_page_is_in_the_index():
+    linked = {
+        (ROOT / "docs" / target).resolve()
+        for target in re.findall(r"\]\(([^)#\s]+)", (ROOT / "docs" / "README.md").read_text())
+    }
+    assert {page for page in PAGES if page.is_relative_to(ROOT / "docs")} - {ROOT / "docs" / "README.md"} <= linked
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_commands_are_those_of_the_program(page):
+    """Every `sid-core STAGE --option …` parses, but for placeholders and what is left out by `…`."""
+    commands = next(a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    for line in re.findall(r"sid-core ([a-z][^\n`|;]*)", page.read_text()):
+        words = shlex.split(line.split("  #")[0].split(" # ")[0], posix=True) if line.count('"') % 2 == 0 else line.split()
+        if words[0] not in commands:
+            assert not words[0].replace("-", "").isalpha() or len(words) < 2 or "--" not in line, line
+            continue
+        known = {option for action in commands[words[0]]._actions for option in action.option_strings}
+        used = {word.split("=")[0] for word in words if word.startswith("--")}
+        assert used <= known, f"sid-core {line}"
+
+
+def test_pictures_are_small():
+    for picture in (ROOT / "docs").rglob("mlflow_*.png"):
+        assert picture.stat().st_size < 150_000, picture.name
