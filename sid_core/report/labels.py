@@ -62,7 +62,7 @@ def _cost(box: Bbox, obstacles: np.ndarray, taken: list[Bbox], frame: Bbox) -> f
     """What a label in `box` covers; leaving the frame is worst, then another label."""
     covered = ((obstacles > box.min) & (obstacles < box.max)).all(axis=1).sum()
     outside = (box.min < frame.min).any() or (box.max > frame.max).any()
-    return 2 * covered + 50 * box.count_overlaps(taken) + 500 * outside
+    return 2 * covered + 120 * box.count_overlaps(taken) + 500 * outside
 
 
 def _points_drawn(axes: Axes) -> np.ndarray:

@@ -173,6 +173,7 @@ def convergence(table: pd.DataFrame, narrow: bool = False) -> Figure:
                     "marker": MARKERS[number % 6],
                     "markersize": 4,
                     "linewidth": 1.2,
+                    "linestyle": "-" if number < 6 else (0, (2, 1)),
                 }
                 for position, (_, points) in enumerate(runs.groupby("run", sort=False)):
                     label = setting if position == 0 else None
