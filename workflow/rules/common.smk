@@ -2,8 +2,11 @@
 import re
 import sys
 
+from snakemake.resources import Resource
+
 from sid_core.config import baselines, dump, generators, parse_config, runs, shards, stage_settings, teacher_folder
 from sid_core.errors import UserError
+from sid_core.gpus import visible
 from sid_core.machine import has_gpu, put_python_first
 from sid_core.plan import to_text
 from sid_core.slurm import adapt
@@ -31,7 +34,12 @@ SETTINGS = {name: dump(settings) for name, settings in stage_settings(CONFIG).it
 ASKS = CONFIG.resources
 
 
-# where nothing is said: on a machine with a GPU one job has it at a time (profile: gpu: 1), without one two run side by side
+# what all jobs together may have here, unless a profile or `--resources gpu=N` says it; on a cluster (`--jobs`) no limit
+if workflow.is_main_process and workflow.resource_settings.nodes is None and "gpu" not in workflow.global_resources:
+    workflow.global_resources["gpu"] = Resource("gpu", max(len(visible()), 1))
+
+
+# where nothing is said: on a machine with GPUs each job has one, without any two run side by side
 def gpus(asks):
     return asks.gpus(int(has_gpu()))
 
