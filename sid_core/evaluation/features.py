@@ -5,7 +5,6 @@ without looking at an image again.
 """
 
 import shutil
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,7 +61,8 @@ def build_reference(settings: "ReferenceSettings", out: Path, workers: int = 1) 
         raise UserError(
             f"evaluate.reference_samples={settings.reference_samples}: a covariance needs 2, better thousands"
         )
-    looks, images = Looks(settings, of_reference=True), reference_images(settings)
+    images = reference_images(settings)
+    looks = Looks(settings, len(images), of_reference=True)
     source = images.record()  # reads every file of a folder
     kept = cached_features(source, image_record(settings), looks.record)
     if kept is not None and _is_whole(kept):
@@ -117,7 +117,7 @@ def extract_features(settings: "FeatureSettings", shard: Path, captions: Path, o
     made = sidecar["record"]
     check_captions(shard, made, lines)
     _check_stored_size(shard, made, settings)
-    looks = Looks(settings)
+    looks = Looks(settings, len(made["samples"]))
 
     def prepare(member: tuple[dict, bytes]) -> tuple[int, tuple]:
         return member[0]["index"], looks.prepare(decode_member(shard, member))
@@ -145,17 +145,20 @@ class Looks:
     """All networks of the settings, and the rows that each has made of the images so far.
 
     Args:
+        count: images that will come.
         of_reference: only those whose metric compares with the reference: preferences need a caption.
     """
 
-    def __init__(self, settings: "FeatureSettings", of_reference: bool = False):
+    def __init__(self, settings: "FeatureSettings", count: int, of_reference: bool = False):
         self._settings, self._features, self.clip = settings, Features.of(settings), Clip.of(settings)
         self._extras = [extra for extra in extras(settings) if not (of_reference and isinstance(extra, Preference))]
         self.record = {
             "weights": {"features": self._features.sha256, "clip": self.clip.sha256},
             "extras": {extra.metric: extra.record for extra in self._extras},
         }
-        self._rows: dict[str, list[Tensor]] = defaultdict(list)
+        # a block each for all images: small tensors that stay, between large ones that come and go, fragment the heap
+        self._rows: dict[str, Tensor] = {}
+        self._count, self._done = count, 0
 
     def prepare(self, image: np.ndarray) -> tuple:
         """An 8-bit image as each network takes it; may be called from several threads."""
@@ -169,10 +172,14 @@ class Looks:
     def add(self, batch: Sequence[tuple], captions: Sequence[str]) -> None:
         """Run the networks on what `prepare` returned for each image of a batch."""
         for_network, for_clip, *for_extras = zip(*batch, strict=True)
-        self._rows["features"].append(self._features(for_network))
-        self._rows["clip_image"].append(self.clip.encode(for_clip))
+        rows = {"features": self._features(for_network), "clip_image": self.clip.encode(for_clip)}
         for extra, prepared in zip(self._extras, for_extras, strict=True):
-            self._rows[extra.column].append(extra.rows(prepared, captions))
+            rows[extra.column] = extra.rows(prepared, captions)
+        for name, new in rows.items():
+            if name not in self._rows:
+                self._rows[name] = new.new_empty(self._count, *new.shape[1:])
+            self._rows[name][self._done : self._done + len(batch)] = new
+        self._done += len(batch)
 
     def tensors(self, index: Tensor, source: str) -> dict[str, Tensor]:
         """Rows of all images by network, with their index (N,).
@@ -180,10 +187,9 @@ class Looks:
         Raises:
             UserError: one is not finite; names `source` and the images.
         """
-        rows = {name: torch.cat(parts) for name, parts in self._rows.items()}
-        for name, values in rows.items():
+        for name, values in self._rows.items():
             check_finite(values, index, f"{source}: {name}")
-        return {"index": index, **rows}
+        return {"index": index, **self._rows}
 
 
 def load_features(path: Path) -> tuple[dict[str, Tensor], dict]:
