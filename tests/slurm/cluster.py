@@ -31,14 +31,15 @@ mount --bind {folder}/hosts /etc/hosts
 hostname login
 exec {python} -c 'import signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); print("ready", flush=True); sys.stdin.read()'
 """
-# what differs from Slurm's defaults: no cgroups, no slurm user, several nodes with more CPUs and memory than the host has
+# what differs from Slurm's defaults: no cgroups, no slurm user, several nodes with more CPUs and memory than the host has; a job that is put
+# back waits cred_expire (120 s) before it starts, a node that fails is noticed after SlurmdTimeout (300 s)
 SLURM_CONF = """
 ClusterName=test
 SlurmctldHost=login(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser=root
 SlurmdUser=root
-AuthInfo=socket={folder}/munge/socket
+AuthInfo=socket={folder}/munge/socket,cred_expire=15
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
