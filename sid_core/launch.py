@@ -94,9 +94,10 @@ class Job:
 
     def wait(self, save_s: float) -> int:
         """Until all have ended; they are stopped `save_s` before the job's time limit. Returns the exit code."""
-        code = None
+        code = end_s = None
         while code is None:
-            left_s = None if self._signum else _seconds_left()
+            end_s = _job_end_s() or end_s
+            left_s = end_s - time.time() if end_s and not self._signum else None
             if left_s is not None and left_s <= save_s:
                 self.out_of_time = True
                 self._note(signal.SIGUSR1)
@@ -182,10 +183,10 @@ def _refuse_what_was_stopped(state: Path) -> None:
 # --- Slurm -----------------------------------------------------------------------------------------------------------
 
 
-def _seconds_left() -> float | None:
-    """Of this job's time; None outside of Slurm, without a limit, or where squeue does not answer."""
+def _job_end_s() -> int | None:
+    """When this job's time is up, in seconds since 1970; None outside of Slurm, without a limit, or without an answer."""
     end = _ask_squeue("%e")
-    return float(end) - time.time() if end.isdigit() else None
+    return int(end) if end.isdigit() else None
 
 
 def requeue(run: str, left_s: float) -> None:
