@@ -25,6 +25,7 @@ def compare(config: Config, experiment_dir: str | Path) -> None:
     scores = table.read_scores(config, folder)
     rows = table.make_rows(config, folder, scores)
     settings = entries.make_entries(config, rows, scores, entries.read_intervals(folder / "seeds.csv"))
+    pairs_csv = entries.read_text(folder / "pairs.csv")
     logs = curves.read_curves(config, folder)
     grid = samples.read_grid(config, folder, settings)
     condition = health.examine(config.distill.alarms, logs, folder)
@@ -41,14 +42,7 @@ def compare(config: Config, experiment_dir: str | Path) -> None:
         "convergence": lambda narrow: paper.convergence(frames["convergence"], narrow),
         "precision": lambda narrow: precision.of_experiment(folder, narrow),
     }
-    pictures, reasons = {}, {}
-    for name, drawing in draw.items():
-        try:
-            pictures[name] = Picture.of(drawing)
-        except paper.NoData as error:
-            reasons[name] = str(error)
-            pictures[name] = Picture.of(lambda narrow, reason=str(error): paper.say(reason))
-    pairs_csv = entries.read_text(folder / "pairs.csv")
+    pictures, reasons = _render(draw)
     html = page.render(config, settings, scores, grid, condition, notes, warnings, pictures, reasons, pairs_csv)
     sheet = to_png(samples.draw(grid))
 
@@ -60,3 +54,15 @@ def compare(config: Config, experiment_dir: str | Path) -> None:
         write_text(folder / "figures" / f"{name}.svg", picture.svg)
     write_png(folder / "figures" / "samples.png", sheet)
     write_text(folder / "report.html", html)
+
+
+def _render(draw: dict[str, Callable[[bool], Figure]]) -> tuple[dict[str, Picture], dict[str, str]]:
+    """Pictures by name; and of those without data, which say so, the reasons."""
+    pictures, reasons = {}, {}
+    for name, drawing in draw.items():
+        try:
+            pictures[name] = Picture.of(drawing)
+        except paper.NoData as error:
+            reasons[name] = str(error)
+            pictures[name] = Picture.of(lambda narrow, reason=str(error): paper.say(reason))
+    return pictures, reasons

@@ -9,6 +9,7 @@ import pytest
 from made_up import CAPTION, PROTOCOL_HASH, make_config, write_experiment
 from PIL import Image
 
+from sid_core.errors import UserError
 from sid_core.report import compare
 from sid_core.report.table import COLUMNS
 
@@ -102,6 +103,16 @@ def test_images_of_the_page_are_whole(experiment):
     for uri in uris:
         with Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,")))) as image:
             image.load()
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "seeds.csv"])
+def test_missing_differences_are_named(make_experiment, name):
+    config = make_config()
+    folder = make_experiment(config)
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=f"{name}: no such file; run sid-core pairs"):
+        compare(config, folder)
+    assert not (folder / "report.html").exists()
 
 
 def test_report_does_not_import_torch():
