@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # what the machine refuses, and no defect: full disk, quota, permissions, read-only folders
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 
+OUTPUTS = {"out", "state", "tracking"}  # arguments that a stage writes to
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a subcommand. Returns the exit code: 0, 1 after a user's mistake, 128 + signal when interrupted."""
@@ -43,11 +45,28 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _complain("interrupted; what is finished is kept, running again continues", 128 + signal.SIGINT)
     except Exception as error:
+        if (mistaken := _mistaken(error, given)) is not None:
+            return _complain(mistaken)
         refusal = _refusal(error)
         if refusal is None:
             raise
         return _complain(f"{_place(error, given)}: {refusal}; make room or choose another place, then run again")
     return 0
+
+
+def _mistaken(error: Exception, given: argparse.Namespace) -> str | None:
+    """What is wrong with an argument in which a file is missing or of another kind; None for every other error."""
+    if not isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError) or error.filename is None:
+        return None
+    for name, value in vars(given).items():
+        for path in value if isinstance(value, list) else [value]:
+            if (
+                isinstance(path, Path)
+                and name not in OUTPUTS
+                and Path(os.fsdecode(error.filename)).is_relative_to(path)
+            ):
+                return f"--{name.replace('_', '-')} {path}: {error.filename}: {error.strerror.lower()}; see sid-core --help"
+    return None
 
 
 def _refusal(error: Exception) -> str | None:

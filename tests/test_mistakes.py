@@ -1,0 +1,147 @@
+"""Wrong and missing inputs of every command end in one named error: exit code 1, no traceback, nothing written."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sid_core import cli
+from sid_core import config as c
+from sid_core.files import write_json, write_manifest
+
+ROOT = Path(__file__).parents[1]
+# commands without inputs, and arguments that no command reads
+WITHOUT_INPUTS = {"schema", "manual", "shapes-assets", "tracking-init"}
+OUTPUTS = {"out", "state", "tracking", "experiment", "repo"}
+# inputs that are looked at after, or together with, another one, which is named instead
+AFTER_OTHERS = {
+    ("distill", "prompts"),
+    ("score", "reference"),
+    ("score", "captions"),
+    ("import-official", "teacher"),
+    ("sample", "generator"),
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_teacher, tmp_path_factory):
+    """A right value for every argument, in a folder with config.yaml: each test spoils one of them."""
+    folder = tmp_path_factory.mktemp("inputs")
+    config = c.load_config(ROOT / "config.yaml")
+    (folder / "config.yaml").write_text(c.dump(config))
+    blocks = c.stage_settings(config)
+    run = next(name for name in blocks if name.startswith("runs/"))
+    baseline = next(name for name in blocks if name.startswith("baselines/"))
+    files = {
+        "teacher": "teacher.settings.yaml",
+        "prompts": "prompts.settings.yaml",
+        "distill": run if run.endswith("settings.yaml") else run.replace("generate", "settings"),
+        "generate": run.replace("settings.yaml", "generate.yaml"),
+        "generate-baseline": baseline,
+        "extractors": "reference/settings.yaml",
+        "reference": "reference/settings.yaml",
+        "features": "features.settings.yaml",
+        "score": "score.settings.yaml",
+    }
+    for stage, name in files.items():
+        (folder / f"{stage}.yaml").write_text(c.dump(blocks[name]))
+    results = folder / "results" / "shapes"
+    generator = results / "runs" / "lsg-2" / "generator"
+    shutil.copytree(tiny_teacher / "unet", generator / "unet")
+    write_json(
+        generator / "generator.json",
+        {"t_init": 625, "num_steps": 1, "prediction_type": "epsilon", "teacher_sha256": "0"},
+    )
+    write_manifest(generator)
+    shutil.copytree(tiny_teacher, results / "teacher")
+    (results / "config.yaml").write_text(c.dump(config))
+    prompts = results / "prompts"
+    prompts.mkdir()
+    for name in ("train.txt", "evaluation.txt"):
+        (prompts / name).write_text("a cat\na dog\n")
+    write_manifest(prompts)
+    right = {
+        "teacher": results / "teacher",
+        "prompts": prompts / "train.txt",
+        "captions": prompts / "evaluation.txt",
+        "generator": generator,
+        "range": ("0", "1"),
+        "samples": folder / "00000.tar",
+        "features": folder / "00000.safetensors",
+        "reference": folder / "reference.safetensors",
+        "results": results,
+        "prompt": "a cat",
+        "pipeline": folder / "pipeline",
+        "runs": results / "runs" / "lsg-2",
+        "network": folder / "network.pkl",
+        "configfile": ROOT / "experiments" / "sd15.yaml",
+    }
+    return folder, right
+
+
+def optional(stage: str) -> list[str]:
+    """Inputs that are no required options."""
+    return {"compare": ["runs"], "import-official": ["network"], "plan-memory": ["teacher"]}.get(stage, [])
+
+
+def cases() -> list[tuple[str, str]]:
+    """Every command with each of its inputs that is a file or folder."""
+    found = []
+    for stage, (_, _, options) in cli.STAGES.items():
+        names = [name for name in options.split() if name not in OUTPUTS | {"range", "prompt"}] + optional(stage)
+        if stage in ("plan", "status", "check-precision"):
+            names.append("configfile")
+        found += [(stage, name) for name in names]
+    return found
+
+
+def arguments(stage: str, inputs: tuple, tmp_path: Path, **spoilt: object) -> list[str]:
+    folder, right = inputs
+    values = right | {"settings": folder / f"{stage}.yaml"} | spoilt
+    values |= {name: tmp_path / "made" / name for name in ("out", "state", "tracking")} | {
+        "experiment": "x",
+        "repo": "a/b",
+    }
+    line = [stage]
+    for name in [*cli.STAGES[stage][2].split(), *(name for name in spoilt if name not in cli.STAGES[stage][2].split())]:
+        if name == "settings" and stage in ("report", "pairs") and "settings" not in spoilt:
+            values[name] = right["results"] / "config.yaml"
+        value = values[name]
+        parts = [str(part) for part in (value if isinstance(value, tuple) else (value,))]
+        line += parts if name in ("runs", "network") else [f"--{name}", *parts]
+    return line
+
+
+def test_every_command_is_tried():
+    assert {stage for stage, _ in cases()} | WITHOUT_INPUTS == set(cli.STAGES)
+
+
+@pytest.fixture
+def complaint(inputs, tmp_path, capsys, monkeypatch):
+    """complaint(stage, name, path): runs the command with `path` for the input `name`, which must end in an error that names it."""
+
+    def complaint(stage: str, name: str, path: Path) -> None:
+        monkeypatch.chdir(inputs[0])
+        assert cli.main(arguments(stage, inputs, tmp_path, **{name: path})) == 1
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        assert str(path) in said[said.rindex("error: ") :] or (stage, name) in AFTER_OTHERS
+        made = [path for path in (tmp_path / "made").rglob("*") if path.is_file() and path.name != ".lease.guard"]
+        assert made == []
+
+    return complaint
+
+
+@pytest.mark.parametrize(("stage", "name"), cases())
+def test_wrong_inputs_are_named(stage, name, complaint, tmp_path):
+    complaint(stage, name, tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    complaint(stage, name, tmp_path / "empty")
+    (tmp_path / "bytes.bin").write_bytes(bytes(range(256)))
+    complaint(stage, name, tmp_path / "bytes.bin")
+
+
+def test_a_range_that_is_none_is_named(inputs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(inputs[0])
+    assert cli.main(arguments("generate", inputs, tmp_path, range=("5", "5"))) == 1
+    assert "samples 5–4: expected a range inside the 2 captions" in capsys.readouterr().err
