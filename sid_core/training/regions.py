@@ -49,6 +49,8 @@ def share_out_blocks(unet: nn.Module, device: torch.device) -> None:
     # what the blocks return is added to out of place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     for block in blocks_to_share_out(unet):
+        for weights in block.parameters():
+            weights.data = weights.data.contiguous()  # it takes no others, such as channels_last
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
 
 
