@@ -27,6 +27,7 @@ def compare(config: Config, experiment_dir: str | Path) -> None:
     settings = entries.make_entries(config, rows, scores, entries.read_intervals(folder / "seeds.csv"))
     pairs_csv = entries.read_text(folder / "pairs.csv")
     logs = curves.read_curves(config, folder)
+    gradients = precision.of_experiment(folder)
     grid = samples.read_grid(config, folder, settings)
     condition = health.examine(config.distill.alarms, logs, folder)
     warnings = summary.warnings(config, settings) + health.warnings(condition)
@@ -40,10 +41,11 @@ def compare(config: Config, experiment_dir: str | Path) -> None:
         "scales": lambda narrow: paper.scales(frames["summary"], narrow),
         "strategies": lambda narrow: paper.strategies(frames["summary"], narrow),
         "convergence": lambda narrow: paper.convergence(frames["convergence"], narrow),
-        "precision": lambda narrow: precision.of_experiment(folder, narrow),
+        "precision": lambda narrow: precision.draw(gradients, narrow),
     }
     pictures, reasons = _render(draw)
-    html = page.render(config, settings, scores, grid, condition, notes, warnings, pictures, reasons, pairs_csv)
+    lists = page.Lists(notes, warnings, reasons, condition, precision.cells(gradients), pairs_csv)
+    html = page.render(config, settings, scores, grid, pictures, lists)
     sheet = to_png(samples.draw(grid))
 
     for name, text in csv.items():

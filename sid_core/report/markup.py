@@ -42,13 +42,14 @@ def pairs(values: Mapping[str, object]) -> str:
     return f"<dl>\n{lines}</dl>\n"
 
 
-def plain_table(head: Iterable[str], rows: Iterable[tuple[str, Iterable[str]]], name: str) -> str:
-    """A table of text. `rows`: the run (without its seed) that a row belongs to, and its cells, the first of which names it."""
+def plain_table(head: Iterable[str], rows: Iterable[tuple[str | None, Iterable[str]]], name: str) -> str:
+    """A table of text. `rows`: the run (without its seed) that a row belongs to, if to one, and its cells, the first of which names it."""
     titles = "".join(f'<th scope="col">{escape(title)}</th>' for title in head)
     body = ""
     for run, (first, *cells) in rows:
         rest = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        body += f'<tr data-run="{escape(run)}"><th scope="row">{escape(first)}</th>{rest}</tr>\n'
+        belongs = f' data-run="{escape(run)}"' if run else ""
+        body += f'<tr{belongs}><th scope="row">{escape(first)}</th>{rest}</tr>\n'
     return scrolling(f'<table class="plain">\n<thead><tr>{titles}</tr></thead>\n<tbody>\n{body}</tbody></table>', name)
 
 

@@ -7,6 +7,7 @@ carries its name (without its seed) as data-run; page.js selects by it, everywhe
 import csv
 import io
 import json
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -36,6 +37,7 @@ PAIRS_WORDS = (
     "Paired: over samples of the same captions and noise (of several seeds of training the first), or over the same seeds of training. "
     "A verdict is given where the 95 % interval leaves out 0. Other pairs: pairs.csv."
 )
+PRECISION = ("Network", "Precision", "Cosine with float32's gradient", "Relative error", "Ratio of norms")
 MORE = {  # title and words of the further figures
     "scales": ("Scores over guidance scales", "Hollow: trained for longer. Bars: the spread over seeds, or the 95 % interval of a single one."),
     "strategies": ("Strategies of guidance", "Without guidance, with it in the teacher alone (long), in training of the fake score alone (short), in both (LSG)."),
@@ -44,34 +46,42 @@ MORE = {  # title and words of the further figures
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Lists:
+    """What is told in words and lines."""
+
+    notes: list[str]
+    warnings: list[str]
+    reasons: dict[str, str]  # why a figure of MORE shows nothing
+    health: list[Health]
+    gradients: list[list[str]]  # of 16 bits, as PRECISION names them
+    pairs_csv: str
+
+
 def render(
     config: Config,
     entries: list[Entry],
     scores: dict[str, dict],
     grid: Grid,
-    health: list[Health],
-    notes: list[str],
-    warnings: list[str],
     pictures: dict[str, Picture],
-    reasons: dict[str, str],
-    pairs_csv: str,
+    lists: Lists,
 ) -> str:
-    """The page. `pictures` by name: fid_clip, training and those of MORE; `reasons`: why one of these shows nothing."""
+    """The page. `pictures` by name: fid_clip, training and those of MORE."""
     tips = {entry.name: _tip(entry) for entry in entries}
     sections = {
-        "results": ("Results", _tables(entries, tips) + bullets(notes)),
+        "results": ("Results", _tables(entries, tips) + bullets(lists.notes)),
         "trade-off": (
             "Trade-off",
             figure(pictures["fid_clip"], "FID against CLIP score", _trade_off_words(entries), tips),
         ),
         "samples": ("Images", comparer(grid)),
-        "differences": ("Differences", _differences(pairs_csv, entries)),
+        "differences": ("Differences", _differences(lists.pairs_csv, entries)),
         "training": (
             "Training",
             figure(pictures["training"], "Training curves of every run.", TRAINING_WORDS, name="wide"),
         ),
-        "health": ("Health", plain_table(COLUMNS, ((one.setting, one.cells()) for one in health), "Health")),
-        "figures": ("More figures", _more(pictures, reasons)),
+        "health": ("Health", plain_table(COLUMNS, ((one.setting, one.cells()) for one in lists.health), "Health")),
+        "figures": ("More figures", _more(pictures, lists)),
         "provenance": ("Provenance", provenance(config, scores)),
     }
     title = escape(config.experiment)
@@ -93,7 +103,7 @@ def render(
 <p class="kicker">SiD-LSG, one-step generators compared</p>
 <h1>{title}</h1>
 <p class="finding">{escape(finding(entries))}</p>
-{bullets(warnings, "warnings")}<nav aria-label="Sections">
+{bullets(lists.warnings, "warnings")}<nav aria-label="Sections">
 {links}</nav>
 </header>
 <main>
@@ -215,9 +225,11 @@ def _differences(pairs_csv: str, entries: list[Entry]) -> str:
     )
 
 
-def _more(pictures: dict[str, Picture], reasons: dict[str, str]) -> str:
+def _more(pictures: dict[str, Picture], lists: Lists) -> str:
     body = ""
     for name, (title, words) in MORE.items():
-        if name not in reasons:
+        if name not in lists.reasons:
             body += f"<h3>{escape(title)}</h3>\n{figure(pictures[name], title, words)}"
-    return body + bullets(f"{MORE[name][0]}: {reason}." for name, reason in reasons.items())
+    if lists.gradients:
+        body += plain_table(PRECISION, ((None, cells) for cells in lists.gradients), "Gradients in 16 bits")
+    return body + bullets(f"{MORE[name][0]}: {reason}." for name, reason in lists.reasons.items())

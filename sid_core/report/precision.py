@@ -29,16 +29,19 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def of_experiment(folder: Path, narrow: bool = False) -> Figure:
-    """The figure of `folder`/precision/gradients.csv.
-
-    Raises:
-        NoData: it is not there.
-    """
+def of_experiment(folder: Path) -> list[dict[str, str]]:
+    """The lines of `folder`/precision/gradients.csv; none where there is no such file."""
     path = folder / "precision" / "gradients.csv"
-    if not path.is_file():
-        raise NoData(f"no {path.relative_to(folder)}; sid-core check-precision --out {path.parent} writes it")
-    return draw(read(path), narrow)
+    return read(path) if path.is_file() else []
+
+
+def cells(rows: list[dict[str, str]]) -> list[list[str]]:
+    """Network, precision, cosine, relative error and norm ratio over all noise levels: the last row of each pair."""
+    whole = {(row["network"], row["precision"]): row for row in rows}
+    return [
+        [*pair, f"{float(row['cosine']):.5f}", f"{100 * float(row['relative_error']):.1f} %", f"{float(row['norm_ratio']):.4f}"]
+        for pair, row in whole.items()
+    ]
 
 
 def to_markdown(rows: list[dict[str, str]]) -> str:
@@ -58,7 +61,15 @@ def to_markdown(rows: list[dict[str, str]]) -> str:
 
 
 def draw(rows: list[dict[str, str]], narrow: bool = False) -> Figure:
-    """Relative error against t on a logarithmic axis, a panel for each network and a line for each precision."""
+    """Relative error against t on a logarithmic axis, a panel for each network and a line for each precision.
+
+    Raises:
+        NoData: there is no row.
+    """
+    if not rows:
+        raise NoData(
+            "no precision/gradients.csv here, which sid-core check-precision --out results/EXPERIMENT/precision writes"
+        )
     networks = list(dict.fromkeys(row["network"] for row in rows))
     with matplotlib.rc_context(LIGHT.rc()):
         figure = new_figure(4.4, 2.6 * len(networks)) if narrow else new_figure(6.6, 3.2)
