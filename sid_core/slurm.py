@@ -3,7 +3,8 @@
 Snakemake that is killed leaves its jobs running, and started again it would submit them a second time. Here a job that makes
 the same files waits in the queue until the first one has ended: a distillation then finds a state that is finished, or goes
 on with it, and no GPU idles meanwhile. (The plugin registers job ids with Snakemake, but each job's own Snakemake writes over
-them.) The plugin also looks ever more seldom, up to 180 s apart, so that the end of a long job goes unnoticed for minutes.
+them.) The plugin also looks ever more seldom, up to 180 s apart, so that the end of a long job goes unnoticed for minutes, and
+loses its jobs from sight when the controller does not answer for a while.
 """
 
 import json
@@ -32,6 +33,7 @@ def _make(upstream: type, prefix: str) -> type:
         def __post_init__(self, test_mode: bool = False) -> None:
             self.workflow.executor_settings.jobname_prefix = self.workflow.executor_settings.jobname_prefix or prefix
             super().__post_init__(test_mode)
+            self._told = set()  # jobs whose state this round has told
             self._book = Book(Path(self.workflow.workdir_init) / ".snakemake" / "slurm_jobs.jsonl")
 
         def run_job(self, job) -> None:
@@ -49,10 +51,26 @@ def _make(upstream: type, prefix: str) -> type:
             self._book.note(job_info.external_jobid, job_info.job.output)
             super().report_job_submission(job_info, register_job)
 
+        async def check_active_jobs(self, active_jobs: list):
+            self._told = set()
+            async for job_info in super().check_active_jobs(active_jobs):
+                self._told.add(job_info.job)
+                yield job_info
+            for (
+                job_info
+            ) in active_jobs:  # where Slurm did not answer, the plugin forgets them, and Snakemake waits for ever
+                if job_info.job not in self._told:
+                    yield job_info
+
+        def report_job_success(self, job_info) -> None:
+            self._told.add(job_info.job)
+            super().report_job_success(job_info)
+
         def report_job_error(self, job_info, msg: str | None = None, **given) -> None:
             # `launch` continues these and counts them; Snakemake's retries are left for failures. Upstream, an executor would say so
             if job_info.job.resources.get("continuations") and INTERRUPTED.search(msg or ""):
                 job_info.job.attempt -= 1
+            self._told.add(job_info.job)
             super().report_job_error(job_info, msg=msg, **given)
 
         @property
