@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "slurm"))
 from cluster import Cluster
 from pipeline import Pipeline, Project, install_plugin
 
-CHAIN = ("prepare", "distill", "shard", "score", "compare")  # each waits for the one before it
+CHAIN = ("prepare", "distill", "shard", "score", "report")  # each waits for the one before it
 JOBS = 2  # at a time: the machine has two cores
 
 
