@@ -49,6 +49,11 @@ def memory(asks):
     return lambda wildcards, attempt: attempt * asks.mem_mb
 
 
+# a job of several nodes runs its own srun, hence is no step of one (`mpi`); a task on each node starts the processes there
+def several_nodes(asks):
+    return dict(mpi="srun", tasks=asks.nodes, tasks_per_gpu=0) if asks.nodes > 1 else {}
+
+
 # a pattern for these names and nothing else, also where there are none
 def any_of(names):
     return "|".join(map(re.escape, names)) or "$^"

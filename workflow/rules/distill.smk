@@ -10,11 +10,6 @@ if workflow.is_main_process and LIMIT is not None and LIMIT.value < gpus(ASKS.di
     )
 
 
-# A job of several nodes runs its own srun, hence is no step of one (`mpi`); a task on each node starts the processes there.
-def several_nodes(asks):
-    return dict(mpi="srun", tasks=asks.nodes, tasks_per_gpu=0) if asks.nodes > 1 else {}
-
-
 rule distill:
     input:
         settings=f"{RESULTS}/runs/{{run}}/settings.yaml",
