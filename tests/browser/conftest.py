@@ -56,7 +56,6 @@ def open_page(browser, complaints):
                 complain(f"outside: {request.url}")
 
         context = browser.new_context(**options)
-        context.set_default_timeout(10_000)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: complain(f"console: {message.text}") if message.type == "error" else None)

@@ -40,13 +40,14 @@ def point(page, run):
 
 
 def test_it_opens_at_once_and_whole(open_report, report):
-    took = []
-    for _ in range(2):  # of two, as the machine may be busy with something else
-        begun = time.monotonic()
-        page = open_report()
-        took.append(time.monotonic() - begun)
-    seconds, size = min(took), report.stat().st_size
-    print(f"report.html: {size / 1e6:.1f} MB, opened in {seconds:.2f} s")
+    begun = time.monotonic()
+    page = open_report()
+    took, size = time.monotonic() - begun, report.stat().st_size
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable")
+    metrics = {metric["name"]: metric["value"] for metric in session.send("Performance.getMetrics")["metrics"]}
+    seconds = metrics["ProcessTime"]  # of a processor: the clock counts what else the machine does
+    print(f"report.html: {size / 1e6:.1f} MB, opened in {took:.2f} s, {seconds:.2f} s of a processor")
     assert size < LARGEST
     assert seconds < SLOWEST_S
     broken = "parts => parts.filter((image) => !image.complete || image.naturalWidth === 0).length"
