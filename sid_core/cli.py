@@ -42,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
             given.run(given)
     except UserError as error:
         return _complain(str(error))
+    except BrokenPipeError:  # what reads the output, such as `head`, has enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- Python flushes it when it ends
+        return 0
     except KeyboardInterrupt:
         return _complain("interrupted; what is finished is kept, running again continues", 128 + signal.SIGINT)
     except Exception as error:

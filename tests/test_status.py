@@ -283,6 +283,12 @@ def test_no_experiment_is_a_named_error(tmp_path, capsys):
     assert capsys.readouterr().err.startswith(f"error: --results {tmp_path}/nowhere: has no config.yaml; ")
 
 
+def test_a_reader_that_has_enough_is_no_error(results):
+    command = f"{sys.executable} -m sid_core status --results {results} | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert (done.stdout.count("\n"), done.stderr, done.returncode) == (1, "", 0)
+
+
 def test_asking_imports_nothing_heavy(results):
     code = (
         "import sys; from sid_core import cli\n"
