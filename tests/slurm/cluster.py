@@ -23,12 +23,18 @@ from typing import Self
 PACKAGES = {"slurmctld": "slurm-wlm", "munged": "munge", "slurmdbd": "slurmdbd", "mariadbd": "mariadb-server"}
 PATH = "/usr/sbin:/sbin:/usr/bin:/bin"  # where Debian puts daemons, also for users
 READY_S = 90
-# all processes of the cluster descend from this one, and the kernel ends them with it
+# All processes of the cluster descend from this one, and the kernel ends them with it. Folders above Python that are closed to other
+# users (/root) are open in here, by layers over them.
 FIRST = """
 set -e
 mount --bind {folder}/etc /etc/slurm
 mount --bind {folder}/hosts /etc/hosts
 hostname login
+for closed in {closed}; do
+  mkdir -p {folder}/open$closed/upper {folder}/open$closed/work
+  mount -t overlay none -o lowerdir=$closed,upperdir={folder}/open$closed/upper,workdir={folder}/open$closed/work $closed
+  chmod 755 $closed
+done
 exec {python} -c 'import signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); print("ready", flush=True); sys.stdin.read()'
 """
 # what differs from Slurm's defaults: no cgroups, no slurm user, several nodes with more CPUs and memory than the host has; a job that is put
@@ -219,7 +225,13 @@ class Cluster:
 
     def _begin(self) -> None:
         """Make the namespaces and start munged."""
-        script = FIRST.format(folder=shlex.quote(str(self.folder)), python=shlex.quote(sys.executable))
+        needed = [Path(name).resolve() for name in (sys.prefix, sys.base_prefix, __file__)]
+        closed = {str(above) for path in needed for above in path.parents if not above.stat().st_mode & 1}
+        script = FIRST.format(
+            folder=shlex.quote(str(self.folder)),
+            python=shlex.quote(sys.executable),
+            closed=" ".join(map(shlex.quote, sorted(closed))),
+        )
         spaces = ["unshare", "--mount", "--pid", "--uts", "--fork", "--mount-proc", "--propagation=private"]
         self._first = subprocess.Popen(
             [*self._root, *spaces, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

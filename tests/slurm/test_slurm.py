@@ -23,7 +23,12 @@ BLOCKS = {
     "tracking": {"enabled": False},
     "resources": {
         "distill": {"gpu": 1, "threads": 1, "mem_mb": 9000, "runtime": "2h"},
-        "score": {"gpu": 0, "threads": 2, "mem_mb": 8000, "runtime": "1h"},
+        "prompts": {
+            "gpu": 0,
+            "threads": 2,
+            "mem_mb": 2000,
+            "runtime": "30m",
+        },  # of all stages, threads change no number here
     },
 }
 RUN = Path("results/smallest/runs/lsg-1.5")
@@ -55,7 +60,7 @@ def local(place):
     project = Project(place / "local")
     project.configure(**BLOCKS)
     with open(place / "local.log", "w") as log:
-        command = [sys.executable, "-m", "snakemake", "--cores", "1"]
+        command = [sys.executable, "-m", "snakemake", "--cores", "2"]
         project.process = subprocess.Popen(command, cwd=project.folder, stdout=log, stderr=subprocess.STDOUT)
     yield project
     project.process.kill()
@@ -83,6 +88,7 @@ def test_a_cancelled_job_is_tried_again(whole, cluster):
 
 def test_a_job_gets_what_the_configuration_asks_for(whole):
     job = whole.wait_for("distill")
+    assert whole.jobs("prepare")[-1]["NumCPUs"] == "2"
     assert (job["NumCPUs"], job["MinMemoryNode"], job["TimeLimit"]) == ("1", "9000M", "02:00:00")
     assert job["TresPerJob"] == "gres:gpu:1"
     assert job["Comment"] == "rule_distill_wildcards_lsg-1.5"
@@ -157,7 +163,7 @@ def copy(whole, place, cluster, plugin):
 
 
 def test_two_users_one_short_of_memory_and_one_of_disk(copy, cluster, local):
-    little = {"score": {"gpu": 0, "threads": 2, "mem_mb": 500, "runtime": "1h"}}
+    little = {"score": {"gpu": 0, "threads": 1, "mem_mb": 500, "runtime": "1h"}}
     mine = copy("memory", [RUN / "score.json"], resources=BLOCKS["resources"] | little)
     theirs = copy("disk", [RUN / "score.json"], uid=NOBODY)
     disk = ["mount", "-t", "tmpfs", "-o", f"size=4k,uid={NOBODY}", "none", str(theirs.results / "figures")]
@@ -192,7 +198,7 @@ def test_with_accounting(whole, place, plugin, local):
         pipeline.finish()
         assert pipeline.scores() == read_scores(local.results)
         told = cluster.run(["sacct", "-X", "--noheader", "--parsable2", "--format=Comment,State,AllocTRES,Timelimit"])
-    assert "rule_score_wildcards_runs_lsg-1.5|COMPLETED|billing=2,cpu=2,mem=8000M,node=1|01:00:00" in told.splitlines()
+    assert "rule_score_wildcards_runs_lsg-1.5|COMPLETED|billing=1,cpu=1,mem=8000M,node=1|01:00:00" in told.splitlines()
 
 
 # --- the lease, on nodes with names of their own ------------------------------------------------------------------------------
