@@ -1,0 +1,150 @@
+"""MLflow's pages at the addresses that the pipeline prints: saved views with their charts, runs, curves, grids and the best model."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+from PIL import Image
+
+from sid_core import config as c
+from sid_core import tracking
+from sid_core.files import write_manifest
+
+ROOT = Path(__file__).parents[2]
+# of MLflow's own page: it asks who is logged in, where nobody can be, and redraws while it resizes
+THEIRS = ["404", "ResizeObserver", "ERR_ABORTED"]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A tracked experiment of two scales and a teacher row, with curves and grids."""
+    folder = tmp_path_factory.mktemp("project") / "results" / "shapes"
+    values = c.merge(c.read_yaml(ROOT / "config.yaml"), {"guidance_scales": [1.5, 2]})
+    config = c.parse_config(values)
+    for settings in c.distillations(config):
+        run = folder / "runs" / settings.run.name
+        (run / "grids").mkdir(parents=True)
+        (run / "settings.yaml").write_text(c.dump(settings))
+        for name in ("generate.yaml", "score.json"):
+            (run / name).write_text("{}")
+        (run / "generator").mkdir()
+        write_manifest(run / "generator")
+        points = [{"nimg": 320 * i, "elapsed_s": i, "score_gap": 1 / i, "latent_std": 1.0} for i in range(1, 6)]
+        (run / "training.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+        for nimg in (0, 1600):
+            Image.new("RGB", (64, 64), "teal").save(run / "grids" / f"{nimg:08d}.png")
+    baseline = folder / "baselines" / "teacher-cfg2-8steps"
+    baseline.mkdir(parents=True)
+    for name in ("generate.yaml", "score.json"):
+        (baseline / name).write_text("{}")
+    (folder / "teacher").mkdir()
+    write_manifest(folder / "teacher")
+    (folder / "config.yaml").write_text(c.dump(config))
+    (folder / "summary.csv").write_text(
+        "run,kind,teacher,strategy,kappa_fake_train,kappa_fake_eval,kappa_teacher,seed,nfe,train_kimg,samples,fid,clip,precision,recall,"
+        "protocol,protocol_hash,generator_sha256\n"
+        "lsg-1.5,generator,embedded,lsg,1.5,1.5,1.5,0,1,19.2,80,2.5,0.60,0.9,0.6,shapes,abc,a\n"
+        "lsg-2,generator,embedded,lsg,2.0,2.0,2.0,0,1,19.2,80,3.5,0.65,0.9,0.5,shapes,abc,b\n"
+        "teacher-cfg2-8steps,teacher,embedded,,,,2.0,,8,,80,2.0,0.64,0.9,0.7,shapes,abc,\n"
+        "published-x,published,sd15,lsg,2.0,2.0,2.0,,1,4812,30000,9.56,0.313,,,coco2014-30k,,\n"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def links(results):
+    """What `track` printed, with a server behind it that keeps its files in the project's folder."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    base, project = f"http://127.0.0.1:{port}", results.parents[1]
+    store = f"sqlite:///{project}/mlflow.db"
+    tracking.init("shapes", store, results / "state" / "tracking.json")
+    command = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with open(project / "server.log", "w") as log:
+        server = subprocess.Popen(
+            [sys.executable, *command, "--backend-store-uri", store],
+            cwd=project,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    record = tracking.track(results)
+    assert record["problem"] is None
+    deadline = time.monotonic() + 240
+    while True:
+        try:
+            urlopen(f"{base}/health").close()
+            break
+        except URLError:
+            assert server.poll() is None, (project / "server.log").read_text()[-2000:]
+            assert time.monotonic() < deadline, (project / "server.log").read_text()[-2000:]
+            time.sleep(0.5)
+    yield {name: link.replace("http://127.0.0.1:5000", base) for name, link in record["links"].items()} | {"base": base}
+    os.killpg(server.pid, 15)
+    server.wait()
+
+
+@pytest.fixture
+def visit(open_page):
+    def visit(url: str):
+        page = open_page("about:blank", allow=THEIRS, viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(90_000)  # its page is several MB of script
+        page.goto(url)
+        return page
+
+    return visit
+
+
+def test_scales_are_compared_by_scatter_and_parallel_coordinates(visit, links):
+    page = visit(links["scales"])
+    page.get_by_role("link", name="lsg-2").wait_for()
+    for text in ("trade-off", "fid vs. clip", "Parallel Coordinates"):
+        page.get_by_text(text).first.wait_for()
+    assert page.get_by_role("link", name="teacher-cfg2-8steps").is_visible()
+    assert page.get_by_role("link", name="published-x").count() == 0  # another protocol
+    assert page.locator(".js-plotly-plot").first.is_visible()
+
+
+def test_the_table_has_the_saved_columns_and_the_best_run_first(visit, links):
+    page = visit(links["scales"].replace("compareRunsMode=CHART", "compareRunsMode=TABLE"))
+    page.get_by_role("link", name="lsg-2").wait_for()
+    for column in ("fid", "clip", "precision", "kappa_teacher"):
+        page.get_by_text(column, exact=True).first.wait_for()
+    runs = [name for name in page.get_by_role("link").all_inner_texts() if name.startswith(("lsg", "teacher-"))]
+    assert runs == ["teacher-cfg2-8steps", "lsg-1.5", "lsg-2"]  # by FID
+
+
+def test_curves_and_grids_over_images_seen(visit, links):
+    page = visit(links["training"])
+    page.get_by_role("link", name="lsg-2").wait_for()
+    assert page.get_by_role("link", name="teacher-cfg2-8steps").count() == 0
+    page.get_by_text("curves").first.wait_for()
+    page.get_by_text("training/score_gap").first.wait_for()
+    page.mouse.move(1000, 700)
+    grid = page.locator("img[src^='blob:'], img[src*='get-artifact'], img[src*='artifact']").first
+    for _ in range(30):
+        if grid.count() and grid.is_visible():
+            break
+        page.mouse.wheel(0, 300)
+        page.wait_for_timeout(500)
+    assert grid.evaluate("image => image.naturalWidth") > 0
+
+
+def test_generators_stand_side_by_side(visit, links):
+    page = visit(links["generators side by side"])
+    page.get_by_text("Comparing 2 Runs from 1 Experiment").first.wait_for()
+
+
+def test_the_best_generator_is_registered(visit, links):
+    page = visit(f"{links['base']}/#/models/shapes/versions/1")
+    for text in ("lsg-1_5", "lowest fid", "@ best"):
+        page.get_by_text(text).first.wait_for()
