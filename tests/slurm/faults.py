@@ -103,11 +103,11 @@ def on_a_job(sweep: Pipeline, rng: random.Random, *command: str) -> str:
     return job["Comment"]
 
 
-def run_sweep(sweep: Pipeline, rng: random.Random, faults: int) -> tuple[list[str], int]:
+def run_sweep(sweep: Pipeline, rng: random.Random, faults: int, pause_s: float) -> tuple[list[str], int]:
     """Run to the end, with faults on the way. Returns what was done to it, and how often the command was given again."""
     told, again = [], 0
     sweep.start()
-    next_at = time.monotonic() + rng.uniform(5, 25)
+    next_at = time.monotonic() + rng.uniform(0.3, 1.7) * pause_s
     while True:
         if sweep.process.poll() is not None:
             if sweep.process.returncode == 0:
@@ -121,7 +121,7 @@ def run_sweep(sweep: Pipeline, rng: random.Random, faults: int) -> tuple[list[st
             with contextlib.suppress(IndexError, RuntimeError, FileNotFoundError):
                 told.append(f"{fault.__name__} {fault(sweep, rng)}")
                 print(f"  {told[-1]}", flush=True)
-            next_at = time.monotonic() + rng.uniform(5, 25)
+            next_at = time.monotonic() + rng.uniform(0.3, 1.7) * pause_s
         time.sleep(0.5)
 
 
@@ -129,6 +129,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sweeps", type=int, default=20)
     parser.add_argument("--faults", type=int, default=10, help="in each sweep, as far as it lasts")
+    parser.add_argument(
+        "--pause", type=float, default=15, metavar="S", help="between faults, on average; more on a slow machine"
+    )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     wrong = 0
@@ -147,7 +150,7 @@ def main() -> int:
                 sweep.results.mkdir(parents=True)
                 cluster.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "none", str(sweep.results)], uid=0)
                 start = time.monotonic()
-                told, again = run_sweep(sweep, random.Random(number), given.faults)
+                told, again = run_sweep(sweep, random.Random(number), given.faults, given.pause)
                 cluster.run(["sh", "-c", f"cp -r {sweep.results} {sweep.folder}/copy"])
                 right = read_scores(sweep.folder / "copy") == expected
                 wrong += not right
