@@ -60,7 +60,9 @@ def test_commands_are_those_of_the_program(page):
     """Every `sid-core STAGE --option …` parses, but for placeholders and what is left out by `…`."""
     commands = next(a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
     for line in re.findall(r"sid-core ([a-z][^\n`|;]*)", page.read_text()):
-        words = shlex.split(line.split("  #")[0].split(" # ")[0], posix=True) if line.count('"') % 2 == 0 else line.split()
+        words = (
+            shlex.split(line.split("  #")[0].split(" # ")[0], posix=True) if line.count('"') % 2 == 0 else line.split()
+        )
         if words[0] not in commands:
             assert not words[0].replace("-", "").isalpha() or len(words) < 2 or "--" not in line, line
             continue

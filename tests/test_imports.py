@@ -43,6 +43,7 @@ ALLOWED = {
     "cli": BASE
     | {
         "gpus",
+        "manual",
         "plan",
         "status",
         "sources",
