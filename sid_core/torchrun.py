@@ -27,11 +27,11 @@ def main(arguments: list[str]) -> int:
         run.main(["--signals-to-handle", "SIGUSR1", *arguments])
     except ChildFailedError as error:
         # a process that was killed is the cause of what the others say; times are whole seconds
-        failure = min(error.failures.values(), key=lambda one: (one.exitcode >= 0, one.timestamp))
+        rank, failure = min(error.failures.items(), key=lambda one: (one[1].exitcode >= 0, one[1].timestamp))
         if failure.exitcode >= 0:
             return failure.exitcode
         name = signal.Signals(-failure.exitcode).name
-        print(f"error: process {failure.global_rank} was ended by {name}", file=sys.stderr)
+        print(f"error: process {rank} was ended by {name}", file=sys.stderr)
         return 128 - failure.exitcode
     except SignalException as error:
         return 128 + error.sigval
