@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 LEVEL = 0.95
 JACKKNIFE, BOOTSTRAP = "jackknife", "bootstrap"
+# The pairs' share of the plain jackknife's variance is at most a half. Interactions count sums over triples as pairs too, which
+# nearest neighbours bring in: with the half, 91 % of the intervals for a difference in coverage hold it.
+MOST_PAIRS = 0.45
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def jackknife(
         groups * value - (groups - 1) * (single[g] + single[g - groups + 1]) + (groups - 2) * double[g]
         for g in range(groups)
     ]
-    pairs = min(_variance(interactions) / 2, plain / 2)  # by chance it may come out larger
+    pairs = min(_variance(interactions) / 2, MOST_PAIRS * plain)
     se = math.sqrt(plain - 2 * pairs + quadratic * pairs)
     half = _student(groups - 1) * se
     centre = value if centre is None else centre

@@ -50,7 +50,7 @@ def test_what_is_quadratic_is_not_counted_twice():
         found.append(jackknife(metric(rows), parts).se ** 2)
         plain.append((GROUPS - 1) ** 2 / GROUPS * np.var(parts[:GROUPS], ddof=1))
     assert np.mean(plain) > 110
-    assert np.mean(found) == pytest.approx(60, rel=0.2)
+    assert np.mean(found) == pytest.approx(60, rel=0.3)
 
 
 def test_a_difference_pairs_what_was_drawn_together():
