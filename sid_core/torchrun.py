@@ -9,6 +9,10 @@ import logging
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 SAVING_S = 3600  # torchrun kills what has not ended this long after a signal; its own 30 s may not do for gigabytes
 
@@ -26,8 +30,7 @@ def main(arguments: list[str]) -> int:
     try:
         run.main(["--signals-to-handle", "SIGUSR1", *arguments])
     except ChildFailedError as error:
-        # a process that was killed is the cause of what the others say; times are whole seconds
-        rank, failure = min(error.failures.items(), key=lambda one: (one[1].exitcode >= 0, one[1].timestamp))
+        rank, failure = min(error.failures.items(), key=_cause_first)
         if failure.exitcode >= 0:
             return failure.exitcode
         name = signal.Signals(-failure.exitcode).name
@@ -36,6 +39,12 @@ def main(arguments: list[str]) -> int:
     except SignalException as error:
         return 128 + error.sigval
     return 0
+
+
+def _cause_first(failed: tuple[int, "ProcessFailure"]) -> tuple:
+    """Processes that were killed are why others complain, and those ended by SIGTERM were by torchrun; times are whole seconds."""
+    _, failure = failed
+    return failure.exitcode == -signal.SIGTERM, failure.exitcode >= 0, failure.timestamp
 
 
 if __name__ == "__main__":
