@@ -7,6 +7,7 @@ import time
 import uuid
 
 import pytest
+from test_workflow import Project
 
 from sid_core import gpus
 from sid_core.errors import UserError
@@ -111,3 +112,11 @@ def test_what_was_visible_is_visible_again(names):
     with gpus.claimed(1):
         assert gpus.visible() == ["gpu0"]
     assert gpus.visible() == ["gpu0", "gpu1"]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [((), 3), (("--profile", "workflow/profiles/local-gpu"), 8)])
+def test_all_jobs_together_may_have_the_gpus_that_there_are_or_that_a_profile_says(tmp_path, arguments, expected):
+    project = Project(tmp_path)
+    target = str((project.results / "config.yaml").relative_to(tmp_path))
+    done = project.snakemake("--cores", "1", *arguments, "--", target, CUDA_VISIBLE_DEVICES="a,b,c")
+    assert f'Provided resources: gpu=Resource("gpu", {expected})' in done.stdout
