@@ -33,8 +33,8 @@ def main(arguments: list[str]) -> int:
         rank, failure = min(error.failures.items(), key=_cause_first)
         if failure.exitcode >= 0:
             return failure.exitcode
-        name = signal.Signals(-failure.exitcode).name
-        print(f"error: process {rank} was ended by {name}", file=sys.stderr)
+        if failure.exitcode != -signal.SIGTERM:  # which srun sends once another node has failed
+            print(f"error: process {rank} was ended by {signal.Signals(-failure.exitcode).name}", file=sys.stderr)
         return 128 - failure.exitcode
     except SignalException as error:
         return 128 + error.sigval
