@@ -79,7 +79,9 @@ def test_what_lacks_its_network_is_named_and_no_zero(scored):
 
 def test_features_without_a_metric_that_is_wanted_are_refused(made, evaluate_settings, tmp_path):
     settings = evaluate_settings(hps={"source": "anywhere"})
-    with pytest.raises(UserError, match=r"00000\.safetensors: made for no further metric, expected hps, as evaluate says"):
+    with pytest.raises(
+        UserError, match=r"00000\.safetensors: made for no further metric, expected hps, as evaluate says"
+    ):
         score(settings, made.features, made.reference, made.captions, tmp_path / "score.json")
 
 
