@@ -24,6 +24,7 @@ from .files import read_json, write_json
 
 log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+LOOK_S = 300  # between two looks at a job's time limit, which an operator may change while it runs
 ANSWER_S = 60  # within which a Slurm command answers, and Slurm ends a job that was put back or is out of time
 
 
@@ -101,8 +102,8 @@ class Job:
             if left_s is not None and left_s <= save_s:
                 self.out_of_time = True
                 self._note(signal.SIGUSR1)
-            try:  # and look again before it is up: a limit may be raised while a job runs
-                code = self._child.wait(None if left_s is None or self._signum else left_s - save_s)
+            try:
+                code = self._child.wait(None if left_s is None or self._signum else min(left_s - save_s, LOOK_S))
             except subprocess.TimeoutExpired:
                 continue
         if self._signum:

@@ -19,9 +19,11 @@ SAVING_S = 3600  # torchrun kills what has not ended this long after a signal; i
 
 def main(arguments: list[str]) -> int:
     """Run torchrun. Returns 0, the exit code of the first process that failed, or 128 + signal."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else pages of C++ frames where another node has ended
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, lambda *_: None)  # SIG_IGN would be inherited
@@ -38,6 +40,9 @@ def main(arguments: list[str]) -> int:
         return 128 - failure.exitcode
     except SignalException as error:
         return 128 + error.sigval
+    except RendezvousConnectionError:
+        print("error: the first node's torchrun is not there, or has ended; its own message tells why", file=sys.stderr)
+        return 1
     return 0
 
 

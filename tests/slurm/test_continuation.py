@@ -30,7 +30,8 @@ def test_a_training_goes_on_whatever_ended_its_job(cluster, tiny_teacher, tmp_pa
         row = training.starts()
         return len(row) == start and training.nimg() > row[-1]["from_nimg"]
 
-    first = training.submit(cluster, f"--save-s={SAVE_S}", "--continuations=3")
+    # two minutes from the beginning: a job looks again only when the limit it knows is near
+    first = training.submit(cluster, f"--save-s={SAVE_S}", "--continuations=3", sbatch=("--time=2",))
     alone = whole.start()
 
     # its time limit: the job stops before it, and puts itself back. Its end is put off until it has trained
