@@ -4,7 +4,7 @@ Snakemake that is killed leaves its jobs running, and started again it would sub
 the same files waits in the queue until the first one has ended: a distillation then finds a state that is finished, or goes
 on with it, and no GPU idles meanwhile. (The plugin registers job ids with Snakemake, but each job's own Snakemake writes over
 them.) The plugin also looks ever more seldom, up to 180 s apart, so that the end of a long job goes unnoticed for minutes, and
-loses its jobs from sight when the controller does not answer for a while.
+loses its jobs from sight when the controller does not answer for a while, or for ever when it forgets them.
 """
 
 import json
@@ -19,6 +19,7 @@ from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 NAME = "slurm"
 INTERRUPTED = re.compile("'(TIMEOUT|NODE_FAIL|PREEMPTED)'")  # in the plugin's messages
 PATIENCE_S = 3600  # with a controller that does not answer
+LOST_S = 60  # after which a job that Slurm does not list is taken for lost
 
 
 def adapt(experiment: str) -> None:
@@ -33,7 +34,8 @@ def _make(upstream: type, prefix: str) -> type:
         def __post_init__(self, test_mode: bool = False) -> None:
             self.workflow.executor_settings.jobname_prefix = self.workflow.executor_settings.jobname_prefix or prefix
             super().__post_init__(test_mode)
-            self._told = set()  # jobs whose state this round has told
+            self._told = set()  # jobs whose end this round has told
+            self._unseen = Unseen()
             self._book = Book(Path(self.workflow.workdir_init) / ".snakemake" / "slurm_jobs.jsonl")
 
         def run_job(self, job) -> None:
@@ -53,13 +55,17 @@ def _make(upstream: type, prefix: str) -> type:
 
         async def check_active_jobs(self, active_jobs: list):
             self._told = set()
-            async for job_info in super().check_active_jobs(active_jobs):
-                self._told.add(job_info.job)
-                yield job_info
-            for (
-                job_info
-            ) in active_jobs:  # where Slurm did not answer, the plugin forgets them, and Snakemake waits for ever
-                if job_info.job not in self._told:
+            async for _ in super().check_active_jobs(active_jobs):
+                pass  # where Slurm did not answer, the plugin forgets the others, and Snakemake waits for ever
+            open_jobs = [job_info for job_info in active_jobs if job_info.job not in self._told]
+            # sacct lags; what squeue does not list any more was told in an earlier round
+            by_squeue = open_jobs and self.get_status_command() == "squeue"
+            lost = self._unseen.lost([job_info.external_jobid for job_info in open_jobs]) if by_squeue else set()
+            for job_info in open_jobs:
+                if job_info.external_jobid in lost:
+                    message = f"Slurm knows nothing of job {job_info.external_jobid}: a controller that crashes forgets its last ones"
+                    self.report_job_error(job_info, msg=message)
+                else:
                     yield job_info
 
         def report_job_success(self, job_info) -> None:
@@ -82,6 +88,23 @@ def _make(upstream: type, prefix: str) -> type:
             """The plugin's growing periods."""
 
     return Executor
+
+
+class Unseen:
+    """Jobs that Slurm does not list although it answers, and since when."""
+
+    def __init__(self):
+        self._since_s: dict[str, float] = {}
+
+    def lost(self, jobs: list[str]) -> set[str]:
+        """Those of `jobs` that have not been listed for LOST_S."""
+        command = ["squeue", "--noheader", "--me", "--array", "--states=all", "--format=%i"]
+        asked = subprocess.run(command, capture_output=True, text=True)
+        if asked.returncode != 0:
+            return set()
+        listed, now_s = set(asked.stdout.split()), time.monotonic()
+        self._since_s = {job: self._since_s.get(job, now_s) for job in jobs if job not in listed}
+        return {job for job, since_s in self._since_s.items() if now_s - since_s >= LOST_S}
 
 
 class Book:

@@ -38,3 +38,15 @@ def test_a_controller_that_stays_away_is_told(squeue, monkeypatch):
     monkeypatch.setattr(slurm, "PATIENCE_S", -1)
     with pytest.raises(slurm.WorkflowError, match="run again when Slurm answers"):
         slurm.ask_squeue("--me")
+
+
+def test_a_job_that_is_not_listed_for_a_while_is_lost(squeue, monkeypatch):
+    clock = iter([0, 30, 60, 90, 120])
+    monkeypatch.setattr(slurm.time, "monotonic", lambda: next(clock))
+    unseen = slurm.Unseen()
+    assert unseen.lost(["5", "6"]) == set()
+    assert unseen.lost(["5", "6", "8"]) == set()
+    (squeue / "away").touch()
+    assert unseen.lost(["5", "6", "8"]) == set()  # no answer tells nothing
+    assert unseen.lost(["5", "6", "8"]) == {"6"}
+    assert unseen.lost(["5", "8"]) == {"8"}

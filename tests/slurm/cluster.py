@@ -157,9 +157,9 @@ class Cluster:
         node = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec slurmd -N "$0"', name]
         self._as_root(["slurmctld"] if name == "slurmctld" else node)
 
-    def stop(self, name: str) -> None:
-        """Kill slurmctld, or a node's slurmd alone: jobs run on."""
-        self._as_root(["kill", "-KILL", (self.folder / f"{name}.pid").read_text().strip()])
+    def stop(self, name: str, how: str = "KILL") -> None:
+        """Kill slurmctld, or a node's slurmd alone: jobs run on. A slurmctld that is killed forgets what it was last told."""
+        self._as_root(["kill", f"-{how}", (self.folder / f"{name}.pid").read_text().strip()])
 
     def crash(self, node: str) -> None:
         """Kill a node's slurmd and everything that runs on it, as a power cut does."""

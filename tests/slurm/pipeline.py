@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "workflow"))
 from test_workflow import ROOT, Project
 
 PROFILE = ("--profile", "workflow/profiles/slurm")
-PATIENCE_S = 1500
+PATIENCE_S = 900
 
 
 def install_plugin(folder: Path) -> Path:

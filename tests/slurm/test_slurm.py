@@ -131,7 +131,7 @@ def test_a_node_that_fails_loses_one_shard(whole, cluster):
 
 def test_the_controller_may_be_away(whole, cluster):
     whole.wait_for("score")
-    cluster.stop("slurmctld")
+    cluster.stop("slurmctld", "TERM")
     time.sleep(30)
     cluster.start("slurmctld")
     whole.finish()
