@@ -39,7 +39,12 @@ def cells(rows: list[dict[str, str]]) -> list[list[str]]:
     """Network, precision, cosine, relative error and norm ratio over all noise levels: the last row of each pair."""
     whole = {(row["network"], row["precision"]): row for row in rows}
     return [
-        [*pair, f"{float(row['cosine']):.5f}", f"{100 * float(row['relative_error']):.1f} %", f"{float(row['norm_ratio']):.4f}"]
+        [
+            *pair,
+            f"{float(row['cosine']):.5f}",
+            f"{100 * float(row['relative_error']):.1f} %",
+            f"{float(row['norm_ratio']):.4f}",
+        ]
         for pair, row in whole.items()
     ]
 
