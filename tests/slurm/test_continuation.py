@@ -7,7 +7,7 @@ import torch
 from cluster import Cluster
 from training import Training
 
-SAVE_S = 60
+SAVE_S = 40
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,8 @@ def test_a_training_goes_on_whatever_ended_its_job(cluster, tiny_teacher, tmp_pa
         row = training.starts()
         return len(row) == start and training.nimg() > row[-1]["from_nimg"]
 
-    # two minutes from the beginning: a job looks again only when the limit it knows is near
-    first = training.submit(cluster, f"--save-s={SAVE_S}", "--continuations=3", sbatch=("--time=2",))
+    # a minute from the beginning: a job looks again only when the limit it knows is near
+    first = training.submit(cluster, f"--save-s={SAVE_S}", "--continuations=3", sbatch=("--time=1",))
     alone = whole.start()
 
     # its time limit: the job stops before it, and puts itself back. Its end is put off until it has trained
