@@ -19,6 +19,7 @@ from cluster import Cluster
 from pipeline import Pipeline, Project, install_plugin
 
 CHAIN = ("prepare", "distill", "shard", "score", "report")  # each waits for the one before it
+PATIENCE_S = 7200
 JOBS = 2  # at a time: the machine has two cores
 
 
@@ -74,7 +75,7 @@ def main() -> None:
             sweep = Pipeline(place / "sweep", cluster, plugin, **blocks)
             start = time.monotonic()
             sweep.start("--jobs", str(JOBS))
-            sweep.finish()
+            sweep.finish(patience_s=PATIENCE_S)
             slurm_s = time.monotonic() - start
             print(f"sweep: {local_s:.0f} s without Slurm, {slurm_s:.0f} s with it, ratio {slurm_s / local_s:.2f}")
 

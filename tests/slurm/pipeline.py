@@ -1,4 +1,4 @@
-"""The smallest experiment on a Slurm cluster, for the tests and for benchmarks/slurm_faults.py."""
+"""The smallest experiment on a Slurm cluster, for the tests and for faults.py and benchmarks/slurm_speed.py."""
 
 import contextlib
 import copy
@@ -58,12 +58,12 @@ class Pipeline(Project):
                 stderr=subprocess.STDOUT,
             )
 
-    def finish(self, returncode: int = 0) -> str:
+    def finish(self, returncode: int = 0, patience_s: float = PATIENCE_S) -> str:
         """Wait for snakemake to end; returns what it said."""
         try:
-            code = self.process.wait(PATIENCE_S)
+            code = self.process.wait(patience_s)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"not done after {PATIENCE_S} s:\n{self.said()}") from None
+            raise AssertionError(f"not done after {patience_s} s:\n{self.said()}") from None
         assert code == returncode, self.said()
         return self.said()
 
