@@ -12,19 +12,20 @@ run: setup
 
 setup: $(READY)
 
-# the lock holds versions and hashes; uv, itself of a fixed version, fetches in parallel
+# the lock holds versions and hashes; uv, itself of a fixed version, fetches in parallel. Compiled once: every stage is a process
+# that imports torch and more
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); expected Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
-	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes --compile-bytecode -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
 # what `snakemake --profile workflow/profiles/slurm` needs as well
 slurm: setup
-	$(BIN)/uv pip install --python $(BIN)/python --no-deps --require-hashes -r requirements-slurm.lock
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --require-hashes --compile-bytecode -r requirements-slurm.lock
 
 test: setup chromium
 	$(BIN)/python -m pytest

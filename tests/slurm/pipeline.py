@@ -23,7 +23,17 @@ def install_plugin(folder: Path) -> Path:
     """The profile's packages, from their lock, in a folder of their own: installed beside Snakemake, they slow every call."""
     uv = [Path(sys.executable).with_name("uv"), "pip", "install", "--quiet", "--python", sys.executable]
     subprocess.run(
-        [*uv, "--no-deps", "--require-hashes", "-r", ROOT / "requirements-slurm.lock", "--target", folder], check=True
+        [
+            *uv,
+            "--no-deps",
+            "--require-hashes",
+            "--compile-bytecode",
+            "-r",
+            ROOT / "requirements-slurm.lock",
+            "--target",
+            folder,
+        ],
+        check=True,
     )
     return folder
 
