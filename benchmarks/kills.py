@@ -73,7 +73,7 @@ def killed_run(settings: DistillSettings, teacher: Path, folder: Path, kills: in
 
 
 def _writing(folder: Path) -> bool:
-    return any((folder / "state").glob(".state-*"))
+    return any((folder / "state").glob("state-*/.*"))
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from .errors import UserError
@@ -88,21 +89,28 @@ def flat(values: dict, prefix: str = "") -> dict[str, object]:
 
 
 def code_digest(*modules: str | Path) -> str:
-    """Digest of Python sources by meaning: comments, blank lines and docstrings do not count.
+    """Digest of sources; of Python by meaning: comments, blank lines and docstrings do not count.
 
-    `modules` are files or folders. Rules put it into `params`, so that editing what shapes a stage's result reruns that
+    `modules` are files, or folders of Python. Rules put it into `params`, so that editing what shapes a stage's result reruns that
     stage, and a comment does not.
     """
     hashed = hashlib.sha256()
     for module in modules:
         for path in sorted(Path(module).rglob("*.py")) if Path(module).is_dir() else [Path(module)]:
-            tree = ast.parse(path.read_bytes())
-            for node in ast.walk(tree):
-                documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-                if documented and ast.get_docstring(node, clean=False) is not None:
-                    node.body = node.body[1:]
-            hashed.update(path.name.encode() + ast.dump(tree).encode())
+            source = path.read_bytes()
+            hashed.update(path.name.encode() + (_meaning(source) if path.suffix == ".py" else source))
     return hashed.hexdigest()[:16]
+
+
+@cache
+def _meaning(source: bytes) -> bytes:
+    """A module without comments, blank lines and docstrings. Stages share modules, and every job of a cluster digests all stages."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree).encode()
 
 
 # --- manifests -------------------------------------------------------------------------------------------------------
@@ -165,6 +173,25 @@ def verify_sidecar(path: str | Path) -> dict:
     if path.stat().st_size != entry["bytes"] or sha256_file(path) != entry["sha256"]:
         raise UserError(f"{path}: differs from its recorded sha256 (truncated or edited); delete it and run again")
     return entry
+
+
+def saved_states(folder: str | Path) -> list[Path]:
+    """Finished training states below `folder`, newest first: those of whose files every one is recorded."""
+    return sorted(filter(_is_recorded, Path(folder).glob("state-*")), reverse=True)
+
+
+def saved_record(state: Path) -> dict:
+    """What a training state's files say of it: {"iteration", "nimg", "files", …}."""
+    return read_json(min(state.glob("*.json")))["record"]
+
+
+def _is_recorded(state: Path) -> bool:
+    try:
+        return all(sidecar(state / name).is_file() for name in saved_record(state)["files"])
+    except ValueError:  # nothing is recorded yet
+        return False
+    except UserError:  # damaged, which is to be said by who loads it; or just removed
+        return state.is_dir()
 
 
 # --- lease -----------------------------------------------------------------------------------------------------------

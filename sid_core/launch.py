@@ -20,7 +20,7 @@ from pathlib import Path
 
 from . import gpus
 from .errors import UserError
-from .files import read_json, write_json
+from .files import read_json, saved_record, saved_states, write_json
 
 log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -133,8 +133,8 @@ class Starts:
     """
 
     def __init__(self, state: Path, attempt: int, most: int):
-        self._path, self._state, self._newest = state / "starts.json", state, _newest(state)
-        from_nimg = read_json(self._newest)["record"]["nimg"] if self._newest else 0
+        self._path, self._state, self._saved = state / "starts.json", state, saved_states(state)
+        from_nimg = saved_record(self._saved[0])["nimg"] if self._saved else 0
         row, call = read_json(self._path) if self._path.is_file() else [], _ask_squeue("%j")
         if row and attempt == 1 and (not call or row[-1]["call"] != call):
             row = []
@@ -157,7 +157,7 @@ class Starts:
         Raises:
             UserError: nothing was saved since this start.
         """
-        if _newest(self._state) == self._newest:
+        if saved_states(self._state)[:1] == self._saved[:1]:
             raise UserError(
                 f"{self._state.name}: its time was up before half an iteration was done; raise resources.distill.runtime, "
                 "or lower save_s beside it"
@@ -166,11 +166,6 @@ class Starts:
     def forget(self) -> None:
         """The training is done."""
         self._path.unlink(missing_ok=True)
-
-
-def _newest(state: Path) -> Path | None:
-    """The newest state's record."""
-    return max(state.glob("state-*.json"), default=None)
 
 
 def _refuse_what_was_stopped(state: Path) -> None:

@@ -16,7 +16,8 @@ from sid_core.errors import UserError
 
 # saves when it is asked to, at one image more each time, and ends as a training does
 TRAINING = """
-trap 'n=$(ls "$0" | grep -c state-); echo "{\\"record\\": {\\"nimg\\": $((1234 + n))}}" > "$0/state-$n.json"; exit 138' USR1
+trap 'n=$(ls "$0" | grep -c state-); mkdir "$0/state-$n"
+echo "{\\"record\\": {\\"nimg\\": $((1234 + n)), \\"files\\": [\\"ema.safetensors\\"]}}" > "$0/state-$n/ema.json"; exit 138' USR1
 echo started
 touch "$0.started"
 while :; do sleep 0.02; done
@@ -160,7 +161,7 @@ def test_every_signal_has_the_state_saved(state, slurm, start, signum):
     for _ in range(2):  # a cluster signals more than once
         os.kill(process.pid, signum)
     assert start.ended()[0] == 128 + signum
-    assert len(list(state.glob("state-*.json"))) == 1
+    assert len(list(state.glob("state-*/ema.json"))) == 1
     assert not slurm.calls.exists()
 
 

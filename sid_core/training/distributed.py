@@ -2,7 +2,7 @@
 
 Every process draws the whole batch and computes its own rows; gradients and metrics are summed in one vector, so that all
 processes decide everything on the same numbers, and a run's result depends on their count by rounding alone. Process 0 reads
-and writes files.
+and writes files; of a state all write some, to a folder that they share.
 """
 
 import os

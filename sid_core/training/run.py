@@ -275,9 +275,10 @@ def _claim_state(state: Path, settings: "DistillSettings", identity: dict[str, o
     if not ended and changed:
         ended = {"iteration": 0}  # nothing was saved, so nothing is lost
     if ended and (changed or recoded or ended["iteration"] > _iterations(settings.distill)):
-        for stale in (*state.glob("state-*"), *state.glob("best*"), state / "training.jsonl"):
+        for stale in (*state.glob("best*"), state / "training.jsonl"):
             stale.unlink(missing_ok=True)
-        shutil.rmtree(state / "grids", ignore_errors=True)
+        for stale in (*state.glob("state-*"), state / "grids"):
+            shutil.rmtree(stale, ignore_errors=True)
     mark.unlink(missing_ok=True)
     write_json(path, identity | {"code": code})
 

@@ -1,13 +1,14 @@
 """Exact training state: all weights, both optimizers, counters. Nothing random is in it (see randomness), nor how many processes
 there were, nor in which precision or memory layout they computed.
 
-A state is one safetensors file and a sidecar with its sha256, written under temporary names and renamed; the newest `keep`
-stay. A damaged newest falls back to the one before.
+A state is a folder with one safetensors file a vector, each under a temporary name first and renamed, then recorded beside it with its
+sha256; processes share the files out and need not speak to one another about it: a state counts once every record is there. The
+newest `keep` stay. A damaged newest falls back to the one before.
 """
 
+import contextlib
 import json
 import logging
-import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,11 +20,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import atomic_path, sha256_file, sidecar, verify_sidecar, write_sidecar
+from ..files import atomic_path, saved_record, saved_states, sha256_file, verify_sidecar, write_sidecar
 from .flat import Layout
 from .iteration import Trainer
 
 log = logging.getLogger(__name__)
+
+THREADS = 8  # more than a state has files: at SD 1.5's size each takes a core ten seconds
 
 
 class StateWriter:
@@ -35,47 +38,44 @@ class StateWriter:
 
     def __init__(self, folder: Path, keep: int):
         self.folder, self.keep = Path(folder), keep
-        self._executor, self._pending = ThreadPoolExecutor(2), None
+        self._executor, self._pending = ThreadPoolExecutor(THREADS), None
         self._copies: dict[str, Tensor] = {}
 
     _pending: Future | None
 
     def write(self, trainer: Trainer, window: dict[str, Tensor]) -> None:
-        """Save the state after `trainer.iteration` iterations, then drop all but the `keep` newest. All processes call it; the first
-        one writes.
+        """Save the state after `trainer.iteration` iterations, then drop all but the `keep` newest. All processes call it; each writes
+        some of the files.
 
         Args:
             window: sums of the metrics since the last logged point, so that the log continues exactly too.
         """
         self.wait()
         _copy_vectors(trainer, self._copies)
-        if trainer.world.rank == 0:
-            self._pending = self._executor.submit(self._write, trainer.layout, _counters(trainer, window))
+        self._pending = self._executor.submit(self._write, trainer.layout, _record(trainer, window))
 
     def wait(self) -> None:
-        """Until the state in flight is on disk; raises what kept it from it."""
+        """Until this process's part of the state in flight is on disk; raises what kept it from it."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
 
-    def _write(self, layout: Layout, counters: dict) -> None:
-        tensors = {}
-        for prefix, vector in self._copies.items():
-            tensors |= {f"{prefix}/{name}": view.contiguous() for name, view in layout.views(vector).items()}
-        half = "half" if counters["fake_metrics"] else ""  # sorts after the whole iterations before it
-        path = self.folder / f"state-{counters['iteration']:09d}{half}.safetensors"
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary)
-            # hashed from the system's memory while it goes to the disk: each takes about ten seconds at SD 1.5's size
-            with open(temporary, "rb") as file:
-                flushed = self._executor.submit(os.fsync, file.fileno())
-                sha256 = sha256_file(temporary)
-                flushed.result()
-        write_sidecar(path, counters, sha256)
+    def _write(self, layout: Layout, record: dict) -> None:
+        half = "half" if record["fake_metrics"] else ""  # sorts after the whole iterations before it
+        state = self.folder / f"state-{record['iteration']:09d}{half}"
+
+        def write(name: str) -> None:
+            path = state / f"{name}.safetensors"
+            views = layout.views(self._copies[name])
+            with atomic_path(path) as temporary:
+                save_file({parameter: view.contiguous() for parameter, view in views.items()}, temporary)
+                sha256 = sha256_file(temporary)  # from the system's memory, not from the disk
+            write_sidecar(path, record, sha256)
+
+        list(self._executor.map(write, self._copies))
         for old in saved_states(self.folder)[self.keep :]:
-            # the sidecar first: a state without one does not count
-            sidecar(old).unlink(missing_ok=True)
-            old.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another process was first
+                shutil.rmtree(old.rename(self.folder / f".{old.name}"), ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self
@@ -87,15 +87,12 @@ class StateWriter:
             self._executor.shutdown()
 
 
-def saved_states(folder: Path) -> list[Path]:
-    """Finished states, newest first."""
-    return sorted((p for p in Path(folder).glob("state-*.safetensors") if sidecar(p).is_file()), reverse=True)
-
-
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed writes left behind: gigabytes each."""
-    for temporary in Path(folder).glob(".state-*"):
-        shutil.rmtree(temporary, ignore_errors=True)
+    whole = saved_states(folder)
+    for path in (*Path(folder).glob("state-*"), *Path(folder).glob(".state-*")):
+        if path not in whole:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def load_newest_state(folder: Path, trainer: Trainer) -> dict[str, Tensor] | None:
@@ -109,7 +106,7 @@ def load_newest_state(folder: Path, trainer: Trainer) -> dict[str, Tensor] | Non
     world, path, text = trainer.world, None, None
     if world.rank == 0:
         path = _newest_whole(folder)
-        text = None if path is None else json.dumps(verify_sidecar(path)["record"])
+        text = None if path is None else json.dumps(saved_record(path))
     text = world.broadcast_text(text)
     if text is None:
         return None
@@ -145,7 +142,8 @@ def _newest_whole(folder: Path) -> Path | None:
     states = saved_states(folder)
     for path in states:
         try:
-            verify_sidecar(path)
+            with ThreadPoolExecutor(THREADS) as pool:
+                list(pool.map(verify_sidecar, [path / name for name in saved_record(path)["files"]]))
         except (UserError, OSError) as error:
             log.warning("%s; falling back to the state before it", str(error).split(";")[0])
             continue
@@ -158,30 +156,31 @@ def _newest_whole(folder: Path) -> Path | None:
 
 
 def _vectors(trainer: Trainer) -> dict[str, Tensor]:
-    """What a state holds, by the first part of its tensors' names."""
+    """What a state holds, by the names of its files."""
     vectors = {"ema": trainer.ema_weights}
     for half, name in (("fake", "fake_score"), ("generator", "generator")):
         student = trainer.students[half]
         vectors[name] = student.master
-        vectors[f"adam/{half}/second"] = student.optimizer.second
+        vectors[f"{name}_second_moment"] = student.optimizer.second
         if student.optimizer.first is not None:
-            vectors[f"adam/{half}/first"] = student.optimizer.first
+            vectors[f"{name}_first_moment"] = student.optimizer.first
     return vectors
 
 
 @torch.no_grad()
 def _copy_vectors(trainer: Trainer, copies: dict[str, Tensor]) -> None:
-    """Bring the state's vectors to the host's memory, by name; to the first process's, but all have a part in it."""
-    for name, vector in _vectors(trainer).items():
+    """Bring the vectors that this process writes to the host's memory, by name; all have a part in putting each together."""
+    for number, (name, vector) in enumerate(_vectors(trainer).items()):
         vector = trainer.whole(vector)
-        if trainer.world.rank == 0:
+        if number % trainer.world.size == trainer.world.rank:
             if name not in copies:  # pinned, a GPU is through in a second instead of five
                 copies[name] = torch.empty(len(vector), pin_memory=vector.is_cuda)
             copies[name].copy_(vector)
 
 
-def _counters(trainer: Trainer, window: dict[str, Tensor]) -> dict:
+def _record(trainer: Trainer, window: dict[str, Tensor]) -> dict:
     return {
+        "files": [f"{name}.safetensors" for name in _vectors(trainer)],
         "iteration": trainer.iteration,
         "nimg": trainer.nimg,
         "processes": trainer.world.size,
@@ -194,12 +193,13 @@ def _counters(trainer: Trainer, window: dict[str, Tensor]) -> dict:
 
 @torch.no_grad()
 def _restore(trainer: Trainer, path: Path | None) -> None:
-    """Fill the trainer's vectors from the file (process 0) or from process 0."""
-    file = None if path is None else safe_open(path, "pt")
-    for prefix, vector in _vectors(trainer).items():
+    """Fill the trainer's vectors from the files (process 0) or from process 0."""
+    for name, vector in _vectors(trainer).items():
         whole = vector if len(vector) == trainer.layout.size else trainer.gradient.parameters
-        for name, view in trainer.layout.views(whole).items() if file else ():
-            view.copy_(file.get_tensor(f"{prefix}/{name}"))
+        if path is not None:
+            file = safe_open(path / f"{name}.safetensors", "pt")
+            for parameter, view in trainer.layout.views(whole).items():
+                view.copy_(file.get_tensor(parameter))
         trainer.world.broadcast_(whole)
         if whole is not vector:
             vector.copy_(whole[trainer.own])

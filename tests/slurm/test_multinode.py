@@ -10,6 +10,8 @@ import torch
 from cluster import Cluster
 from training import Training
 
+from sid_core.files import saved_states
+
 TWO = ("--gpus=2", "--nodes=2")
 # as the plugin submits what several_nodes in workflow/rules/distill.smk asks for
 SBATCH = ("--nodes=2", "--ntasks=2", "--gpus=2")
@@ -54,9 +56,9 @@ def test_a_signal_saves_and_a_dead_process_ends_the_job_with_one_message(cluster
     training.wait_until(lambda: training.nimg() > 0)
     cluster.run(["scancel", job])
     assert training.wait_for_the_end() == "CANCELLED"
-    states = sorted(training.state.glob("state-*.json"))
+    newest = saved_states(training.state)[0]
     assert training.said().count("interrupted; its state is saved") == 1
-    assert int(states[-1].stem[6:15]) * 4 == training.nimg()  # the last iteration, not the last period
+    assert int(newest.name[6:15]) * 4 == training.nimg()  # the last iteration, not the last period
 
     reached = training.nimg()
     training.submit(cluster, *TWO, sbatch=SBATCH)

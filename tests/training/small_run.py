@@ -1,6 +1,12 @@
 """Settings of a distillation of the tiny teacher that takes seconds."""
 
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
 from sid_core.config import Alarms, Distill, DistillSettings, Run
+from sid_core.files import saved_states
 
 PROMPTS = ["a red dot", "a blue dot", "two dots", "no dots", "a dot"]
 
@@ -24,3 +30,9 @@ def make_settings(run: dict | None = None, alarms: dict | None = None, **distill
     scales = {"fake_train": 1.5, "fake_eval": 1.5, "teacher": 1.5}
     base = {"name": "lsg-1.5", "strategy": "lsg", **scales, "alpha": 1.0, "num_steps": 1, "seed": 0}
     return DistillSettings(run=Run(**(base | (run or {}))), distill=Distill(**(values | distill)))
+
+
+def load_state(folder: Path) -> dict[str, Tensor]:
+    """All tensors of the newest state, by "file/parameter"."""
+    files = saved_states(folder)[0].glob("*.safetensors")
+    return {f"{path.stem}/{name}": tensor for path in files for name, tensor in load_file(path).items()}

@@ -12,9 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_run import PROMPTS, make_settings
+from small_run import PROMPTS, load_state, make_settings
 
 from sid_core.errors import UserError
+from sid_core.files import saved_states
 from sid_core.models import architectures
 from sid_core.models.text import PromptSet
 from sid_core.training import dry_run
@@ -23,7 +24,6 @@ from sid_core.training.health import TrainingStopped
 from sid_core.training.iteration import Trainer
 from sid_core.training.randomness import draw, rng
 from sid_core.training.run import Interrupted, distill
-from sid_core.training.state import saved_states
 from sid_core.training.student import Student
 
 SIZE = {"batch": 8, "micro_batch": 2, "train_kimg": 0.064, "log_every_nimg": 8, "state_every_nimg": 24}
@@ -200,7 +200,7 @@ def test_vectors_that_are_shared_out_change_no_bit(run):
     weights = load_file(expected / WEIGHTS)
     for name, tensor in load_file(stopped / WEIGHTS).items():
         assert torch.equal(tensor, weights[name])
-    saved = [load_file(saved_states(folder / "state")[0]) for folder in (expected, stopped)]
+    saved = [load_state(folder / "state") for folder in (expected, stopped)]
     assert saved[0].keys() == saved[1].keys()
     assert all(torch.equal(tensor, saved[1][name]) for name, tensor in saved[0].items())
     run(2, "fewer", before=interrupt_second, settings=shared)

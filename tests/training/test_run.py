@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from small_run import PROMPTS, make_settings
+from safetensors.torch import save_file
+from small_run import PROMPTS, load_state, make_settings
 
 from sid_core.errors import UserError
-from sid_core.files import lease, read_json, sha256_file
+from sid_core.files import lease, read_json, saved_states, sha256_file, sidecar
 from sid_core.models.generator import load_generator
 from sid_core.training.health import TrainingStopped
 from sid_core.training.iteration import Trainer
 from sid_core.training.run import Interrupted, distill
-from sid_core.training.state import StateWriter, saved_states
+from sid_core.training.state import StateWriter, remove_unfinished
 
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 
@@ -98,7 +98,7 @@ def test_an_iteration_left_half_done_equals_a_whole_one(in_parts, tiny_teacher, 
         with pytest.raises(Interrupted, match="SIGUSR1"):
             distill(make_settings(micro_batch=1), tiny_teacher, PROMPTS, folders.state, folders.out)
     newest = saved_states(folders.state)[0].name
-    assert newest == ("state-000000005half.safetensors" if network == "generator" else "state-000000005.safetensors")
+    assert newest == ("state-000000005half" if network == "generator" else "state-000000005")
     distill(make_settings(micro_batch=1), tiny_teacher, PROMPTS, folders.state, folders.out)
     assert sha256_file(folders.out / WEIGHTS) == sha256_file(in_parts / "run" / "generator" / WEIGHTS)
     assert points(folders.out.parent / "training.jsonl") == points(in_parts / "run" / "training.jsonl")
@@ -151,18 +151,29 @@ def half_done(tiny_teacher, folders, monkeypatch):
     return folders
 
 
-def test_a_damaged_newest_state_falls_back_and_says_so(half_done, uninterrupted, tiny_teacher, caplog):
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (
+            lambda file: file.write_bytes(file.read_bytes()[:-10]),
+            "generator.safetensors: differs from its recorded sha256",
+        ),
+        (lambda file: file.unlink(), "generator.safetensors: missing"),
+        (lambda file: sidecar(file).write_text("{"), "generator.json: not valid JSON"),
+    ],
+)
+def test_a_damaged_newest_state_falls_back_and_says_so(half_done, uninterrupted, tiny_teacher, caplog, spoil, said):
     newest = saved_states(half_done.state)[0]
-    newest.write_bytes(newest.read_bytes()[:-10])
+    spoil(newest / "generator.safetensors")
     distill(make_settings(), tiny_teacher, PROMPTS, half_done.state, half_done.out)
-    assert f"{newest.name}: differs from its recorded sha256" in caplog.text
+    assert f"{newest.name}/{said}" in caplog.text
     assert "falling back" in caplog.text
     assert sha256_file(half_done.out / WEIGHTS) == sha256_file(uninterrupted / "run" / "generator" / WEIGHTS)
 
 
 def test_all_states_damaged_is_an_error_not_a_restart(half_done, tiny_teacher):
-    for path in saved_states(half_done.state):
-        path.write_bytes(b"")
+    for state in saved_states(half_done.state):
+        (state / "ema.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="all 2 saved states are damaged"):
         distill(make_settings(), tiny_teacher, PROMPTS, half_done.state, half_done.out)
 
@@ -296,7 +307,7 @@ def test_training_does_not_wait_for_the_disk(make_trainer, tmp_path, disk):
         trainer.step()  # after the copy was taken
         assert not saved_states(tmp_path)
         disk.set()
-    saved = load_file(saved_states(tmp_path)[0])
+    saved = load_state(tmp_path)
     for name, view in trainer.layout.views(before).items():
         assert torch.equal(saved[f"generator/{name}"], view)
 
@@ -311,11 +322,14 @@ def test_a_full_disk_is_not_passed_over(tiny_teacher, folders, monkeypatch):
     assert not folders.out.exists()
 
 
-def test_what_killed_writes_left_is_removed(tiny_teacher, folders):
-    left = folders.state / ".state-000000003.safetensors.abc"
-    left.mkdir(parents=True)
-    distill(make_settings(train_kimg=0.008), tiny_teacher, PROMPTS, folders.state, folders.out)
-    assert not left.exists()
+def test_what_killed_writes_left_is_removed(half_done, tiny_teacher):
+    """A state that lacks a record, one whose first file was not whole yet, and one that was being removed."""
+    newest, before = saved_states(half_done.state)
+    (newest / "ema.json").unlink()
+    (half_done.state / "state-000000011" / ".ema.safetensors.abc").mkdir(parents=True)
+    before.with_name(".state-000000006").mkdir()
+    remove_unfinished(half_done.state)
+    assert [path.name for path in half_done.state.glob("*state-*")] == [before.name]
 
 
 # --- what may change, and what to change ---------------------------------------------------------------------------------
@@ -355,8 +369,8 @@ def test_a_full_gpu_says_what_to_change(tiny_teacher, folders, monkeypatch, dist
 
 
 def test_saved_state_is_plain_safetensors(uninterrupted):
-    tensors = load_file(saved_states(uninterrupted / "state")[0])
-    assert {name.split("/")[0] for name in tensors} == {"generator", "fake_score", "ema", "adam"}
+    files = {name.split("/")[0] for name in load_state(uninterrupted / "state")}
+    assert files == {"ema", "fake_score", "fake_score_second_moment", "generator", "generator_second_moment"}
 
 
 # --- watched by held-out captions --------------------------------------------------------------------------------------
