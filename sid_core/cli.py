@@ -208,7 +208,12 @@ def _compare(given: argparse.Namespace) -> None:
 def _report(given: argparse.Namespace) -> None:
     from .report import compare
 
-    compare(config.load_config(given.settings), given.results)
+    settings = config.load_config(given.settings)
+    if given.so_far:
+        from .evaluation.pairs import write_pairs
+
+        write_pairs(settings, given.results, given.results / "so-far")
+    compare(settings, given.results, given.so_far)
 
 
 def _tracking_init(given: argparse.Namespace) -> None:
@@ -408,6 +413,9 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="RUN",
         help="folders such as results/shapes/runs/lsg-2, of any experiments",
+    )
+    named["report"].add_argument(
+        "--so-far", action="store_true", help="of an unfinished experiment, what is there, to RESULTS/so-far"
     )
     status = named["status"].add_mutually_exclusive_group()
     status.add_argument("--results", type=Path, help="results/EXPERIMENT, by the settings frozen there")

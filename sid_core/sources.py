@@ -21,13 +21,19 @@ PLUMBING = {
     ROOT / name
     for name in ("__init__.py", "errors.py", "config.py", "files.py", "downloads.py", "transfer.py", "hub.py")
 }
+BESIDE = {".css", ".js", ".csv"}
 
 
 def stage_digest(module: str) -> str:
-    """Digest of a module ('training.run') and of what it imports from this package; comments and docstrings do not count."""
+    """Digest of a module ('training.run') and of what it imports from this package; comments and docstrings do not count.
+
+    Also of other files beside modules: the style and script of a page, a table.
+    """
     path = _file(ROOT.joinpath(*module.split(".")))
     assert path is not None, f"sid_core.{module}: no such module"
-    return code_digest(*sorted(reachable(path) - PLUMBING))
+    modules = reachable(path) - PLUMBING
+    beside = {p for folder in {m.parent for m in modules} - {ROOT} for p in folder.iterdir() if p.suffix in BESIDE}
+    return code_digest(*sorted(modules | beside))
 
 
 def data_digests(config: Config) -> dict[str, str]:

@@ -172,4 +172,6 @@ def test_stage_digest_follows_imports(tmp_path, monkeypatch):
     assert digest("unrelated.py", "x = 2\n") == before
     assert digest("other.py", "x = 1  # the same\n") == before
     assert digest("other.py", "x = 2\n") != before
+    before = digest("part/page.css", "a { }")
+    assert digest("part/page.css", "b { }") != before
     sources.imports.cache_clear()

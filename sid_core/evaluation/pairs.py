@@ -132,16 +132,23 @@ def better(metric: str, difference: Estimate, a: str, b: str) -> str:
 # --- all pairs of an experiment --------------------------------------------------------------------------------------
 
 
-def write_pairs(config: Config, results: Path) -> None:
+def write_pairs(config: Config, results: Path, so_far: Path | None = None) -> None:
     """Write pairs.csv, the paired differences of all runs and baselines, and seeds.csv, means over training seeds.
+
+    Args:
+        so_far: write them there, of those runs and baselines that are scored.
 
     Raises:
         UserError: a score is missing or damaged, or two protocols differ.
     """
-    items = [*generators(config), *baselines(config)]
+    folders = {
+        item.name: results / ("runs" if isinstance(item, Run) else "baselines") / item.name
+        for item in [*generators(config), *baselines(config)]
+    }
     scored = {
-        item.name: read(results / ("runs" if isinstance(item, Run) else "baselines") / item.name, item.name)
-        for item in items
+        name: read(folder, name)
+        for name, folder in folders.items()
+        if so_far is None or (folder / "score.json").is_file()
     }
     rows = [
         _row(a.name, b.name, metric, difference, "samples")
@@ -149,7 +156,7 @@ def write_pairs(config: Config, results: Path) -> None:
         for metric, difference in differences_of(a, b).items()
     ]
     by_seed: dict[str, dict[int, Scored]] = defaultdict(dict)
-    for run in generators(config):
+    for run in (run for run in generators(config) if run.name in scored):
         by_seed[run.name.removesuffix(f"-seed{run.seed}")][run.seed] = scored[run.name]
     several = {name: seeds for name, seeds in by_seed.items() if len(seeds) > 1}
     rows += [
@@ -170,8 +177,8 @@ def write_pairs(config: Config, results: Path) -> None:
             found = mean_of_few([one.score[metric] for one in seeds.values()])
             sd = found.se * len(seeds) ** 0.5
             means.append((name, metric, len(seeds), found.value, sd, found.low, found.high))
-    write_text(results / "pairs.csv", _csv(PAIR_COLUMNS, rows))
-    write_text(results / "seeds.csv", _csv(SEED_COLUMNS, means))
+    write_text((so_far or results) / "pairs.csv", _csv(PAIR_COLUMNS, rows))
+    write_text((so_far or results) / "seeds.csv", _csv(SEED_COLUMNS, means))
 
 
 def _row(a: str, b: str, metric: str, difference: Estimate, over: str) -> tuple:

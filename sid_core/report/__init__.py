@@ -13,24 +13,28 @@ from . import curves, entries, figures, health, page, paper, precision, samples,
 from .theme import Picture, to_png, write_png
 
 
-def compare(config: Config, experiment_dir: str | Path) -> None:
-    """Write summary.csv, summary.md, convergence.csv, figures/ and report.html of a finished experiment, each whole or not at all.
+def compare(config: Config, experiment_dir: str | Path, so_far: bool = False) -> None:
+    """Write summary.csv, summary.md, convergence.csv, figures/ and report.html of an experiment, each whole or not at all.
 
     Everything is read and drawn before the first file is written.
+
+    Args:
+        so_far: of an unfinished experiment, what is there, to its folder so-far/, in which pairs.csv and seeds.csv are.
 
     Raises:
         UserError: an input is missing or damaged, or two scores were measured by different protocols.
     """
     folder = Path(experiment_dir)
-    scores = table.read_scores(config, folder)
+    out = folder / "so-far" if so_far else folder
+    scores = table.read_scores(config, folder, so_far)
     rows = table.make_rows(config, folder, scores)
-    settings = entries.make_entries(config, rows, scores, entries.read_intervals(folder / "seeds.csv"))
-    pairs_csv = entries.read_text(folder / "pairs.csv")
-    logs = curves.read_curves(config, folder)
+    settings = entries.make_entries(config, rows, scores, entries.read_intervals(out / "seeds.csv"))
+    pairs_csv = entries.read_text(out / "pairs.csv")
+    logs = curves.read_curves(config, folder, so_far)
     gradients = precision.of_experiment(folder)
     grid = samples.read_grid(config, folder, settings)
     condition = health.examine(config.distill.alarms, logs, folder)
-    warnings = summary.warnings(config, settings) + health.warnings(condition)
+    warnings = [*summary.unfinished(config, scores), *summary.warnings(config, settings), *health.warnings(condition)]
     notes = summary.notes(settings, scores)
     csv = {"summary": table.to_csv(rows), "convergence": paper.to_convergence_csv(logs)}
     frames = {name: pd.read_csv(io.StringIO(text)) for name, text in csv.items()}
@@ -49,13 +53,13 @@ def compare(config: Config, experiment_dir: str | Path) -> None:
     sheet = to_png(samples.draw(grid))
 
     for name, text in csv.items():
-        write_text(folder / f"{name}.csv", text)
-    write_text(folder / "summary.md", summary.to_markdown(config, settings, notes, warnings))
+        write_text(out / f"{name}.csv", text)
+    write_text(out / "summary.md", summary.to_markdown(config, settings, notes, warnings))
     for name, picture in pictures.items():
-        write_png(folder / "figures" / f"{name}.png", picture.png)
-        write_text(folder / "figures" / f"{name}.svg", picture.svg)
-    write_png(folder / "figures" / "samples.png", sheet)
-    write_text(folder / "report.html", html)
+        write_png(out / "figures" / f"{name}.png", picture.png)
+        write_text(out / "figures" / f"{name}.svg", picture.svg)
+    write_png(out / "figures" / "samples.png", sheet)
+    write_text(out / "report.html", html)
 
 
 def _render(draw: dict[str, Callable[[bool], Figure]]) -> tuple[dict[str, Picture], dict[str, str]]:

@@ -36,18 +36,29 @@ KEYS = ("nimg", "elapsed_s", "skipped", "generator_loss", *(panel[0] for panel i
 PROXIES = ("fid_proxy", "clip_proxy")  # at some points, where distill.proxy_samples is set
 
 
-def read_curves(config: Config, folder: Path) -> Curves:
+def read_curves(config: Config, folder: Path, so_far: bool = False) -> Curves:
     """Every run with its logged points: KEYS and PROXIES, each (points,) float64; NaN where there is none, or it is null.
+
+    Args:
+        so_far: also of runs that still train or were ended; those that have not logged a point are left out.
 
     Raises:
         UserError: a training.jsonl is missing, empty or damaged; the message names the line.
     """
-    return [(run, _read_curve(folder / "runs" / run.name / "training.jsonl")) for run in runs(config)]
+    paths = {run.name: folder / "runs" / run.name / "training.jsonl" for run in runs(config)}
+    if so_far:
+        training = {
+            name: folder / "state" / name / "training.jsonl" for name, path in paths.items() if not path.is_file()
+        }
+        paths |= training
+        paths = {name: path for name, path in paths.items() if path.is_file() and b"\n" in path.read_bytes()}
+    return [(run, _read_curve(paths[run.name], so_far)) for run in runs(config) if run.name in paths]
 
 
-def _read_curve(path: Path) -> dict[str, np.ndarray]:
+def _read_curve(path: Path, so_far: bool) -> dict[str, np.ndarray]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
+        lines = (text[: text.rfind("\n")] if so_far else text).splitlines()  # the last line may be under way
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the distillation again") from None
     except UnicodeDecodeError as error:

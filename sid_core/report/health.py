@@ -28,7 +28,9 @@ class Health:
 
     run: str
     setting: str  # the run's name without its seed
-    ended: str | None  # finished | aborted; None: its state is no longer there
+    ended: str | None  # finished | aborted | unfinished; None: its state is no longer there, its generator is
+    why: str  # of an aborted one
+    generator: bool  # whether there is one
     nimg: int
     elapsed_s: float
     skipped: int  # updates whose loss or gradient was not finite
@@ -55,12 +57,15 @@ def examine(alarms: Alarms, curves: Curves, folder: Path) -> list[Health]:
     """Every training of the experiment in `folder`."""
     result = []
     for run, points in curves:
-        mark = folder / "state" / run.name / "ended.json"
+        mark, generator = folder / "state" / run.name / "ended.json", folder / "runs" / run.name / "generator"
+        ended = read_json(mark) if mark.is_file() else {}
         result.append(
             Health(
                 run=run.name,
                 setting=base_name(run),
-                ended=read_json(mark).get("how") if mark.is_file() else None,
+                ended=ended.get("how", None if generator.is_dir() else "unfinished"),
+                why=ended.get("why", ""),
+                generator=generator.is_dir(),
                 nimg=int(points["nimg"][-1]),
                 elapsed_s=float(points["elapsed_s"][-1]),
                 skipped=int(points["skipped"][-1]),
@@ -79,6 +84,8 @@ def warnings(health: list[Health]) -> list[str]:
         if one.ended == "aborted":
             result.append(
                 f"Aborted: the last training of {one.run} was ended by an alarm; its generator is from one before."
+                if one.generator
+                else f"Aborted: an alarm ended the training of {one.run}, which therefore has no row: {one.why}"
             )
         if one.skipped:
             result.append(f"Skipped: {one.run} left out {one.skipped:,} updates whose loss or gradient was not finite.")

@@ -1,6 +1,6 @@
 """The experiment in words: what was found, what limits it, and summary.md, a line a setting."""
 
-from ..config import Config
+from ..config import Config, baselines, generators
 from .columns import TABLE, Column, further, is_best, protocol, rounded, steps
 from .entries import Entry, best
 
@@ -47,6 +47,12 @@ def finding(entries: list[Entry]) -> str:
         ratio = ours.estimate("fid")[0] / teacher.estimate("fid")[0]
         text += f", {ratio:.2f} times the teacher's best, {rounded(teacher.estimate('fid'), 2)} ({teacher.name})"
     return f"{text}. Highest CLIP score: {rounded(clip.estimate('clip'), 3)} ({clip.name})."
+
+
+def unfinished(config: Config, scores: dict[str, dict]) -> list[str]:
+    """What is still to come."""
+    missing = [item.name for item in [*generators(config), *baselines(config)] if item.name not in scores]
+    return [f"Unfinished: not scored so far, and missing here: {', '.join(missing)}."] if missing else []
 
 
 def warnings(config: Config, entries: list[Entry]) -> list[str]:

@@ -78,14 +78,20 @@ def score_path(folder: Path, item: Run | Baseline) -> Path:
     return folder / ("runs" if isinstance(item, Run) else "baselines") / item.name / "score.json"
 
 
-def read_scores(config: Config, folder: Path) -> dict[str, dict]:
-    """Scores by name of run or baseline, in the order of the tables.
+def read_scores(config: Config, folder: Path, so_far: bool = False) -> dict[str, dict]:
+    """Scores by name of run or baseline, in the order of the tables; `so_far`: of those that have one.
 
     Raises:
         UserError: a score is missing or damaged, or two were measured by different protocols.
     """
     items = [*generators(config), *baselines(config)]
     paths = {item.name: score_path(folder, item) for item in items}
+    if so_far:
+        paths = {name: path for name, path in paths.items() if path.is_file()}
+        if not paths.keys() & {run.name for run in generators(config)}:
+            raise UserError(
+                f"{folder}: no run is scored yet; sid-core status --results {folder} tells how far they are"
+            )
     scores = {name: _read_score(path) for name, path in paths.items()}
     first, *others = scores
     for name in others:
@@ -118,9 +124,9 @@ def _read_score(path: Path) -> dict:
 
 
 def make_rows(config: Config, folder: Path, scores: dict[str, dict]) -> list[Row]:
-    """All rows: generators, teacher baselines, VAE and real images, published results."""
-    rows = [_generator_row(config, folder, run, scores[run.name]) for run in generators(config)]
-    rows += [_baseline_row(config, baseline, scores[baseline.name]) for baseline in baselines(config)]
+    """All rows that have a score: generators, teacher baselines, VAE and real images; and published results."""
+    rows = [_generator_row(config, folder, run, scores[run.name]) for run in generators(config) if run.name in scores]
+    rows += [_baseline_row(config, one, scores[one.name]) for one in baselines(config) if one.name in scores]
     return rows + published_rows()
 
 

@@ -1,6 +1,7 @@
 import base64
 import io
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -10,7 +11,7 @@ from made_up import CAPTION, PROTOCOL_HASH, make_config, write_experiment
 from PIL import Image
 
 from sid_core.errors import UserError
-from sid_core.files import write_text
+from sid_core.files import write_json, write_text
 from sid_core.report import compare
 from sid_core.report.table import COLUMNS
 
@@ -119,6 +120,48 @@ def test_images_of_the_page_are_whole(experiment):
     for uri in uris:
         with Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,")))) as image:
             image.load()
+
+
+def test_of_an_unfinished_experiment_it_shows_what_is_there(make_experiment):
+    """One scale scored, one ended by an alarm, a third in training, the last not begun."""
+    config = make_config(guidance_scales=[1.5, 2, 3, 4.5])
+    folder = make_experiment(config)
+    for name in ("lsg-2", "lsg-3", "lsg-4.5"):
+        (folder / "state" / name).mkdir(parents=True)
+        (folder / "runs" / name / "training.jsonl").rename(folder / "state" / name / "training.jsonl")
+        shutil.rmtree(folder / "runs" / name)
+    write_json(
+        folder / "state" / "lsg-2" / "ended.json", {"how": "aborted", "iteration": 3, "why": "lsg-2: latent_std=9"}
+    )
+    with open(folder / "state" / "lsg-3" / "training.jsonl", "a") as log:
+        log.write('{"nimg": 19')  # a line under way
+    write_text(folder / "state" / "lsg-4.5" / "training.jsonl", "")
+    shutil.rmtree(folder / "baselines" / "vae")
+    before = {path for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="lsg-2"):
+        compare(config, folder)
+    (folder / "so-far").mkdir()
+    for name in ("pairs.csv", "seeds.csv"):
+        shutil.copy(folder / name, folder / "so-far")
+    compare(config, folder, so_far=True)
+    text = Page((folder / "so-far" / "report.html").read_text(encoding="utf-8")).text
+    assert "Unfinished: not scored so far, and missing here: lsg-2, lsg-3, lsg-4.5, vae." in text
+    assert "Aborted: an alarm ended the training of lsg-2, which therefore has no row: lsg-2: latent_std=9" in text
+    assert re.search(r"lsg-1\.5 finished 1,600", text)
+    assert re.search(r"lsg-3 unfinished 1,600", text)
+    assert not re.search(r"lsg-4\.5 (un)?finished", text)
+    lines = (folder / "so-far" / "summary.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines[1:4]] == ["lsg-1.5", "teacher-cfg1-8steps", "teacher-cfg3-8steps"]
+    after = {path for path in folder.rglob("*") if path.is_file()}
+    assert all(path.is_relative_to(folder / "so-far") for path in after - before)
+
+
+def test_where_nothing_is_scored_so_far_it_says_so(make_experiment):
+    config = make_config()
+    folder = make_experiment(config)
+    shutil.rmtree(folder / "runs")
+    with pytest.raises(UserError, match="no run is scored yet; sid-core status --results"):
+        compare(config, folder, so_far=True)
 
 
 @pytest.mark.parametrize("name", ["pairs.csv", "seeds.csv"])

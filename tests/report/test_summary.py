@@ -98,7 +98,7 @@ def test_warnings_name_trainings_in_bad_health(make_experiment):
     distill = make_config().distill.model_dump()
     config = make_config(seeds=[0, 1], distill=distill | {"alarms": distill["alarms"] | ALARMS})
     folder = make_experiment(config)
-    write_json(folder / "state" / "lsg-1.5" / "ended.json", {"how": "aborted", "iteration": 3})
+    write_json(folder / "state" / "lsg-1.5" / "ended.json", {"how": "aborted", "iteration": 3, "why": "latent_std=9"})
     found = health.examine(config.distill.alarms, curves.read_curves(config, folder), folder)
     assert [(one.run, one.setting, one.ended, one.skipped, one.beyond) for one in found] == [
         ("lsg-1.5", "lsg-1.5", "aborted", 0, 1),
@@ -107,7 +107,7 @@ def test_warnings_name_trainings_in_bad_health(make_experiment):
         ("lsg-3-seed1", "lsg-3", None, 1, 1),
     ]
     text = "\n".join(health.warnings(found))
-    assert "Aborted: the last training of lsg-1.5 " in text
+    assert "Aborted: the last training of lsg-1.5 was ended by an alarm; its generator is from one before." in text
     assert "Skipped: lsg-1.5-seed1 left out 1 updates" in text
     assert "Alarms: lsg-3 was beyond a limit at 1 logged points" in text
 

@@ -194,6 +194,19 @@ def test_a_second_run_does_nothing(finished):
     assert "Nothing to be done" in finished.run()
 
 
+def test_an_unfinished_experiment_has_a_page_so_far(finished):
+    score = finished.results / "baselines" / "teacher-cfg1.5-1steps" / "score.json"
+    score.rename(score.with_suffix(".hidden"))
+    paths = ["--settings", str(finished.results / "config.yaml"), "--results", str(finished.results)]
+    subprocess.run([sys.executable, "-m", "sid_core", "report", "--so-far", *paths], check=True)
+    score.with_suffix(".hidden").rename(score)
+    made = {path.name for path in (finished.results / "so-far").iterdir()}
+    assert made == {"pairs.csv", "seeds.csv", "summary.csv", "summary.md", "convergence.csv", "figures", "report.html"}
+    text = (finished.results / "so-far" / "summary.md").read_text()
+    assert "Unfinished: not scored so far, and missing here: teacher-cfg1.5-1steps." in text
+    assert "Nothing to be done" in finished.run()
+
+
 def test_a_deleted_intermediate_is_noticed(finished):
     path = finished.results / "runs" / "lsg-1.5" / "features" / "00000.json"
     path.rename(path.with_suffix(".hidden"))
