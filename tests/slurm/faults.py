@@ -2,12 +2,13 @@
 
 Two scales, two shards each. Each sweep must end with the scores of a local run, bit for bit. Faults come at random times, to
 random jobs, from a seed (what they hit depends on the machine's speed too). Where Snakemake gives a job up after its retries,
-the command is given again, as a user would, and counted.
+the command is given again, as a user would, and counted. At the end: how long it was from each fault until what it hit ran again.
 """
 
 import argparse
 import contextlib
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,20 +29,23 @@ AGAIN = 10  # times that the command is given again in a sweep, at most
 DISK_MB = 200
 
 
-def cancel(sweep: Pipeline, rng: random.Random) -> str:
+Jobs = list[dict[str, str]]  # that a fault has ended
+
+
+def cancel(sweep: Pipeline, rng: random.Random) -> Jobs:
     return on_a_job(sweep, rng, "scancel")
 
 
-def requeue(sweep: Pipeline, rng: random.Random) -> str:
+def requeue(sweep: Pipeline, rng: random.Random) -> Jobs:
     return on_a_job(sweep, rng, "scontrol", "requeue")
 
 
-def time_out(sweep: Pipeline, rng: random.Random) -> str:
+def time_out(sweep: Pipeline, rng: random.Random) -> Jobs:
     """The limit is now the shortest there is, a minute: jobs that run longer are ended."""
     return on_a_job(sweep, rng, "scontrol", "update", "TimeLimit=1", "job")
 
 
-def run_out_of_memory(sweep: Pipeline, rng: random.Random) -> str:
+def run_out_of_memory(sweep: Pipeline, rng: random.Random) -> Jobs:
     """What the kernel does then: the largest process of a job is killed."""
     job = rng.choice(sweep.jobs(state="RUNNING"))
     script = (
@@ -49,63 +53,99 @@ def run_out_of_memory(sweep: Pipeline, rng: random.Random) -> str:
         "echo $(awk '/VmRSS/ {print $2}' /proc/$p/status) $p; done | sort -n | tail -1 | cut -d' ' -f2 | xargs kill -KILL"
     )
     sweep.cluster.run(["sh", "-c", script])
-    return job["Comment"]
+    return [job]
 
 
-def kill_slurmd(sweep: Pipeline, rng: random.Random) -> str:
+def kill_slurmd(sweep: Pipeline, rng: random.Random) -> Jobs:
+    """Its jobs run on, unless the controller takes the node for failed, after 10 s."""
     node = rng.choice(sweep.cluster.nodes)
     sweep.cluster.stop(node)
-    time.sleep(rng.uniform(1, 25))  # after 10 s the controller takes the node for failed
+    time.sleep(rng.uniform(1, 25))
     sweep.cluster.start(node)
-    return node
+    return []
 
 
-def crash_a_node(sweep: Pipeline, rng: random.Random) -> str:
+def crash_a_node(sweep: Pipeline, rng: random.Random) -> Jobs:
     node = rng.choice(sweep.cluster.nodes)
+    jobs = [job for job in sweep.jobs(state="RUNNING") if job["NodeList"] == node]
     sweep.cluster.crash(node)
     time.sleep(rng.uniform(1, 25))
     sweep.cluster.start(node)
-    return node
+    return jobs
 
 
-def stop_the_controller(sweep: Pipeline, rng: random.Random) -> str:
+def stop_the_controller(sweep: Pipeline, rng: random.Random) -> Jobs:
     sweep.cluster.stop("slurmctld")
     time.sleep(30)
     sweep.cluster.start("slurmctld")
-    return "30 s"
+    return []
 
 
-def kill_snakemake(sweep: Pipeline, rng: random.Random) -> str:
+def kill_snakemake(sweep: Pipeline, rng: random.Random) -> Jobs:
     sweep.kill()
     time.sleep(rng.uniform(0, 20))
     sweep.unlock()
     sweep.start()
-    return ""
+    return []
 
 
-def fill_the_disk(sweep: Pipeline, rng: random.Random) -> str:
+def fill_the_disk(sweep: Pipeline, rng: random.Random) -> Jobs:
     filler = str(sweep.results / "filler")
     with contextlib.suppress(RuntimeError):
         sweep.cluster.run(["dd", "if=/dev/zero", f"of={filler}", "bs=64k"])
     time.sleep(rng.uniform(5, 30))
     sweep.cluster.run(["rm", "-f", filler])
-    return f"{DISK_MB} MB"
+    return []
 
 
-FAULTS: list[Callable[[Pipeline, random.Random], str]] = [
+FAULTS: list[Callable[[Pipeline, random.Random], Jobs]] = [
     cancel, requeue, time_out, run_out_of_memory, kill_slurmd, crash_a_node, stop_the_controller, kill_snakemake, fill_the_disk,
 ]  # fmt: skip
 
 
-def on_a_job(sweep: Pipeline, rng: random.Random, *command: str) -> str:
+def on_a_job(sweep: Pipeline, rng: random.Random, *command: str) -> Jobs:
     job = rng.choice(sweep.jobs(state="RUNNING"))
     sweep.cluster.run([*command, job["JobId"]])
-    return job["Comment"]
+    return [job]
 
 
-def run_sweep(sweep: Pipeline, rng: random.Random, faults: int, pause_s: float) -> tuple[list[str], int]:
-    """Run to the end, with faults on the way. Returns what was done to it, and how often the command was given again."""
-    told, again = [], 0
+class Recoveries:
+    """Seconds from a fault until what it hit runs again, by fault; as another job or put back."""
+
+    def __init__(self):
+        self.seconds: dict[str, list[float]] = {}
+        self._hit: dict[str, tuple[str, tuple[str, str], float]] = {}
+
+    def note(self, fault: str, at_s: float, jobs: Jobs) -> None:
+        self.seconds.setdefault(fault, [])
+        for job in jobs:
+            self._hit[job["Comment"]] = fault, (job["JobId"], job["Restarts"]), at_s
+
+    def look(self, sweep: Pipeline) -> None:
+        with contextlib.suppress(RuntimeError):  # the controller may be away
+            for job in sweep.jobs(state="RUNNING") if self._hit else ():
+                fault, before, at_s = self._hit.get(job["Comment"], ("", (), 0.0))
+                if fault and before != (job["JobId"], job["Restarts"]):
+                    self.seconds[fault].append(time.monotonic() - at_s)
+                    del self._hit[job["Comment"]]
+
+    def forget(self) -> None:
+        """What was not seen to run again ended too soon for it, or well before the fault came."""
+        self._hit = {}
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"{fault}: ran again after {statistics.median(times):.0f} s, at most {max(times):.0f} s ({len(times)} jobs)"
+            for fault, times in self.seconds.items()
+            if times
+        )
+
+
+def run_sweep(
+    sweep: Pipeline, rng: random.Random, faults: int, pause_s: float, recoveries: Recoveries
+) -> tuple[int, int]:
+    """Run to the end, with faults on the way. Returns how many, and how often the command was given again."""
+    told = again = 0
     sweep.start()
     next_at = time.monotonic() + rng.uniform(0.3, 1.7) * pause_s
     while True:
@@ -115,13 +155,16 @@ def run_sweep(sweep: Pipeline, rng: random.Random, faults: int, pause_s: float) 
             assert again < AGAIN, sweep.said()
             again += 1
             sweep.start()
-        if len(told) < faults and time.monotonic() > next_at:
-            fault = rng.choice(FAULTS)
+        if told < faults and time.monotonic() > next_at:
+            fault, at_s = rng.choice(FAULTS), time.monotonic()
             # no job runs, or it has ended meanwhile
             with contextlib.suppress(IndexError, RuntimeError, FileNotFoundError):
-                told.append(f"{fault.__name__} {fault(sweep, rng)}")
-                print(f"  {told[-1]}", flush=True)
+                jobs = fault(sweep, rng)
+                told += 1
+                recoveries.note(fault.__name__, at_s, jobs)
+                print(f"  {fault.__name__} {', '.join(job['Comment'] for job in jobs)}", flush=True)
             next_at = time.monotonic() + rng.uniform(0.3, 1.7) * pause_s
+        recoveries.look(sweep)
         time.sleep(0.5)
 
 
@@ -134,7 +177,7 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    wrong = 0
+    wrong, recoveries = 0, Recoveries()
     with tempfile.TemporaryDirectory(prefix="slurm-") as name:
         place = Path(name)
         (place / "local").mkdir()
@@ -150,16 +193,18 @@ def main() -> int:
                 sweep.results.mkdir(parents=True)
                 cluster.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "none", str(sweep.results)], uid=0)
                 start = time.monotonic()
-                told, again = run_sweep(sweep, random.Random(number), given.faults, given.pause)
+                told, again = run_sweep(sweep, random.Random(number), given.faults, given.pause, recoveries)
+                recoveries.forget()
                 cluster.run(["sh", "-c", f"cp -r {sweep.results} {sweep.folder}/copy"])
                 right = read_scores(sweep.folder / "copy") == expected
                 wrong += not right
                 took_s = time.monotonic() - start
                 print(
-                    f"sweep {number}: {len(told)} faults, command given again {again} times, {len(sweep.jobs())} jobs, {took_s:.0f} s, "
+                    f"sweep {number}: {told} faults, command given again {again} times, {len(sweep.jobs())} jobs, {took_s:.0f} s, "
                     f"scores {'right' if right else 'WRONG'}",
                     flush=True,
                 )
+    print(recoveries)
     return 1 if wrong else 0
 
 
