@@ -1,6 +1,6 @@
 """Does a distillation that is killed again and again end with the bits of one that never was, and what does saving cost?
 
-    python benchmarks/kills.py [--runs 5] [--kills 20] [--iterations 40]
+    python benchmarks/kills.py [--runs 5] [--kills 20] [--iterations 200]
 
 Each run distils the embedded teacher with a state saved after every iteration, and is killed (SIGKILL) at random moments, every
 second time while a state is being written; then it finishes. Processes are forked, so that a kill costs no imports. All runs
@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--kills", type=int, default=20, help="per run")
-    parser.add_argument("--iterations", type=int, default=40)
+    parser.add_argument("--iterations", type=int, default=200)
     args = parser.parse_args()
     torch.set_num_threads(1)
     settings, waited = make_settings(args.iterations), []

@@ -4,7 +4,7 @@ Snakemake that is killed leaves its jobs running, and started again it would sub
 the same files waits in the queue until the first one has ended: a distillation then finds a state that is finished, or goes
 on with it, and no GPU idles meanwhile. (The plugin registers job ids with Snakemake, but each job's own Snakemake writes over
 them.) The plugin also looks ever more seldom, up to 180 s apart, so that the end of a long job goes unnoticed for minutes, and
-loses its jobs from sight when the controller does not answer for a while, or for ever when it forgets them.
+loses its jobs from sight when the controller does not answer for a while, or for ever when it forgets them or holds them back.
 """
 
 import json
@@ -20,6 +20,8 @@ NAME = "slurm"
 INTERRUPTED = re.compile("'(TIMEOUT|NODE_FAIL|PREEMPTED)'")  # in the plugin's messages
 PATIENCE_S = 3600  # with a controller that does not answer
 LOST_S = 60  # after which a job that Slurm does not list is taken for lost
+HELD = "launch failed requeued held"  # by squeue: a node failed while the job began, and Slurm waits for somebody to release it
+RELEASES = 3  # of a job that is held for that
 
 
 def adapt(experiment: str) -> None:
@@ -35,7 +37,7 @@ def _make(upstream: type, prefix: str) -> type:
             self.workflow.executor_settings.jobname_prefix = self.workflow.executor_settings.jobname_prefix or prefix
             super().__post_init__(test_mode)
             self._told = set()  # jobs whose end this round has told
-            self._unseen = Unseen()
+            self._watch = Watch()
             self._book = Book(Path(self.workflow.workdir_init) / ".snakemake" / "slurm_jobs.jsonl")
 
         def run_job(self, job) -> None:
@@ -60,11 +62,10 @@ def _make(upstream: type, prefix: str) -> type:
             open_jobs = [job_info for job_info in active_jobs if job_info.job not in self._told]
             # sacct lags; what squeue does not list any more was told in an earlier round
             by_squeue = open_jobs and self.get_status_command() == "squeue"
-            lost = self._unseen.lost([job_info.external_jobid for job_info in open_jobs]) if by_squeue else set()
+            given_up = self._watch.look([job_info.external_jobid for job_info in open_jobs]) if by_squeue else {}
             for job_info in open_jobs:
-                if job_info.external_jobid in lost:
-                    message = f"Slurm knows nothing of job {job_info.external_jobid}: a controller that crashes forgets its last ones"
-                    self.report_job_error(job_info, msg=message)
+                if job_info.external_jobid in given_up:
+                    self.report_job_error(job_info, msg=given_up[job_info.external_jobid])
                 else:
                     yield job_info
 
@@ -90,21 +91,35 @@ def _make(upstream: type, prefix: str) -> type:
     return Executor
 
 
-class Unseen:
-    """Jobs that Slurm does not list although it answers, and since when."""
+class Watch:
+    """Jobs that would never end: Slurm does not list them although it answers, or holds them back."""
 
     def __init__(self):
-        self._since_s: dict[str, float] = {}
+        self._unseen_since_s: dict[str, float] = {}
+        self._released: dict[str, int] = {}
 
-    def lost(self, jobs: list[str]) -> set[str]:
-        """Those of `jobs` that have not been listed for LOST_S."""
-        command = ["squeue", "--noheader", "--me", "--array", "--states=all", "--format=%i"]
+    def look(self, jobs: list[str]) -> dict[str, str]:
+        """Those of `jobs` that are to be given up, with the reason; what Slurm could not start is released before."""
+        command = ["squeue", "--noheader", "--me", "--array", "--states=all", "--format=%i %r"]
         asked = subprocess.run(command, capture_output=True, text=True)
         if asked.returncode != 0:
-            return set()
-        listed, now_s = set(asked.stdout.split()), time.monotonic()
-        self._since_s = {job: self._since_s.get(job, now_s) for job in jobs if job not in listed}
-        return {job for job, since_s in self._since_s.items() if now_s - since_s >= LOST_S}
+            return {}
+        reasons = {job: reason for job, _, reason in (line.partition(" ") for line in asked.stdout.splitlines())}
+        now_s = time.monotonic()
+        self._unseen_since_s = {job: self._unseen_since_s.get(job, now_s) for job in jobs if job not in reasons}
+        given_up = {
+            job: f"Slurm knows nothing of job {job}: a controller that crashes forgets its last ones"
+            for job, since_s in self._unseen_since_s.items()
+            if now_s - since_s >= LOST_S
+        }
+        for job in (job for job in jobs if reasons.get(job) == HELD):
+            self._released[job] = self._released.get(job, 0) + 1
+            if self._released[job] <= RELEASES:
+                subprocess.run(["scontrol", "release", job])
+            else:
+                subprocess.run(["scancel", job])
+                given_up[job] = f"Slurm could not start job {job} in {self._released[job]} attempts; sinfo -R tells why"
+        return given_up
 
 
 class Book:

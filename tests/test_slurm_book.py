@@ -12,7 +12,9 @@ def squeue(tmp_path, monkeypatch):
     """A squeue that fails once, as while the controller is away, and then tells these jobs."""
     program = tmp_path / "bin" / "squeue"
     program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\nmv {tmp_path}/away {tmp_path}/back 2> /dev/null && exit 1\necho 5; echo 7_2\n")
+    program.write_text(
+        f"#!/bin/sh\nmv {tmp_path}/away {tmp_path}/back 2> /dev/null && exit 1\ncase $* in *%r) cat {tmp_path}/reasons;; *) echo 5; echo 7_2;; esac\n"
+    )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
     monkeypatch.setattr(slurm.time, "sleep", lambda _: None)
@@ -40,13 +42,33 @@ def test_a_controller_that_stays_away_is_told(squeue, monkeypatch):
         slurm.ask_squeue("--me")
 
 
-def test_a_job_that_is_not_listed_for_a_while_is_lost(squeue, monkeypatch):
+@pytest.fixture
+def commands(squeue, monkeypatch):
+    """What is asked of Slurm beside squeue; `write` says why jobs wait, as squeue then tells."""
+    (squeue / "reasons").write_text("5 None\n7_2 Priority\n")
+    for name in ("scontrol", "scancel"):
+        (squeue / "bin" / name).write_text(f"#!/bin/sh\necho {name} $* >> {squeue}/commands\n")
+        (squeue / "bin" / name).chmod(0o755)
+    return squeue / "commands"
+
+
+def test_a_job_that_is_not_listed_for_a_while_is_given_up(squeue, commands, monkeypatch):
     clock = iter([0, 30, 60, 90, 120])
     monkeypatch.setattr(slurm.time, "monotonic", lambda: next(clock))
-    unseen = slurm.Unseen()
-    assert unseen.lost(["5", "6"]) == set()
-    assert unseen.lost(["5", "6", "8"]) == set()
+    watch = slurm.Watch()
+    assert watch.look(["5", "6"]) == {}
+    assert watch.look(["5", "6", "8"]) == {}
     (squeue / "away").touch()
-    assert unseen.lost(["5", "6", "8"]) == set()  # no answer tells nothing
-    assert unseen.lost(["5", "6", "8"]) == {"6"}
-    assert unseen.lost(["5", "8"]) == {"8"}
+    assert watch.look(["5", "6", "8"]) == {}  # no answer tells nothing
+    assert watch.look(["5", "6", "8"]).keys() == {"6"}
+    assert "knows nothing of job 8" in watch.look(["5", "8"])["8"]
+    assert not commands.exists()
+
+
+def test_a_job_that_could_not_be_started_is_released_and_in_the_end_given_up(squeue, commands):
+    (squeue / "reasons").write_text("5 launch failed requeued held\n6 launch failed requeued held\n7_2 Priority\n")
+    watch = slurm.Watch()
+    for _ in range(slurm.RELEASES):
+        assert watch.look(["5", "7_2"]) == {}  # 6 is not this pipeline's
+    assert "could not start job 5 in 4 attempts; sinfo -R" in watch.look(["5", "7_2"])["5"]
+    assert commands.read_text().splitlines() == ["scontrol release 5"] * 3 + ["scancel 5"]

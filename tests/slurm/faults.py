@@ -74,6 +74,15 @@ def crash_a_node(sweep: Pipeline, rng: random.Random) -> Jobs:
     return jobs
 
 
+def resume_nodes(sweep: Pipeline) -> None:
+    """What an operator does: a node that died while it started a job is drained."""
+    for line in sweep.cluster.run(["sinfo", "--noheader", "--Node", "--format=%N %t"]).splitlines():
+        node, state = line.split()
+        if state in ("drain", "drng", "down"):
+            with contextlib.suppress(RuntimeError):  # on its way back already
+                sweep.cluster.run(["scontrol", "update", f"NodeName={node}", "State=RESUME"], uid=0)
+
+
 def stop_the_controller(sweep: Pipeline, rng: random.Random) -> Jobs:
     sweep.cluster.stop("slurmctld")
     time.sleep(30)
@@ -122,12 +131,11 @@ class Recoveries:
             self._hit[job["Comment"]] = fault, (job["JobId"], job["Restarts"]), at_s
 
     def look(self, sweep: Pipeline) -> None:
-        with contextlib.suppress(RuntimeError):  # the controller may be away
-            for job in sweep.jobs(state="RUNNING") if self._hit else ():
-                fault, before, at_s = self._hit.get(job["Comment"], ("", (), 0.0))
-                if fault and before != (job["JobId"], job["Restarts"]):
-                    self.seconds[fault].append(time.monotonic() - at_s)
-                    del self._hit[job["Comment"]]
+        for job in sweep.jobs(state="RUNNING") if self._hit else ():
+            fault, before, at_s = self._hit.get(job["Comment"], ("", (), 0.0))
+            if fault and before != (job["JobId"], job["Restarts"]):
+                self.seconds[fault].append(time.monotonic() - at_s)
+                del self._hit[job["Comment"]]
 
     def forget(self) -> None:
         """What was not seen to run again ended too soon for it, or well before the fault came."""
@@ -164,7 +172,9 @@ def run_sweep(
                 recoveries.note(fault.__name__, at_s, jobs)
                 print(f"  {fault.__name__} {', '.join(job['Comment'] for job in jobs)}", flush=True)
             next_at = time.monotonic() + rng.uniform(0.3, 1.7) * pause_s
-        recoveries.look(sweep)
+        with contextlib.suppress(RuntimeError):  # the controller may be away
+            recoveries.look(sweep)
+            resume_nodes(sweep)
         time.sleep(0.5)
 
 

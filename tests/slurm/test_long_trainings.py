@@ -1,0 +1,83 @@
+"""Through Snakemake itself, which takes minutes: a training over several time limits in one call, and one of two nodes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from cluster import Cluster
+from pipeline import Pipeline, Project, install_plugin, read_scores
+from training import SLOWLY
+
+pytestmark = pytest.mark.slow
+BLOCKS = {
+    "baselines": {"steps": []},
+    "distill": {"train_kimg": 0.56},  # 70 points of the log, a second each
+    "tracking": {"enabled": False},
+}
+DISTILL = {"gpu": 0, "threads": 1, "mem_mb": 2000, "runtime": "1m", "continuations": 9, "save_s": 30}
+STATE = "results/smallest/state/lsg-1.5"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """run(distill, requeue) -> the finished pipeline, in whose trainings a point of the log takes a second."""
+    monkeypatch.setenv("PYTHONPATH", str(SLOWLY))
+    with Cluster(tmp_path / "cluster") as cluster:
+
+        def begin(distill: dict, requeue: str = "true") -> Pipeline:
+            blocks = BLOCKS | {"resources": {"distill": distill}}
+            pipeline = Pipeline(tmp_path / "pipeline", cluster, install_plugin(tmp_path / "plugin"), **blocks)
+            profile = pipeline.folder / "workflow/profiles/slurm/config.yaml"
+            profile.write_text(profile.read_text().replace("slurm-requeue: true", f"slurm-requeue: {requeue}"))
+            pipeline.start()
+            pipeline.finish(patience_s=1800)
+            return pipeline
+
+        yield begin
+
+
+@pytest.fixture
+def local(tmp_path):
+    """local(distill) -> scores without Slurm and limits."""
+
+    def begin(distill: dict) -> dict:
+        (tmp_path / "local").mkdir()
+        project = Project(tmp_path / "local")
+        project.configure(**BLOCKS, resources={"distill": distill})
+        subprocess.run(
+            [sys.executable, "-m", "snakemake", "--cores", "2", "--resources", "gpu=2", "--quiet", "all"],
+            cwd=project.folder,
+            check=True,
+        )
+        return read_scores(project.results)
+
+    return begin
+
+
+@pytest.mark.parametrize("requeue", ["true", "false"])
+def test_one_call_goes_on_over_three_time_limits(run, local, requeue):
+    """By the same job, put back; and, where jobs may not be put back, by one after another that Slurm ends for its TIMEOUT."""
+    pipeline = run(DISTILL, requeue)
+    jobs = pipeline.jobs("distill")
+    if requeue == "true":
+        assert [job["JobState"] for job in jobs] == ["COMPLETED"]
+        assert int(jobs[0]["Restarts"]) >= 3
+    else:
+        assert len(jobs) >= 4
+        assert [job["JobState"] for job in jobs] == ["TIMEOUT"] * (len(jobs) - 1) + ["COMPLETED"]
+    points = [
+        json.loads(line)["nimg"] for line in (pipeline.folder / STATE / "training.jsonl").read_text().splitlines()
+    ]
+    assert points == list(range(8, 561, 8))
+    assert pipeline.scores() == local(DISTILL)
+
+
+def test_a_training_of_two_nodes(run, local):
+    nodes = DISTILL | {"gpu": 2, "nodes": 2, "runtime": "1h"}
+    pipeline = run(nodes)
+    job = pipeline.jobs("distill")[-1]
+    assert job["NumNodes"] == "2"
+    assert job["NodeList"] == "node[0-1]"
+    assert job["TresPerJob"] == "gres:gpu:2"
+    assert pipeline.scores() == local(nodes | {"nodes": 1})
