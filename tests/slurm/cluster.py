@@ -76,6 +76,7 @@ AccountingStorageHost=127.0.0.1
 AccountingStoragePort={port}
 AccountingStoragePass={folder}/munge/socket
 AccountingStorageTRES=gres/gpu
+AccountingStoreFlags=job_comment
 """
 SLURMDBD_CONF = """
 AuthType=auth/munge

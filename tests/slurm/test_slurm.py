@@ -105,11 +105,13 @@ def test_a_job_that_is_put_back_into_the_queue_runs_again(whole, cluster):
 def test_a_killed_snakemake_loses_no_job_and_runs_none_twice(whole, cluster):
     running = whole.wait_for("distill")
     whole.kill()
-    assert whole.jobs("distill")[-1]["JobState"] == "RUNNING"
+    cluster.run(["scontrol", "suspend", running["JobId"]])  # lest it ends before Snakemake is back
     whole.unlock()
     whole.start()
     waiting = whole.wait_for("distill", "PENDING")
     assert waiting["Dependency"].startswith(f"afterany:{running['JobId']}")
+    assert whole.jobs("distill")[0]["JobState"] == "SUSPENDED"
+    cluster.run(["scontrol", "resume", running["JobId"]])
     shard = whole.wait_for("shard")
     first, second = whole.jobs("distill")
     assert (first["JobState"], second["JobState"]) == ("COMPLETED", "COMPLETED")
