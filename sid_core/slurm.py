@@ -62,7 +62,8 @@ def _make(upstream: type, prefix: str) -> type:
             open_jobs = [job_info for job_info in active_jobs if job_info.job not in self._told]
             # sacct lags; what squeue does not list any more was told in an earlier round
             by_squeue = open_jobs and self.get_status_command() == "squeue"
-            given_up = self._watch.look([job_info.external_jobid for job_info in open_jobs]) if by_squeue else {}
+            ids = [*self._book.before, *(job_info.external_jobid for job_info in open_jobs)]  # ours wait for those before
+            given_up = self._watch.look(ids) if by_squeue else {}
             for job_info in open_jobs:
                 if job_info.external_jobid in given_up:
                     self.report_job_error(job_info, msg=given_up[job_info.external_jobid])
@@ -123,7 +124,11 @@ class Watch:
 
 
 class Book:
-    """Which Slurm job makes which files, one line a job; kept beside Snakemake's own records."""
+    """Which Slurm job makes which files, one line a job; kept beside Snakemake's own records.
+
+    Attributes:
+        before: jobs of an earlier Snakemake that had not ended when this one started.
+    """
 
     def __init__(self, path: Path):
         self._path = path
@@ -132,6 +137,7 @@ class Book:
         alive = _in_queue() if entries else set()
         entries = [entry for entry in entries if entry["job"] in alive]
         self._makers = {name: entry["job"] for entry in entries for name in entry["output"]}
+        self.before = sorted({entry["job"] for entry in entries})
         path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
 
     def note(self, job: str, output: list[str]) -> None:

@@ -29,6 +29,7 @@ def test_a_job_waits_for_those_that_still_make_its_files(squeue):
         "".join(json.dumps(entry) + "\n" for entry in before) + '{"job": "8", "out'
     )  # killed while it wrote
     book = slurm.Book(path)
+    assert book.before == ["5", "7_2"]
     assert book.dependency(["b", "d", "e"]) == " --dependency=afterany:5:7_2"
     assert book.dependency(["c", "e"]) == ""  # it has ended
     book.note("9", ["c"])
