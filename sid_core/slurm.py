@@ -62,7 +62,10 @@ def _make(upstream: type, prefix: str) -> type:
             open_jobs = [job_info for job_info in active_jobs if job_info.job not in self._told]
             # sacct lags; what squeue does not list any more was told in an earlier round
             by_squeue = open_jobs and self.get_status_command() == "squeue"
-            ids = [*self._book.before, *(job_info.external_jobid for job_info in open_jobs)]  # ours wait for those before
+            ids = [
+                *self._book.before,
+                *(job_info.external_jobid for job_info in open_jobs),
+            ]  # ours wait for those before
             given_up = self._watch.look(ids) if by_squeue else {}
             for job_info in open_jobs:
                 if job_info.external_jobid in given_up:
