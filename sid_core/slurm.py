@@ -35,10 +35,10 @@ def _make(upstream: type, prefix: str) -> type:
     class Executor(upstream):
         def __post_init__(self, test_mode: bool = False) -> None:
             self.workflow.executor_settings.jobname_prefix = self.workflow.executor_settings.jobname_prefix or prefix
-            super().__post_init__(test_mode)
             self._told = set()  # jobs whose end this round has told
             self._watch = Watch()
             self._book = Book(Path(self.workflow.workdir_init) / ".snakemake" / "slurm_jobs.jsonl")
+            super().__post_init__(test_mode)  # the thread that checks begins here
 
         def run_job(self, job) -> None:
             if job.is_group():  # the plugin's comment names a group's rules, and its wildcards where it has them
