@@ -35,10 +35,10 @@ def _make(upstream: type, prefix: str) -> type:
     class Executor(upstream):
         def __post_init__(self, test_mode: bool = False) -> None:
             self.workflow.executor_settings.jobname_prefix = self.workflow.executor_settings.jobname_prefix or prefix
+            super().__post_init__(test_mode)
             self._told = set()  # jobs whose end this round has told
             self._watch = Watch()
             self._book = Book(Path(self.workflow.workdir_init) / ".snakemake" / "slurm_jobs.jsonl")
-            super().__post_init__(test_mode)  # the thread that checks begins here
 
         def run_job(self, job) -> None:
             if job.is_group():  # the plugin's comment names a group's rules, and its wildcards where it has them
@@ -56,6 +56,8 @@ def _make(upstream: type, prefix: str) -> type:
             super().report_job_submission(job_info, register_job)
 
         async def check_active_jobs(self, active_jobs: list):
+            if not active_jobs:  # the checking thread begins before __post_init__, and what it raises ends it for good
+                return
             self._told = set()
             async for _ in super().check_active_jobs(active_jobs):
                 pass  # where Slurm did not answer, the plugin forgets the others, and Snakemake waits for ever
