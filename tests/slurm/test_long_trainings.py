@@ -21,16 +21,14 @@ STATE = "results/smallest/state/lsg-1.5"
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """run(distill, requeue) -> the finished pipeline, in whose trainings a point of the log takes a second."""
+    """run(distill, options…) -> the finished pipeline, in whose trainings a point of the log takes a second."""
     monkeypatch.setenv("PYTHONPATH", str(SLOWLY))
     with Cluster(tmp_path / "cluster") as cluster:
 
-        def begin(distill: dict, requeue: str = "true") -> Pipeline:
+        def begin(distill: dict, *options: str) -> Pipeline:
             blocks = BLOCKS | {"resources": {"distill": distill}}
             pipeline = Pipeline(tmp_path / "pipeline", cluster, install_plugin(tmp_path / "plugin"), **blocks)
-            profile = pipeline.folder / "workflow/profiles/slurm/config.yaml"
-            profile.write_text(profile.read_text().replace("slurm-requeue: true", f"slurm-requeue: {requeue}"))
-            pipeline.start()
+            pipeline.start(*options)
             pipeline.finish(patience_s=1800)
             return pipeline
 
@@ -55,12 +53,12 @@ def local(tmp_path):
     return begin
 
 
-@pytest.mark.parametrize("requeue", ["true", "false"])
-def test_one_call_goes_on_over_three_time_limits(run, local, requeue):
+@pytest.mark.parametrize("put_back", [True, False])
+def test_one_call_goes_on_over_three_time_limits(run, local, put_back):
     """By the same job, put back; and, where jobs may not be put back, by one after another that Slurm ends for its TIMEOUT."""
-    pipeline = run(DISTILL, requeue)
+    pipeline = run(DISTILL, *([] if put_back else ["--set-resources", "distill:slurm_extra='--no-requeue'"]))
     jobs = pipeline.jobs("distill")
-    if requeue == "true":
+    if put_back:
         assert [job["JobState"] for job in jobs] == ["COMPLETED"]
         assert int(jobs[0]["Restarts"]) >= 3
     else:
