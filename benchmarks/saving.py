@@ -1,14 +1,13 @@
 """How long does a state take to be saved, and what does it wait for?
 
-    python benchmarks/saving.py [--folder /dev/shm/state] [--width 160] [--rounds 3]
+    python benchmarks/saving.py [--folder /dev/shm] [--width 160] [--rounds 3]
 
 A UNet of SD 1.5's layers, `width` channels at its first level (320: SD 1.5 itself, whose state of 17.2 GB takes twice as much memory;
-160: a quarter of it), is saved by the real code to a folder: one in memory (/dev/shm) shows what the code takes, one on a disk what
+160: a quarter of it), is saved by the real code to a new folder in one that is there: one in memory (/dev/shm) shows what the code takes, one on a disk what
 the disk adds. Training waits for the copy alone.
 """
 
 import argparse
-import shutil
 import statistics
 import tempfile
 import time
@@ -41,18 +40,21 @@ def make_trainer(width: int) -> SimpleNamespace:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="on the disk to try (default: a temporary folder)")
+    parser.add_argument("--folder", type=Path, help="on the disk to try (default: the system's for temporary files)")
     parser.add_argument("--width", type=int, default=160)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    folder = given.folder or Path(tempfile.mkdtemp())
-    trainer = make_trainer(given.width)
-    ways = {
-        "all, files side by side": state.THREADS,
-        "all, one file at a time": 2,
-    }  # of two threads, one waits for the other
+    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+        measure(Path(folder), given.width, given.rounds)
+
+
+def measure(folder: Path, width: int, rounds: int) -> None:
+    """Save again and again to an empty folder, and print how long it took."""
+    trainer = make_trainer(width)
+    # of two threads, one waits for the other
+    ways = {"all, files side by side": state.THREADS, "all, one file at a time": 2}
     times = {"copy": [], **{way: [] for way in ways}}
-    for way in [*ways] * given.rounds:
+    for way in [*ways] * rounds:
         state.THREADS = ways[way]
         with state.StateWriter(folder, keep=1) as writer:
             writer.write(trainer, {})  # the first one makes the copies' memory
@@ -66,7 +68,6 @@ def main() -> None:
             times[way].append(time.perf_counter() - started)
         trainer.iteration += 1
     size = sum(path.stat().st_size for path in saved_states(folder)[0].glob("*.safetensors")) / 1e9
-    shutil.rmtree(folder)
     print(f"{size:.2f} GB to {folder}")
     for way, taken in times.items():
         median = statistics.median(taken)
