@@ -322,14 +322,19 @@ def test_a_full_disk_is_not_passed_over(tiny_teacher, folders, monkeypatch):
     assert not folders.out.exists()
 
 
-def test_what_killed_writes_left_is_removed(half_done, tiny_teacher):
+def test_what_killed_writes_left_is_removed(half_done, uninterrupted, tiny_teacher):
     """A state that lacks a record, one whose first file was not whole yet, and one that was being removed."""
     newest, before = saved_states(half_done.state)
     (newest / "ema.json").unlink()
-    (half_done.state / "state-000000011" / ".ema.safetensors.abc").mkdir(parents=True)
-    before.with_name(".state-000000006").mkdir()
+    begun, going = half_done.state / "state-000000011", half_done.state / ".state-000000006"
+    (begun / ".ema.safetensors.abc").mkdir(parents=True)
+    going.mkdir()
     remove_unfinished(half_done.state)
     assert [path.name for path in half_done.state.glob("*state-*")] == [before.name]
+    begun.mkdir()
+    distill(make_settings(), tiny_teacher, PROMPTS, half_done.state, half_done.out)  # removes it as well
+    assert not begun.exists()
+    assert sha256_file(half_done.out / WEIGHTS) == sha256_file(uninterrupted / "run" / "generator" / WEIGHTS)
 
 
 # --- what may change, and what to change ---------------------------------------------------------------------------------
