@@ -133,8 +133,8 @@ class Starts:
     """
 
     def __init__(self, state: Path, attempt: int, most: int):
-        self._path, self._state, self._saved = state / "starts.json", state, saved_states(state)
-        from_nimg = saved_record(self._saved[0])["nimg"] if self._saved else 0
+        self._path, self._state, self._newest = state / "starts.json", state, saved_states(state)[:1]
+        from_nimg = saved_record(self._newest[0])["nimg"] if self._newest else 0
         row, call = read_json(self._path) if self._path.is_file() else [], _ask_squeue("%j")
         if row and attempt == 1 and (not call or row[-1]["call"] != call):
             row = []
@@ -157,7 +157,7 @@ class Starts:
         Raises:
             UserError: nothing was saved since this start.
         """
-        if saved_states(self._state)[:1] == self._saved[:1]:
+        if saved_states(self._state)[:1] == self._newest:
             raise UserError(
                 f"{self._state.name}: its time was up before half an iteration was done; raise resources.distill.runtime, "
                 "or lower save_s beside it"
