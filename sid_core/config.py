@@ -534,6 +534,25 @@ def baselines(config: Config) -> list[Baseline]:
     return result
 
 
+def score_paths(config: Config, results: Path, so_far: bool = False) -> dict[str, Path]:
+    """Where the scores lie: by name of generator or baseline, in the order of the tables.
+
+    Args:
+        so_far: of an unfinished experiment, those that are there.
+
+    Raises:
+        UserError: `so_far`, and no generator is scored.
+    """
+    folders = {"runs": generators(config), "baselines": baselines(config)}
+    paths = {one.name: results / kind / one.name / "score.json" for kind, items in folders.items() for one in items}
+    if not so_far:
+        return paths
+    found = {name: path for name, path in paths.items() if path.is_file()}
+    if not any(run.name in found for run in generators(config)):
+        raise UserError(f"{results}: no run is scored yet; sid-core status --results {results} tells how far they are")
+    return found
+
+
 def shards(config: Config) -> list[str]:
     """Shard names '00000', '00001', …: shard k holds samples k * samples_per_shard onwards."""
     return [f"{k:05d}" for k in range(math.ceil(config.generate.samples / config.generate.samples_per_shard))]

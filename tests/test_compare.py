@@ -202,3 +202,18 @@ def test_pairs_of_an_experiment_that_is_not_whole(tmp_path):
     with pytest.raises(UserError, match=r"lsg-2: no score\.json in it"):
         write_pairs(config, tmp_path)
     assert not (tmp_path / "pairs.csv").exists()
+
+
+def test_pairs_so_far_are_of_what_is_scored(tmp_path):
+    config = make_experiment(tmp_path)
+    (tmp_path / "runs" / "lsg-2" / "score.json").unlink()
+    write_pairs(config, tmp_path, tmp_path / "so-far")
+    names = {row[key] for row in rows(tmp_path / "so-far" / "pairs.csv") for key in "ab"}
+    assert names == {run.name for run in generators(config)} - {"lsg-2"} | {one.name for one in baselines(config)}
+
+
+def test_where_no_run_is_scored_nothing_is_written(tmp_path):
+    config, elsewhere = make_experiment(tmp_path / "scored"), tmp_path / "elsewhere"
+    with pytest.raises(UserError, match="elsewhere: no run is scored yet"):
+        write_pairs(config, elsewhere, elsewhere / "so-far")
+    assert not elsewhere.exists()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from ..config import Config, Run, baselines, generators
+from ..config import Config, generators, score_paths
 from ..errors import UserError
 from ..files import read_json, write_text
 from .uncertainty import BOOTSTRAP, Estimate, bootstrap, jackknife, mean_of_few
@@ -141,15 +141,8 @@ def write_pairs(config: Config, results: Path, so_far: Path | None = None) -> No
     Raises:
         UserError: a score is missing or damaged, or two protocols differ.
     """
-    folders = {
-        item.name: results / ("runs" if isinstance(item, Run) else "baselines") / item.name
-        for item in [*generators(config), *baselines(config)]
-    }
-    scored = {
-        name: read(folder, name)
-        for name, folder in folders.items()
-        if so_far is None or (folder / "score.json").is_file()
-    }
+    paths = score_paths(config, results, so_far is not None)
+    scored = {name: read(path.parent, name) for name, path in paths.items()}
     rows = [
         _row(a.name, b.name, metric, difference, "samples")
         for a, b in combinations(scored.values(), 2)

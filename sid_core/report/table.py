@@ -10,7 +10,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from ..config import Baseline, Config, Run, baselines, generators
+from ..config import Baseline, Config, Run, baselines, generators, score_paths
 from ..errors import UserError
 from ..files import MANIFEST, flat, read_json
 
@@ -73,25 +73,13 @@ SCORE_KEYS = (
 )
 
 
-def score_path(folder: Path, item: Run | Baseline) -> Path:
-    """Where the score of a run or baseline lies."""
-    return folder / ("runs" if isinstance(item, Run) else "baselines") / item.name / "score.json"
-
-
 def read_scores(config: Config, folder: Path, so_far: bool = False) -> dict[str, dict]:
     """Scores by name of run or baseline, in the order of the tables; `so_far`: of those that have one.
 
     Raises:
         UserError: a score is missing or damaged, or two were measured by different protocols.
     """
-    items = [*generators(config), *baselines(config)]
-    paths = {item.name: score_path(folder, item) for item in items}
-    if so_far:
-        paths = {name: path for name, path in paths.items() if path.is_file()}
-        if not paths.keys() & {run.name for run in generators(config)}:
-            raise UserError(
-                f"{folder}: no run is scored yet; sid-core status --results {folder} tells how far they are"
-            )
+    paths = score_paths(config, folder, so_far)
     scores = {name: _read_score(path) for name, path in paths.items()}
     first, *others = scores
     for name in others:
