@@ -62,13 +62,11 @@ def _make(upstream: type, prefix: str) -> type:
             async for _ in super().check_active_jobs(active_jobs):
                 pass  # where Slurm did not answer, the plugin forgets the others, and Snakemake waits for ever
             open_jobs = [job_info for job_info in active_jobs if job_info.job not in self._told]
-            # sacct lags; what squeue does not list any more was told in an earlier round
-            by_squeue = open_jobs and self.get_status_command() == "squeue"
-            ids = [
-                *self._book.before,
-                *(job_info.external_jobid for job_info in open_jobs),
-            ]  # ours wait for those before
-            given_up = self._watch.look(ids) if by_squeue else {}
+            ids = [job_info.external_jobid for job_info in open_jobs]
+            # sacct may lag behind: what it has not told yet, squeue may have forgotten by right
+            forgotten_is_lost = self.get_status_command() == "squeue"
+            # ours wait for those before
+            given_up = self._watch.look([*self._book.before, *ids], forgotten_is_lost) if ids else {}
             for job_info in open_jobs:
                 if job_info.external_jobid in given_up:
                     self.report_job_error(job_info, msg=given_up[job_info.external_jobid])
@@ -104,7 +102,7 @@ class Watch:
         self._unseen_since_s: dict[str, float] = {}
         self._released: dict[str, int] = {}
 
-    def look(self, jobs: list[str]) -> dict[str, str]:
+    def look(self, jobs: list[str], forgotten_is_lost: bool = True) -> dict[str, str]:
         """Those of `jobs` that are to be given up, with the reason; what Slurm could not start is released before."""
         command = ["squeue", "--noheader", "--me", "--array", "--states=all", "--format=%i %r"]
         asked = subprocess.run(command, capture_output=True, text=True)
@@ -112,7 +110,8 @@ class Watch:
             return {}
         reasons = {job: reason for job, _, reason in (line.partition(" ") for line in asked.stdout.splitlines())}
         now_s = time.monotonic()
-        self._unseen_since_s = {job: self._unseen_since_s.get(job, now_s) for job in jobs if job not in reasons}
+        unseen = [job for job in jobs if job not in reasons] if forgotten_is_lost else []
+        self._unseen_since_s = {job: self._unseen_since_s.get(job, now_s) for job in unseen}
         given_up = {
             job: f"Slurm knows nothing of job {job}: a controller that crashes forgets its last ones"
             for job, since_s in self._unseen_since_s.items()

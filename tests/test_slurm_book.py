@@ -73,3 +73,12 @@ def test_a_job_that_could_not_be_started_is_released_and_in_the_end_given_up(squ
         assert watch.look(["5", "7_2"]) == {}  # 6 is not this pipeline's
     assert "could not start job 5 in 4 attempts; sinfo -R" in watch.look(["5", "7_2"])["5"]
     assert commands.read_text().splitlines() == ["scontrol release 5"] * 3 + ["scancel 5"]
+
+
+def test_where_sacct_tells_ends_squeue_may_forget(squeue, commands, monkeypatch):
+    (squeue / "reasons").write_text("5 launch failed requeued held\n")
+    clock = iter([0, 1000])
+    monkeypatch.setattr(slurm.time, "monotonic", lambda: next(clock))
+    watch = slurm.Watch()
+    assert [watch.look(["5", "8"], forgotten_is_lost=False) for _ in range(2)] == [{}, {}]
+    assert commands.read_text().splitlines() == ["scontrol release 5"] * 2
