@@ -11,12 +11,13 @@ import json
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -212,7 +213,7 @@ def lease(folder: str | Path) -> Iterator[None]:
 
     The owner (host, pid, job id, heartbeat) stands in `folder`/lease.json. On the same host a dead owner holds nothing. One on
     another host is watched, for up to four periods of its heartbeat: killed with its node, or by a cluster that has already
-    started the next job, it beats no more.
+    started the next job, it beats no more. An owner that stood still for so long, and finds another in its place, ends at once.
 
     Raises:
         UserError: a living owner holds the folder; the message names it.
@@ -222,11 +223,11 @@ def lease(folder: str | Path) -> Iterator[None]:
     host, pid = socket.gethostname(), os.getpid()
     owner = {"host": host, "pid": pid, "start": _process_start(pid), "job": os.environ.get("SLURM_JOB_ID")}
     payload = json.dumps(owner | {"token": uuid.uuid4().hex})
-    seen = None
+    watched = None
     while True:
         with _guard(path):
-            seen = _refuse_living_owner(path, host, seen)
-            if seen is None:
+            watched = _refuse_living_owner(path, host, watched)
+            if watched is None:
                 write_text(path, payload)
                 break
         time.sleep(HEARTBEAT_S / 15)
@@ -234,7 +235,9 @@ def lease(folder: str | Path) -> Iterator[None]:
 
     def beat() -> None:
         while not stop.wait(HEARTBEAT_S):
-            if path.exists():
+            with suppress(OSError):  # a file server may be away for a while
+                if path.read_text(encoding="utf-8") != payload:
+                    _end_at_once(f"{folder}: taken over while this process stood still")
                 os.utime(path)
 
     thread = threading.Thread(target=beat, daemon=True)
@@ -249,6 +252,12 @@ def lease(folder: str | Path) -> Iterator[None]:
                 path.unlink()
 
 
+def _end_at_once(why: str) -> None:
+    """Nothing more is to be written, not even on the way out."""
+    print(f"error: {why}; it ends here", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 @contextmanager
 def _guard(path: Path) -> Iterator[None]:
     """Look at a lease and change it in one step: of two that find a dead owner, the second must find the first."""
@@ -257,19 +266,24 @@ def _guard(path: Path) -> Iterator[None]:
         yield
 
 
-def _refuse_living_owner(path: Path, host: str, seen: tuple[str, int] | None) -> tuple[str, int] | None:
-    """Refuse, or return what tells a sign of life at the next look (`seen`); None when nobody holds the lease."""
+Watched = tuple[str, int, float]  # a lease's text, its last beat, and since when both have been these
+
+
+def _refuse_living_owner(path: Path, host: str, watched: Watched | None) -> Watched | None:
+    """Refuse, or return what tells a sign of life at the next look; None when nobody holds the lease."""
     if not path.is_file():
         return None
-    owner, beaten_ns = read_json(path), path.stat().st_mtime_ns
-    age_s, now = time.time() - beaten_ns / 1e9, (path.read_text(encoding="utf-8"), beaten_ns)
+    owner, beaten_ns, now_s = read_json(path), path.stat().st_mtime_ns, time.monotonic()
+    age_s, seen = time.time() - beaten_ns / 1e9, (path.read_text(encoding="utf-8"), beaten_ns)
     if owner["host"] == host:
         start = _process_start(owner["pid"])
         alive = start is not None and start == owner["start"]
     else:
-        alive = seen is not None and now != seen
-        if not alive and age_s < 4 * HEARTBEAT_S:
-            return now
+        watched = watched or (*seen, now_s)
+        alive = watched[:2] != seen
+        # clocks of hosts may differ by minutes, hence by this one's alone
+        if not alive and age_s < 240 * HEARTBEAT_S and now_s - watched[2] < 4 * HEARTBEAT_S:
+            return watched
     if alive:
         job = f", Slurm job {owner['job']}" if owner["job"] else ""
         raise UserError(

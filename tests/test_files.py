@@ -164,7 +164,7 @@ def test_an_owner_on_another_host_lives_as_long_as_its_heartbeat(tmp_path, monke
     beat.join()
 
 
-@pytest.mark.parametrize(("age_s", "waits_s"), [(0, 1.2), (2, 0)])
+@pytest.mark.parametrize(("age_s", "waits_s"), [(0, 1.2), (-30, 1.2), (30, 1.2), (100, 0)])
 def test_an_owner_on_another_host_is_dead_when_it_beats_no_more(tmp_path, monkeypatch, age_s, waits_s):
     monkeypatch.setattr(files, "HEARTBEAT_S", 0.3)
     lease_of(tmp_path)
@@ -173,6 +173,21 @@ def test_an_owner_on_another_host_is_dead_when_it_beats_no_more(tmp_path, monkey
     with files.lease(tmp_path):
         assert waits_s <= time.time() - last - age_s < waits_s + 5
         assert json.loads((tmp_path / "lease.json").read_text())["pid"] == os.getpid()
+
+
+def test_an_owner_that_was_taken_over_ends_at_once(tmp_path):
+    code = (
+        "import sys, time; from sid_core import files; files.HEARTBEAT_S = 0.1\n"
+        "with files.lease(sys.argv[1]):\n"
+        "    print('holds', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout.readline() == "holds\n"
+        lease_of(tmp_path)
+        assert owner.wait(10) == 1
+        assert owner.stderr.read() == f"error: {tmp_path}: taken over while this process stood still; it ends here\n"
+    assert json.loads((tmp_path / "lease.json").read_text())["host"] == "elsewhere"
 
 
 def test_the_heartbeat_is_refreshed(tmp_path, monkeypatch):
