@@ -9,6 +9,7 @@ that, the job waits for its time limit, and Snakemake submits another.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
@@ -98,14 +99,12 @@ class Job:
         code = end_s = None
         while code is None:
             end_s = _job_end_s() or end_s
-            left_s = end_s - time.time() if end_s and not self._signum else None
-            if left_s is not None and left_s <= save_s:
+            left_s = end_s - time.time() - save_s if end_s else LOOK_S
+            if left_s <= 0 and not self._signum:
                 self.out_of_time = True
                 self._note(signal.SIGUSR1)
-            try:
-                code = self._child.wait(None if left_s is None or self._signum else min(left_s - save_s, LOOK_S))
-            except subprocess.TimeoutExpired:
-                continue
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = self._child.wait(None if self._signum or not _in_slurm() else min(left_s, LOOK_S))
         if self._signum:
             return code and 128 + self._signum
         if code < 0:
@@ -126,16 +125,17 @@ class Job:
 class Starts:
     """What one call of Snakemake has started on a state folder, in its starts.json: a job that Slurm has put back, and retries.
 
-    Slurm jobs of one call have one name; outside of Slurm a first attempt begins a new row.
+    Slurm jobs of one call have one name, which Slurm tells each; outside of Slurm a first attempt begins a new row.
 
     Raises:
         UserError: the row is too long, or what a retry would do again was stopped by an alarm.
     """
 
     def __init__(self, state: Path, attempt: int, most: int):
-        self._path, self._state, self._newest = state / "starts.json", state, saved_states(state)[:1]
-        from_nimg = saved_record(self._newest[0])["nimg"] if self._newest else 0
-        row, call = read_json(self._path) if self._path.is_file() else [], _ask_squeue("%j")
+        self._path, self._state = state / "starts.json", state
+        self._newest, from_nimg = _newest(state)
+        row = read_json(self._path) if self._path.is_file() else []
+        call = os.environ.get("SLURM_JOB_NAME") if _in_slurm() else None
         if row and attempt == 1 and (not call or row[-1]["call"] != call):
             row = []
         if attempt > 1:
@@ -157,7 +157,7 @@ class Starts:
         Raises:
             UserError: nothing was saved since this start.
         """
-        if saved_states(self._state)[:1] == self._newest:
+        if _newest(self._state)[0] == self._newest:
             raise UserError(
                 f"{self._state.name}: its time was up before half an iteration was done; raise resources.distill.runtime, "
                 "or lower save_s beside it"
@@ -166,6 +166,14 @@ class Starts:
     def forget(self) -> None:
         """The training is done."""
         self._path.unlink(missing_ok=True)
+
+
+def _newest(state: Path) -> tuple[Path | None, int]:
+    """The newest saved state and the images it has seen. One that cannot be read is left for the training to tell."""
+    for saved in saved_states(state):
+        with contextlib.suppress(UserError):
+            return saved, saved_record(saved)["nimg"]
+    return None, 0
 
 
 def _refuse_what_was_stopped(state: Path) -> None:
@@ -177,6 +185,10 @@ def _refuse_what_was_stopped(state: Path) -> None:
 
 
 # --- Slurm -----------------------------------------------------------------------------------------------------------
+
+
+def _in_slurm() -> bool:
+    return "SLURM_JOB_ID" in os.environ
 
 
 def _job_end_s() -> int | None:
@@ -192,22 +204,27 @@ def requeue(run: str, left_s: float) -> None:
         UserError: it is none that Snakemake submitted: a script of the user's must not begin again by itself.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if not _ask_squeue("%k").startswith("rule_"):
+    comment = _ask_squeue("%k")  # none where Slurm does not answer: then it will not put anything back either
+    if comment and not comment.startswith("rule_"):
         raise UserError(f"{run}: stopped before the time limit of this job; running again continues")
     log.info("%s: stopped before its time limit, to go on from the queue", run)
     command = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
-    asked = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S)
-    if asked.returncode != 0:
-        log.info("%s: not put back (%s), so waiting for the time limit", run, asked.stderr.strip())
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S)
+        refused = asked.stderr.strip() if asked.returncode else None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        refused = str(error)
+    if refused is not None:
+        log.info("%s: not put back (%s), so waiting for the time limit", run, refused)
         time.sleep(left_s)
     time.sleep(ANSWER_S)
 
 
 def _ask_squeue(field: str) -> str:
     """A field of this job, times as seconds; nothing where it cannot be had."""
-    command = ["squeue", "--noheader", "--jobs", os.environ.get("SLURM_JOB_ID", "none"), "--format", field]
-    if "SLURM_JOB_ID" not in os.environ:
+    if not _in_slurm():
         return ""
+    command = ["squeue", "--noheader", "--jobs", os.environ["SLURM_JOB_ID"], "--format", field]
     try:
         asked = subprocess.run(
             command, capture_output=True, text=True, timeout=ANSWER_S, env=os.environ | {"SLURM_TIME_FORMAT": "%s"}

@@ -23,8 +23,8 @@ touch "$0.started"
 while :; do sleep 0.02; done
 """
 STANDSTILL = "trap 'exit 138' USR1; while :; do sleep 0.02; done"
-SQUEUE = '#!/bin/sh\ncase "$5" in %e) echo "$END";; %k) echo "$COMMENT";; %j) echo "$NAME";; esac\n'
-SCONTROL = '#!/bin/sh\n[ -z "$REFUSAL" ] || { echo "$REFUSAL" >&2; exit 1; }\necho "$@" >> "$CALLS"\nkill -TERM $PPID\n'
+SQUEUE = '#!/bin/sh\n[ "$LATE" ] && mv "$LATE" "$LATE.over" 2> /dev/null && exit 1\ncase "$5" in %e) echo "$END";; %k) echo "$COMMENT";; esac\n'
+SCONTROL = '#!/bin/sh\n[ -z "$HANGS" ] || exec sleep $HANGS\n[ -z "$REFUSAL" ] || { echo "$REFUSAL" >&2; exit 1; }\necho "$@" >> "$CALLS"\nkill -TERM $PPID\n'
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def slurm(tmp_path, monkeypatch):
     job = SimpleNamespace(calls=tmp_path / "calls.txt", set=monkeypatch.setenv)
     job.set("CALLS", str(job.calls))
     job.set("COMMENT", "rule_distill_wildcards_lsg-2")
-    job.set("NAME", "shapes_1234")
+    job.set("SLURM_JOB_NAME", "shapes_1234")
     job.set("SLURM_JOB_ID", "7")
     job.set("END", str(int(time.time()) + 3600))
     return job
@@ -105,7 +105,7 @@ def test_a_job_is_stopped_before_its_time_limit_and_put_back_until_the_row_is_to
 def test_a_row_is_of_one_call_of_snakemake(state, slurm, start, monkeypatch, call, attempt, length):
     start("exit 1")
     assert start.ended()[0] == 1
-    monkeypatch.delenv("SLURM_JOB_ID") if call is None else slurm.set("NAME", call)
+    monkeypatch.delenv("SLURM_JOB_ID") if call is None else slurm.set("SLURM_JOB_NAME", call)
     start("exit 1", "--attempt", str(attempt))
     assert start.ended()[0] == 1
     assert len(row(state)) == length
@@ -144,6 +144,36 @@ def test_where_slurm_does_not_put_jobs_back_the_time_limit_is_waited_for(slurm, 
     code, said = start.ended()
     assert code == -signal.SIGTERM
     assert "lsg-2: not put back (Requested operation is presently disabled), so waiting for the time limit" in said
+
+
+def test_a_controller_that_cannot_put_it_back_in_time_is_a_refusal(slurm, start, monkeypatch):
+    monkeypatch.setattr(launch, "ANSWER_S", 0.5)
+    slurm.set("HANGS", "5")
+    slurm.set("END", str(int(time.time()) + 7))
+    process = start(TRAINING, "--save-s", "5")
+    time.sleep(4)
+    os.kill(process.pid, signal.SIGTERM)
+    code, said = start.ended()
+    assert code == -signal.SIGTERM
+    assert "timed out after 0.5 seconds), so waiting for the time limit" in said
+
+
+def test_the_time_limit_is_asked_for_again_where_slurm_did_not_answer(tmp_path, slurm, start, monkeypatch):
+    monkeypatch.setattr(launch, "LOOK_S", 0.2)
+    (tmp_path / "late").touch()
+    slurm.set("LATE", str(tmp_path / "late"))
+    slurm.set("END", str(int(time.time()) + 1))
+    start()
+    assert "lsg-2: stopped before its time limit, to go on from the queue" in start.ended()[1]
+
+
+def test_a_damaged_newest_state_is_left_to_the_training(state, slurm, start):
+    for number, text in enumerate(['{"record": {"nimg": 5, "files": ["ema.safetensors"]}}', "{"]):
+        (state / f"state-{number}").mkdir()
+        (state / f"state-{number}" / "ema.json").write_text(text)
+    start("exit 0")
+    assert start.ended() == (0, "")
+    assert launch._newest(state) == (state / "state-0", 5)
 
 
 @pytest.mark.parametrize("limit", ["N/A", ""])
