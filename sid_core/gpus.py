@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import UserError
+from .machine import HOME_JOB
 
 log = logging.getLogger(__name__)
 POLL_S = 0.5
@@ -31,7 +32,8 @@ def visible() -> list[str]:
 def claimed(count: int) -> Iterator[list[int]]:
     """Hold `count` of the visible GPUs, waiting for them where others hold them, and make them the only visible ones.
 
-    Slurm has chosen its jobs' GPUs itself, and numbers them from 0 in each; a machine without GPUs has none to choose.
+    Slurm has chosen the GPUs of jobs that Snakemake submits, and numbers them from 0 in each; where Snakemake itself runs within
+    a Slurm job, its local jobs share that one's. A machine without GPUs has none to choose.
 
     Yields:
         File descriptors that hold them, for child processes that are to hold them too.
@@ -40,7 +42,7 @@ def claimed(count: int) -> Iterator[list[int]]:
         UserError: more than there are.
     """
     names = visible()
-    if "SLURM_JOB_ID" in os.environ or not names:
+    if os.environ.get("SLURM_JOB_ID") != os.environ.get(HOME_JOB) or not names:
         yield []
         return
     if count > len(names):

@@ -9,9 +9,22 @@ if TYPE_CHECKING:
     import torch
 
 
+# where Snakemake itself runs, as it tells its jobs: what they find out themselves is another machine's and another Slurm job's
+HOME_GPU, HOME_JOB = "SID_CORE_HOME_GPU", "SID_CORE_HOME_JOB"
+
+
+def be_home() -> None:
+    """Let this process's Snakemake tell its jobs whether its machine has GPUs, and which Slurm job it is in itself."""
+    for name in (HOME_GPU, HOME_JOB):
+        os.environ.pop(name, None)
+    os.environ[HOME_GPU] = str(int(has_gpu()))
+    if "SLURM_JOB_ID" in os.environ:
+        os.environ[HOME_JOB] = os.environ["SLURM_JOB_ID"]
+
+
 def has_gpu() -> bool:
-    """Whether an NVIDIA device is there; importing torch to ask it would take seconds."""
-    return any(Path("/dev").glob("nvidia[0-9]*"))
+    """Whether an NVIDIA device is there, where Snakemake was started; importing torch to ask it would take seconds."""
+    return bool(int(os.environ.get(HOME_GPU, any(Path("/dev").glob("nvidia[0-9]*")))))
 
 
 def put_python_first() -> None:

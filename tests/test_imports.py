@@ -33,7 +33,7 @@ ALLOWED = {
     "registered": BASE | {"studio"},
     "machine": set(),
     "slurm": set(),
-    "gpus": {"errors"},
+    "gpus": {"errors", "machine"},
     "launch": {"errors", "files", "gpus"},
     "torchrun": set(),
     "sources": BASE,

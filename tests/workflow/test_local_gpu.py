@@ -11,6 +11,7 @@ from test_workflow import Project
 
 from sid_core import gpus
 from sid_core.errors import UserError
+from sid_core.machine import HOME_JOB
 
 
 @pytest.fixture
@@ -105,6 +106,17 @@ def test_slurm_has_chosen_already(names, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     with gpus.claimed(1), gpus.claimed(1):
         assert gpus.visible() == ["gpu0", "gpu1"]
+
+
+def test_jobs_of_a_snakemake_within_a_slurm_job_share_its_gpus(names, monkeypatch):
+    names(2)
+    for name in ("SLURM_JOB_ID", HOME_JOB):
+        monkeypatch.setenv(name, "1")
+    with gpus.claimed(1):
+        assert gpus.visible() == ["gpu0"]
+        monkeypatch.setenv("SLURM_JOB_ID", "2")  # that it has submitted
+        with gpus.claimed(1):
+            assert gpus.visible() == ["gpu0"]
 
 
 def test_what_was_visible_is_visible_again(names):

@@ -7,7 +7,7 @@ from snakemake.resources import Resource
 from sid_core.config import baselines, dump, generators, parse_config, runs, shards, stage_settings, teacher_folder
 from sid_core.errors import UserError
 from sid_core.gpus import visible
-from sid_core.machine import has_gpu, put_python_first
+from sid_core.machine import be_home, has_gpu, put_python_first
 from sid_core.plan import to_text
 from sid_core.slurm import adapt
 from sid_core.sources import data_digests, stage_digest
@@ -20,6 +20,8 @@ except UserError as error:
 
 put_python_first()
 adapt(CONFIG.experiment)
+if workflow.is_main_process:
+    be_home()
 
 RESULTS = f"results/{CONFIG.experiment}"
 DISTILLED = [run.name for run in runs(CONFIG)]
@@ -47,6 +49,11 @@ def gpus(asks):
 # tried again (`retries` of a profile), a job asks for more: it may have run out of memory
 def memory(asks):
     return lambda wildcards, attempt: attempt * asks.mem_mb
+
+
+# or of time
+def time_limit(asks):
+    return lambda wildcards, attempt: f"{attempt * int(asks.runtime[:-1])}{asks.runtime[-1]}"
 
 
 # a job of several nodes runs its own srun, hence is no step of one (`mpi`); a task on each node starts the processes there
