@@ -4,22 +4,30 @@ Snakemake that is killed leaves its jobs running, and started again it would sub
 the same files waits in the queue until the first one has ended: a distillation then finds a state that is finished, or goes
 on with it, and no GPU idles meanwhile. (The plugin registers job ids with Snakemake, but each job's own Snakemake writes over
 them.) The plugin also looks ever more seldom, up to 180 s apart, so that the end of a long job goes unnoticed for minutes, and
-loses its jobs from sight when the controller does not answer for a while, or for ever when it forgets them or holds them back.
+loses its jobs from sight when the controller does not answer for a while, or for ever when it forgets them or holds them back,
+when they were preempted, when their node failed and they may not be put back, or when sacct tells who cancelled them.
 """
 
 import json
 import re
+import shutil
 import subprocess
+import sys
+import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from snakemake_interface_common.exceptions import WorkflowError
+from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
 NAME = "slurm"
-INTERRUPTED = re.compile("'(TIMEOUT|NODE_FAIL|PREEMPTED)'")  # in the plugin's messages
+INTERRUPTED = re.compile("'(TIMEOUT|NODE_FAIL|PREEMPTED)'")  # in the plugin's messages, and the watch's
+FAILED = {"BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 PATIENCE_S = 3600  # with a controller that does not answer
-LOST_S = 60  # after which a job that Slurm does not list is taken for lost
+LOST_S = 60  # after which a job that Slurm does not list, or lists as failed, is given up if the plugin has not done so
 HELD = "launch failed requeued held"  # by squeue: a node failed while the job began, and Slurm waits for somebody to release it
 RELEASES = 3  # of a job that is held for that
 
@@ -37,6 +45,8 @@ def _make(upstream: type, prefix: str) -> type:
             self.workflow.executor_settings.jobname_prefix = self.workflow.executor_settings.jobname_prefix or prefix
             super().__post_init__(test_mode)
             self._told = set()  # jobs whose end this round has told
+            self._interrupted = Counter()  # times, by job
+            self._cancelled = threading.Event()
             self._watch = Watch()
             self._book = Book(Path(self.workflow.workdir_init) / ".snakemake" / "slurm_jobs.jsonl")
 
@@ -45,10 +55,15 @@ def _make(upstream: type, prefix: str) -> type:
                 job.wildcards = list(
                     dict.fromkeys(value for one in sorted(job.jobs, key=str) for value in one.wildcards)
                 )
-            super().run_job(job)
+            try:
+                super().run_job(job)
+            except Exception as error:  # the plugin says which rule it could not submit, and a group has none
+                cause = error.__context__ or error
+                self._report_job_error_threadsafe(SubmittedJobInfo(job), f"Job submission failed: {cause}")
 
         def get_partition_arg(self, job) -> str:
-            ask_squeue("--me")  # sbatch gives up after 9 s, and that would count as a failure of the job
+            # sbatch gives up after 9 s, and that would count as a failure of the job
+            ask_squeue("--me", wait=self._cancelled.wait)
             return super().get_partition_arg(job) + self._book.dependency(job.output)
 
         def report_job_submission(self, job_info, register_job: bool = True) -> None:
@@ -63,10 +78,11 @@ def _make(upstream: type, prefix: str) -> type:
                 pass  # where Slurm did not answer, the plugin forgets the others, and Snakemake waits for ever
             open_jobs = [job_info for job_info in active_jobs if job_info.job not in self._told]
             ids = [job_info.external_jobid for job_info in open_jobs]
-            # sacct may lag behind: what it has not told yet, squeue may have forgotten by right
-            forgotten_is_lost = self.get_status_command() == "squeue"
             # ours wait for those before
-            given_up = self._watch.look([*self._book.before, *ids], forgotten_is_lost) if ids else {}
+            by_sacct = (
+                self.get_status_command() == "sacct" and shutil.which("sacct") is not None
+            )  # as the plugin decides
+            given_up = self._watch.look([*self._book.before, *ids], by_sacct) if ids else {}
             for job_info in open_jobs:
                 if job_info.external_jobid in given_up:
                     self.report_job_error(job_info, msg=given_up[job_info.external_jobid])
@@ -78,11 +94,26 @@ def _make(upstream: type, prefix: str) -> type:
             super().report_job_success(job_info)
 
         def report_job_error(self, job_info, msg: str | None = None, **given) -> None:
-            # `launch` continues these and counts them; Snakemake's retries are left for failures. Upstream, an executor would say so
-            if job_info.job.resources.get("continuations") and INTERRUPTED.search(msg or ""):
-                job_info.job.attempt -= 1
-            self._told.add(job_info.job)
+            # `launch` continues these; Snakemake's retries are left for failures. Upstream, an executor would say so. `launch` counts
+            # them too, where it gets to start
+            job = job_info.job
+            if job.is_group() and msg:  # Snakemake tells of a group which jobs it has, and not what was wrong
+                self.logger.error(msg)
+            if INTERRUPTED.search(msg or "") and self._interrupted[job] < (job.resources.get("continuations") or 0):
+                self._interrupted[job] += 1
+                job.attempt -= 1
+            self._told.add(job)
             super().report_job_error(job_info, msg=msg, **given)
+
+        def cancel_jobs(self, active_jobs: list) -> None:
+            """All jobs of this Snakemake, by their name: those that are looked at or submitted just now are in no list."""
+            self._cancelled.set()
+            self._job_submission_executor.shutdown(wait=True, cancel_futures=True)
+            everywhere = ["--clusters=all"] if self._submitted_job_clusters else []
+            command = ["scancel", f"--name={self.run_uuid}", *everywhere]
+            asked = subprocess.run(command, capture_output=True, text=True)
+            if asked.returncode != 0:
+                self.logger.error(f"{asked.stderr.strip()}; jobs may run on, which {' '.join(command)} ends")
 
         @property
         def next_seconds_between_status_checks(self) -> int:
@@ -96,28 +127,39 @@ def _make(upstream: type, prefix: str) -> type:
 
 
 class Watch:
-    """Jobs that would never end: Slurm does not list them although it answers, or holds them back."""
+    """Jobs that would never end: Slurm does not list them although it answers, holds them back, or has long ended them."""
 
     def __init__(self):
-        self._unseen_since_s: dict[str, float] = {}
+        self._gone_since_s: dict[str, float] = {}
         self._released: dict[str, int] = {}
 
-    def look(self, jobs: list[str], forgotten_is_lost: bool = True) -> dict[str, str]:
-        """Those of `jobs` that are to be given up, with the reason; what Slurm could not start is released before."""
-        command = ["squeue", "--noheader", "--me", "--array", "--states=all", "--format=%i %r"]
+    def look(self, jobs: list[str], by_sacct: bool = False) -> dict[str, str]:
+        """Those of `jobs` that are to be given up, with the reason; what Slurm could not start is released before.
+
+        Args:
+            by_sacct: what squeue has forgotten, sacct may tell, perhaps later: such jobs are not lost.
+        """
+        command = ["squeue", "--noheader", "--me", "--array", "--states=all", "--format=%i|%T|%r"]
         asked = subprocess.run(command, capture_output=True, text=True)
         if asked.returncode != 0:
             return {}
-        reasons = {job: reason for job, _, reason in (line.partition(" ") for line in asked.stdout.splitlines())}
+        listed = {
+            job: (state, reason) for job, state, reason in (line.split("|", 2) for line in asked.stdout.splitlines())
+        }
+        states = {job: state for job, (state, _) in listed.items()}
+        if by_sacct:
+            states = _ask_sacct([job for job in jobs if job not in states]) | states
         now_s = time.monotonic()
-        unseen = [job for job in jobs if job not in reasons] if forgotten_is_lost else []
-        self._unseen_since_s = {job: self._unseen_since_s.get(job, now_s) for job in unseen}
+        gone = [job for job in jobs if states.get(job) in FAILED or not (by_sacct or job in states)]
+        self._gone_since_s = {job: self._gone_since_s.get(job, now_s) for job in gone}
         given_up = {
-            job: f"Slurm knows nothing of job {job}: a controller that crashes forgets its last ones"
-            for job, since_s in self._unseen_since_s.items()
+            job: f"SLURM-job '{job}' failed, SLURM status is: '{states[job]}'"
+            if job in states
+            else f"Slurm knows nothing of job {job}: a controller that crashes forgets its last ones"
+            for job, since_s in self._gone_since_s.items()
             if now_s - since_s >= LOST_S
         }
-        for job in (job for job in jobs if reasons.get(job) == HELD):
+        for job in (job for job in jobs if listed.get(job, ("", ""))[1] == HELD):
             self._released[job] = self._released.get(job, 0) + 1
             if self._released[job] <= RELEASES:
                 subprocess.run(["scontrol", "release", job])
@@ -159,17 +201,33 @@ def _in_queue() -> set[str]:
     return set(ask_squeue("--me", "--array", "--format=%i").split())
 
 
-def ask_squeue(*options: str) -> str:
+def _ask_sacct(jobs: list[str]) -> dict[str, str]:
+    """States of jobs, without who cancelled them; those that it does not tell are left out."""
+    if not jobs:
+        return {}
+    command = ["sacct", "-X", "--noheader", "--parsable2", "--format=JobID,State", f"--jobs={','.join(jobs)}"]
+    asked = subprocess.run(command, capture_output=True, text=True)
+    lines = asked.stdout.splitlines() if asked.returncode == 0 else []
+    return {job: state.split()[0] for job, _, state in (line.partition("|") for line in lines) if state}
+
+
+def ask_squeue(*options: str, wait: Callable[[float], bool | None] = time.sleep) -> str:
     """What squeue says, without its header; waits for a controller that is away.
 
+    Args:
+        wait: for so many seconds, or until there is nothing to be asked any more: true.
+
     Raises:
-        WorkflowError: it is away for too long.
+        WorkflowError: it is away for too long, or there is nothing to be asked any more.
     """
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = None
     while True:
         asked = subprocess.run(["squeue", "--noheader", *options], capture_output=True, text=True)
         if asked.returncode == 0:
             return asked.stdout
-        if time.monotonic() > deadline:
-            raise WorkflowError(f"squeue: {asked.stderr.strip()}; run again when Slurm answers")
-        time.sleep(5)
+        said = f"squeue: {asked.stderr.strip()}"
+        if deadline is None:
+            print(f"{said}; waiting for Slurm to answer, for up to {PATIENCE_S // 60} minutes", file=sys.stderr)
+            deadline = time.monotonic() + PATIENCE_S
+        if wait(5) or time.monotonic() > deadline:
+            raise WorkflowError(f"{said}; run again when Slurm answers")

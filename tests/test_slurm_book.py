@@ -1,6 +1,9 @@
 """What is known of the jobs that a killed Snakemake has left; on a real Slurm: tests/slurm."""
 
 import json
+import threading
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +16,7 @@ def squeue(tmp_path, monkeypatch):
     program = tmp_path / "bin" / "squeue"
     program.parent.mkdir()
     program.write_text(
-        f"#!/bin/sh\nmv {tmp_path}/away {tmp_path}/back 2> /dev/null && exit 1\ncase $* in *%r) cat {tmp_path}/reasons;; *) echo 5; echo 7_2;; esac\n"
+        f"#!/bin/sh\nmv {tmp_path}/away {tmp_path}/back 2> /dev/null && exit 1\ncase $* in *%r) cat {tmp_path}/listed;; *) echo 5; echo 7_2;; esac\n"
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
@@ -36,26 +39,33 @@ def test_a_job_waits_for_those_that_still_make_its_files(squeue):
     assert [json.loads(line)["job"] for line in path.read_text().splitlines()] == ["5", "7_2", "9"]
 
 
-def test_a_controller_that_stays_away_is_told(squeue, monkeypatch):
+def test_a_controller_that_stays_away_is_told(squeue, monkeypatch, capsys):
     (squeue / "away").touch()
-    monkeypatch.setattr(slurm, "PATIENCE_S", -1)
+    monkeypatch.setattr(slurm, "PATIENCE_S", -60)
     with pytest.raises(slurm.WorkflowError, match="run again when Slurm answers"):
         slurm.ask_squeue("--me")
+    assert "waiting for Slurm to answer" in capsys.readouterr().err
+
+
+def test_who_is_cancelled_does_not_wait_for_a_controller_that_is_away(squeue):
+    (squeue / "away").touch()
+    cancelled = threading.Event()
+    cancelled.set()
+    with pytest.raises(slurm.WorkflowError):
+        slurm.ask_squeue("--me", wait=cancelled.wait)
 
 
 @pytest.fixture
 def commands(squeue, monkeypatch):
-    """What is asked of Slurm beside squeue; `write` says why jobs wait, as squeue then tells."""
-    (squeue / "reasons").write_text("5 None\n7_2 Priority\n")
+    """What is asked of Slurm beside squeue."""
+    (squeue / "listed").write_text("5|RUNNING|None\n7_2|PENDING|Priority\n")
     for name in ("scontrol", "scancel"):
         (squeue / "bin" / name).write_text(f"#!/bin/sh\necho {name} $* >> {squeue}/commands\n")
         (squeue / "bin" / name).chmod(0o755)
     return squeue / "commands"
 
 
-def test_a_job_that_is_not_listed_for_a_while_is_given_up(squeue, commands, monkeypatch):
-    clock = iter([0, 30, 60, 90, 120])
-    monkeypatch.setattr(slurm.time, "monotonic", lambda: next(clock))
+def test_a_job_that_is_not_listed_for_a_while_is_given_up(squeue, commands, clock):
     watch = slurm.Watch()
     assert watch.look(["5", "6"]) == {}
     assert watch.look(["5", "6", "8"]) == {}
@@ -67,7 +77,8 @@ def test_a_job_that_is_not_listed_for_a_while_is_given_up(squeue, commands, monk
 
 
 def test_a_job_that_could_not_be_started_is_released_and_in_the_end_given_up(squeue, commands):
-    (squeue / "reasons").write_text("5 launch failed requeued held\n6 launch failed requeued held\n7_2 Priority\n")
+    held = "PENDING|launch failed requeued held"
+    (squeue / "listed").write_text(f"5|{held}\n6|{held}\n7_2|PENDING|Priority\n")
     watch = slurm.Watch()
     for _ in range(slurm.RELEASES):
         assert watch.look(["5", "7_2"]) == {}  # 6 is not this pipeline's
@@ -75,10 +86,96 @@ def test_a_job_that_could_not_be_started_is_released_and_in_the_end_given_up(squ
     assert commands.read_text().splitlines() == ["scontrol release 5"] * 3 + ["scancel 5"]
 
 
-def test_where_sacct_tells_ends_squeue_may_forget(squeue, commands, monkeypatch):
-    (squeue / "reasons").write_text("5 launch failed requeued held\n")
-    clock = iter([0, 1000])
-    monkeypatch.setattr(slurm.time, "monotonic", lambda: next(clock))
+@pytest.fixture
+def clock(monkeypatch):
+    """Half a minute goes by at each look."""
+    times = iter(range(0, 3000, 30))
+    monkeypatch.setattr(slurm.time, "monotonic", lambda: next(times))
+
+
+def test_an_end_that_the_plugin_does_not_see_is_told_after_a_while(squeue, commands, clock):
+    """It waits on for those preempted, and for those whose node failed and who may not be put back."""
+    (squeue / "listed").write_text("5|PREEMPTED|None\n6|NODE_FAIL|NodeDown\n7_2|COMPLETED|None\n")
     watch = slurm.Watch()
-    assert [watch.look(["5", "8"], forgotten_is_lost=False) for _ in range(2)] == [{}, {}]
-    assert commands.read_text().splitlines() == ["scontrol release 5"] * 2
+    assert [watch.look(["5", "7_2"]) for _ in range(2)] == [{}, {}]
+    given_up = watch.look(["5", "6", "7_2"])
+    assert given_up == {"5": "SLURM-job '5' failed, SLURM status is: 'PREEMPTED'"}
+    assert slurm.INTERRUPTED.search(given_up["5"])
+
+
+def test_where_sacct_tells_ends_squeue_may_forget(squeue, commands, clock):
+    (squeue / "listed").write_text("5|PENDING|launch failed requeued held\n")
+    sacct = squeue / "bin" / "sacct"
+    sacct.write_text("#!/bin/sh\necho $* >> $0.asked; echo '8|CANCELLED by 1000'; echo '9|COMPLETED'\n")
+    sacct.chmod(0o755)
+    watch = slurm.Watch()
+    assert [watch.look(["5", "8", "9", "10"], by_sacct=True) for _ in range(2)] == [{}, {}]
+    given_up = watch.look(["5", "8", "9", "10"], by_sacct=True)
+    assert given_up == {"8": "SLURM-job '8' failed, SLURM status is: 'CANCELLED'"}
+    assert commands.read_text().splitlines() == ["scontrol release 5"] * 3
+    assert "--jobs=8,9,10" in sacct.with_name("sacct.asked").read_text()
+
+
+# --- the executor, over a plugin in its place --------------------------------------------------------------------------------
+
+
+class Upstream:
+    """What is used of the plugin's executor."""
+
+    run_uuid, _submitted_job_clusters, workflow = "shapes_1", set(), None
+
+    def __init__(self):
+        self._interrupted, self._told, self._cancelled = Counter(), set(), threading.Event()
+        self.errors, self.logged, self.shut_down = [], [], {}
+        self.logger = SimpleNamespace(error=self.logged.append)
+        self._job_submission_executor = SimpleNamespace(shutdown=self.shut_down.update)
+
+    def run_job(self, job):
+        try:
+            raise slurm.WorkflowError("The given account appears to be invalid.")
+        except Exception:
+            raise AttributeError(job.rule.name) from None
+
+    def _report_job_error_threadsafe(self, job_info, message):
+        self.errors.append((job_info.job, message))
+
+    def report_job_error(self, job_info, msg=None):
+        self.errors.append((job_info.job, msg))
+
+
+class Job:
+    def is_group(self):
+        return True
+
+
+def make_job(**resources):
+    job = Job()
+    job.resources, job.attempt, job.jobs = resources, 1, []
+    return job
+
+
+def test_a_group_that_cannot_be_submitted_has_failed():
+    executor, job = slurm._make(Upstream, "shapes")(), make_job()
+    executor.run_job(job)
+    why = "Job submission failed: The given account appears to be invalid."
+    assert executor.errors == [(job, why)]
+    executor.report_job_error(SimpleNamespace(job=job), msg=why)
+    assert executor.logged == [why]  # as Snakemake itself does of single jobs alone
+
+
+def test_interruptions_use_no_retries_up_to_their_cap():
+    executor, job = slurm._make(Upstream, "shapes")(), make_job(continuations=2)
+    attempts = []
+    for end in ("TIMEOUT", "FAILED", "NODE_FAIL", "TIMEOUT", "TIMEOUT"):
+        job.attempt += 1  # as Snakemake does after it
+        executor.report_job_error(SimpleNamespace(job=job), msg=f"SLURM status is: '{end}'")
+        attempts.append(job.attempt)
+    assert attempts == [1, 2, 2, 3, 4]
+
+
+def test_ctrl_c_cancels_by_name_whatever_is_in_no_list(squeue, commands):
+    executor = slurm._make(Upstream, "shapes")()
+    executor.cancel_jobs([])
+    assert commands.read_text() == "scancel --name=shapes_1\n"
+    assert executor.shut_down == {"wait": True, "cancel_futures": True}
+    assert executor._cancelled.is_set()

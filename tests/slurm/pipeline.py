@@ -80,10 +80,10 @@ class Pipeline(Project):
     def said(self) -> str:
         return self.log.read_text()[-20_000:]
 
-    def kill(self) -> None:
-        """SIGKILL to snakemake on the submit host: what it submitted runs on."""
-        self.cluster.run(["kill", f"-{signal.SIGKILL.value}", (self.folder / "pid").read_text().strip()], uid=0)
-        self.process.wait()
+    def kill(self, signum: int = signal.SIGKILL) -> None:
+        """A signal to snakemake on the submit host. After SIGKILL, what it submitted runs on."""
+        self.cluster.run(["kill", f"-{int(signum)}", (self.folder / "pid").read_text().strip()], uid=0)
+        self.process.wait(PATIENCE_S)
 
     def unlock(self) -> None:
         self.start("--unlock")

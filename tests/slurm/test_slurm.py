@@ -6,6 +6,7 @@ the last one left it. Its finished results are then copied for faults of single 
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -188,6 +189,19 @@ def test_two_users_one_short_of_memory_and_one_of_disk(copy, cluster, local):
     assert {job["UserId"].split("(")[0] for job in theirs.jobs()} == {"nobody"}
 
 
+def test_what_is_refused_ends_the_call_and_ctrl_c_every_job(place, cluster, plugin):
+    pipeline = Pipeline(place / "interrupted", cluster, plugin, **BLOCKS)
+    pipeline.start("--retries", "0", "--default-resources", "slurm_extra='--job-name=mine'")
+    assert "Job submission failed: The --job-name option is not allowed" in pipeline.finish(returncode=1)
+    assert pipeline.jobs() == []
+
+    pipeline.start()
+    pipeline.wait_for("reference")
+    pipeline.kill(signal.SIGINT)
+    states = {job["JobState"] for job in pipeline.jobs()}
+    assert states == {"CANCELLED"}, pipeline.said()
+
+
 @pytest.mark.slow
 def test_with_accounting(whole, place, plugin, local):
     """A cluster with slurmdbd, whose sacct is asked instead of squeue, and knows afterwards what jobs got."""
@@ -197,10 +211,18 @@ def test_with_accounting(whole, place, plugin, local):
         shutil.copytree(whole.folder / ".snakemake", pipeline.folder / ".snakemake")
         (pipeline.folder / RUN / "score.json").unlink()
         pipeline.start("--slurm-status-command", "sacct")
+        first = pipeline.wait_for("score")
+        cluster.run(
+            ["scancel", first["JobId"]]
+        )  # of which sacct says by whom, and the plugin no more than that it runs
         pipeline.finish()
         assert pipeline.scores() == read_scores(local.results)
         told = cluster.run(["sacct", "-X", "--noheader", "--parsable2", "--format=Comment,State,AllocTRES,Timelimit"])
-    assert "rule_score_wildcards_runs_lsg-1.5|COMPLETED|billing=1,cpu=1,mem=8000M,node=1|01:00:00" in told.splitlines()
+    assert (
+        "rule_score_wildcards_runs_lsg-1.5|CANCELLED by 0|billing=1,cpu=1,mem=8000M,node=1|01:00:00"
+        in told.splitlines()
+    )
+    assert "rule_score_wildcards_runs_lsg-1.5|COMPLETED|billing=1,cpu=1,mem=16000M,node=1|02:00:00" in told.splitlines()
 
 
 # --- the lease, on nodes with names of their own ------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ rule compare:
         "../../environment.yml"
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=lambda wildcards, attempt: attempt * 4000,
         runtime="30m",
     params:
         out=subpath(output.csv, parent=True),

@@ -38,7 +38,7 @@ rule distill:
     resources:
         **several_nodes(ASKS.distill),
         gpu=gpus(ASKS.distill),
-        mem_mb=ASKS.distill.mem_mb,
+        mem_mb=memory(ASKS.distill),
         runtime=ASKS.distill.runtime,
         nodes=ASKS.distill.nodes,
         processes=gpus(ASKS.distill),  # also where a cluster's profile asks for them by `gres`

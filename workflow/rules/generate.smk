@@ -18,7 +18,7 @@ rule generate_run:
     resources:
         gpu=gpus(ASKS.generate),
         mem_mb=memory(ASKS.generate),
-        runtime=ASKS.generate.runtime,
+        runtime=time_limit(ASKS.generate),
     params:
         generator=subpath(input.generator, parent=True),
         teacher=subpath(input.teacher, parent=True),
@@ -50,7 +50,7 @@ rule generate_baseline:
     resources:
         gpu=gpus(ASKS.generate),
         mem_mb=memory(ASKS.generate),
-        runtime=ASKS.generate.runtime,
+        runtime=time_limit(ASKS.generate),
     params:
         teacher=subpath(input.teacher, parent=True),
         range=shard_range,

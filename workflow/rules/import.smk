@@ -20,7 +20,7 @@ rule import_generator:
     resources:
         gpu=gpus(ASKS.teacher),
         mem_mb=memory(ASKS.teacher),
-        runtime=ASKS.teacher.runtime,
+        runtime=time_limit(ASKS.teacher),
     params:
         teacher=subpath(input.teacher, parent=True),
         out=subpath(output.manifest, parent=True),

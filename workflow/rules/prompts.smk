@@ -18,7 +18,7 @@ rule prompts:
     resources:
         gpu=gpus(ASKS.prompts),
         mem_mb=memory(ASKS.prompts),
-        runtime=ASKS.prompts.runtime,
+        runtime=time_limit(ASKS.prompts),
     params:
         teacher=subpath(input.teacher, parent=True),
         out=subpath(output.manifest, parent=True),

@@ -15,7 +15,7 @@ rule extractors:
     resources:
         gpu=gpus(ASKS.teacher),
         mem_mb=memory(ASKS.teacher),
-        runtime=ASKS.teacher.runtime,
+        runtime=time_limit(ASKS.teacher),
     params:
         data=DATA["evaluate"],
         reference=DATA["reference"],
@@ -44,7 +44,7 @@ rule reference:
     resources:
         gpu=gpus(ASKS.reference),
         mem_mb=memory(ASKS.reference),
-        runtime=ASKS.reference.runtime,
+        runtime=time_limit(ASKS.reference),
     params:
         data=DATA["evaluate"],
         images=DATA["reference"],
@@ -78,7 +78,7 @@ rule features:
     resources:
         gpu=gpus(ASKS.features),
         mem_mb=memory(ASKS.features),
-        runtime=ASKS.features.runtime,
+        runtime=time_limit(ASKS.features),
     params:
         data=DATA["evaluate"],
         code=stage_digest("evaluation.features"),
@@ -110,7 +110,7 @@ rule score:
     resources:
         gpu=gpus(ASKS.score),
         mem_mb=memory(ASKS.score),
-        runtime=ASKS.score.runtime,
+        runtime=time_limit(ASKS.score),
     params:
         code=stage_digest("evaluation.scoring"),
     message:

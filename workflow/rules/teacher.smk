@@ -19,7 +19,7 @@ rule teacher:
     resources:
         gpu=gpus(ASKS.teacher),
         mem_mb=memory(ASKS.teacher),
-        runtime=ASKS.teacher.runtime,
+        runtime=time_limit(ASKS.teacher),
     params:
         out=subpath(output.manifest, parent=True),
         data=lambda wildcards: DATA[wildcards.teacher],
