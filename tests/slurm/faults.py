@@ -1,8 +1,9 @@
 """Random faults into a sweep on a Slurm of its own, again and again: `python tests/slurm/faults.py --sweeps 20 --faults 10`.
 
-Two scales, two shards each. Each sweep must end with the scores of a local run, bit for bit. Faults come at random times, to
-random jobs, from a seed (what they hit depends on the machine's speed too). Where Snakemake gives a job up after its retries,
-the command is given again, as a user would, and counted. At the end: how long it was from each fault until what it hit ran again.
+Two scales, two shards each: eleven jobs. Each sweep must end with the scores of a local run, bit for bit. Faults come from a seed:
+each once so many jobs are done, to random jobs among those that run (what they hit depends on the machine's speed too). Where Snakemake
+gives a job up after its retries, the command is given again, as a user would, and counted. At the end: how long it was from each
+fault until what it hit ran again, and which stages were hit.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +27,9 @@ BLOCKS = {
     "generate": {"samples": 32, "samples_per_shard": 16, "batch": 16, "eps_error_samples": 16},
     "tracking": {"enabled": False},
 }
+LAST = 10  # jobs done at most when a fault comes: the report, and what faults have undone, is left
 AGAIN = 10  # times that the command is given again in a sweep, at most
+FORGETS_S = 10  # a controller that is killed forgets what it was asked in the seconds before
 DISK_MB = 200
 
 
@@ -84,9 +88,15 @@ def resume_nodes(sweep: Pipeline) -> None:
 
 
 def stop_the_controller(sweep: Pipeline, rng: random.Random) -> Jobs:
+    """Killed, and away for 30 s. Who asked it for something just before sees that it was forgotten, and asks again."""
+    asked_s, *command = getattr(sweep, "asked", (0.0,))
+    forgotten = time.monotonic() - asked_s < FORGETS_S
     sweep.cluster.stop("slurmctld")
     time.sleep(30)
     sweep.cluster.start("slurmctld")
+    if forgotten:
+        with contextlib.suppress(RuntimeError):  # the job has ended, so it was not forgotten
+            sweep.cluster.run(command)
     return []
 
 
@@ -115,6 +125,7 @@ FAULTS: list[Callable[[Pipeline, random.Random], Jobs]] = [
 def on_a_job(sweep: Pipeline, rng: random.Random, *command: str) -> Jobs:
     job = rng.choice(sweep.jobs(state="RUNNING"))
     sweep.cluster.run([*command, job["JobId"]])
+    sweep.asked = (time.monotonic(), *command, job["JobId"])
     return [job]
 
 
@@ -123,11 +134,13 @@ class Recoveries:
 
     def __init__(self):
         self.seconds: dict[str, list[float]] = {}
+        self.stages: Counter[str] = Counter()
         self._hit: dict[str, tuple[str, tuple[str, str], float]] = {}
 
     def note(self, fault: str, at_s: float, jobs: Jobs) -> None:
         self.seconds.setdefault(fault, [])
         for job in jobs:
+            self.stages[job["Comment"].split("_")[1]] += 1
             self._hit[job["Comment"]] = fault, (job["JobId"], job["Restarts"]), at_s
 
     def look(self, sweep: Pipeline) -> None:
@@ -142,18 +155,20 @@ class Recoveries:
         self._hit = {}
 
     def __str__(self) -> str:
-        return "\n".join(
+        lines = [
             f"{fault}: ran again after {statistics.median(times):.0f} s, at most {max(times):.0f} s ({len(times)} jobs)"
             for fault, times in self.seconds.items()
             if times
-        )
+        ]
+        return "\n".join([*lines, f"jobs hit: {dict(self.stages)}"])
 
 
 def run_sweep(
     sweep: Pipeline, rng: random.Random, faults: int, pause_s: float, recoveries: Recoveries
 ) -> tuple[int, int]:
     """Run to the end, with faults on the way. Returns how many, and how often the command was given again."""
-    told = again = 0
+    told = again = done = 0
+    due = sorted(rng.randrange(LAST) for _ in range(faults))  # at how many jobs done
     sweep.start()
     next_at = time.monotonic() + rng.uniform(0.3, 1.7) * pause_s
     while True:
@@ -163,7 +178,7 @@ def run_sweep(
             assert again < AGAIN, sweep.said()
             again += 1
             sweep.start()
-        if told < faults and time.monotonic() > next_at:
+        if told < faults and done >= due[told] and time.monotonic() > next_at:
             fault, at_s = rng.choice(FAULTS), time.monotonic()
             # no job runs, or it has ended meanwhile
             with contextlib.suppress(IndexError, RuntimeError, FileNotFoundError):
@@ -173,6 +188,7 @@ def run_sweep(
                 print(f"  {fault.__name__} {', '.join(job['Comment'] for job in jobs)}", flush=True)
             next_at = time.monotonic() + rng.uniform(0.3, 1.7) * pause_s
         with contextlib.suppress(RuntimeError):  # the controller may be away
+            done = len({job["Comment"] for job in sweep.jobs(state="COMPLETED")})
             recoveries.look(sweep)
             resume_nodes(sweep)
         time.sleep(0.5)
@@ -183,7 +199,11 @@ def main() -> int:
     parser.add_argument("--sweeps", type=int, default=20)
     parser.add_argument("--faults", type=int, default=10, help="in each sweep, as far as it lasts")
     parser.add_argument(
-        "--pause", type=float, default=15, metavar="S", help="between faults, on average; more on a slow machine"
+        "--pause",
+        type=float,
+        default=5,
+        metavar="S",
+        help="between faults, on average, beside the jobs that are waited for",
     )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
