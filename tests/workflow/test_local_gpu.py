@@ -5,13 +5,13 @@ import os
 import signal
 import time
 import uuid
+from pathlib import Path
 
 import pytest
 from test_workflow import Project
 
-from sid_core import gpus
+from sid_core import gpus, machine
 from sid_core.errors import UserError
-from sid_core.machine import HOME_JOB
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_slurm_has_chosen_already(names, monkeypatch):
 
 def test_jobs_of_a_snakemake_within_a_slurm_job_share_its_gpus(names, monkeypatch):
     names(2)
-    for name in ("SLURM_JOB_ID", HOME_JOB):
+    for name in ("SLURM_JOB_ID", machine.HOME_JOB):
         monkeypatch.setenv(name, "1")
     with gpus.claimed(1):
         assert gpus.visible() == ["gpu0"]
@@ -132,3 +132,17 @@ def test_all_jobs_together_may_have_the_gpus_that_there_are_or_that_a_profile_sa
     target = str((project.results / "config.yaml").relative_to(tmp_path))
     done = project.snakemake("--cores", "1", *arguments, "--", target, CUDA_VISIBLE_DEVICES="a,b,c")
     assert f'Provided resources: gpu=Resource("gpu", {expected})' in done.stdout
+
+
+def test_home_tells_its_jobs_whether_it_has_gpus_and_which_job_it_is_in(monkeypatch):
+    for name in (machine.HOME_GPU, machine.HOME_JOB, "SLURM_JOB_ID"):
+        monkeypatch.setenv(name, "7")
+    machine.be_home()
+    assert os.environ[machine.HOME_GPU] == str(int(bool(list(Path("/dev").glob("nvidia[0-9]*")))))
+    assert os.environ[machine.HOME_JOB] == "7"
+    other = str(1 - int(os.environ[machine.HOME_GPU]))
+    monkeypatch.setenv(machine.HOME_GPU, other)  # as on a node that is not as the home is
+    assert machine.has_gpu() is bool(int(other))
+    monkeypatch.delenv("SLURM_JOB_ID")
+    machine.be_home()
+    assert machine.HOME_JOB not in os.environ
