@@ -22,6 +22,7 @@ from pathlib import Path
 from . import gpus
 from .errors import UserError
 from .files import read_json, saved_record, saved_states, write_json
+from .machine import HOME_CALL
 
 log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -125,7 +126,7 @@ class Job:
 class Starts:
     """What one call of Snakemake has started on a state folder, in its starts.json: a job that Slurm has put back, and retries.
 
-    Slurm jobs of one call have one name, which Slurm tells each; outside of Slurm a first attempt begins a new row.
+    Outside of Snakemake every start begins a new row.
 
     Raises:
         UserError: the row is too long, or what a retry would do again was stopped by an alarm.
@@ -135,7 +136,7 @@ class Starts:
         self._path, self._state = state / "starts.json", state
         self._newest, from_nimg = _newest(state)
         row = read_json(self._path) if self._path.is_file() else []
-        call = os.environ.get("SLURM_JOB_NAME") if _in_slurm() else None
+        call = os.environ.get(HOME_CALL)
         if row and attempt == 1 and (not call or row[-1]["call"] != call):
             row = []
         if attempt > 1:

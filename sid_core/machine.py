@@ -2,6 +2,7 @@
 
 import os
 import sys
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,13 +11,14 @@ if TYPE_CHECKING:
 
 
 # where Snakemake itself runs, as it tells its jobs: what they find out themselves is another machine's and another Slurm job's
-HOME_GPU, HOME_JOB = "SID_CORE_HOME_GPU", "SID_CORE_HOME_JOB"
+HOME_CALL, HOME_GPU, HOME_JOB = "SID_CORE_HOME_CALL", "SID_CORE_HOME_GPU", "SID_CORE_HOME_JOB"
 
 
 def be_home() -> None:
-    """Let this process's Snakemake tell its jobs whether its machine has GPUs, and which Slurm job it is in itself."""
+    """Let this process's Snakemake tell its jobs that they are of one call, whether its machine has GPUs, and its Slurm job."""
     for name in (HOME_GPU, HOME_JOB):
         os.environ.pop(name, None)
+    os.environ[HOME_CALL] = uuid.uuid4().hex
     os.environ[HOME_GPU] = str(int(has_gpu()))
     if "SLURM_JOB_ID" in os.environ:
         os.environ[HOME_JOB] = os.environ["SLURM_JOB_ID"]

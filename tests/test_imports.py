@@ -34,7 +34,7 @@ ALLOWED = {
     "machine": set(),
     "slurm": set(),
     "gpus": {"errors", "machine"},
-    "launch": {"errors", "files", "gpus"},
+    "launch": {"errors", "files", "gpus", "machine"},
     "torchrun": set(),
     "sources": BASE,
     "plan": BASE,

@@ -13,6 +13,7 @@ import pytest
 
 from sid_core import launch
 from sid_core.errors import UserError
+from sid_core.machine import HOME_CALL
 
 # saves when it is asked to, at one image more each time, and ends as a training does
 TRAINING = """
@@ -44,7 +45,7 @@ def slurm(tmp_path, monkeypatch):
     job = SimpleNamespace(calls=tmp_path / "calls.txt", set=monkeypatch.setenv)
     job.set("CALLS", str(job.calls))
     job.set("COMMENT", "rule_distill_wildcards_lsg-2")
-    job.set("SLURM_JOB_NAME", "shapes_1234")
+    job.set(HOME_CALL, "1234")
     job.set("SLURM_JOB_ID", "7")
     job.set("END", str(int(time.time()) + 3600))
     return job
@@ -100,12 +101,12 @@ def test_a_job_is_stopped_before_its_time_limit_and_put_back_until_the_row_is_to
 
 @pytest.mark.parametrize(
     ("call", "attempt", "length"),
-    [("shapes_1234", 1, 2), ("shapes_9", 1, 1), ("shapes_9", 2, 2), (None, 2, 2), (None, 1, 1)],
+    [("1234", 1, 2), ("9", 1, 1), ("9", 2, 2), (None, 2, 2), (None, 1, 1)],
 )
 def test_a_row_is_of_one_call_of_snakemake(state, slurm, start, monkeypatch, call, attempt, length):
     start("exit 1")
     assert start.ended()[0] == 1
-    monkeypatch.delenv("SLURM_JOB_ID") if call is None else slurm.set("SLURM_JOB_NAME", call)
+    monkeypatch.delenv(HOME_CALL) if call is None else slurm.set(HOME_CALL, call)
     start("exit 1", "--attempt", str(attempt))
     assert start.ended()[0] == 1
     assert len(row(state)) == length

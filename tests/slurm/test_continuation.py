@@ -45,7 +45,7 @@ def test_a_training_goes_on_whatever_ended_its_job(cluster, tiny_teacher, tmp_pa
     training.wait_until(lambda: trains(2))
     cluster.run(["scontrol", "requeue", first])
 
-    # the time limit itself; Snakemake would submit another job under the same name
+    # the time limit itself; Snakemake would submit another job
     training.wait_until(lambda: trains(3))
     end_in(1)
     assert training.wait_for_the_end() == "TIMEOUT"

@@ -1,11 +1,18 @@
 """Through Snakemake itself, which takes minutes: a training over several time limits in one call, and one of two nodes."""
 
+import contextlib
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+from urllib.request import urlopen
 
 import pytest
 from cluster import Cluster
+from mlflow import MlflowClient
 from pipeline import Pipeline, Project, install_plugin, read_scores
 from training import SLOWLY
 
@@ -79,3 +86,44 @@ def test_a_training_of_two_nodes(run, local):
     assert job["NodeList"] == "node[0-1]"
     assert job["TresPerJob"] == "gres:gpu:2"
     assert pipeline.scores() == local(nodes | {"nodes": 1})
+
+
+@pytest.fixture
+def server(tmp_path):
+    """The address of an MLflow server, as one that a group runs for its cluster."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    store = [f"--backend-store-uri=sqlite:///{tmp_path}/server.db", f"--artifacts-destination={tmp_path}/artifacts"]
+    host, port = address.split(":")
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", port, "--workers", "1", *store]
+    with open(tmp_path / "server.log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    while process.poll() is None:
+        with contextlib.suppress(OSError), urlopen(f"http://{address}/health"):
+            break
+        time.sleep(0.2)
+    yield f"http://{address}"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_trainings_on_nodes_are_followed_on_a_server(tmp_path, monkeypatch, server):
+    monkeypatch.setenv("PYTHONPATH", str(SLOWLY))
+    client = MlflowClient(tracking_uri=server)
+
+    def points() -> int:
+        """Of the run, on the server."""
+        runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
+        return sum(len(client.get_metric_history(run.info.run_id, "fake_loss")) for run in runs)
+
+    with Cluster(tmp_path / "cluster") as cluster:
+        blocks = BLOCKS | {"tracking": {"uri": server}, "resources": {"distill": DISTILL | {"runtime": "1h"}}}
+        pipeline = Pipeline(tmp_path / "pipeline", cluster, install_plugin(tmp_path / "plugin"), **blocks)
+        pipeline.start()
+        pipeline.wait_for("distill")
+        while not 0 < points() < 70:  # while it trains
+            assert pipeline.jobs("distill", "RUNNING"), pipeline.said()
+            time.sleep(1)
+        pipeline.finish()
+    assert points() == 70

@@ -12,6 +12,7 @@ from cluster import Cluster
 from safetensors.torch import load_file
 
 from sid_core.config import Prompts, PromptsSettings, dump
+from sid_core.machine import HOME_CALL
 from sid_core.models.prompts import prepare_prompts
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
@@ -61,9 +62,9 @@ class Training:
         """As a Slurm job such as Snakemake's; returns its id."""
         self.cluster = cluster
         shell = f"{BARE}; exec {' '.join(self.command(*options))} >> {self.log} 2>&1"
-        job = ["--job-name=call-1", f"--comment=rule_distill_wildcards_{RUN}", "--time=60", "--output=/dev/null"]
+        job = [f"--comment=rule_distill_wildcards_{RUN}", "--time=60", "--output=/dev/null"]
         paths = [str(SLOWLY)] * slowly + [os.environ.get("PYTHONPATH", "")]
-        environment = {"PYTHONPATH": ":".join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+        environment = {"PYTHONPATH": ":".join(filter(None, paths)), "OMP_NUM_THREADS": "1", HOME_CALL: "1"}
         self.job = cluster.run(
             ["sbatch", "--parsable", "--mem=2000", *job, *sbatch, f"--wrap={shell}"], cwd=Path.cwd(), env=environment
         ).strip()

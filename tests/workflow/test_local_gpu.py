@@ -135,7 +135,7 @@ def test_all_jobs_together_may_have_the_gpus_that_there_are_or_that_a_profile_sa
 
 
 def test_home_tells_its_jobs_whether_it_has_gpus_and_which_job_it_is_in(monkeypatch):
-    for name in (machine.HOME_GPU, machine.HOME_JOB, "SLURM_JOB_ID"):
+    for name in (machine.HOME_CALL, machine.HOME_GPU, machine.HOME_JOB, "SLURM_JOB_ID"):
         monkeypatch.setenv(name, "7")
     machine.be_home()
     assert os.environ[machine.HOME_GPU] == str(int(bool(list(Path("/dev").glob("nvidia[0-9]*")))))
@@ -146,3 +146,6 @@ def test_home_tells_its_jobs_whether_it_has_gpus_and_which_job_it_is_in(monkeypa
     monkeypatch.delenv("SLURM_JOB_ID")
     machine.be_home()
     assert machine.HOME_JOB not in os.environ
+    call = os.environ[machine.HOME_CALL]
+    machine.be_home()
+    assert os.environ[machine.HOME_CALL] != call
