@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,27 @@ def test_a_difference_within_its_interval_has_no_winner(runs, capsys):
     assert row.endswith("no difference shown: good, same")
     row = next(line for line in table.splitlines() if line.startswith("recall (higher)"))
     assert row.endswith("  bad")
+
+
+def test_the_interval_decides_where_the_value_lies_on_its_other_side(tmp_path, capsys):
+    """FID_inf: the value is a line's, the interval a parabola's."""
+    config, centres = make_experiment(tmp_path), {"lsg-1.5": 5.0, "lsg-2": 9.0}
+    for name, centre in centres.items():
+        folder = tmp_path / "runs" / name
+        score, records = (json.loads((folder / file).read_text()) for file in ("score.json", "replicates.json"))
+        values = [centre + value for value in estimates(0, 1, 0.01)["fid_inf"].replicates]
+        found = jackknife({"lsg-1.5": 8.0, "lsg-2": 7.0}[name], values, centre=centre)
+        write_json(folder / "replicates.json", records | {"fid_inf": replicates_record(found)})
+        intervals = score["intervals"] | {"fid_inf": [found.low, found.high]}
+        write_json(folder / "score.json", score | {"fid_inf": found.value, "intervals": intervals})
+    write_pairs(config, tmp_path)
+    pair = ("lsg-1.5", "lsg-2", "fid_inf")
+    [row] = [row for row in rows(tmp_path / "pairs.csv") if (row["a"], row["b"], row["metric"]) == pair]
+    assert (float(row["difference"]), row["better"]) == (1.0, "lsg-1.5")
+    assert float(row["high"]) < 0
+    _, table, _ = compare(capsys, *(tmp_path / "runs" / name for name in centres))
+    verdict = next(line for line in table.splitlines() if line.startswith("fid_inf"))
+    assert re.search(r"lsg-1\.5, by -1\.0\d* \[[34]\.\d+, [45]\.\d+\]$", verdict)
 
 
 def test_runs_of_other_experiments_carry_their_names(runs, tmp_path, capsys):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
-from .pairs import LOWER_IS_BETTER, METRICS, Scored, check_comparable, differences_of, read
+from .pairs import LOWER_IS_BETTER, METRICS, Scored, better, check_comparable, differences_of, read
 from .uncertainty import Estimate
 
 NOTE = "95 % intervals over captions and noise drawn anew; another training seed is not in them."
@@ -48,11 +48,11 @@ def _verdict(metric: str, scored: Sequence[Scored]) -> str:
     """The run that is shown to be better than every other one, with the interval where there is one other."""
     holders = [one for one in scored if metric in one.estimates]
     sign = 1 if metric in LOWER_IS_BETTER else -1
-    best = min(holders, key=lambda one: sign * one.estimates[metric].value)
+    best = min(holders, key=lambda one: sign * one.estimates[metric].centre)
     differences = {one.name: differences_of(best, one).get(metric) for one in holders if one is not best}
     if None in differences.values() or len(holders) < 2:
         return "not comparable: measured differently" if len(holders) > 1 else ""
-    open_to = [name for name, difference in differences.items() if not difference.excludes_zero]
+    open_to = [name for name, found in differences.items() if better(metric, found, best.name, name) != best.name]
     if open_to:
         return "no difference shown" + (f": {', '.join([best.name, *open_to])}" if len(scored) > 2 else "")
     if len(differences) > 1:
@@ -60,7 +60,7 @@ def _verdict(metric: str, scored: Sequence[Scored]) -> str:
     [difference] = differences.values()
     low, high = sorted((-sign * difference.low, -sign * difference.high))
     places = _places(difference.se)
-    return f"{best.name}, by {abs(difference.value):.{places}f} [{low:.{places}f}, {high:.{places}f}]"
+    return f"{best.name}, by {-sign * difference.value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
 
 
 def _cell(estimate: Estimate | None) -> str:

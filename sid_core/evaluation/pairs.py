@@ -123,10 +123,10 @@ def differences_of(a: Scored, b: Scored) -> dict[str, Estimate]:
 
 
 def better(metric: str, difference: Estimate, a: str, b: str) -> str:
-    """Which of two is shown to be better; empty where the interval of a - b holds 0."""
+    """Which of two is shown to be better; empty where the interval of a - b holds 0. FID_inf's value may lie on its other side."""
     if not difference.excludes_zero:
         return ""
-    return a if (difference.value < 0) == (metric in LOWER_IS_BETTER) else b
+    return a if (difference.high < 0) == (metric in LOWER_IS_BETTER) else b
 
 
 # --- all pairs of an experiment --------------------------------------------------------------------------------------
