@@ -20,7 +20,6 @@ class Entry:
     name: str  # of the run, without its seed
     kind: str
     rows: tuple[Row, ...]
-    comparable: bool  # by protocol, with this experiment's own rows
     swept: bool = False  # one of the LSG scales: the curve of the trade-off
     errors: dict[str, float] = field(default_factory=dict)  # standard errors of a single row's metrics
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # 95 %, over seeds where there are several
@@ -29,6 +28,11 @@ class Entry:
     def row(self) -> Row:
         """The first seed's row: what its seeds share can be read from it."""
         return self.rows[0]
+
+    @property
+    def comparable(self) -> bool:
+        """By protocol, with this experiment's own rows."""
+        return self.row.not_comparable is None
 
     def estimate(self, column: str) -> tuple[float, float | None] | None:
         """Value and error of a column: mean and standard deviation over seeds, or the value and its standard error."""
@@ -55,7 +59,6 @@ def make_entries(config: Config, rows: list[Row], scores: dict[str, dict], over_
             name=name,
             kind=first.kind,
             rows=tuple(group),
-            comparable=first.protocol == rows[0].protocol,
             swept=first.kind == "generator" and _is_swept(config, by_name[first.run]),
             errors=score.get("standard_errors", {}),
             intervals={metric: tuple(ends) for metric, ends in score.get("intervals", seeds).items()},

@@ -134,7 +134,7 @@ def _single_points(axes: Axes, entries: list[Entry]) -> list[Label]:
 
 
 def _published(axes: Axes, entries: list[Entry]) -> list[Label]:
-    """Published results of the same protocol, a curve for each teacher; of several lengths at a scale the shortest lies on it."""
+    """Comparable published results, a curve for each teacher; of several lengths at a scale the shortest lies on it."""
     labels = []
     published = [entry for entry in entries if entry.kind == "published" and entry.comparable]
     for teacher, linestyle in zip(

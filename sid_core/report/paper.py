@@ -59,25 +59,25 @@ def by_setting(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def scales(summary: pd.DataFrame, narrow: bool = False) -> Figure:
-    """FID and CLIP against the guidance scale, a curve for each teacher, beside the published; a column for each protocol."""
+    """FID and CLIP against the guidance scale, a curve for each teacher, beside the published: in columns of their own if not comparable."""
     table = by_setting(summary)
     table = table[(table["strategy"] == "lsg") & table["kind"].isin(["generator", "published"])]
     if not (table["kind"] == "generator").any():
         raise NoData("no run follows the LSG strategy")
-    protocols = list(dict.fromkeys(summary["protocol"]))
+    apart = table["not_comparable"].notna()
+    columns = [(table[~apart], f"protocol {summary['protocol'].iloc[0]}")]
+    if apart.any():
+        columns.append((table[apart], f"protocol {table[apart]['protocol'].iloc[0]}, not comparable"))
     with matplotlib.rc_context(LIGHT.rc()):
-        count = len(protocols)
+        count = len(columns)
         shape = (2 * count, 1) if narrow else (2, count) if count > 1 else (1, 2)
         figure = new_figure(4.4 * shape[1], 2.8 * shape[0])
         panels = figure.subplots(*shape, sharex=True).ravel()
         panels = panels.reshape(count, 2).T if narrow or count == 1 else panels.reshape(2, count)
-        for column, protocol in enumerate(protocols):
-            measured = table[table["protocol"] == protocol]
+        for column, (measured, title) in enumerate(columns):
+            words = title if count > 1 else ""
             for axes, key in zip(panels[:, column], TITLES, strict=True):
                 _over_scales(axes, measured, key)
-                words = (
-                    "" if len(protocols) == 1 else f"protocol {protocol}" + ("" if column == 0 else ", not comparable")
-                )
                 axes.set_title(TITLES[key], loc="left", fontsize=9.5, fontweight="bold", pad=16 if words else 6)
                 above = {"xycoords": "axes fraction", "textcoords": "offset points"}
                 axes.annotate(words, (0, 1), (0, 5), fontsize=7.5, color=LIGHT.faint, **above)

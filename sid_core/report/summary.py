@@ -3,6 +3,7 @@
 from ..config import Config, baselines, generators
 from .columns import TABLE, Column, further, is_best, protocol, rounded, steps
 from .entries import Entry, best
+from .table import PUBLISHED_FACTS
 
 FEW_SEEDS = 3
 
@@ -61,12 +62,13 @@ def warnings(config: Config, entries: list[Entry]) -> list[str]:
     foreign = [entry for entry in entries if not entry.comparable]
     if foreign:
         result.append(
-            f"Not comparable: {len(foreign)} published rows were measured by protocol {foreign[0].row.protocol}, "
-            f"these by {entries[0].row.protocol}. They are shown, and left out of the figures."
+            f"Not comparable: {len(foreign)} published rows were measured by protocol {foreign[0].row.protocol}, these otherwise "
+            f"({foreign[0].row.not_comparable}). They are shown apart, and left out of the trade-off."
         )
     elif any(entry.kind == "published" for entry in entries):
         result.append(
-            f"The published rows name the same protocol, {entries[0].row.protocol}, but carry no hash: its agreement is taken on trust."
+            f"The published rows are of the same protocol, {entries[0].row.protocol}, in all that is known ({', '.join(PUBLISHED_FACTS)}), "
+            "but carry no hash: the rest, such as CLIP's weights, is taken on trust."
         )
     wanted = config.generate.samples
     for row in (row for entry in entries if entry.kind != "published" for row in entry.rows if row.samples != wanted):
@@ -87,9 +89,7 @@ def to_markdown(config: Config, entries: list[Entry], notes: list[str], warnings
     parts.append("\n".join(f"- {line}" for line in notes))
     parts += [f"**{line}**" for line in warnings]
     if len(config.seeds) > 1:
-        single = [
-            Entry(row.run, e.kind, (row,), e.comparable) for e in entries if e.kind == "generator" for row in e.rows
-        ]
+        single = [Entry(row.run, e.kind, (row,)) for e in entries if e.kind == "generator" for row in e.rows]
         parts += ["## Each seed", "± is one standard error of the metric.", _markdown_table(single)]
     return "\n\n".join(parts) + "\n"
 

@@ -1,7 +1,7 @@
 """summary.csv: one row for every run, baseline and published result, at full precision.
 
 Rows of one experiment share a protocol, to the hash; anything else is refused. Published rows carry the name of their protocol
-and no hash, and stand there to be looked at: `comparable` says whether they may be compared.
+and no hash, and stand there to be looked at: `not_comparable` says why they may not be compared.
 """
 
 import csv
@@ -16,7 +16,17 @@ from ..files import MANIFEST, flat, read_json
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 PUBLISHED_PROTOCOL = "coco2014-30k"
-PUBLISHED_SAMPLES = 30_000  # part of that protocol
+# What is known of it, as score.json names it. With clip_strict or without: its rounding is the published one, and moves CLIP by little.
+PUBLISHED_FACTS = {
+    "samples": 30_000,
+    "captions_sha256": "2f0567cd563ee1c4d70710fed6c90bf1c05a97bfd49541fada6fdd0d5c26e256",  # data/coco2014_captions_30k.txt
+    "caption_prefix": "A photo depicts ",
+    "images.image_size": 256,
+    "images.feature_size": 299,
+    "images.network_precision": None,  # float32
+    "weights.features": "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",  # inception-2015-12-05.pt
+    "reference.count": 40_504,  # all of val2014
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +70,7 @@ class Row:
     images_per_s: float | None = None  # of generation
     protocol: str
     protocol_hash: str | None = None
+    not_comparable: str | None = None  # of a published row: in what the other rows' protocol is another one
     generator_sha256: str | None = None
 
 
@@ -115,7 +126,7 @@ def make_rows(config: Config, folder: Path, scores: dict[str, dict]) -> list[Row
     """All rows that have a score: generators, teacher baselines, VAE and real images; and published results."""
     rows = [_generator_row(config, folder, run, scores[run.name]) for run in generators(config) if run.name in scores]
     rows += [_baseline_row(config, one, scores[one.name]) for one in baselines(config) if one.name in scores]
-    return rows + published_rows()
+    return rows + published_rows(unlike_published(next(iter(scores.values()))["protocol"]))
 
 
 def _generator_row(config: Config, folder: Path, run: Run, score: dict) -> Row:
@@ -182,13 +193,24 @@ def _teacher_name(config: Config, run: Run | None = None) -> str:
     return Path(teacher.path or teacher.repo or teacher.source).name
 
 
-def published_rows() -> list[Row]:
+def unlike_published(protocol: dict) -> str | None:
+    """In what a score's protocol is not the published one: its name, else facts under that name; None where all that is known agrees."""
+    if protocol["name"] != PUBLISHED_PROTOCOL:
+        return f"protocol {protocol['name']}"
+    record = flat(protocol)
+    apart = [
+        f"{key}: {record.get(key)}, not {fact}" for key, fact in PUBLISHED_FACTS.items() if record.get(key) != fact
+    ]
+    return "; ".join(apart) or None
+
+
+def published_rows(not_comparable: str | None) -> list[Row]:
     """The official results (published.csv): 30,000 captions of COCO-2014, one row for each teacher, scale and length."""
     with open(PUBLISHED, encoding="utf-8", newline="") as handle:
-        return [_published_row(line) for line in csv.DictReader(handle)]
+        return [_published_row(line, not_comparable) for line in csv.DictReader(handle)]
 
 
-def _published_row(line: dict[str, str]) -> Row:
+def _published_row(line: dict[str, str], not_comparable: str | None) -> Row:
     kappa = float(line["kappa"])
     return Row(
         run=f"published-{line['teacher']}-{line['strategy']}-{line['kappa']}-{line['train_kimg']}kimg",
@@ -200,10 +222,11 @@ def _published_row(line: dict[str, str]) -> Row:
         kappa_teacher=kappa,
         nfe=int(line["nfe"]),
         train_kimg=float(line["train_kimg"]),
-        samples=PUBLISHED_SAMPLES,
+        samples=PUBLISHED_FACTS["samples"],
         fid=float(line["fid"]),
         clip=float(line["clip"]),
         protocol=PUBLISHED_PROTOCOL,
+        not_comparable=not_comparable,
     )
 
 

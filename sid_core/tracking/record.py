@@ -27,7 +27,7 @@ PARAMS = [
     "protocol",
     "protocol_hash",
 ]
-NAMES = {"run", "kind", "generator_sha256"}
+NAMES = {"run", "kind", "not_comparable", "generator_sha256"}
 
 
 def sync(results: Path, uri: str | None) -> None:

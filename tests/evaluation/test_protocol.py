@@ -9,6 +9,7 @@ from sid_core.evaluation.shards import captions_sha256
 from sid_core.evaluation.versions import versions
 from sid_core.files import read_lines, sha256_file
 from sid_core.models.prompts import COCO_CAPTIONS
+from sid_core.report.table import unlike_published
 
 WEIGHTS = {"features": "f" * 64, "clip": "c" * 64}
 REFERENCE = {"source": "embedded", "count": 30, "images_sha256": "a" * 64}
@@ -93,6 +94,7 @@ def test_the_published_protocol_is_what_its_paper_says(name):
     }
     assert record["reference"]["count"] == 40_504
     assert weights["features"] == "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+    assert unlike_published(record) is None
     assert (evaluate.clip, evaluate.clip_revision[:8]) == ("laion/CLIP-ViT-g-14-laion2B-s12B-b42K", "4b0305ad")
 
 

@@ -30,6 +30,19 @@ def make_config(**changes: object) -> Config:
     return parse_config(values | changes)
 
 
+def use_published_protocol(folder: Path, **changes: object) -> None:
+    """Let every score be of the published protocol, but for `changes` of facts."""
+    facts = {fact.replace(".", "_"): value for fact, value in table.PUBLISHED_FACTS.items()}
+    assert changes.keys() <= facts.keys()
+    facts |= changes
+    record = {"name": table.PUBLISHED_PROTOCOL}
+    for fact in table.PUBLISHED_FACTS:
+        *block, key = fact.split(".")
+        (record.setdefault(block[0], {}) if block else record)[key] = facts[fact.replace(".", "_")]
+    for path in folder.glob("*/*/score.json"):
+        write_json(path, json.loads(path.read_text()) | {"protocol": record})
+
+
 def make_score(fid: float, clip: float, nfe: int, generator_sha256: str | None = None) -> dict:
     return {
         "samples": SAMPLES,

@@ -2,7 +2,7 @@ import io
 
 import numpy as np
 import pytest
-from made_up import CAPTION, make_config, read_entries
+from made_up import CAPTION, make_config, read_entries, use_published_protocol
 from PIL import Image
 
 from sid_core.config import shards
@@ -43,8 +43,7 @@ def test_labels_cover_neither_each_other_nor_the_frame(make_experiment):
 def test_published_points_appear_where_the_protocol_agrees(make_experiment):
     config = make_config()
     folder = make_experiment(config)
-    for path in folder.glob("*/*/score.json"):
-        path.write_text(path.read_text().replace('"name": "shapes"', '"name": "coco2014-30k"'))
+    use_published_protocol(folder)
     figure = figures.fid_clip(read_entries(config, folder))
     shown = [text for text in texts(figure) if text.startswith("published")]
     assert shown == ["published, 18.8M images", "published, sd15", "published, sd21-base"]
@@ -52,6 +51,8 @@ def test_published_points_appear_where_the_protocol_agrees(make_experiment):
         line for line in figure.axes[0].lines if line.get_color() == LIGHT.published and len(line.get_xdata()) > 1
     )
     np.testing.assert_allclose(curve.get_xydata(), [[0.302, 8.71], [0.313, 9.56], [0.314, 13.21], [0.317, 16.59]])
+    use_published_protocol(folder, samples=2000)
+    assert not any("published" in text for text in texts(figures.fid_clip(read_entries(config, folder))))
 
 
 def test_training_draws_a_line_for_each_run_and_the_limits_of_the_alarms(make_experiment):

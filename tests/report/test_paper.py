@@ -3,7 +3,7 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
-from made_up import make_config
+from made_up import make_config, use_published_protocol
 
 from sid_core.report import curves, paper, table
 from sid_core.report.theme import LIGHT, Picture
@@ -36,11 +36,14 @@ def test_scores_over_scales_stand_beside_the_published(make_experiment):
 
 def test_the_same_protocol_is_one_panel_a_metric(make_experiment):
     config = make_config()
-    summary = read_summary(config, make_experiment(config)).assign(protocol="coco2014-30k")
-    figure = paper.scales(summary)
+    folder = make_experiment(config)
+    use_published_protocol(folder)
+    figure = paper.scales(read_summary(config, folder))
     assert len(figure.axes) == 2
     labels = [text.get_text() for text in figure.axes[0].get_legend().texts]
     assert labels == ["embedded", "published, sd15", "published, sd21-base"]
+    use_published_protocol(folder, samples=2000)
+    assert len(paper.scales(read_summary(config, folder)).axes) == 4
 
 
 def test_strategies_are_drawn_where_there_are_two(make_experiment):

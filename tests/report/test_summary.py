@@ -2,7 +2,7 @@ import json
 import math
 
 import pytest
-from made_up import make_config, make_score, read_entries
+from made_up import make_config, make_score, read_entries, use_published_protocol
 
 from sid_core.files import write_json
 from sid_core.report import columns, curves, health, summary
@@ -86,7 +86,10 @@ def test_warnings_name_what_limits_the_conclusions(make_experiment):
     path = folder / "runs" / "lsg-3" / "score.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"samples": 9}))
     text = "\n".join(summary.warnings(config, read_entries(config, folder)))
-    assert "Not comparable: 9 published rows" in text
+    assert (
+        "Not comparable: 9 published rows were measured by protocol coco2014-30k, these otherwise (protocol shapes)."
+        in text
+    )
     assert "Partial: lsg-3 was scored on 9 samples, the configuration says 26" in text
     assert "lsg-1.5" not in text
     assert "one seed" in text
@@ -115,8 +118,33 @@ def test_warnings_name_trainings_in_bad_health(make_experiment):
 def test_published_rows_of_the_same_protocol_are_comparable(make_experiment):
     config = make_config()
     folder = make_experiment(config)
-    for path in folder.glob("*/*/score.json"):
-        path.write_text(path.read_text().replace('"name": "shapes"', '"name": "coco2014-30k"'))
+    use_published_protocol(folder)
     entries = read_entries(config, folder)
     assert all(entry.comparable for entry in entries)
     assert "on trust" in summary.warnings(config, entries)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"samples": 2000}, "samples: 2000, not 30000"),
+        ({"captions_sha256": "e" * 64}, f"captions_sha256: {'e' * 64}, not 2f0567cd"),
+        ({"caption_prefix": ""}, "caption_prefix: , not A photo depicts "),
+        ({"images_image_size": None}, "images.image_size: None, not 256"),
+        ({"images_feature_size": 256}, "images.feature_size: 256, not 299"),
+        ({"images_network_precision": "bfloat16"}, "images.network_precision: bfloat16, not None"),
+        ({"weights_features": "e" * 64}, f"weights.features: {'e' * 64}, not f58cb9b6"),
+        ({"reference_count": 5000}, "reference.count: 5000, not 40504"),
+    ],
+)
+def test_the_name_of_the_published_protocol_is_not_enough(make_experiment, change, why):
+    config = make_config()
+    folder = make_experiment(config)
+    use_published_protocol(folder, **change)
+    entries = read_entries(config, folder)
+    assert [entry.kind for entry in entries if not entry.comparable] == ["published"] * 9
+    warning = summary.warnings(config, entries)[0]
+    assert warning.startswith("Not comparable: 9 published rows")
+    assert why in warning
+    assert ";" not in warning
+    assert "coco2014-30k (not comparable)" in summary.to_markdown(config, entries, [], [])
