@@ -342,11 +342,11 @@ def results(tmp_path):
     write_manifest(run / "generator")
     write_log(run / "training.jsonl", 1, 4)
     (tmp_path / "summary.csv").write_text(
-        "run,kind,teacher,strategy,kappa_fake_train,kappa_fake_eval,kappa_teacher,seed,nfe,train_kimg,samples,"
+        "run,kind,teacher,strategy,kappa_fake_train,kappa_fake_eval,kappa_teacher,alpha,seed,nfe,train_kimg,samples,"
         "fid,fid_se,fid_inf,clip,clip_se,kid,precision,recall,teacher_eps_error,images_per_s,protocol,protocol_hash,not_comparable,generator_sha256\n"
-        "lsg-1.5,generator,embedded,lsg,1.5,1.5,1.5,0,1,0.032,80,20.5,1.5,19,0.5,0.01,0.1,0.9,0.8,0.05,99,shapes,abc,,def\n"
-        "teacher-cfg2-8steps,teacher,embedded,,,,2.0,,8,,80,10.5,1.5,9,0.6,0.01,0.1,0.9,0.8,0.05,9,shapes,abc,,\n"
-        "published-x,published,sd15,lsg,2.0,2.0,2.0,,1,4812.0,30000,9.56,,,0.313,,,,,,,coco2014-30k,,protocol shapes,\n"
+        "lsg-1.5,generator,embedded,lsg,1.5,1.5,1.5,1.0,0,1,0.032,80,20.5,1.5,19,0.5,0.01,0.1,0.9,0.8,0.05,99,shapes,abc,,def\n"
+        "teacher-cfg2-8steps,teacher,embedded,,,,2.0,,,8,,80,10.5,1.5,9,0.6,0.01,0.1,0.9,0.8,0.05,9,shapes,abc,,\n"
+        "published-x,published,sd15,lsg,2.0,2.0,2.0,,,1,4812.0,30000,9.56,,,0.313,,,,,,,coco2014-30k,,protocol shapes,\n"
     )
     return tmp_path
 

@@ -46,7 +46,7 @@ class Entry:
 
 def make_entries(config: Config, rows: list[Row], scores: dict[str, dict], over_seeds: Intervals) -> list[Entry]:
     """Rows put together over seeds, in the order of the rows. `scores` by run or baseline; `over_seeds`: seeds.csv."""
-    by_name = {run.name: run for run in generators(config)}
+    by_name, sweep = {run.name: run for run in generators(config)}, _sweep(config)
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(base_name(by_name[row.run]) if row.kind == "generator" else row.run, []).append(row)
@@ -59,7 +59,7 @@ def make_entries(config: Config, rows: list[Row], scores: dict[str, dict], over_
             name=name,
             kind=first.kind,
             rows=tuple(group),
-            swept=first.kind == "generator" and _is_swept(config, by_name[first.run]),
+            swept=first.kind == "generator" and name in sweep,
             errors=score.get("standard_errors", {}),
             intervals={metric: tuple(ends) for metric, ends in score.get("intervals", seeds).items()},
         )
@@ -89,9 +89,13 @@ def base_name(run: Run) -> str:
     return run.name.removesuffix(f"-seed{run.seed}") if run.seed else run.name
 
 
-def _is_swept(config: Config, run: Run) -> bool:
-    usual = (config.distill.alpha, config.distill.num_steps)
-    return run.strategy == "lsg" and (run.alpha, run.num_steps) == usual and run in runs(config)
+def _sweep(config: Config) -> set[str]:
+    """Names, without seeds, of the runs over LSG scales: of the usual alpha and steps, and of several at a scale the first."""
+    usual, names = (config.distill.alpha, config.distill.num_steps), {}
+    for run in runs(config):
+        if run.strategy == "lsg" and (run.alpha, run.num_steps) == usual:
+            names.setdefault(run.teacher, base_name(run))
+    return set(names.values())
 
 
 def best(entries: list[Entry], kind: str, column: str) -> Entry | None:

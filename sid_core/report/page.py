@@ -39,7 +39,7 @@ PAIRS_WORDS = (
 )
 PRECISION = ("Network", "Precision", "Cosine with float32's gradient", "Relative error", "Ratio of norms")
 MORE = {  # title and words of the further figures
-    "scales": ("Scores over guidance scales", "Hollow: trained for longer. Bars: the spread over seeds, or the 95 % interval of a single one."),
+    "scales": ("Scores over guidance scales", "Hollow: a further run of that scale, such as a longer one. Bars: the spread over seeds, or the 95 % interval of a single one."),
     "strategies": ("Strategies of guidance", "Without guidance, with it in the teacher alone (long), in training of the fake score alone (short), in both (LSG)."),
     "convergence": ("Convergence", "Measured on few samples for held-out captions: to follow a run by, not to compare with other numbers."),
     "precision": ("Precision", "How far gradients in 16 bits lie from float32's, by noise level (sid-core check-precision)."),

@@ -24,6 +24,7 @@ from .theme import LIGHT, new_figure
 TITLES = {"fid": "FID, lower is better", "clip": "CLIP score, higher is better"}
 STRATEGIES = {"none": "no guidance", "long": "long", "short": "short", "lsg": "long and short (LSG)"}
 MARKERS = "osD^vP"
+APART = {"nfe": lambda steps: "one step" if steps == 1 else f"{steps:g} steps", "alpha": lambda alpha: f"α {alpha:g}"}
 
 
 class NoData(UserError):
@@ -39,9 +40,10 @@ def say(reason: str) -> Figure:
 
 
 def by_setting(summary: pd.DataFrame) -> pd.DataFrame:
-    """Rows of summary.csv put together over seeds, by guidance scale: means of `fid` and `clip`, and how far they spread.
+    """Rows of summary.csv put together over seeds, by guidance scale (`scale`): means of `fid` and `clip`, and how far they spread.
 
-    The spread, `fid_low` to `fid_high`, is that of the seeds, or the 95 % interval of a single one.
+    The spread, `fid_low` to `fid_high`, is that of the seeds, or the 95 % interval of a single one. At a scale the order stays: the
+    sweep comes before extra runs. `apart` says what no curve may join: steps and alpha that are not those of most generators.
     """
     suffixes = ("-seed" + summary["seed"].fillna(0).astype(int).astype(str)).where(summary["seed"] > 0, "")
     names = [name.removesuffix(suffix) for name, suffix in zip(summary["run"], suffixes, strict=True)]
@@ -52,7 +54,12 @@ def by_setting(summary: pd.DataFrame) -> pd.DataFrame:
         table[key] = groups[key].mean()
         table[f"{key}_low"] = groups[key].min().where(several, table[f"{key}_low"])
         table[f"{key}_high"] = groups[key].max().where(several, table[f"{key}_high"])
-    return table.reset_index().sort_values(["kappa_teacher", "train_kimg"])
+    table["scale"] = table["kappa_fake_train"].where(table["strategy"] == "short", table["kappa_teacher"])
+    table["apart"] = ""
+    for key, in_words in APART.items():
+        usual = table.loc[table["kind"] == "generator", key].mode()[0]
+        table["apart"] += ["" if value == usual or np.isnan(value) else f", {in_words(value)}" for value in table[key]]
+    return table.reset_index().sort_values("scale", kind="stable")
 
 
 # --- FID and CLIP over scales ------------------------------------------------------------------------------------------
@@ -87,19 +94,20 @@ def scales(summary: pd.DataFrame, narrow: bool = False) -> Figure:
 
 
 def _over_scales(axes: Axes, table: pd.DataFrame, key: str) -> None:
-    """One panel; of several lengths of training at a scale the shortest lies on the curve."""
+    """One panel; of several runs at a scale the first lies on the curve."""
     looks = {"generator": (LIGHT.generator, "-", ""), "published": (LIGHT.published, (0, (4, 1.5)), "published, ")}
-    for number, ((kind, teacher), group) in enumerate(table.groupby(["kind", "teacher"], sort=False)):
+    groups = table.groupby(["kind", "teacher", "apart"], sort=False)
+    for number, ((kind, teacher, apart), group) in enumerate(groups):
         colour, linestyle, prefix = looks[kind]
-        curve = group.drop_duplicates("kappa_teacher")
+        curve = group.drop_duplicates("scale")
         marker = MARKERS[number % len(MARKERS)]
         axes.plot(
-            curve["kappa_teacher"], curve[key], color=colour, linestyle=linestyle, linewidth=1.6, label=prefix + teacher, marker=marker,
-            markersize=5.5,
+            curve["scale"], curve[key], color=colour, linestyle=linestyle, linewidth=1.6, label=prefix + teacher + apart,
+            marker=marker, markersize=5.5,
         )  # fmt: skip
-        axes.vlines(group["kappa_teacher"], group[f"{key}_low"], group[f"{key}_high"], color=colour, linewidth=1.1)
-        longer = group.drop(curve.index)
-        axes.plot(longer["kappa_teacher"], longer[key], marker, color=colour, markerfacecolor="none", markersize=5.5)
+        axes.vlines(group["scale"], group[f"{key}_low"], group[f"{key}_high"], color=colour, linewidth=1.1)
+        further = group.drop(curve.index)
+        axes.plot(further["scale"], further[key], marker, color=colour, markerfacecolor="none", markersize=5.5)
     axes.tick_params(labelbottom=True)
     if key == "fid":
         axes.set_ylim(bottom=0)
@@ -125,23 +133,26 @@ def strategies(summary: pd.DataFrame, narrow: bool = False) -> Figure:
             "short": (LIGHT.teacher, "v"),
             "lsg": (LIGHT.generator, "o"),
         }
-        for strategy in present:
-            colour, marker = looks[strategy]
-            points = [_point(row, strategy) for row in table[table["strategy"] == strategy].to_dict("records")]
+        for (strategy, apart), group in table.groupby(["strategy", "apart"], sort=False):
+            (colour, marker), title = looks[strategy], STRATEGIES[strategy] + apart
+            curve = group.drop_duplicates("scale")
+            points = [_point(row, scale_name(row["scale"])) for row in curve.to_dict("records")]
             if len(points) > 1:
-                labels += draw_curve(axes, points, STRATEGIES[strategy], colour, marker)
+                labels += draw_curve(axes, points, title, colour, marker)
             else:
                 draw_point(axes, points[0], colour, marker)
-                labels.append(Label(((points[0].x, points[0].y),), STRATEGIES[strategy], colour, 9.5, bold=True))
+                labels.append(Label(((points[0].x, points[0].y),), title, colour, 9.5, bold=True))
+            for point in (_point(row, row["run"]) for row in group.drop(curve.index).to_dict("records")):
+                draw_point(axes, point, colour, marker)
+                labels.append(Label(((point.x, point.y),), point.text, colour, 8))
         axes.margins(0.18, 0.14)
         place(axes, labels)
         return figure
 
 
-def _point(row: dict, strategy: str) -> Point:
-    scale = row["kappa_fake_train"] if strategy == "short" else row["kappa_teacher"]
+def _point(row: dict, text: str) -> Point:
     bars = [None if np.isnan(row[f"{key}_low"]) else (row[f"{key}_low"], row[f"{key}_high"]) for key in ("clip", "fid")]
-    return Point(row["run"], row["clip"], row["fid"], scale_name(scale), *bars)
+    return Point(row["run"], row["clip"], row["fid"], text, *bars)
 
 
 # --- convergence -------------------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ class Row:
     kappa_fake_train: float | None = None
     kappa_fake_eval: float | None = None
     kappa_teacher: float | None = None  # of a teacher row: its guidance scale
+    alpha: float | None = None
     seed: int | None = None  # of the training
     nfe: int
     train_kimg: float | None = None
@@ -139,6 +140,7 @@ def _generator_row(config: Config, folder: Path, run: Run, score: dict) -> Row:
         kappa_fake_train=run.fake_train,
         kappa_fake_eval=run.fake_eval,
         kappa_teacher=run.teacher,
+        alpha=run.alpha,
         seed=run.seed,
         train_kimg=record["train_kimg"],
         **_measured(score),

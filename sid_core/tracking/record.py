@@ -27,7 +27,7 @@ PARAMS = [
     "protocol",
     "protocol_hash",
 ]
-NAMES = {"run", "kind", "not_comparable", "generator_sha256"}
+NAMES = {"run", "kind", "alpha", "not_comparable", "generator_sha256"}  # alpha is among a run's own settings
 
 
 def sync(results: Path, uri: str | None) -> None:

@@ -30,6 +30,17 @@ def test_the_trade_off_joins_scales_in_order_with_errors_and_labels(make_experim
     assert not any("published" in text for text in shown)
 
 
+def test_a_further_run_of_a_scale_is_shown_by_its_name(make_experiment):
+    longer = {"strategy": "lsg", "scale": 3, "train_kimg": 40, "name": "lsg-3-longer"}
+    config = make_config(extra_runs=[longer])
+    folder = make_experiment(config)
+    entries = read_entries(config, folder)
+    shown = texts(figures.fid_clip(entries))
+    assert [shown.count(text) for text in ("3", "lsg-3-longer")] == [2, 1]  # of ours, and of the teacher's
+    titles = [row.title for row in samples.read_grid(config, folder, entries).rows if row.kind == "generator"]
+    assert titles == ["SiD-LSG\nκ = 1.5", "SiD-LSG\nκ = 3", "lsg-3-longer"]
+
+
 def test_labels_cover_neither_each_other_nor_the_frame(make_experiment):
     config = make_config(guidance_scales=[1.5, 1.6, 1.7, 1.8, 3.0])
     figure = figures.fid_clip(read_entries(config, make_experiment(config)))

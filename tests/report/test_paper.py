@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from made_up import make_config, use_published_protocol
 
+from sid_core.files import read_json, write_json
 from sid_core.report import curves, paper, table
 from sid_core.report.theme import LIGHT, Picture
 
@@ -32,6 +33,49 @@ def test_scores_over_scales_stand_beside_the_published(make_experiment):
     np.testing.assert_allclose(published.lines[0].get_xydata(), [[1.5, 8.71], [2, 9.56], [3, 13.21], [4.5, 16.59]])
     np.testing.assert_allclose(published.lines[1].get_xydata(), [[1.5, 8.15]])  # trained for longer
     assert "protocol coco2014-30k, not comparable" in [text.get_text() for text in published.texts]
+
+
+def edit(path, **changes):
+    write_json(path, read_json(path) | changes)
+
+
+def test_curves_are_those_of_the_sweep(make_experiment):
+    """Runs of other steps or another alpha, and further ones of a scale, take no point of it and lie on no curve."""
+    lsg = {"strategy": "lsg", "scale": 2}
+    extra = [
+        *(lsg | {"name": "brief", "train_kimg": 5}, lsg | {"name": "four", "num_steps": 4}),
+        *(lsg | {"name": "strong", "alpha": 1.2}, {"strategy": "none"}),
+    ]
+    config = make_config(guidance_scales=[1.5, 2, 3], extra_runs=extra)
+    folder = make_experiment(config)
+    for fid, name in enumerate(("brief", "four", "strong"), 50):
+        edit(folder / "runs" / name / "score.json", fid=fid)
+        edit(folder / "runs" / name / "generator" / "generator.json", train_kimg=5)
+    summary = read_summary(config, folder)
+    axes = paper.scales(summary).axes[0]
+    drawn = {
+        line.get_label(): line.get_xydata().tolist() for line in axes.lines if not line.get_label().startswith("_")
+    }
+    assert drawn == {
+        "embedded": [[1.5, 30], [2, 35], [3, 45]],
+        "embedded, 4 steps": [[2, 51]],
+        "embedded, α 1.2": [[2, 52]],
+    }
+    hollow = [line.get_xydata().tolist() for line in axes.lines if line.get_markerfacecolor() == "none"]
+    assert [points for points in hollow if points] == [[[2, 50]]]
+
+    axes = paper.strategies(summary).axes[0]
+    [curve] = [line for line in axes.lines if len(line.get_xdata()) > 1]
+    assert curve.get_ydata().tolist() == [30, 35, 45]
+    texts = {text.get_text() for text in axes.texts}
+    assert {"long and short (LSG)", "long and short (LSG), 4 steps", "brief"} <= texts
+
+
+def test_short_guidance_is_joined_by_its_own_scale(make_experiment):
+    config = make_config(extra_runs=[{"strategy": "short", "scale": scale} for scale in (0.8, 0.2, 0.5)])
+    axes = paper.strategies(read_summary(config, make_experiment(config))).axes[0]
+    [short] = [line for line in axes.lines if len(line.get_xdata()) == 3]
+    np.testing.assert_allclose(short.get_xdata(), [1 / 3 + 0.05 * (1 - scale) for scale in (0.2, 0.5, 0.8)])
 
 
 def test_the_same_protocol_is_one_panel_a_metric(make_experiment):

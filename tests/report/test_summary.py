@@ -69,6 +69,7 @@ def test_seeds_are_put_together_as_mean_and_standard_deviation(make_experiment):
 
 def test_only_runs_with_the_common_settings_belong_to_the_sweep(make_experiment):
     extra = [{"strategy": "none"}, {"strategy": "lsg", "scale": 2, "alpha": 1.2}, {"strategy": "lsg", "scale": 6}]
+    extra += [{"strategy": "lsg", "scale": 6, "train_kimg": 40, "name": "lsg-6-longer"}]
     config = make_config(extra_runs=extra)
     entries = read_entries(config, make_experiment(config))
     assert [entry.name for entry in entries if entry.swept] == ["lsg-1.5", "lsg-3", "lsg-6"]

@@ -9,7 +9,7 @@ from sid_core.errors import UserError
 from sid_core.report import table
 
 COLUMNS = (
-    "run,kind,teacher,strategy,kappa_fake_train,kappa_fake_eval,kappa_teacher,seed,nfe,train_kimg,samples,fid,fid_se,fid_low,"
+    "run,kind,teacher,strategy,kappa_fake_train,kappa_fake_eval,kappa_teacher,alpha,seed,nfe,train_kimg,samples,fid,fid_se,fid_low,"
     "fid_high,fid_inf,clip,clip_se,clip_low,clip_high,kid,precision,recall,density,coverage,cmmd,vendi,fd_dinov2,hps,pickscore,"
     "teacher_eps_error,images_per_s,protocol,protocol_hash,not_comparable,generator_sha256"
 )
