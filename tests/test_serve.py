@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import socket
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -172,6 +174,40 @@ def test_one_image_at_a_time(ask, monkeypatch):
             answer[0] for answer in pool.map(lambda i: ask("/image", run="lsg-2", prompt="a", seed=i), range(4))
         ] == [200] * 4
     assert most == [1] * 4
+
+
+def test_what_fails_while_drawing_is_said_on_the_page_and_in_one_line(ask, monkeypatch, capfd):
+    def draw(*_) -> None:
+        raise RuntimeError("CUDA out of memory.\nTried to allocate more")
+
+    monkeypatch.setattr(ask.server.gallery, "draw", draw)
+    status, body, headers = ask("/image", run="lsg-2", prompt="a", seed=0)
+    assert (status, body) == (500, b"RuntimeError: CUDA out of memory.")
+    assert headers["Content-Type"].startswith("text/plain")
+    assert capfd.readouterr().err == "/image?run=lsg-2&prompt=a&seed=0: RuntimeError: CUDA out of memory.\n"
+
+
+def test_a_page_closed_while_it_waits_is_no_error(ask, monkeypatch, capfd):
+    drawing, closed, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def draw(*_) -> tuple[bytes, float, float]:
+        drawing.set()
+        assert closed.wait(10)
+        return b"p" * 10_000_000, 0.0, 0.0
+
+    def shutdown_request(request: socket.socket) -> None:
+        type(ask.server).shutdown_request(ask.server, request)
+        ended.set()
+
+    monkeypatch.setattr(ask.server.gallery, "draw", draw)
+    monkeypatch.setattr(ask.server, "shutdown_request", shutdown_request)
+    with socket.create_connection(ask.server.server_address) as page:
+        page.sendall(b"GET /image?run=lsg-2&prompt=a HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert drawing.wait(10)
+        page.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset
+    closed.set()
+    assert ended.wait(10)
+    assert capfd.readouterr().err == ""
 
 
 def serve(capsys, results: object, port: object) -> str:

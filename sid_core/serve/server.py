@@ -2,6 +2,7 @@
 
 import errno
 import json
+import sys
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -56,6 +57,11 @@ class Server(ThreadingHTTPServer):
         self.gallery, self.drawing = gallery, Lock()
         super().__init__((HOST, port), Handler)
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A page that was closed or reloaded while it waited is no error."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
 
 class Handler(BaseHTTPRequestHandler):
     """GET / (the page), /experiment.json, and /image?run=… or /image?steps=…&guidance_scale=… with prompt and seed."""
@@ -84,6 +90,12 @@ class Handler(BaseHTTPRequestHandler):
                 return self._answer(HTTPStatus.OK, "image/png", png, {"X-Load-Seconds": load_s, "X-Seconds": draw_s})
         except UserError as error:
             return self._answer(HTTPStatus.BAD_REQUEST, "text/plain", str(error).encode())
+        except ConnectionError:
+            raise
+        except Exception as error:  # out of GPU memory, say: the page tells, and the next image may do
+            problem = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            print(f"{self.path}: {problem}", file=sys.stderr, flush=True)
+            return self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", problem.encode())
         return self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"no such page")
 
     def _draw(self, asked: dict[str, str]) -> tuple[bytes, float, float]:
