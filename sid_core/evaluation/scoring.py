@@ -106,7 +106,7 @@ def _estimates(evaluate: "Evaluate", tensors: dict[str, Tensor], real: dict[str,
 
 
 def _check_origin(settings: "ScoreSettings", features: Sequence[Path], records: list[dict], lines: list[str]) -> None:
-    """Every shard was made as these settings say, and all of them alike: by one generator, seen by the same networks.
+    """Every shard was made as these settings say, and all alike: by one generator, teacher and solver, seen by the same networks.
 
     Raises:
         UserError: names the shard, what it was made with and what was expected.
@@ -117,14 +117,18 @@ def _check_origin(settings: "ScoreSettings", features: Sequence[Path], records: 
             f"{features[0]}: made for {', '.join(sorted(records[0]['extras'])) or 'no further metric'}, expected "
             f"{', '.join(sorted(wanted)) or 'none'}, as evaluate says; extract the features again"
         )
-    same = ("weights", "extras", "noise_device", "precision", "generator_sha256", "nfe")
+    # a baseline's solver is told by its settings alone; features of earlier versions name neither them nor the teacher
+    same = (
+        *("weights", "extras", "noise_device", "precision", "nfe"),
+        *("teacher_sha256", "generator_sha256", "settings_sha256"),
+    )
     expected = {
         "seed": settings.seed,
         "images": image_record(settings.evaluate),
         "caption_prefix": settings.evaluate.caption_prefix,
-    } | {key: records[0][key] for key in same}
+    } | {key: records[0].get(key) for key in same}
     for path, record in zip(features, records, strict=True):
-        apart = differences(expected, {key: record[key] for key in expected})
+        apart = differences(expected, {key: record.get(key) for key in expected})
         if apart:
             raise UserError(f"{path}: made otherwise than expected ({apart}); delete it and run again")
         check_captions(path, record, lines)

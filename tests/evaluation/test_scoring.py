@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -151,7 +152,9 @@ def test_a_score_says_how_its_samples_were_computed(
     assert other["generated_in"] == "bfloat16"
     assert other["protocol_hash"] == scored["protocol_hash"], "precision is the generator's, not the protocol's"
     assert other["fid"] != scored["fid"]
-    with pytest.raises(UserError, match=r"made otherwise than expected \(precision: float32, bfloat16\)"):
+    with pytest.raises(
+        UserError, match=r"made otherwise than expected \(precision: float32, bfloat16; settings_sha256: "
+    ):
         score(evaluate_settings(), [made.features[0], features[1]], made.reference, captions, tmp_path / "x.json")
 
 
@@ -313,6 +316,25 @@ def test_shards_of_different_networks_are_refused(made, evaluate_settings, tmp_p
     features = [made.features[0], other]
     with pytest.raises(UserError, match=r"00001\.safetensors: made otherwise than expected \(weights\.clip: "):
         score(evaluate_settings(), features, made.reference, made.captions, tmp_path / "score.json")
+
+
+def test_shards_of_different_solvers_or_teachers_are_refused(made, tiny_teacher, evaluate_settings, tmp_path):
+    def features(start: int, stop: int, solver: str) -> Path:
+        samples, out = tmp_path / f"{solver}.tar", tmp_path / f"{solver}.safetensors"
+        baseline = baseline_settings("teacher", solver=solver, steps=2, guidance_scale=2)
+        generate_baseline(baseline, tiny_teacher, made.captions, start, stop, samples)
+        extract_features(evaluate_settings().evaluate, samples, made.captions, out)
+        return out
+
+    shards = [features(0, 13, "ddim"), features(13, SAMPLES, "dpm-solver")]
+    with pytest.raises(UserError, match=r"dpm-solver\.safetensors: made otherwise than expected \(settings_sha256: "):
+        score(evaluate_settings(), shards, made.reference, made.captions, tmp_path / "score.json")
+    record = read_json(sidecar(shards[0]))["record"]
+    write_sidecar(shards[1], read_json(sidecar(shards[1]))["record"] | {"settings_sha256": record["settings_sha256"]})
+    score(evaluate_settings(), shards, made.reference, made.captions, tmp_path / "score.json")
+    write_sidecar(shards[0], record | {"teacher_sha256": "e" * 64})
+    with pytest.raises(UserError, match=r"dpm-solver\.safetensors: made otherwise than expected \(teacher_sha256: "):
+        score(evaluate_settings(), shards, made.reference, made.captions, tmp_path / "score.json")
 
 
 def test_one_image_is_refused(made, evaluate_settings, tmp_path):
