@@ -41,6 +41,21 @@ def results(tmp_path):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def squeue(tmp_path, monkeypatch):
+    """squeue(text): what Slurm lists from now on; before, and with None, it does not answer. squeue.asked: the questions."""
+    answer, asked = tmp_path / "queue", tmp_path / "asked"
+    write(tmp_path, "bin/squeue", f"#!/bin/sh\necho $@ >> {asked}\nexec cat {answer}\n")
+    (tmp_path / "bin" / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+
+    def say(text: str | None) -> None:
+        answer.unlink(missing_ok=True) if text is None else answer.write_text(text)
+
+    say.asked = asked
+    return say
+
+
 def job(stage: str, name: str = ""):
     return next(job for job in jobs(CONFIG) if (job.stage, job.name) == (stage, name))
 
@@ -172,6 +187,43 @@ def mark(results: Path, path: str, cluster_job: str | None) -> None:
     """As Snakemake does while a job runs."""
     name = urlsafe_b64encode(f"results/shapes/{path}".encode()).decode()
     write(results.parents[1], f".snakemake/incomplete/{name}", json.dumps({"external_jobid": cluster_job}))
+
+
+def test_a_cluster_job_that_slurm_does_not_list_is_stopped(results, squeue, monkeypatch):
+    """As after Ctrl-C with pending jobs, or a killed Snakemake and a job that died."""
+    pending, begun = job("score", "lsg-2"), job("score", "none")
+    for one, number in ((pending, "123"), (begun, "124_3")):
+        mark(results, one.output, number)
+    write(results, begun.log, "reading\n")
+
+    def states() -> list[str]:
+        return [standing(results, "score", name).state for name in ("lsg-2", "none")]
+
+    assert states() == ["queued", "running"]
+    squeue("123\n124_3\n125\n")
+    assert states() == ["queued", "running"]
+    squeue("124_3\n")
+    assert states() == ["stopped", "running"]
+    assert standing(results, "score", "lsg-2").text.startswith("cluster job 123 is gone before it began: ")
+    squeue("")
+    assert states() == ["stopped", "stopped"]
+    write(results, begun.log, "error: no such folder\n")
+    assert standing(results, "score", "none").state == "failed"
+    squeue(None)
+    assert states() == ["queued", "running"]
+    monkeypatch.setenv("PATH", str(results))
+    assert states() == ["queued", "running"]
+
+
+def test_slurm_is_asked_once_a_look_and_only_of_its_jobs(results, squeue):
+    squeue("")
+    mark(results, job("score", "lsg-1.5").output, None)
+    look.look(CONFIG, results)
+    assert not squeue.asked.exists()
+    for name in ("lsg-2", "none"):
+        mark(results, job("score", name).output, "123")
+    look.look(CONFIG, results)
+    assert squeue.asked.read_text() == f"--noheader --user={os.getuid()} --array --format=%i\n"
 
 
 def test_a_cluster_job_is_queued_then_runs(results):

@@ -1,13 +1,15 @@
-"""What of an experiment is done, running, failed, and how long still: from files alone, without torch, in half a second.
+"""What of an experiment is done, running, failed, and how long still: from files, without torch, in half a second.
 
 Done means that a job's files are there (they appear whole or not at all); what a changed setting makes anew, `snakemake -n` says.
 Running is read off, in this order: the lease on a training state, held on whatever host; the processes of this host; Snakemake's
-marks in .snakemake/incomplete, which a kill leaves behind and which therefore count only with a cluster's job or a fresh log.
+marks in .snakemake/incomplete, which a kill leaves behind and which therefore count only with a fresh log or a cluster's job. That
+such a job is still there squeue is asked, once, if there is one that answers.
 Times are those of finished jobs (benchmarks/), of what running jobs say, and before either the estimates of `plan`.
 """
 
 import json
 import re
+import subprocess
 import time
 from base64 import urlsafe_b64decode
 from contextlib import suppress
@@ -22,6 +24,7 @@ from .jobs import Job, jobs
 
 FRESH_S = 120.0  # a log this young may be of a process on another machine
 SHORT_S = 15.0  # of a job of which nothing is known; nearly all of it is imports
+SQUEUE_S = 10.0  # after which a controller is taken to be away
 TAIL = 4096  # bytes of a log that are looked at
 PROGRESS = re.compile(r"([\d,]+) of ([\d,]+) images, ([\d.]+) images/s")
 INTERRUPTED = re.compile(r"(^|: )interrupted; ")
@@ -41,7 +44,8 @@ def look(config: Config, folder: Path) -> list[Standing]:
     """How every job of `config` stands in `folder` (results/EXPERIMENT, two levels below where Snakemake runs)."""
     everything, here = jobs(config), _processes()
     marks = _marks(folder.resolve())
-    states = {job: _state(job, folder, here, marks) for job in everything}
+    gone = _gone({cluster_job for cluster_job, _ in marks.values() if cluster_job}, folder)
+    states = {job: _state(job, folder, here, marks, gone) for job in everything}
     speed = _expectations(config, folder, states)
     return [
         Standing(job, state, text, 0.0 if state == "done" else _left_s(job, folder, state, speed))
@@ -50,9 +54,9 @@ def look(config: Config, folder: Path) -> list[Standing]:
 
 
 def _state(
-    job: Job, folder: Path, here: set[tuple[str, Path]], marks: dict[str, tuple[str | None, float]]
+    job: Job, folder: Path, here: set[tuple[str, Path]], marks: dict[str, tuple[str | None, float]], gone: set[str]
 ) -> tuple[str, str]:
-    """Its state and a text."""
+    """Its state and a text. `gone`: cluster jobs that have ended."""
     output, log = folder / job.output, folder / job.log
     owner = living_owner(folder / "state" / job.name) if job.stage == "distill" else None
     if owner:
@@ -69,9 +73,12 @@ def _state(
     logged = log.stat().st_mtime if log.is_file() else 0.0
     if job.output in marks:
         cluster_job, marked = marks[job.output]
-        if cluster_job and logged < marked:
+        if cluster_job in gone:
+            if logged < marked:
+                return "stopped", f"cluster job {cluster_job} is gone before it began: cancelled, or it could not start"
+        elif cluster_job and logged < marked:
             return "queued", f"cluster job {cluster_job}"
-        if cluster_job or time.time() - logged < FRESH_S:
+        elif cluster_job or time.time() - logged < FRESH_S:
             return "running", _said(job, folder, f"cluster job {cluster_job}" if cluster_job else "on another machine")
     if not logged or (job.benchmark and (folder / job.benchmark).is_file()):
         return "waiting", ""  # a benchmark is of a job that ended well, whose files were deleted since
@@ -152,6 +159,19 @@ def _marks(results: Path) -> dict[str, tuple[str | None, float]]:
                 if name in found:
                     found[name] = (entry["job"], found[name][1])
     return found
+
+
+def _gone(cluster_jobs: set[str], folder: Path) -> set[str]:
+    """Those of Slurm's jobs that it lists no more, as after a kill of Snakemake; none where squeue is missing or does not answer."""
+    if not cluster_jobs:
+        return set()
+    user = folder.stat().st_uid  # who looks may be somebody else
+    command = ["squeue", "--noheader", f"--user={user}", "--array", "--format=%i"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SQUEUE_S)
+    except (OSError, subprocess.SubprocessError):
+        return set()
+    return cluster_jobs - set(asked.stdout.split())
 
 
 def _read(path: Path) -> str:
