@@ -199,11 +199,17 @@ def unlike_published(protocol: dict) -> str | None:
     """In what a score's protocol is not the published one: its name, else facts under that name; None where all that is known agrees."""
     if protocol["name"] != PUBLISHED_PROTOCOL:
         return f"protocol {protocol['name']}"
-    record = flat(protocol)
+    found = {key: flat(protocol).get(key) for key in PUBLISHED_FACTS}
     apart = [
-        f"{key}: {record.get(key)}, not {fact}" for key, fact in PUBLISHED_FACTS.items() if record.get(key) != fact
+        f"{key}: {_short(found[key])}, not {_short(fact)}"
+        for key, fact in PUBLISHED_FACTS.items()
+        if found[key] != fact
     ]
     return "; ".join(apart) or None
+
+
+def _short(fact: object) -> str:
+    return f"{fact[:12]}…" if isinstance(fact, str) and len(fact) == 64 else repr(fact)  # a sha256
 
 
 def published_rows(not_comparable: str | None) -> list[Row]:
