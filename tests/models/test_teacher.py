@@ -6,13 +6,22 @@ import shutil
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel
 
 from sid_core.config import Teacher
 from sid_core.errors import UserError
 from sid_core.files import read_json
 from sid_core.models import build
 from sid_core.models.generator import load_generator, save_generator
-from sid_core.models.teacher import latent_shape, load_denoiser, make_solver, prepare_teacher, teacher_sha256
+from sid_core.models.teacher import (
+    latent_shape,
+    load_component,
+    load_denoiser,
+    make_solver,
+    prepare_teacher,
+    teacher_sha256,
+)
 from sid_core.models.vae import ImageCodec
 
 
@@ -73,6 +82,45 @@ def test_weights_of_another_shape(copy, tmp_path):
     edit(copy / "unet" / "config.json", block_out_channels=[16, 32])
     with pytest.raises(UserError, match="unet: cannot be loaded"):
         prepare(copy, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("text_encoder/model.safetensors", "final_layer_norm.weight"),
+        ("unet/diffusion_pytorch_model.safetensors", "conv_out.bias"),
+        ("vae/diffusion_pytorch_model.safetensors", "decoder.conv_in.weight"),
+    ],
+)
+def test_weights_that_are_not_there_are_not_random_ones(copy, tmp_path, file, name):
+    weights = load_file(copy / file)
+    del weights[next(key for key in weights if key.endswith(name))]
+    save_file(weights, copy / file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"{file.split('/')[0]}: lacks weights of \w+: {name}; get the file again"):
+        prepare(copy, tmp_path)
+
+
+def test_published_names_of_weights_are_known(copy):
+    """Stable Diffusion's text encoder has a prefix and a buffer that is none now, its VAE old names of attention."""
+    unprefixed = load_file(copy / "text_encoder" / "model.safetensors")
+    prefixed = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in unprefixed.items()}
+    prefixed["text_model.embeddings.position_ids"] = torch.arange(12)[None]
+    ours = load_component(CLIPTextModel, copy / "text_encoder").state_dict()
+    save_file(prefixed, copy / "text_encoder" / "model.safetensors", metadata={"format": "pt"})
+    theirs = load_component(CLIPTextModel, copy / "text_encoder").state_dict()
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.items())
+
+    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=8)
+    vae.save_pretrained(copy / "vae")
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    renamed = {}
+    for name, tensor in vae.state_dict().items():
+        new = next((part for part in old if f".{part}." in name), None)
+        renamed[name.replace(f".{new}.", f".{old[new]}.") if new else name] = tensor
+    assert renamed.keys() != vae.state_dict().keys()
+    save_file(renamed, copy / "vae" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    loaded = load_component(AutoencoderKL, copy / "vae").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in vae.state_dict().items())
 
 
 def test_text_encoder_of_another_width(copy, tmp_path):
