@@ -26,8 +26,6 @@ def sd_repository(source: Path, out: Path, prediction_type: str = "epsilon", saf
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     options = {"set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1, "prediction_type": prediction_type}
     PNDMScheduler(**betas, **options).save_pretrained(out / "scheduler")
-    scheduler = json.loads((out / "scheduler" / "scheduler_config.json").read_text()) | {"clip_sample": False}
-    (out / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     for name in ("text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"):
         weights = load_file(out / f"{name}.safetensors")
         half = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in weights.items()}

@@ -127,7 +127,8 @@ def make_solver(name: str, folder: Path, steps: int) -> DDIMScheduler | DPMSolve
     """A diffusers sampler on the teacher's schedule with its timesteps set: 'ddim' (eta 0) or 'dpm-solver' (DPM-Solver++ 2M)."""
     config = scheduler_config(folder)
     if name == "ddim":
-        solver = DDIMScheduler.from_config(config, timestep_spacing="trailing")
+        # without the key, as in PNDM's or Euler's configs, DDIM would bound x_0 by 1, which latents are not
+        solver = DDIMScheduler.from_config(config, timestep_spacing="trailing", clip_sample=False)
     else:
         solver = DPMSolverMultistepScheduler.from_config(
             config, algorithm_type="dpmsolver++", timestep_spacing="trailing"

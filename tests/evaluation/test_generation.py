@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler, PNDMScheduler, UniPCMultistepScheduler
 from small import CAPTIONS, SAMPLES, baseline_settings, generate_settings, sampling
 
 from sid_core.errors import UserError
@@ -221,6 +222,23 @@ def test_solver_equals_diffusers_on_the_networks_own_prediction(name, guidance_s
             x = solver.step(eps, t, x).prev_sample
         ours = solve(make_solver(name, tiny_teacher, 6), teacher, z, cond, uncond, guidance_scale)
     assert torch.allclose(ours, x, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm-solver"])
+@pytest.mark.parametrize("kind", [PNDMScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler])
+def test_latents_are_not_bounded_by_whatever_scheduler_the_teacher_names(name, kind, tmp_path):
+    """Schedulers that know no clip_sample leave it out of their config, and DDIM's default is to clip."""
+
+    class Five(Denoiser):
+        def forward(self, x_t, t, cond, uncond=None, guidance_scale=1.0):
+            return torch.full_like(x_t, 5.0)
+
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    kind(**betas).save_pretrained(tmp_path / "scheduler")
+    teacher = Five(torch.nn.Identity(), NoiseSchedule.from_config(scheduler_config(tmp_path)), "epsilon")
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    x_0 = solve(make_solver(name, tmp_path, 4), teacher, z, None, None, 1.0)
+    assert (x_0 - 5).abs().max() < 0.2  # PNDM's last step ends at t = 0, where a little noise is left
 
 
 def test_teacher_baseline_does_not_depend_on_the_shard(tiny_teacher, captions, tmp_path):
