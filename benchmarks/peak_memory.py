@@ -18,21 +18,19 @@ from pathlib import Path
 import yaml
 
 from sid_core import config
-from sid_core.shapes import ASSETS, scenes
+from sid_core.shapes import scenes
 
 ROOT = Path(__file__).parents[1]
 
 
 def prepare(folder: Path, images: int) -> None:
     """Settings, captions, the embedded teacher, and its own weights in the place of a generator."""
-    from sid_core.files import read_json
     from sid_core.models.generator import save_generator
-    from sid_core.models.teacher import load_denoiser, prepare_teacher
+    from sid_core.models.teacher import load_denoiser, prepare_teacher, teacher_sha256
 
     prepare_teacher(config.Teacher(), folder / "teacher")
     unet = load_denoiser(folder / "teacher").unet
-    kind = read_json(ASSETS / "teacher" / "scheduler" / "scheduler_config.json")["prediction_type"]
-    record = {"t_init": 625, "num_steps": 1, "prediction_type": kind}
+    record = {"t_init": 625, "num_steps": 1, "teacher_sha256": teacher_sha256(folder / "teacher")}
     save_generator(folder / "generator", unet, unet.state_dict(), record)
     (folder / "captions.txt").write_text("\n".join(scenes.draw("evaluation", images)[1]) + "\n", encoding="utf-8")
     shipped = config.load_config(ROOT / "config.yaml")

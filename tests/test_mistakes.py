@@ -8,6 +8,7 @@ import pytest
 from sid_core import cli
 from sid_core import config as c
 from sid_core.files import write_json, write_manifest
+from sid_core.models.teacher import teacher_sha256
 
 ROOT = Path(__file__).parents[1]
 # commands without inputs, and arguments that no command reads
@@ -50,7 +51,7 @@ def inputs(tiny_teacher, tmp_path_factory):
     shutil.copytree(tiny_teacher / "unet", generator / "unet")
     write_json(
         generator / "generator.json",
-        {"t_init": 625, "num_steps": 1, "prediction_type": "epsilon", "teacher_sha256": "0"},
+        {"t_init": 625, "num_steps": 1, "teacher_sha256": teacher_sha256(tiny_teacher)},
     )
     write_manifest(generator)
     shutil.copytree(tiny_teacher, results / "teacher")

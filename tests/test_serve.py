@@ -17,6 +17,7 @@ import pytest
 from sid_core import cli
 from sid_core import config as c
 from sid_core.files import write_json, write_manifest
+from sid_core.models.teacher import teacher_sha256
 from sid_core.serve.gallery import Gallery
 from sid_core.serve.server import make_server
 
@@ -31,7 +32,8 @@ def results(tiny_teacher, tmp_path_factory):
     for run in c.runs(c.parse_config(values))[:2]:
         generator = folder / "runs" / run.name / "generator"
         shutil.copytree(tiny_teacher / "unet", generator / "unet")
-        record = {"run": run.model_dump(), "t_init": 625, "num_steps": 1, "prediction_type": "epsilon"}
+        sha256 = teacher_sha256(tiny_teacher)
+        record = {"run": run.model_dump(), "t_init": 625, "num_steps": 1, "teacher_sha256": sha256}
         write_json(generator / "generator.json", record)
         write_manifest(generator)
     (folder / "config.yaml").write_text(c.dump(c.parse_config(values)))

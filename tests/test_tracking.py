@@ -22,6 +22,7 @@ from sid_core import config as c
 from sid_core.config import dump
 from sid_core.errors import UserError
 from sid_core.files import lease, read_json, write_json, write_manifest
+from sid_core.models.teacher import teacher_sha256
 from sid_core.tracking import mirror as mirroring
 from sid_core.tracking import record as syncing
 from sid_core.tracking import registry, views
@@ -503,7 +504,7 @@ def trained(tiny_teacher, tmp_path):
     for name in ("lsg-1.5", "lsg-2"):
         run = tmp_path / "runs" / name
         shutil.copytree(tiny_teacher / "unet", run / "generator" / "unet")
-        record = {"t_init": 625, "num_steps": 1, "prediction_type": "epsilon"}
+        record = {"t_init": 625, "num_steps": 1, "teacher_sha256": teacher_sha256(tiny_teacher)}
         write_json(run / "generator" / "generator.json", record)
         write_manifest(run / "generator")
     return tmp_path

@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..files import atomic_path, read_json, sha256_file, verify_manifest, write_json, write_manifest
 from ..method.denoiser import Denoiser
 from ..method.schedule import NoiseSchedule, prediction_type
-from .teacher import load_component, scheduler_config
+from .teacher import load_component, recorded_sha256, scheduler_config
 
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 
@@ -19,7 +19,7 @@ WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 def save_generator(out: Path, unet: UNet2DConditionModel, weights: dict[str, Tensor], record: dict) -> None:
     """Write `out` whole: the UNet's config, `weights` (the EMA) as safetensors, `record` as generator.json, a manifest.
 
-    `record` needs `t_init`, `num_steps` and `prediction_type`, by which `load_generator` calls the network.
+    `record` needs `t_init` and `num_steps`, by which the network is called, and the `teacher_sha256` it belongs to.
     """
     with atomic_path(out) as folder:
         (folder / "unet").mkdir(parents=True)
@@ -36,14 +36,16 @@ def save_generator(out: Path, unet: UNet2DConditionModel, weights: dict[str, Ten
 def load_generator(folder: Path, teacher: Path) -> tuple[Denoiser, dict]:
     """The generator as a Denoiser (frozen, evaluation mode) on the teacher's schedule, and its generator.json.
 
-    Raises UserError when a file is missing or changed, or when the teacher predicts something else than it was made with.
+    Raises UserError when a file of it is missing or changed, or when it was distilled from another teacher.
     """
     folder = Path(folder)
     verify_manifest(folder)
     record, config = read_json(folder / "generator.json"), scheduler_config(teacher)
-    if record["prediction_type"] != prediction_type(config):
+    expected, found = record["teacher_sha256"], recorded_sha256(teacher)
+    if found != expected:
         raise UserError(
-            f"{folder}: made for {record['prediction_type']}, but {teacher} is {prediction_type(config)}; give the teacher it was distilled from"
+            f"{folder}: distilled from the teacher {expected[:12]}, but {teacher} is {found[:12]}; "
+            "give the teacher it was distilled from"
         )
     unet = load_component(UNet2DConditionModel, folder / "unet")
     denoiser = Denoiser(unet, NoiseSchedule.from_config(config), prediction_type(config))

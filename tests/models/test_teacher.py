@@ -174,7 +174,7 @@ def test_solvers_walk_the_teachers_schedule(tiny_teacher, name):
 
 def test_generator_round_trip(tiny_teacher, tmp_path):
     unet = load_denoiser(tiny_teacher).unet
-    record = {"t_init": 625, "num_steps": 1, "prediction_type": "epsilon"}
+    record = {"t_init": 625, "num_steps": 1, "teacher_sha256": teacher_sha256(tiny_teacher)}
     save_generator(tmp_path / "generator", unet, unet.state_dict(), record)
     loaded, read = load_generator(tmp_path / "generator", tiny_teacher)
     assert read == record
@@ -183,9 +183,11 @@ def test_generator_round_trip(tiny_teacher, tmp_path):
     assert UNet2DConditionModel.from_pretrained(tmp_path / "generator" / "unet", low_cpu_mem_usage=False)
 
 
-def test_generator_of_another_prediction_type(tiny_teacher, tmp_path):
-    unet = load_denoiser(tiny_teacher).unet
-    record = {"t_init": 625, "num_steps": 1, "prediction_type": "v_prediction"}
-    save_generator(tmp_path / "generator", unet, unet.state_dict(), record)
-    with pytest.raises(UserError, match="made for v_prediction"):
-        load_generator(tmp_path / "generator", tiny_teacher)
+def test_generator_of_another_teacher(tiny_teacher, copy, tmp_path):
+    unet, sha256 = load_denoiser(tiny_teacher).unet, teacher_sha256(tiny_teacher)
+    save_generator(tmp_path / "g", unet, unet.state_dict(), {"t_init": 625, "num_steps": 1, "teacher_sha256": sha256})
+    edit(copy / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
+    other = prepare(copy, tmp_path)
+    says = f"g: distilled from the teacher {sha256[:12]}, but {other} is {teacher_sha256(other)[:12]}; give the teacher"
+    with pytest.raises(UserError, match=says):
+        load_generator(tmp_path / "g", other)
