@@ -1,6 +1,7 @@
 """The two networks that look at images: a feature network for FID and its kin, and an open_clip model.
 
-They run on a GPU where there is one, in float32 or under autocast in 16 bits. What identifies them in a protocol is the sha256 of their weights.
+They run on a GPU where there is one, in float32 or under autocast in 16 bits. What identifies them in a protocol are
+the files they are made of: weights, config, tokenizer.
 """
 
 import json
@@ -45,7 +46,7 @@ class Features:
     """The feature network, and what the protocol calls it."""
 
     def __init__(self, setting: str, sha256: str | None = None, precision: str = "float32"):
-        path, self.sha256 = feature_weights(setting, sha256)
+        path, _, self.identity = feature_weights(setting, sha256)
         self._device, self._dtype = device(), DTYPES[precision]
         self._network = load_feature_network(path).to(self._device)
 
@@ -85,7 +86,7 @@ class Clip:
     ):
         import open_clip
 
-        path, self.sha256 = clip_weights(setting, revision, sha256)
+        path, _, self.identity = clip_weights(setting, revision, sha256)
         name = f"local-dir:{path.parent}"
         self._device, self._strict, self._dtype = device(), strict, DTYPES[precision]
         try:

@@ -60,8 +60,8 @@ class Dinov2Features:
     metric, column = "fd_dinov2", "dinov2"
 
     def __init__(self, settings: "FeatureSettings"):
-        path, sha256 = network_weights("evaluate.dinov2", settings.dinov2, DINOV2_FILES)
-        self.record = _record(sha256, settings, f"clean-fid: PIL bicubic, float, to {DINOV2_SIDE}")
+        path, _, identity = network_weights("evaluate.dinov2", settings.dinov2, DINOV2_FILES)
+        self.record = _record(identity, settings, f"clean-fid: PIL bicubic, float, to {DINOV2_SIDE}")
         self._dtype = DTYPES[settings.precision]
         self._network = Dinov2(path.parent, "evaluate.dinov2").to(device())
 
@@ -105,8 +105,8 @@ class Hps(Preference):
     def __init__(self, settings: "FeatureSettings"):
         import open_clip
 
-        path, sha256 = network_weights("evaluate.hps", settings.hps, HPS_FILES)
-        self.record = _record(sha256, settings, "open_clip's preprocessing, the caption as it is")
+        path, _, identity = network_weights("evaluate.hps", settings.hps, HPS_FILES)
+        self.record = _record(identity, settings, "open_clip's preprocessing, the caption as it is")
         network = open_clip.create_model(HPS_MODEL, load_weights=False)
         _load_checkpoint(network, path)
         size, length = network.visual.image_size, network.context_length
@@ -120,15 +120,20 @@ class PickScore(Preference):
     metric = column = "pickscore"
 
     def __init__(self, settings: "FeatureSettings"):
-        path, sha256 = network_weights("evaluate.pickscore", settings.pickscore, PICKSCORE_FILES)
-        self.record = _record(sha256, settings, "open_clip's preprocessing, the caption as it is")
+        path, _, identity = network_weights("evaluate.pickscore", settings.pickscore, PICKSCORE_FILES)
+        self.record = _record(identity, settings, "open_clip's preprocessing, the caption as it is")
         network = ScoredClip(path.parent, "evaluate.pickscore")
         super().__init__(network, network.scale, network.image_size, network.context_length, settings.precision)
 
 
-def _record(sha256: str, settings: "FeatureSettings", seen: str) -> dict:
+def _record(identity: str, settings: "FeatureSettings", seen: str) -> dict:
     """What defines a metric: two values of it compare where this agrees."""
-    return {"weights": sha256, "image_size": settings.image_size, "seen": seen, "network_precision": settings.precision}
+    return {
+        "weights": identity,
+        "image_size": settings.image_size,
+        "seen": seen,
+        "network_precision": settings.precision,
+    }
 
 
 def _load_checkpoint(network: nn.Module, path: Path) -> None:

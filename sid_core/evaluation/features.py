@@ -155,7 +155,7 @@ class Looks:
         self._settings, self._features, self.clip = settings, Features.of(settings), Clip.of(settings)
         self._extras = [extra for extra in extras(settings) if not (of_reference and isinstance(extra, Preference))]
         self.record = {
-            "weights": {"features": self._features.sha256, "clip": self.clip.sha256},
+            "weights": {"features": self._features.identity, "clip": self.clip.identity},
             "extras": {extra.metric: extra.record for extra in self._extras},
         }
         # a block each for all images: small tensors that stay, between large ones that come and go, fragment the heap

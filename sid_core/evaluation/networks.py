@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from .. import hub, shapes
 from ..downloads import cached, is_url
 from ..errors import UserError
-from ..files import read_json, sha256_file, write_json
+from ..files import digest, read_json, sha256_file, write_json
 from ..models.feature_network import CONFIG, WEIGHTS
 from .reference_images import reference_path
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from ..config import Network, ReferenceSettings
 
 CLIP_CONFIG = "open_clip_config.json"
-CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # open_clip prefers the first, too
+# open_clip takes the first of these, too
+CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 # of the further metrics' networks; the last is the weight file
 DINOV2_FILES = PICKSCORE_FILES = ("config.json", "model.safetensors")
 HPS_FILES = ("HPS_v2.1_compressed.pt",)
@@ -26,10 +27,15 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json
 
 
 class Weights(NamedTuple):
-    """A weight file, and what identifies its network in a protocol."""
+    """A weight file and its sha256, by which settings pin it.
+
+    `identity` stands for the network in a protocol: of a file that is all of it, that sha256; else the digest of the sha256 of
+    each file by name, for configs and tokenizers move numbers as weights do.
+    """
 
     path: Path
     sha256: str
+    identity: str
 
 
 def prepare_networks(settings: "ReferenceSettings", out: Path) -> None:
@@ -47,8 +53,8 @@ def prepare_networks(settings: "ReferenceSettings", out: Path) -> None:
     }
     for key, files in (("dinov2", DINOV2_FILES), ("hps", HPS_FILES), ("pickscore", PICKSCORE_FILES)):
         if (network := getattr(settings, key)) is not None:
-            path, sha256 = network_weights(f"evaluate.{key}", network, files)
-            record[key] = {"setting": network.source, "path": str(path), "sha256": sha256}
+            weights = network_weights(f"evaluate.{key}", network, files)
+            record[key] = {"setting": network.source, "path": str(weights.path), "sha256": weights.sha256}
     if settings.reference != "embedded":
         record["reference"]["path"] = str(reference_path(settings))
     write_json(out, record)
@@ -64,10 +70,11 @@ def feature_weights(setting: str, sha256: str | None) -> Weights:
     if is_url(setting):
         return _verified(cached(setting, sha256, f"{key}_sha256"), sha256, f"{key}_sha256")
     path = shapes.ASSETS / "features" if setting == "embedded" else Path(setting).expanduser()
-    if not path.is_file():
-        _require(path, (CONFIG, WEIGHTS), f"{key}={setting}", ", or a TorchScript file")
-        path = path / WEIGHTS
-    return _verified(path, sha256, f"{key}_sha256")
+    path = path.parent if path.name == WEIGHTS else path
+    if path.is_file():
+        return _verified(path, sha256, f"{key}_sha256")
+    _require(path, (CONFIG, WEIGHTS), f"{key}={setting}", ", or a TorchScript file")
+    return _verified(path / WEIGHTS, sha256, f"{key}_sha256", (CONFIG,))
 
 
 def clip_weights(setting: str, revision: str | None, sha256: str | None) -> Weights:
@@ -78,12 +85,13 @@ def clip_weights(setting: str, revision: str | None, sha256: str | None) -> Weig
     """
     key = "evaluate.clip"
     if revision is not None:
-        return _verified(_fetch_clip(setting, revision), sha256, f"{key}_sha256")
+        path = _fetch_clip(setting, revision)
+        return _verified(path, sha256, f"{key}_sha256", _beside_clip(path.parent))
     folder = shapes.ASSETS / "clip" if setting == "embedded" else Path(setting).expanduser()
     names = [name for name in CLIP_WEIGHTS if (folder / name).is_file()] or [CLIP_WEIGHTS[0]]
     hint = "" if setting == "embedded" or folder.exists() else "; for a hub's repository set evaluate.clip_revision"
     _require(folder, (CLIP_CONFIG, names[0]), f"{key}={setting}", hint)
-    return _verified(folder / names[0], sha256, f"{key}_sha256")
+    return _verified(folder / names[0], sha256, f"{key}_sha256", _beside_clip(folder))
 
 
 def network_weights(key: str, network: "Network", files: tuple[str, ...]) -> Weights:
@@ -98,11 +106,11 @@ def network_weights(key: str, network: "Network", files: tuple[str, ...]) -> Wei
         if repository is None or not set(files) <= repository.files:
             repository = hub.find(network.source, network.revision, keys)
         paths = [repository.fetch(file) for file in files]
-        return _verified(paths[-1], network.sha256, f"{key}.sha256")
+        return _verified(paths[-1], network.sha256, f"{key}.sha256", files[:-1])
     folder = Path(network.source).expanduser()
     hint = "" if folder.exists() else f"; for a hub's repository set {key}.revision"
     _require(folder, files, f"{key}.source={network.source}", hint)
-    return _verified(folder / files[-1], network.sha256, f"{key}.sha256")
+    return _verified(folder / files[-1], network.sha256, f"{key}.sha256", files[:-1])
 
 
 def _fetch_clip(name: str, revision: str) -> Path:
@@ -115,11 +123,24 @@ def _fetch_clip(name: str, revision: str) -> Path:
     if weights is None or CLIP_CONFIG not in repository.files:
         expected = f"{CLIP_CONFIG} and {' or '.join(CLIP_WEIGHTS)}"
         raise UserError(f"{keys[0]}={name}: expected {expected}, found {', '.join(sorted(repository.files))}")
-    config = read_json(repository.fetch(CLIP_CONFIG))
-    if config.get("model_cfg", {}).get("text_cfg", {}).get("hf_tokenizer_name"):
+    if _has_tokenizer(repository.fetch(CLIP_CONFIG)):
         for file in set(TOKENIZER) & repository.files:
             repository.fetch(file)
     return repository.fetch(weights)  # last: where it is cached, the rest is
+
+
+def _has_tokenizer(config: Path) -> bool:
+    """Whether open_clip takes the tokenizer beside its config, and not the one it brings."""
+    try:
+        return bool(read_json(config)["model_cfg"]["text_cfg"].get("hf_tokenizer_name"))
+    except (AttributeError, KeyError, TypeError):
+        return False  # open_clip says what is wrong with it
+
+
+def _beside_clip(folder: Path) -> tuple[str, ...]:
+    """What shapes embeddings beside the weights: mean, spread, resizing and architecture, and perhaps a tokenizer."""
+    tokenizer = TOKENIZER if _has_tokenizer(folder / CLIP_CONFIG) else ()
+    return (CLIP_CONFIG, *(file for file in tokenizer if (folder / file).is_file()))
 
 
 def _require(folder: Path, files: tuple[str, ...], where: str, hint: str = "") -> None:
@@ -128,8 +149,11 @@ def _require(folder: Path, files: tuple[str, ...], where: str, hint: str = "") -
             raise UserError(f"{where}: no file {folder / file}; expected a folder with {' and '.join(files)}{hint}")
 
 
-def _verified(path: Path, sha256: str | None, key: str) -> Weights:
+def _verified(path: Path, sha256: str | None, key: str, beside: tuple[str, ...] = ()) -> Weights:
     found = sha256_file(path)
     if sha256 not in (None, found):
         raise UserError(f"{key}={sha256}: {path} has {found}; correct the setting, or get the file again")
-    return Weights(path, found)
+    if not beside:
+        return Weights(path, found, found)
+    files = {path.name: found} | {name: sha256_file(path.parent / name) for name in beside}
+    return Weights(path, found, digest(files))

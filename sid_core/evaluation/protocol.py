@@ -42,7 +42,7 @@ def protocol_record(
 
     Args:
         captions: at least as many as samples; the first `settings.samples` count.
-        weights: sha256 of the weight files, {"features", "clip"}.
+        weights: `identity` of the networks, {"features", "clip"}.
         reference: {"source", "count", "images_sha256"}.
         noise_device: where the noise was drawn; CUDA's stream differs from the CPU's.
 

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from serving import Corrupt, Server, Status
 from tiny_parts import clip_repository, inception
 
@@ -14,6 +15,7 @@ from sid_core.errors import UserError
 from sid_core.evaluation.extractors import PUBLISHED_LEVELS, Clip, Features
 from sid_core.evaluation.networks import clip_weights, feature_weights, prepare_networks
 from sid_core.files import read_json, sha256_file
+from sid_core.shapes import ASSETS
 
 REPO = "tiny/clip"
 
@@ -71,8 +73,8 @@ def test_inception_from_a_url_is_fetched_once_and_verified(server, parts):
     path = "/files/inception-2015-12-05.pt"
     sha256 = sha256_file(parts / "inception-2015-12-05.pt")
     server.faults[path] = [Status(503)]
-    assert Features(server.url + path, sha256).sha256 == sha256
-    assert Features(server.url + path, sha256).sha256 == sha256
+    assert Features(server.url + path, sha256).identity == sha256
+    assert Features(server.url + path, sha256).identity == sha256
     assert len(server.requests) == 2
 
 
@@ -113,7 +115,7 @@ def pictures(count: int, side: int = 40) -> list[np.ndarray]:
 def test_clip_from_the_hub_is_the_one_on_disk(server, parts):
     there = Clip(REPO, server.commit(REPO))
     here = Clip(str(parts / "clip"))
-    assert there.sha256 == here.sha256 == sha256_file(parts / "clip" / "open_clip_model.safetensors")
+    assert there.identity == here.identity
     assert torch.equal(there.images(pictures(2)), here.images(pictures(2)))
     assert torch.equal(there.texts(["A photo depicts A dog."]), here.texts(["A photo depicts A dog."]))
     fetched = {path.rsplit("/", 1)[1] for path in server.fetched(f"/{REPO}/")}
@@ -195,6 +197,56 @@ def test_a_config_that_wants_its_own_tokenizer_gets_it(parts, tmp_path, monkeypa
         assert any(path.endswith("/tokenizer.json") for path in server.fetched())
 
 
+# --- what identifies a network -----------------------------------------------------------------------------------------------
+
+
+def edited(folder, part: str, **changes):
+    """The folder with another open_clip_config.json."""
+    config = read_json(folder / "open_clip_config.json")
+    within = config["model_cfg"][part] if part in config["model_cfg"] else config[part]
+    within.update(changes)
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return clip_weights(str(folder), None, None)
+
+
+def test_a_network_is_its_weights_and_its_config(parts, tmp_path):
+    folder = shutil.copytree(parts / "clip", tmp_path / "clip")
+    first = clip_weights(str(folder), None, None)
+    assert first.sha256 == sha256_file(folder / "open_clip_model.safetensors")
+    other = edited(folder, "preprocess_cfg", mean=[0.5, 0.5, 0.5])
+    assert other.sha256 == first.sha256
+    assert other.identity != first.identity
+
+
+def test_a_tokenizer_counts_where_it_is_used(parts, tmp_path):
+    folder = shutil.copytree(parts / "clip", tmp_path / "clip")
+    found = []
+    for name in ("", "its/own"):
+        found.append(edited(folder, "text_cfg", hf_tokenizer_name=name).identity)
+        (folder / "tokenizer.json").write_text(f'{{"as": "{name}"}}')
+        found.append(clip_weights(str(folder), None, None).identity)
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+
+
+def test_the_weights_that_are_hashed_are_those_that_are_loaded(parts, tmp_path):
+    folder = clip_repository(tmp_path / "clip", binary=True)
+    weights = torch.load(folder / "open_clip_pytorch_model.bin", weights_only=True)
+    weights = {name: tensor + 0.1 if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    save_file(weights, folder / "open_clip_pytorch_model.safetensors")
+    assert clip_weights(str(folder), None, None).path.suffix == ".safetensors"
+    loaded = Clip(str(folder))._model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
+
+
+def test_a_feature_network_is_its_config_too(tmp_path):
+    folder = shutil.copytree(ASSETS / "features", tmp_path / "features")
+    first = feature_weights(str(folder), None)
+    assert feature_weights(str(folder / "model.safetensors"), None) == first
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    assert feature_weights(str(folder), None).identity != first.identity
+
+
 # --- the published script's rounding -------------------------------------------------------------------------------------------
 
 
@@ -259,8 +311,7 @@ def test_the_stage_fetches_everything_and_records_hashes(server, parts, tmp_path
     assert record["clip"]["sha256"] == sha256_file(parts / "clip" / "open_clip_model.safetensors")
     assert record["reference"] == {"setting": "embedded"}
     before = len(server.requests)
-    assert Features.of(settings).sha256 == record["feature_network"]["sha256"]
-    assert Clip.of(settings).sha256 == record["clip"]["sha256"]
+    Features.of(settings), Clip.of(settings)
     assert len(server.requests) == before
 
 

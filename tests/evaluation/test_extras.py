@@ -1,5 +1,6 @@
 """Networks of further metrics, tiny and random in the published layouts: called as their authors call them, and named when missing."""
 
+import json
 import shutil
 
 import numpy as np
@@ -127,10 +128,8 @@ def test_from_samples_to_a_score(folders, tiny_generator, tiny_teacher, captions
     for key, metric in METRICS.items():
         low, high = scores["full"]["intervals"][metric]
         assert low <= scores["full"][metric] <= high
-        weights = {"dinov2": "model.safetensors", "hps": "HPS_v2.1_compressed.pt", "pickscore": "model.safetensors"}[
-            key
-        ]
-        assert scores["full"]["recipes"][metric]["weights"] == sha256_file(folders[key] / weights)
+        network = extras.extras(settings(folders, key))[0]
+        assert scores["full"]["recipes"][metric]["weights"] == network.record["weights"]
         assert len(stored[key]) == SAMPLES
     assert scores["full"]["hps"] == pytest.approx(float(stored["hps"].mean()))
     # each image with its own caption, which has no prefix here
@@ -169,7 +168,17 @@ def test_from_the_hub_at_a_commit(folders, evaluate_settings, tmp_path, monkeypa
     record = read_json(tmp_path / "extractors.json")
     for extra, here in zip(there, extras.extras(settings(folders, *folders)), strict=True):
         assert extra.record == here.record
-        assert record[extra.column]["sha256"] == extra.record["weights"]
+        assert record[extra.column]["sha256"] == sha256_file(record[extra.column]["path"])
+
+
+@pytest.mark.parametrize("key", ["dinov2", "pickscore"])
+def test_another_config_is_another_network(folders, tmp_path, key):
+    """Activations, say, do not show in the weights."""
+    other = shutil.copytree(folders[key], tmp_path / key)
+    config = read_json(other / "config.json")
+    (other / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 0.1}))
+    ours, theirs = (extras.extras(settings(where, key))[0].record for where in (folders, {key: other}))
+    assert {name for name in ours if ours[name] != theirs[name]} == {"weights"}
 
 
 @pytest.mark.parametrize("key", METRICS)
