@@ -175,8 +175,10 @@ def _extractors(given: argparse.Namespace) -> None:
 
 def _reference(given: argparse.Namespace) -> None:
     from .evaluation.features import build_reference
+    from .sources import stage_digest
 
-    build_reference(config.load_settings(config.ReferenceSettings, given.settings), given.out, given.threads or 1)
+    settings = config.load_settings(config.ReferenceSettings, given.settings)
+    build_reference(settings, given.out, given.threads or 1, stage_digest("evaluation.features"))
 
 
 def _features(given: argparse.Namespace) -> None:

@@ -50,11 +50,12 @@ CARRIED = (
 MOST_REPEATED = 0.01
 
 
-def build_reference(settings: "ReferenceSettings", out: Path, workers: int = 1) -> None:
+def build_reference(settings: "ReferenceSettings", out: Path, workers: int = 1, code: str = "") -> None:
     """Write features of the reference images to `out` (.safetensors) with a sidecar.
 
     Tensors: index (N,), features (N, D), clip_image (N, E), and dinov2 (N, F) where `evaluate.dinov2` is set. Images are read
-    and prepared by `workers` threads. Features of reference files are kept for other experiments too.
+    and prepared by `workers` threads. Features of reference files are kept for other experiments too, of the same `code`: its
+    digest.
 
     Raises:
         UserError: too few images, many of them twice, a damaged one, or of a size that the feature network does not take.
@@ -66,7 +67,7 @@ def build_reference(settings: "ReferenceSettings", out: Path, workers: int = 1) 
     images = reference_images(settings)
     looks = Looks(settings, len(images), of_reference=True)
     source = images.record()  # reads every file of a folder
-    kept = cached_features(source, image_record(settings), looks.record)
+    kept = cached_features(source, image_record(settings), looks.record, code)
     if kept is not None and _is_whole(kept):
         with atomic_path(out) as temporary:
             shutil.copyfile(kept, temporary)

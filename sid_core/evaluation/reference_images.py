@@ -19,6 +19,7 @@ from ..downloads import cache_folder, cached, is_url
 from ..errors import UserError
 from ..files import digest
 from ..shapes import scenes
+from .versions import versions
 
 if TYPE_CHECKING:
     from ..config import Evaluate
@@ -67,18 +68,19 @@ def reference_path(evaluate: "Evaluate") -> Path:
     return path
 
 
-def cached_features(record: dict, images: dict, networks: dict) -> Path | None:
+def cached_features(record: dict, images: dict, networks: dict, code: str) -> Path | None:
     """Where features of reference files are kept for other experiments; None for drawn images, which cost seconds.
 
     Args:
         record: of the reference images.
         images: how they are transformed (`protocol.image_record`).
         networks: what identifies all that looked at them.
+        code: digest of the code that did. Samples are seen anew by other code or libraries; the reference must be, too.
     """
     if "files_sha256" not in record:
         return None
-    key = digest({"reference": record, "images": images, "networks": networks})
-    return cache_folder() / "reference" / f"{key}.safetensors"
+    made = {"reference": record, "images": images, "networks": networks, "code": code, "versions": versions()}
+    return cache_folder() / "reference" / f"{digest(made)}.safetensors"
 
 
 class DrawnImages:

@@ -193,14 +193,18 @@ def test_another_zip_than_the_settings_say(served):
 def test_features_are_kept_under_what_made_them(archive, tmp_path, monkeypatch):
     monkeypatch.setenv("SID_CORE_CACHE", str(tmp_path / "cache"))
     record, transform = ImageFiles(archive).record(), {"image_size": 256}
-    kept = cached_features(record, transform, {"features": "f"})
+    kept = cached_features(record, transform, {"features": "f"}, "code")
     assert kept.is_relative_to(tmp_path / "cache")
-    assert kept == cached_features(dict(reversed(record.items())), transform, {"features": "f"})
+    assert kept == cached_features(dict(reversed(record.items())), transform, {"features": "f"}, "code")
     others = {
-        cached_features(record | {"files_sha256": "a" * 64}, transform, {"features": "f"}),
-        cached_features(record, {"image_size": 299}, {"features": "f"}),
-        cached_features(record, transform, {"features": "e"}),
+        cached_features(record | {"files_sha256": "a" * 64}, transform, {"features": "f"}, "code"),
+        cached_features(record, {"image_size": 299}, {"features": "f"}, "code"),
+        cached_features(record, transform, {"features": "e"}, "code"),
+        cached_features(record, transform, {"features": "f"}, "a fix"),
     }
-    assert len(others | {kept}) == 4
-    assert cached_features({"source": "embedded", "count": 5}, transform, {"features": "f"}) is None
+    with monkeypatch.context() as upgrade:
+        upgrade.setattr("sid_core.evaluation.reference_images.versions", lambda: {"pillow": "99"})
+        others.add(cached_features(record, transform, {"features": "f"}, "code"))
+    assert len(others | {kept}) == 6
+    assert cached_features({"source": "embedded", "count": 5}, transform, {"features": "f"}, "code") is None
     assert not os.path.exists(tmp_path / "cache")

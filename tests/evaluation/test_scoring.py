@@ -12,6 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from small import CAPTIONS, SAMPLES, baseline_settings, generate_settings
 
+from sid_core import cli
+from sid_core.config import ReferenceSettings, dump
 from sid_core.errors import UserError
 from sid_core.evaluation.extractors import Clip
 from sid_core.evaluation.features import build_reference, extract_features
@@ -198,6 +200,20 @@ def test_reference_files_are_seen_once_and_kept(evaluate_settings, tmp_path, mon
     monkeypatch.setattr(features, "reference_images", lambda settings: Pictures(200, repeated=2))
     build_reference(settings, again)
     assert again.read_bytes() == first.read_bytes(), "a damaged copy is made again"
+
+
+def test_reference_files_are_seen_again_by_other_code(evaluate_settings, tmp_path, monkeypatch):
+    from sid_core.evaluation import features
+
+    monkeypatch.setenv("SID_CORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(features, "reference_images", lambda settings: Pictures(30, repeated=0))
+    values = evaluate_settings().evaluate.model_dump(include=set(ReferenceSettings.model_fields))
+    (tmp_path / "settings.yaml").write_text(dump(ReferenceSettings(**values)))
+    for code in ("first", "first", "a fix"):
+        monkeypatch.setattr("sid_core.sources.stage_digest", {"evaluation.features": code}.__getitem__)
+        arguments = ["--settings", str(tmp_path / "settings.yaml"), "--out", str(tmp_path / "out.safetensors")]
+        assert cli.main(["reference", *arguments]) == 0
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
 
 
 def test_a_reference_that_repeats_itself_is_refused(evaluate_settings, tmp_path, monkeypatch):
