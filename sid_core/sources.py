@@ -56,6 +56,12 @@ def data_digests(config: Config) -> dict[str, str]:
             else _data_digest(f"{where.replace('/', '.')}.path", _place(block.path or "embedded", "teacher"))
             for where, block in teachers.items()
         },
+        **{
+            f"imports/{imported.name}": ""
+            if imported.repo is not None
+            else _data_digest(f"imports.{imported.name}.file", imported.file)
+            for imported in config.imports
+        },
         "prompts": digest([_data_digest(key, path) for key, path in files.items()]),
         "evaluate": digest(
             [

@@ -32,6 +32,27 @@ def test_a_missing_path_is_named_by_its_key(key):
         digests(**{key: "nowhere"})
 
 
+def imported(**more) -> dict[str, str]:
+    """Digests with two imports, one from a hub."""
+    known = {"scale": 2, "train_kimg": 4812}
+    hub = {"name": "hub", "file": "x.pkl", "repo": "owner/name", "revision": "a" * 40}
+    return data_digests(parse_config(SHIPPED | {"imports": [known | hub, known | {"name": "mine"} | more]}))
+
+
+def test_an_import_that_is_not_there_is_named():
+    with pytest.raises(UserError, match=r"imports\.mine\.file=nowhere\.pkl: no such file or folder"):
+        imported(file="nowhere.pkl")
+
+
+def test_a_replaced_import_is_noticed_and_concerns_nothing_else(tmp_path):
+    path = tmp_path / "x.pkl"
+    path.write_bytes(b"one")
+    before = imported(file=str(path))
+    path.write_bytes(b"other")
+    after = imported(file=str(path))
+    assert {key for key in before if before[key] != after[key]} == {"imports/mine"}
+
+
 def test_a_replaced_reference_is_noticed_and_concerns_nothing_else(tmp_path):
     path = tmp_path / "val2014.zip"
     path.write_bytes(b"one")

@@ -46,7 +46,7 @@ WITHOUT_SHAPE = (
 def import_settings(settings: "ImportSettings", teacher: Path, out: Path) -> None:
     """Write the generator that settings name, from a path or from the hub; Raises as `import_official`."""
     imported = settings.imported
-    path, source = Path(imported.file), {}
+    path, source = Path(imported.file).expanduser(), {}
     if imported.repo is not None:
         keys = (f"imports.{imported.name}.repo", f"imports.{imported.name}.revision")
         repository = hub.find(imported.repo, imported.revision or "main", keys)

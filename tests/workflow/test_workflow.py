@@ -135,6 +135,10 @@ def test_the_default_profile_is_loaded_by_itself(project):
             ],
         ),
         ({"teacher": {"source": "local", "path": "nowhere"}}, ["teacher.path=nowhere: no such file or folder"]),
+        (
+            {"imports": [{"name": "mine", "file": "nowhere.pkl", "scale": 2, "train_kimg": 1}]},
+            ["imports.mine.file=nowhere.pkl: no such file or folder"],
+        ),
     ],
 )
 def test_a_mistake_is_told_before_anything_runs(project, blocks, expected):

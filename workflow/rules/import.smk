@@ -24,6 +24,7 @@ rule import_generator:
     params:
         teacher=subpath(input.teacher, parent=True),
         out=subpath(output.manifest, parent=True),
+        data=lambda wildcards: DATA[f"imports/{wildcards.run}"],
         code=stage_digest("models.official"),
     message:
         "import {wildcards.run}"
