@@ -55,15 +55,16 @@ def extras(settings: "FeatureSettings") -> list[Extra]:
 
 
 class Dinov2Features:
-    """Features for the Frechet distance of arXiv 2306.04675: clean-fid's bicubic to 224, DINOv2's class token."""
+    """Features for the Frechet distance of arXiv 2306.04675: clean-fid's bicubic to 224, the class token of torch.hub's DINOv2."""
 
     metric, column = "fd_dinov2", "dinov2"
 
     def __init__(self, settings: "FeatureSettings"):
         path, _, identity = network_weights("evaluate.dinov2", settings.dinov2, DINOV2_FILES)
-        self.record = _record(identity, settings, f"clean-fid: PIL bicubic, float, to {DINOV2_SIDE}")
+        seen = f"clean-fid: PIL bicubic, float, to {DINOV2_SIDE}; positions as in torch.hub's DINOv2"
+        self.record = _record(identity, settings, seen)
         self._dtype = DTYPES[settings.precision]
-        self._network = Dinov2(path.parent, "evaluate.dinov2").to(device())
+        self._network = Dinov2(path.parent, DINOV2_SIDE, "evaluate.dinov2").to(device())
 
     def prepare(self, image: np.ndarray) -> Tensor:
         seen = (enlarge(image, DINOV2_SIDE) / 255 - IMAGENET_MEAN) / IMAGENET_STD

@@ -1,10 +1,12 @@
 """Two published networks of transformers that look at images: DINOv2, and PickScore's CLIP. Nothing is fetched here."""
 
+import math
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from ..errors import UserError
 
@@ -13,17 +15,35 @@ UNLOADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeE
 
 
 class Dinov2(nn.Module):
-    """Image features of DINOv2 (arXiv 2304.07193) from a folder with config.json and model.safetensors."""
+    """Image features of DINOv2 (arXiv 2304.07193) from a folder with config.json and model.safetensors.
 
-    def __init__(self, folder: Path, where: str):
+    Its positions were learnt for images of 518. For those of `side` they are resized as in torch.hub's DINOv2, which the code of
+    arXiv 2306.04675 uses; transformers resizes them otherwise.
+    """
+
+    def __init__(self, folder: Path, side: int, where: str):
         from transformers import Dinov2Model
 
         super().__init__()
         self._model = _load(Dinov2Model, folder, where)
+        embeddings = self._model.embeddings
+        positions = _resized(embeddings.position_embeddings, side // self._model.config.patch_size)
+        embeddings.position_embeddings = nn.Parameter(positions, requires_grad=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W), ImageNet's normalisation, H and W multiples of the patch -> (B, D): the class token, normed."""
+        """(B, 3, side, side), ImageNet's normalisation -> (B, D): the class token, normed."""
         return self._model(pixel_values=images).pooler_output
+
+
+def _resized(positions: Tensor, patches: int) -> Tensor:
+    """Positions (1, 1 + M^2, D) of the class token and of M x M patches, for patches x patches."""
+    side = math.isqrt(positions.shape[1] - 1)
+    if side == patches:
+        return positions
+    maps = positions[:, 1:].transpose(1, 2).unflatten(2, (side, side))  # (1, D, M, M)
+    # the hub's 0.1 guards against rounding of the size, and its resize samples at the ratio it is told, not at the sizes'
+    maps = interpolate(maps, scale_factor=(patches + 0.1) / side, mode="bicubic")
+    return torch.cat([positions[:, :1], maps.flatten(2).transpose(1, 2)], dim=1)
 
 
 class ScoredClip(nn.Module):

@@ -1,6 +1,7 @@
 """Networks of further metrics, tiny and random in the published layouts: called as their authors call them, and named when missing."""
 
 import json
+import math
 import shutil
 
 import numpy as np
@@ -69,11 +70,30 @@ def seen_by_clip(image: np.ndarray, side: int) -> torch.Tensor:
     return torch.from_numpy(normed).permute(2, 0, 1).float()
 
 
-def test_dinov2_is_the_normed_class_token(folders):
+def hub_positions(positions: torch.Tensor) -> torch.Tensor:
+    """torch.hub's, written out: cubic convolution (a = -0.75) on 37 places, seen at (i + 0.5) 37 / 16.1 - 0.5, edges repeated."""
+
+    def cubic(x: float) -> float:
+        a, x = -0.75, abs(x)
+        if x <= 1:
+            return (a + 2) * x**3 - (a + 3) * x**2 + 1
+        return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+    matrix = torch.zeros(16, 37)
+    for i in range(16):
+        centre = (i + 0.5) * 37 / 16.1 - 0.5
+        for place in range(math.floor(centre) - 1, math.floor(centre) + 3):
+            matrix[i, min(max(place, 0), 36)] += cubic(centre - place)
+    grid = torch.einsum("im, jn, mnd -> ijd", matrix, matrix, positions[0, 1:].view(37, 37, -1))
+    return torch.cat([positions[:, :1], grid.reshape(1, 256, -1)], dim=1)
+
+
+def test_dinov2_is_the_normed_class_token_of_the_hubs(folders):
     from cleanfid.resize import make_resizer
     from transformers import Dinov2Model
 
     model = Dinov2Model.from_pretrained(folders["dinov2"]).eval()
+    model.embeddings.position_embeddings.data = hub_positions(model.embeddings.position_embeddings.data)
     resize = make_resizer("PIL", False, "bicubic", (224, 224))
     images = [(resize(image) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225] for image in pictures()]
     with torch.no_grad():
