@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from snakemake_interface_common.exceptions import WorkflowError
@@ -24,8 +24,9 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
 NAME = "slurm"
-INTERRUPTED = re.compile("'(TIMEOUT|NODE_FAIL|PREEMPTED)'")  # in the plugin's messages, and the watch's
+INTERRUPTED = re.compile("'(TIMEOUT|NODE_FAIL|PREEMPTED)'|knows nothing")  # in the plugin's messages, and the watch's
 FAILED = {"BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
+UNENDED = {"PENDING", "CONFIGURING", "RUNNING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED"}
 PATIENCE_S = 3600  # with a controller that does not answer
 LOST_S = 60  # after which a job that Slurm does not list, or lists as failed, is given up if the plugin has not done so
 HELD = "launch failed requeued held"  # by squeue: a node failed while the job began, and Slurm waits for somebody to release it
@@ -45,6 +46,7 @@ def _make(upstream: type, prefix: str) -> type:
             self.workflow.executor_settings.jobname_prefix = self.workflow.executor_settings.jobname_prefix or prefix
             super().__post_init__(test_mode)
             self._told = set()  # jobs whose end this round has told
+            self._done = set()  # jobs that have ended well, by Slurm's ids
             self._interrupted = Counter()  # times, by job
             self._cancelled = threading.Event()
             self._watch = Watch()
@@ -82,7 +84,7 @@ def _make(upstream: type, prefix: str) -> type:
             by_sacct = (
                 self.get_status_command() == "sacct" and shutil.which("sacct") is not None
             )  # as the plugin decides
-            given_up = self._watch.look([*self._book.before, *ids], by_sacct) if ids else {}
+            given_up = self._watch.look([*self._book.before, *ids], self._done, by_sacct) if ids else {}
             for job_info in open_jobs:
                 if job_info.external_jobid in given_up:
                     self.report_job_error(job_info, msg=given_up[job_info.external_jobid])
@@ -91,6 +93,7 @@ def _make(upstream: type, prefix: str) -> type:
 
         def report_job_success(self, job_info) -> None:
             self._told.add(job_info.job)
+            self._done.add(job_info.external_jobid)
             super().report_job_success(job_info)
 
         def report_job_error(self, job_info, msg: str | None = None, **given) -> None:
@@ -133,10 +136,12 @@ class Watch:
         self._gone_since_s: dict[str, float] = {}
         self._released: dict[str, int] = {}
 
-    def look(self, jobs: list[str], by_sacct: bool = False) -> dict[str, str]:
+    def look(self, jobs: list[str], done: Collection[str] = (), by_sacct: bool = False) -> dict[str, str]:
         """Those of `jobs` that are to be given up, with the reason; what Slurm could not start is released before.
 
         Args:
+            done: jobs that have ended well. A controller that crashes may forget that and start them again: they are cancelled,
+                lest they make files anew that others read.
             by_sacct: what squeue has forgotten, sacct may tell, perhaps later: such jobs are not lost.
         """
         command = ["squeue", "--noheader", "--me", "--array", "--states=all", "--format=%i|%T|%r"]
@@ -147,6 +152,11 @@ class Watch:
             job: (state, reason) for job, state, reason in (line.split("|", 2) for line in asked.stdout.splitlines())
         }
         states = {job: state for job, (state, _) in listed.items()}
+        risen = [
+            job for job in done if states.get(job) in UNENDED and job not in jobs
+        ]  # ids are given again after a crash
+        if risen:
+            subprocess.run(["scancel", *risen])
         if by_sacct:
             states = _ask_sacct([job for job in jobs if job not in states]) | states
         now_s = time.monotonic()

@@ -103,6 +103,12 @@ def test_an_end_that_the_plugin_does_not_see_is_told_after_a_while(squeue, comma
     assert slurm.INTERRUPTED.search(given_up["5"])
 
 
+def test_what_is_done_is_not_done_again_after_a_crash_of_the_controller(squeue, commands):
+    (squeue / "listed").write_text("5|PENDING|BeginTime\n6|RUNNING|None\n7_2|COMPLETED|None\n8|RUNNING|None\n")
+    assert slurm.Watch().look(["8"], done={"5", "7_2", "8", "9"}) == {}  # 8: another job under the same number
+    assert commands.read_text() == "scancel 5\n"
+
+
 def test_where_sacct_tells_ends_squeue_may_forget(squeue, commands, clock):
     (squeue / "listed").write_text("5|PENDING|launch failed requeued held\n")
     sacct = squeue / "bin" / "sacct"

@@ -82,7 +82,7 @@ def test_a_cancelled_job_is_tried_again(whole, cluster):
     first = whole.wait_for("reference")
     cluster.run(["scancel", first["JobId"]])
     again = whole.wait_for("reference", until=lambda job: job["JobId"] != first["JobId"])
-    assert again["TRES"].startswith("cpu=1,mem=16000M")  # twice as much as the first time
+    assert again["TRES"].startswith("cpu=1,mem=10000M")  # twice as much as the first time
     assert again["JobName"].startswith("smallest_")
     assert again["Comment"].startswith("rule_reference_extractors_reference")
 
@@ -219,10 +219,10 @@ def test_with_accounting(whole, place, plugin, local):
         assert pipeline.scores() == read_scores(local.results)
         told = cluster.run(["sacct", "-X", "--noheader", "--parsable2", "--format=Comment,State,AllocTRES,Timelimit"])
     assert (
-        "rule_score_wildcards_runs_lsg-1.5|CANCELLED by 0|billing=1,cpu=1,mem=8000M,node=1|01:00:00"
+        "rule_score_wildcards_runs_lsg-1.5|CANCELLED by 0|billing=1,cpu=1,mem=5000M,node=1|01:00:00"
         in told.splitlines()
     )
-    assert "rule_score_wildcards_runs_lsg-1.5|COMPLETED|billing=1,cpu=1,mem=16000M,node=1|02:00:00" in told.splitlines()
+    assert "rule_score_wildcards_runs_lsg-1.5|COMPLETED|billing=1,cpu=1,mem=10000M,node=1|02:00:00" in told.splitlines()
 
 
 # --- the lease, on nodes with names of their own ------------------------------------------------------------------------------
