@@ -132,6 +132,13 @@ def test_a_node_that_fails_loses_one_shard(whole, cluster):
     assert sorted(shard["Comment"][-13:] for shard in shards) == ["lsg-1.5_00000", "lsg-1.5_00001"]
 
 
+def test_what_is_done_is_not_done_again(whole, cluster):
+    """As a controller would have it that has crashed and forgotten its last minute."""
+    shard = whole.jobs("shard", "COMPLETED")[0]
+    cluster.run(["scontrol", "requeue", shard["JobId"]])
+    whole.wait_for("shard", "CANCELLED", until=lambda job: job["JobId"] == shard["JobId"])
+
+
 def test_the_controller_may_be_away(whole, cluster):
     whole.wait_for("score")
     cluster.stop("slurmctld", "TERM")
