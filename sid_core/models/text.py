@@ -40,7 +40,7 @@ class TextEncoder(nn.Module):
             max_length=self.tokenizer.model_max_length,
             return_tensors="pt",
         )
-        return self.model(tokens.input_ids.to(self.model.device)).last_hidden_state.float()
+        return self.model(to_device(tokens.input_ids, self.model.device)).last_hidden_state.float()
 
     def empty(self) -> Tensor:
         """The embedding of the empty prompt, (1, L, D)."""

@@ -33,6 +33,15 @@ def test_set_by_index(encoder, cache_size):
 
 
 @pytest.mark.parametrize("cache_size", [0, 10])
+def test_nothing_that_is_asked_for_makes_the_host_wait(encoder, cache_size, monkeypatch):
+    """All that goes to the encoder's device goes by way of pinned memory."""
+    prompts, sent = PromptSet(encoder, PROMPTS, cache_size), []
+    monkeypatch.setattr("sid_core.models.text.to_device", lambda tensor, device: sent.append(tensor) or tensor)
+    prompts(torch.tensor([0, 3]), torch.tensor([False, True]))
+    assert [len(tensor) for tensor in sent] == [2, 2]  # tokens or embeddings, and which are dropped
+
+
+@pytest.mark.parametrize("cache_size", [0, 10])
 def test_bits_do_not_depend_on_history(encoder, cache_size):
     fresh, used = (PromptSet(encoder, PROMPTS, cache_size) for _ in range(2))
     used(torch.tensor([3, 3, 1]))
