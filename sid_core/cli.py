@@ -12,10 +12,11 @@ import re
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from . import config, gpus
 from .errors import UserError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 
 OUTPUTS = {"out", "state", "tracking"}  # arguments that a stage writes to
+LAST_WORD_S = 30.0  # more than the first process of a training takes from its end to its message
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -134,12 +136,20 @@ def _distill(given: argparse.Namespace) -> None:
             code = stage_digest("training.run")
             distill(settings, given.teacher, prompts, given.state, given.out, draw, look, code)
     except Interrupted as error:
+        if not is_first():
+            _leave(128 + error.signum)
         message = f"{settings.run.name}: interrupted; its state is saved, running again continues"
-        sys.exit(_complain(message, 128 + error.signum) if is_first() else 128 + error.signum)
+        sys.exit(_complain(message, 128 + error.signum))
     except (TrainingStopped, PeerLost):
-        if is_first():
-            raise
-        sys.exit(1)  # it ends all processes; the first one says so
+        if not is_first():
+            _leave(1)
+        raise
+
+
+def _leave(code: int) -> NoReturn:
+    """End a process of several, for a reason that the first one tells: torchrun ends all soon after any, so that one goes before."""
+    time.sleep(LAST_WORD_S)
+    sys.exit(code)
 
 
 def _proxy(given: argparse.Namespace, settings: config.DistillSettings, prompts: Sequence[str], codec: "ImageCodec"):

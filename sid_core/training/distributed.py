@@ -7,7 +7,7 @@ and writes files; of a state all write some, to a folder that they share.
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -84,6 +84,11 @@ class World:
         data.resize_(int(length))
         self.broadcast_(data)
         return bytes(data.tolist()).decode()
+
+    def meet(self) -> None:
+        """Wait until all are here, or one has ended. The first that ends with an error has the others killed, who may have to write yet."""
+        with suppress(PeerLost):
+            self.largest(0)
 
     def begin_sum_(self, vector: Tensor) -> Callable[[], None]:
         """Begin to sum `vector` in place while other work goes on; what is returned waits for it."""

@@ -100,7 +100,11 @@ def distill(
         except TrainingStopped as error:
             if is_first():
                 _end(state, "aborted", trainer, f"{settings.run.name}: {error}")
+            world.meet()
             raise TrainingStopped(f"{settings.run.name}: {error}") from None
+        except Interrupted:
+            world.meet()
+            raise
         except torch.OutOfMemoryError as error:
             raise UserError(f"{settings.run.name}: {_out_of_memory(error, settings.distill)}") from None
         if is_first():

@@ -18,7 +18,7 @@ from sid_core.errors import UserError
 from sid_core.files import saved_states
 from sid_core.models import architectures
 from sid_core.models.text import PromptSet
-from sid_core.training import dry_run
+from sid_core.training import dry_run, state
 from sid_core.training.distributed import PeerLost, World
 from sid_core.training.health import TrainingStopped
 from sid_core.training.iteration import Trainer
@@ -168,6 +168,22 @@ def test_a_signal_to_one_stops_all_and_the_run_continues_on_any_number(run):
     assert all(torch.equal(same[name], tensor) for name, tensor in uninterrupted.items())
     for name, tensor in uninterrupted.items():
         torch.testing.assert_close(fewer[name], tensor, rtol=1e-2, atol=5e-4)
+
+
+def save_late(rank):
+    """And the second one is signalled."""
+    interrupt_second(rank)
+    if rank == 0:
+        inner = state.save_file
+        state.save_file = lambda *given: time.sleep(1) or inner(*given)
+
+
+def test_none_leaves_before_all_have_saved(run):
+    """The first to end with an error has torchrun kill the others half a minute later."""
+    stopped = run(2, before=save_late)
+    assert stopped.codes == [13, 13]
+    saved = max(path.stat().st_mtime_ns for path in saved_states(stopped.folder / "state")[0].iterdir())
+    assert all((stopped.folder / f"error-{rank}.txt").stat().st_mtime_ns >= saved for rank in (0, 1))
 
 
 def load_channels_last(rank):
