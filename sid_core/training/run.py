@@ -27,7 +27,7 @@ from .distributed import World, connected, is_first
 from .health import AlarmWatch, TrainingStopped
 from .iteration import Abandoned, Trainer
 from .regions import share_out_blocks
-from .state import StateWriter, load_newest_state, remove_unfinished
+from .state import DAMAGED, StateWriter, load_newest_state, remove_unfinished, set_damaged_aside
 
 if TYPE_CHECKING:
     from ..config import Distill, DistillSettings
@@ -182,6 +182,8 @@ def _train(
     """Iterate to the end, logging, drawing and saving on the way. `window` sums metrics since the last logged point."""
     s, world = trainer.settings, trainer.world
     window = load_newest_state(state, trainer) or {}
+    if is_first():
+        set_damaged_aside(state, trainer)
     total = _iterations(s)
     if trainer.iteration > total:
         raise UserError(
@@ -281,7 +283,7 @@ def _claim_state(state: Path, settings: "DistillSettings", identity: dict[str, o
     if ended and (changed or recoded or ended["iteration"] > _iterations(settings.distill)):
         for stale in (*state.glob("best*"), state / "training.jsonl"):
             stale.unlink(missing_ok=True)
-        for stale in (*state.glob("state-*"), state / "grids"):
+        for stale in (*state.glob("state-*"), state / DAMAGED, state / "grids"):
             shutil.rmtree(stale, ignore_errors=True)
     mark.unlink(missing_ok=True)
     write_json(path, identity | {"code": code})

@@ -3,7 +3,7 @@ there were, nor in which precision or memory layout they computed.
 
 A state is a folder with one safetensors file a vector, each under a temporary name first and renamed, then recorded beside it with its
 sha256; processes share the files out and need not speak to one another about it: a state counts once every record is there. The
-newest `keep` stay. A damaged newest falls back to the one before.
+newest `keep` stay. A damaged newest falls back to the one before, and is renamed.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from .iteration import Trainer
 
 log = logging.getLogger(__name__)
 
+DAMAGED = "damaged"  # name of a state that could not be restored
 THREADS = 8  # more than a state has files: at SD 1.5's size each takes a core ten seconds
 
 
@@ -61,8 +62,7 @@ class StateWriter:
             pending.result()
 
     def _write(self, layout: Layout, record: dict) -> None:
-        half = "half" if record["fake_metrics"] else ""  # sorts after the whole iterations before it
-        state = self.folder / f"state-{record['iteration']:09d}{half}"
+        state = self.folder / _name(record["iteration"], record["fake_metrics"])
 
         def write(name: str) -> None:
             path = state / f"{name}.safetensors"
@@ -127,6 +127,23 @@ def load_newest_state(folder: Path, trainer: Trainer) -> dict[str, Tensor] | Non
     half_done = counters["fake_metrics"]
     trainer.fake_metrics = half_done and _to_tensors(half_done, trainer.device)
     return _to_tensors(counters["window"], trainer.device)
+
+
+def set_damaged_aside(folder: Path, trainer: Trainer) -> None:
+    """Rename what is newer than the state that `trainer` was restored from: as the newest, it would have those to come removed in its
+    place. One is kept, for who wants to look at it.
+    """
+    aside = Path(folder) / DAMAGED
+    for path in reversed(saved_states(folder)):
+        if path.name > _name(trainer.iteration, trainer.fake_metrics):
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            log.warning("%s: damaged, and now called %s", path, aside.name)
+
+
+def _name(iteration: int, half_done: dict | None) -> str:
+    """Of a state. Half an iteration sorts after the whole ones before it."""
+    return f"state-{iteration:09d}{'half' if half_done else ''}"
 
 
 def _to_text(values: dict[str, Tensor]) -> dict[str, str]:

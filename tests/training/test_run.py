@@ -171,6 +171,27 @@ def test_a_damaged_newest_state_falls_back_and_says_so(half_done, uninterrupted,
     assert sha256_file(half_done.out / WEIGHTS) == sha256_file(uninterrupted / "run" / "generator" / WEIGHTS)
 
 
+def test_a_damaged_state_is_out_of_the_way_of_those_to_come(half_done, tiny_teacher, monkeypatch, caplog):
+    """Counted as the newest, it would be the one of `keep_states` that stays, and what is saved until the run is there be lost."""
+    newest = saved_states(half_done.state)[0]
+    later = newest.rename(newest.with_name("state-000000019"))
+    (later / "ema.safetensors").write_bytes(b"")
+    inner = Trainer.step
+
+    def step(self):
+        if self.iteration == 15:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return inner(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        with pytest.raises(Interrupted):
+            distill(make_settings(keep_states=1), tiny_teacher, PROMPTS, half_done.state, half_done.out)
+    assert [path.name for path in saved_states(half_done.state)] == ["state-000000016"]
+    assert (half_done.state / "damaged").is_dir()
+    assert f"{later}: damaged, and now called damaged" in caplog.text
+
+
 def test_all_states_damaged_is_an_error_not_a_restart(half_done, tiny_teacher):
     for state in saved_states(half_done.state):
         (state / "ema.safetensors").write_bytes(b"")
