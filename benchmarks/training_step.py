@@ -34,7 +34,7 @@ def main() -> None:
     architecture = architectures.named(given.size)
     trainer = make_trainer(
         architecture, device, given.kappa, batch=given.batch, micro_batch=given.micro_batch, precision=given.precision,
-        checkpointing=given.checkpointing, compile=given.compile,
+        checkpointing=given.checkpointing, compile=given.compile, deterministic=given.deterministic,
     )  # fmt: skip
     record = {"settings": {k: v for k, v in vars(given).items() if k not in ("json", "profile", "beside")}}
     record["machine"] = machine(device)
@@ -109,6 +109,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--kappa", type=float, default=2.0, help="all guidance scales; 1 is no guidance")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=True, help="as distill's")
     parser.add_argument("--seconds", type=float, default=60.0 if gpu else 5.0, help="measured for this long")
     parser.add_argument("--warmup", type=float, default=10.0 if gpu else 1.0, help="seconds, after the first iteration")
     parser.add_argument("--device", default="cuda" if gpu else "cpu")

@@ -119,9 +119,11 @@ def _distill(given: argparse.Namespace) -> None:
     from .tracking import Mirror
     from .training.distributed import PeerLost, is_first
     from .training.health import TrainingStopped
+    from .training.precision import set_determinism
     from .training.run import Interrupted, distill
 
     settings = config.load_settings(config.DistillSettings, given.settings)
+    set_determinism(settings.distill.deterministic)
     verify_manifest(given.prompts.parent)
     prompts = training_prompts(given.prompts)
     codec = ImageCodec.from_directory(given.teacher, AT_ONCE)

@@ -187,6 +187,10 @@ class Distill(Block):
         "none", description="of what each of several GPUs keeps a part alone: of both of these; all: of the teacher too"
     )
     compile: bool = Field(False, description="compile blocks of the networks; minutes at the start, faster on GPUs")
+    deterministic: bool = Field(
+        True,
+        description="kernels of a GPU that give the same bits whenever a run is repeated or continued; may be slower",
+    )
     text_cache: int = Field(4096, ge=0, description="distinct prompts whose encodings are kept in memory")
     state_every_nimg: Count = Field(description="images between saved states")
     state_every_s: Positive = Field(1800, description="seconds between saved states, at most")

@@ -190,6 +190,16 @@ def test_distill_checks_its_prompts(experiment, capsys):
     path.write_text(before)
 
 
+def test_distill_asks_for_deterministic_kernels(experiment, monkeypatch):
+    from sid_core.training import precision, run
+
+    asked = []
+    monkeypatch.setattr(precision, "set_determinism", asked.append)
+    monkeypatch.setattr(run, "distill", lambda *_: None)
+    assert distill(experiment) == 0
+    assert asked == [True]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_distill_interrupted_says_so_and_tells_the_signal(experiment, monkeypatch, capsys, number):
     from sid_core.training import run

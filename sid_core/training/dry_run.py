@@ -11,6 +11,7 @@ from torch import Tensor
 from ..machine import to_device
 from ..models.architectures import Architecture, new_denoiser
 from .iteration import Trainer
+from .precision import lay_out, set_determinism
 
 # what Trainer reads of config.Distill, as in the published runs
 PUBLISHED = {
@@ -18,7 +19,7 @@ PUBLISHED = {
     "adam_beta1": 0.0, "adam_beta2": 0.999, "adam_eps": 1e-8, "weight_decay": 0.0, "t_init": 625, "t_min": 20, "t_max": 980,
     "prompt_dropout": 0.1, "ema_halflife_nimg": 50000, "ema_ramp": 0.05, "nonfinite": "stop", "nonfinite_limit": 10,
     "precision": "float32", "checkpointing": False, "offload": "none", "shard": "none",
-    "compile": False,
+    "compile": False, "deterministic": True,
 }  # fmt: skip
 
 
@@ -58,7 +59,8 @@ def make_trainer(architecture: Architecture, device: str | torch.device, kappa: 
     """A Trainer of `architecture` on `device`; `changes` to the published settings."""
     device = torch.device(device)
     teacher = new_denoiser(architecture, "meta" if device.type == "meta" else "cpu")
-    if device.type == "cuda":  # as training does it
-        teacher.unet.to(memory_format=torch.channels_last)
-    prompts, settings = RandomPrompts(architecture.text_shape, device), make_settings(**changes)
+    settings = make_settings(**changes)
+    set_determinism(settings.deterministic)
+    lay_out(teacher.unet, settings.precision, device)
+    prompts = RandomPrompts(architecture.text_shape, device)
     return Trainer(teacher, prompts, architecture.latent_shape, make_run(kappa), settings, device=device)

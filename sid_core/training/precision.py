@@ -1,11 +1,15 @@
-"""In which arithmetic a network computes, and what is done about numbers that are not finite.
+"""In which arithmetic and with which kernels a network computes, and what is done about numbers that are not finite.
 
 Weights, gradients and losses are float32 always: bare 16-bit weights lose most updates at lr 1e-6 (half an ulp of bfloat16 at
 0.03 is 6e-5). In `bfloat16` and `float16` the networks compute on copies that are refreshed after every update.
 """
 
+import os
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..method import DTYPES
 
 # of the loss in float16, as in torch.amp.GradScaler but for the start: these losses are sums over a latent
 FIRST_SCALE, GROWTH_INTERVAL, LARGEST_SCALE = 2.0**8, 1000, 2.0**24
@@ -15,6 +19,26 @@ def set_arithmetic(precision: str) -> None:
     """Let float32 products use the tensor cores' tf32 or not. cuDNN's default is to use it."""
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def set_determinism(wanted: bool) -> None:
+    """Let a GPU's libraries choose kernels that give the same bits at every run, or the fastest; before anything computes there.
+
+    What has no such kernel raises a RuntimeError then. With `warn_only` torch would not ask for attention's either.
+    """
+    if not torch.cuda.is_available():
+        return
+    if wanted:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = wanted, False
+    torch.use_deterministic_algorithms(wanted)  # compiled blocks and NCCL follow
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over all new memory
+
+
+def lay_out(unet: nn.Module, precision: str, device: torch.device) -> None:
+    """Order a UNet's weights as cuDNN's 16-bit convolutions want them: they would transpose in and out of every one. A CPU gains nothing."""
+    if device.type == "cuda" and DTYPES[precision] != torch.float32:
+        unet.to(memory_format=torch.channels_last)
 
 
 class Guard:

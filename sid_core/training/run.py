@@ -26,6 +26,7 @@ from .book import Book, load_best, make_point
 from .distributed import World, connected, is_first
 from .health import AlarmWatch, TrainingStopped
 from .iteration import Abandoned, Trainer
+from .precision import lay_out
 from .regions import share_out_blocks
 from .state import DAMAGED, StateWriter, load_newest_state, remove_unfinished, set_damaged_aside
 
@@ -50,7 +51,7 @@ FREE = (
     "text_cache",
 )
 # settings that may change too, and alter the weights by rounding
-ROUNDING = ("micro_batch", "checkpointing", "compile", "offload", "shard")
+ROUNDING = ("micro_batch", "checkpointing", "compile", "offload", "shard", "deterministic")
 
 
 class Interrupted(Exception):
@@ -107,6 +108,12 @@ def distill(
             raise
         except torch.OutOfMemoryError as error:
             raise UserError(f"{settings.run.name}: {_out_of_memory(error, settings.distill)}") from None
+        except RuntimeError as error:
+            if "determinis" not in str(error):
+                raise
+            raise UserError(
+                f"{settings.run.name}: {str(error).split(',')[0]}; set distill.deterministic: false. Running again continues"
+            ) from None
         if is_first():
             _export(trainer, settings, sha256, state, out)
             _end(state, "finished", trainer)
@@ -116,9 +123,7 @@ def _make_trainer(
     settings: "DistillSettings", teacher: Path, prompts: Sequence[str], world: World, device: torch.device
 ) -> Trainer:
     denoiser = load_denoiser(teacher)
-    # cuDNN's 16-bit convolutions want it, and would transpose in and out of every one; on a CPU it gives nothing
-    if device.type == "cuda" and settings.distill.precision in ("bfloat16", "float16"):
-        denoiser.unet.to(memory_format=torch.channels_last)
+    lay_out(denoiser.unet, settings.distill.precision, device)
     encoder = TextEncoder.from_directory(teacher).to(device)
     prompt_set = PromptSet(encoder, prompts, settings.distill.text_cache)
     held_out = settings.distill.proxy_samples

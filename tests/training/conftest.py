@@ -1,9 +1,12 @@
 """A distillation of the tiny teacher that takes seconds."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
 from small_run import PROMPTS, make_settings
+
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read once, by whichever test is the first on a GPU
 
 
 @pytest.fixture

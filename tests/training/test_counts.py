@@ -1,6 +1,7 @@
 """What an iteration computes, held by counts that need no GPU; and the scripts that time it, run at their smallest."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,20 @@ def test_micro_batches_add_kernels_and_no_work():
 def test_kernels_of_an_iteration_do_not_grow():
     """Each launch costs a GPU's host some microseconds."""
     assert count("small", 2.0, precision="bfloat16").kernels.total() <= 1.01 * 4_081
+
+
+# what torch.use_deterministic_algorithms says to raise on a GPU
+WITHOUT_DETERMINISTIC_KERNEL = re.compile(
+    r"(adaptive_\w*pool|avg_pool3d|fractional_max_pool|max_unpool|reflection_pad|upsample_(?!nearest)|grid_sampler)\w*_backward|"
+    r"nll_loss|ctc_loss|embedding_bag|\bput_?\b|histc|bincount|median|scatter_reduce"
+)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_every_operation_has_a_deterministic_kernel(precision):
+    found = count("small", 2.0, precision=precision).kernels
+    assert any("upsample_nearest2d_backward" in name for name in found)
+    assert not [name for name in found if WITHOUT_DETERMINISTIC_KERNEL.search(name)]
 
 
 def test_every_prompt_is_encoded_once_and_the_empty_one_once_a_run():

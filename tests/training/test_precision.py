@@ -1,9 +1,12 @@
 """16-bit arithmetic: gradients point where float32's do, small updates are not lost, overflow lowers the scale."""
 
+import os
+
 import pytest
 import torch
 
-from sid_core.training.precision import FIRST_SCALE, GROWTH_INTERVAL, Guard
+from sid_core.models.teacher import load_denoiser
+from sid_core.training.precision import FIRST_SCALE, GROWTH_INTERVAL, Guard, lay_out, set_determinism
 from sid_core.training.state import StateWriter, load_newest_state
 from sid_core.training.student import Student
 
@@ -45,6 +48,39 @@ def test_gradients_point_where_float32s_do(make_trainer, monkeypatch, precision,
         assert found[half].norm().item() == pytest.approx(exact[half].norm().item(), rel=0.05)
     for name in ("fake_loss", "teacher_residual", "score_gap", "latent_std"):
         assert metrics_16[name].item() == pytest.approx(metrics[name].item(), rel=0.05), name
+
+
+def test_only_16_bit_weights_of_a_gpu_are_channels_last(tiny_teacher):
+    for kind, precision in (
+        ("cuda", "bfloat16"),
+        ("cuda", "float16"),
+        ("cuda", "float32"),
+        ("cuda", "tf32"),
+        ("cpu", "bfloat16"),
+    ):
+        unet = load_denoiser(tiny_teacher).unet
+        lay_out(unet, precision, torch.device(kind))
+        last = unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+        assert last == (kind == "cuda" and precision in ("bfloat16", "float16"))
+
+
+def test_deterministic_kernels_are_asked_for_and_an_iteration_has_them(make_trainer, monkeypatch):
+    """Strictly: else attention's backward would not use its own, and warn."""
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+        try:
+            set_determinism(True)
+            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+            assert torch.get_deterministic_debug_mode() == 2
+            assert torch.backends.cudnn.deterministic
+            patch.undo()
+            make_trainer().step()
+        finally:
+            patch.setattr(torch.cuda, "is_available", lambda: True)
+            set_determinism(False)
+    assert torch.get_deterministic_debug_mode() == 0
+    assert not torch.backends.cudnn.deterministic
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

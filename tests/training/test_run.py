@@ -19,6 +19,7 @@ from sid_core.files import lease, read_json, saved_states, sha256_file, sidecar
 from sid_core.models.generator import load_generator
 from sid_core.training.health import TrainingStopped
 from sid_core.training.iteration import Trainer
+from sid_core.training.precision import set_determinism
 from sid_core.training.run import Interrupted, distill
 from sid_core.training.state import StateWriter, remove_unfinished
 
@@ -69,6 +70,29 @@ def test_interrupted_anywhere_equals_uninterrupted(uninterrupted, tiny_teacher, 
     distill(make_settings(), tiny_teacher, PROMPTS, folders.state, folders.out)
     assert sha256_file(folders.out / WEIGHTS) == sha256_file(uninterrupted / "run" / "generator" / WEIGHTS)
     assert points(folders.out.parent / "training.jsonl") == points(uninterrupted / "run" / "training.jsonl")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_on_a_gpu_interrupted_equals_uninterrupted(tiny_teacher, tmp_path, monkeypatch, precision):
+    set_determinism(True)
+    settings, whole, parts = make_settings(precision=precision), tmp_path / "whole", tmp_path / "parts"
+    distill(settings, tiny_teacher, PROMPTS, whole / "state", whole / "generator")
+    inner = Trainer.step
+
+    def step(self):
+        if self.iteration == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return inner(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        with pytest.raises(Interrupted):
+            distill(settings, tiny_teacher, PROMPTS, parts / "state", parts / "generator")
+    distill(settings, tiny_teacher, PROMPTS, parts / "state", parts / "generator")
+    assert sha256_file(parts / "generator" / WEIGHTS) == sha256_file(whole / "generator" / WEIGHTS)
+    set_determinism(False)
 
 
 @pytest.fixture(scope="module")
@@ -361,9 +385,21 @@ def test_what_killed_writes_left_is_removed(half_done, uninterrupted, tiny_teach
 # --- what may change, and what to change ---------------------------------------------------------------------------------
 
 
-def test_memory_settings_may_change_and_the_log_says_what_it_means(half_done, tiny_teacher, caplog):
-    distill(make_settings(micro_batch=2), tiny_teacher, PROMPTS, half_done.state, half_done.out)
-    assert "distill.micro_batch (4 -> 2): the same draws, weights equal up to rounding only" in caplog.text
+@pytest.mark.parametrize(
+    ("key", "value", "said"), [("micro_batch", 2, "(4 -> 2)"), ("deterministic", False, "(True -> False)")]
+)
+def test_what_changes_rounding_may_change_and_the_log_says_so(half_done, tiny_teacher, caplog, key, value, said):
+    distill(make_settings(**{key: value}), tiny_teacher, PROMPTS, half_done.state, half_done.out)
+    assert f"distill.{key} {said}: the same draws, weights equal up to rounding only" in caplog.text
+
+
+def test_an_operation_without_deterministic_kernel_says_what_to_change(tiny_teacher, folders, monkeypatch):
+    def refused(self):
+        raise RuntimeError("put_ does not have a deterministic implementation, but you set …")
+
+    monkeypatch.setattr(Trainer, "step", refused)
+    with pytest.raises(UserError, match=r"put_ .*implementation; set distill\.deterministic: false\. Running again"):
+        distill(make_settings(), tiny_teacher, PROMPTS, folders.state, folders.out)
 
 
 def test_where_nothing_was_saved_nothing_is_refused(tiny_teacher, folders, monkeypatch):
