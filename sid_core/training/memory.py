@@ -251,7 +251,7 @@ def advice(rows: list[Row]) -> str:
             continue
         row, micro_batch = found
         lines.append(
-            f"{card}: precision: {row.precision}, micro_batch: {micro_batch}, checkpointing: {str(row.checkpointing).lower()}, "
+            f"{card}: precision: {row.precision}, micro_batch: {micro_batch}, {'checkpointing: true, compile: false' if row.checkpointing else 'checkpointing: false'}, "
             f"offload: {row.offload}, shard: {row.shard} ({row.prediction.needed(micro_batch) / GB:.1f} GB with context and fragmentation)"
         )
     return "\n".join(lines)

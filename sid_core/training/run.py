@@ -107,7 +107,7 @@ def distill(
             world.meet()
             raise
         except torch.OutOfMemoryError as error:
-            raise UserError(f"{settings.run.name}: {_out_of_memory(error, settings.distill)}") from None
+            raise UserError(f"{settings.run.name}: {_out_of_memory(error, settings.distill, world)}") from None
         except RuntimeError as error:
             if "determinis" not in str(error):
                 raise
@@ -157,15 +157,17 @@ def _export(trainer: Trainer, settings: "DistillSettings", teacher_sha256: str, 
     save_generator(out, trainer.ema.unet, weights, record)
 
 
-def _out_of_memory(error: Exception, distill: "Distill") -> str:
+def _out_of_memory(error: Exception, distill: "Distill", world: World) -> str:
     """What to change, the cheapest in time first."""
     remedies = []
-    if distill.micro_batch > 1:
-        remedies.append(f"distill.micro_batch: {distill.micro_batch // 2 or 1} (the same gradient)")
+    share = distill.batch // world.size
+    if smaller := [n for n in range(1, min(distill.micro_batch, share)) if share % n == 0]:
+        remedies.append(f"distill.micro_batch: {smaller[-1]} (the same gradient)")
     if distill.offload != "all":
         remedies.append("distill.offload: all")
     if not distill.checkpointing:
-        remedies.append("distill.checkpointing: true (a third slower)")
+        instead = " with distill.compile: false" if distill.compile else ""  # they exclude each other
+        remedies.append(f"distill.checkpointing: true{instead} (a third slower)")
     if distill.precision in ("float32", "tf32"):
         remedies.append("distill.precision: bfloat16 (a run of its own)")
     if distill.shard != "all":

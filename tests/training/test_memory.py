@@ -140,6 +140,8 @@ def test_advice_prefers_time_to_memory_and_says_where_nothing_fits():
     assert memory.advised(rows, "24 GB") == (rows[6], 8)  # without, 2 do
     assert memory.advised(rows[:2], "24 GB") is None
     assert "24 GB: nothing fits" in memory.advice(rows[:2])
+    line = next(line for line in memory.advice(rows).splitlines() if line.startswith("24 GB"))
+    assert "checkpointing: true, compile: false, offload: optimizer" in line  # the config refuses both
     assert len(memory.to_markdown(rows).splitlines()) == 2 + len(rows)
 
 

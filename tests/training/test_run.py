@@ -422,6 +422,11 @@ def out_of_memory(self):
             r"set distill\.micro_batch: 2 .*distill\.offload: all, or distill\.checkpointing: true .*precision: bfloat16 .*shard: all on several GPUs\. ",
         ),
         ({"micro_batch": 1, "precision": "bfloat16", "offload": "all"}, r"set distill\.checkpointing: true \(a third"),
+        # the config refuses 3 images of 14, and both of compile and checkpointing
+        (
+            {"batch": 14, "micro_batch": 7, "compile": True},
+            r"set distill\.micro_batch: 2 .*distill\.checkpointing: true with distill\.compile: false \(a third",
+        ),
     ],
 )
 def test_a_full_gpu_says_what_to_change(tiny_teacher, folders, monkeypatch, distill_settings, advice):
