@@ -36,7 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     os.environ["MPLBACKEND"] = "Agg"  # no display is needed, whatever the user's shell says
     if given.threads:
-        os.environ["OMP_NUM_THREADS"] = str(given.threads)  # read by torch and numpy when they are imported
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes that torchrun has started on this node
+        # read by torch and numpy when they are imported
+        os.environ["OMP_NUM_THREADS"] = str(max(given.threads // here, 1))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         claim = getattr(given, "claim", None)

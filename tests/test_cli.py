@@ -103,15 +103,16 @@ def test_no_display_is_needed(settings, tmp_path, monkeypatch):
     assert os.environ["MPLBACKEND"] == "Agg"
 
 
-def test_threads_are_set_before_torch_is_imported():
+@pytest.mark.parametrize(("processes", "threads", "expected"), [(None, 1, "1"), ("2", 2, "1"), ("4", 2, "1")])
+def test_threads_are_shared_by_a_nodes_processes_and_set_before_torch_is_imported(processes, threads, expected):
     code = (
         "from sid_core import cli\n"
         "cli.STAGES['schema'] = (lambda given: print(__import__('torch').get_num_threads()), 'x', '')\n"
-        "cli.main(['schema', '--threads', '1'])"
+        f"cli.main(['schema', '--threads', '{threads}'])"
     )
-    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    environment = os.environ | {"OMP_NUM_THREADS": "2"} | ({"LOCAL_WORLD_SIZE": processes} if processes else {})
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout.strip() == "1"
+    assert done.stdout.strip() == expected
 
 
 # --- distill and sample --------------------------------------------------------------------------------------------------
