@@ -19,7 +19,11 @@ BEST = "best.safetensors"
 
 
 class Book:
-    """What the first process writes while it trains: the log and the grids, continued from the restored state."""
+    """What the first process writes while it trains: the log and the grids, continued from the restored state.
+
+    Attributes:
+        before: logged points up to that state.
+    """
 
     def __init__(
         self,
@@ -33,7 +37,8 @@ class Book:
         self.on_samples, self.on_held_out = on_samples, on_held_out
         (state / "grids").mkdir(exist_ok=True)
         self.path = state / "training.jsonl"
-        self.clock = Clock(trainer, _truncate_log(self.path, trainer.nimg))
+        self.before = _truncate_log(self.path, trainer.nimg)
+        self.clock = Clock(trainer, self.before[-1]["elapsed_s"] if self.before else 0.0)
         if trainer.iteration:
             log.info("%s: continuing at %s of %s images", trainer.run.name, f"{trainer.nimg:,}", f"{self.total_nimg:,}")
         else:
@@ -115,16 +120,15 @@ def _line(point: dict[str, float | None], total_nimg: int) -> str:
     )
 
 
-def _truncate_log(path: Path, nimg: int) -> float:
-    """Drop points beyond the restored state (and a half-written last line): they will be made again. Return the seconds so far."""
-    kept, elapsed_s = [], 0.0
+def _truncate_log(path: Path, nimg: int) -> list[dict[str, float | None]]:
+    """Drop points beyond the restored state (and a half-written last line): they will be made again. Return the others."""
+    kept = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
             point = json.loads(line)
         except json.JSONDecodeError:
             break
         if point["nimg"] <= nimg:
-            kept.append(line + "\n")
-            elapsed_s = point["elapsed_s"]
-    write_text(path, "".join(kept))
-    return elapsed_s
+            kept.append(point)
+    write_text(path, "".join(json.dumps(point) + "\n" for point in kept))
+    return kept

@@ -4,6 +4,7 @@ Everything that must survive a kill lies in the state folder, which is no output
 of a failed job). Running again continues, and gives the bits of a run that was never interrupted.
 """
 
+import json
 import logging
 import shutil
 import signal
@@ -199,6 +200,10 @@ def _train(
     trainer.collect_ema()
     book = Book(trainer, state, total * s.batch, on_samples, on_held_out) if is_first() else None
     watch, clock = AlarmWatch(s.alarms), _Clock(s.state_every_s)
+    # one point less than trips an alarm
+    before = book.before[max(len(book.before) + 1 - s.alarms.patience, 0) :] if book else None
+    for point in json.loads(world.broadcast_text(json.dumps(before))):
+        watch.check(point)
     trainer.abandon = lambda: world.largest(signals.overdue()) > 0
     with StateWriter(state, s.keep_states) as writer, _bar(trainer, total) as bar:
         while trainer.iteration < total:

@@ -309,6 +309,25 @@ def test_alarms_end_the_run_without_a_generator(tiny_teacher, folders, alarms, n
     assert read_json(folders.state / "ended.json") == {"how": "aborted", "iteration": 10, "why": str(stopped.value)}
 
 
+def test_alarms_count_on_over_interruptions(tiny_teacher, folders, monkeypatch):
+    """A job that is put back every few points must not train on for ever; limits may have changed."""
+    inner, stops = Trainer.step, [6, 8]
+
+    def step(self):
+        if stops and self.iteration == stops[0]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            stops.pop(0)
+        return inner(self)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    settings = make_settings(alarms={"latent_std_max": 1e-9, "warmup_nimg": 20, "patience": 3})
+    for limits in (make_settings(), settings):
+        with pytest.raises(Interrupted):
+            distill(limits, tiny_teacher, PROMPTS, folders.state, folders.out)
+    with pytest.raises(TrainingStopped, match="3 points in a row, the last at 40 images"):  # 24, 32, 40 are judged
+        distill(settings, tiny_teacher, PROMPTS, folders.state, folders.out)
+
+
 def test_a_second_writer_is_refused(tiny_teacher, folders):
     with lease(folders.state), pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
         distill(make_settings(), tiny_teacher, PROMPTS, folders.state, folders.out)
