@@ -387,14 +387,17 @@ def test_a_full_disk_is_not_passed_over(tiny_teacher, folders, monkeypatch):
 
 
 def test_what_killed_writes_left_is_removed(half_done, uninterrupted, tiny_teacher):
-    """A state that lacks a record, one whose first file was not whole yet, and one that was being removed."""
+    """A state that lacks a record, one whose first file was not whole yet, one that was being removed, and best weights not yet renamed."""
     newest, before = saved_states(half_done.state)
     (newest / "ema.json").unlink()
     begun, going = half_done.state / "state-000000011", half_done.state / ".state-000000006"
     (begun / ".ema.safetensors.abc").mkdir(parents=True)
     going.mkdir()
+    (half_done.state / ".best.safetensors.abc").mkdir()
+    (half_done.state / "best.safetensors").touch()
     remove_unfinished(half_done.state)
     assert [path.name for path in half_done.state.glob("*state-*")] == [before.name]
+    assert [path.name for path in half_done.state.glob("*best*")] == ["best.safetensors"]
     begun.mkdir()
     distill(make_settings(), tiny_teacher, PROMPTS, half_done.state, half_done.out)  # removes it as well
     assert not begun.exists()
