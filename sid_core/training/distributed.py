@@ -18,7 +18,9 @@ from torch import Tensor
 from ..errors import UserError
 from ..machine import device
 
-TIMEOUT = timedelta(minutes=10)  # a dead process is noticed at once by its closed connection; this is for a stuck one
+# a dead process is noticed at once by its closed connection; this is for a stuck one. The others wait while the first looks at samples
+# of held-out captions, several thousand perhaps, and until all have written their share of a state
+TIMEOUT = timedelta(hours=2)
 
 
 class PeerLost(UserError):
