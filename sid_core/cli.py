@@ -113,7 +113,7 @@ def _prompts(given: argparse.Namespace) -> None:
 
 
 def _distill(given: argparse.Namespace) -> None:
-    from .files import verify_manifest
+    from .files import check_place, verify_manifest
     from .models.prompts import training_prompts
     from .models.vae import AT_ONCE, ImageCodec
     from .preview import write_grid
@@ -126,6 +126,7 @@ def _distill(given: argparse.Namespace) -> None:
 
     settings = config.load_settings(config.DistillSettings, given.settings)
     set_determinism(settings.distill.deterministic)
+    check_place(given.out, "generator.json")  # days later it would be refused
     verify_manifest(given.prompts.parent)
     prompts = training_prompts(given.prompts)
     codec = ImageCodec.from_directory(given.teacher, AT_ONCE)
@@ -321,10 +322,10 @@ def _check_precision(given: argparse.Namespace) -> None:
 
     settings = config.distillations(config.load_config("config.yaml", given.configfile))[0]
     captions = [caption for part in read_captions(given.captions) for caption in part]
-    rows = check_precision(
-        settings, given.teacher, captions, given.images, given.precision, given.bins, given.warmup, given.from_state
-    )
-    with atomic_path(given.out) as folder:
+    with atomic_path(given.out, "gradients.csv") as folder:
+        rows = check_precision(
+            settings, given.teacher, captions, given.images, given.precision, given.bins, given.warmup, given.from_state
+        )
         folder.mkdir()
         write_csv(rows, folder / "gradients.csv")
         render(folder)

@@ -28,24 +28,58 @@ HEARTBEAT_S = 15.0
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, *marks: str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
 
-    Works for a file or a directory that the block creates. An existing directory at `path` is replaced.
+    Works for a file or a directory that the block creates. A directory that is there is replaced by a directory alone, and only
+    by the rule of `check_place`.
+
+    Raises:
+        UserError: `path` has no name of its own, lies below a file, or what is there is not to be replaced.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
+    check_place(path, *marks)
+    if path.is_dir():
+        path = path.resolve()  # of a link, the directory it leads to is replaced
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{path}: lies below a file; give a place in a folder") from None
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = folder / path.name
     try:
         yield temporary
         if temporary.is_file():
             with open(temporary, "rb") as handle:
                 os.fsync(handle.fileno())
-        if path.is_dir() and not path.is_symlink():
-            os.rename(path, temporary.parent / "replaced")
+        if os.path.lexists(path) and path.is_dir() != temporary.is_dir():
+            there, new = ("folder", "file") if path.is_dir() else ("file", "folder")
+            raise UserError(
+                f"{path}: is a {there}, and what is written is a {new}; give another name, or delete it first"
+            )
+        if path.is_dir():
+            os.rename(path, folder / "replaced")
         os.rename(temporary, path)
     finally:
-        shutil.rmtree(temporary.parent, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_place(path: str | Path, *marks: str) -> None:
+    """Refuse to write a result where nothing can be named, or where a directory lies that is none of this program's.
+
+    Its own are those without any file and those that hold all of `marks`. Where none are given: a manifest; or a stage's frozen
+    settings beside the folder, since Snakemake takes the manifest out before the stage runs again, and leaves other files.
+    """
+    path = Path(path)
+    if path.name in ("", ".."):
+        raise UserError(f"{path}: expected what is to be made by its name, such as {path / 'out'}")
+    own = all((path / mark).is_file() for mark in marks or (MANIFEST,))
+    own = own or (not marks and Path(f"{path}.settings.yaml").is_file())
+    if path.is_dir() and not own and any(entry.is_symlink() or not entry.is_dir() for entry in path.rglob("*")):
+        raise UserError(
+            f"{path}: exists and is none of this program's (no {' and '.join(marks or (MANIFEST,))} in it), so it is not replaced; "
+            "give another place, or move or delete it first"
+        )
 
 
 def write_text(path: str | Path, text: str) -> None:

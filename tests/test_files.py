@@ -27,13 +27,82 @@ def test_atomic_path_leaves_nothing_when_the_writer_fails(tmp_path):
     assert (tmp_path / "old.txt").read_text() == "before"
 
 
+def make_folder(path, name, *marks):
+    """A result of one file."""
+    with files.atomic_path(path, *marks) as temporary:
+        temporary.mkdir()
+        (temporary / name).write_text(name)
+
+
 def test_atomic_path_replaces_a_folder_whole(tmp_path):
-    for content in ("first", "second"):
-        with files.atomic_path(tmp_path / "folder") as temporary:
-            temporary.mkdir()
-            (temporary / content).write_text(content)
+    make_folder(tmp_path / "folder", "manifest.json")
+    make_folder(tmp_path / "folder", "second")
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
     assert [p.name for p in (tmp_path / "folder").iterdir()] == ["second"]
+
+
+def tree(folder) -> dict[str, str | None]:
+    """Everything below a folder, hidden files too: contents by path."""
+    return {str(p.relative_to(folder)): p.read_text() if p.is_file() else None for p in folder.rglob("*")}
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A user's folder with a repository, where the command is called."""
+    (tmp_path / "work" / ".git").mkdir(parents=True)
+    (tmp_path / "work" / ".git" / "HEAD").write_text("ref: refs/heads/main")
+    (tmp_path / "work" / "notes").mkdir()
+    (tmp_path / "work" / "notes" / "a.txt").write_text("mine")
+    (tmp_path / "work" / "file").write_text("mine")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", [".", "..", "./", "notes/..", "notes", "../work", "file/x", "file/x/y"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_nothing_but_its_own_is_replaced_or_removed(work, name, kind):
+    before = tree(work)
+    with pytest.raises(UserError):
+        files.write_text(name, "x") if kind == "file" else make_folder(name, "x")
+    assert tree(work) == before
+
+
+def test_a_folder_is_not_replaced_by_a_file_nor_a_file_by_a_folder(work):
+    make_folder("own", "manifest.json")
+    os.symlink("own", "link")
+    before = tree(work)
+    for name in ("own", "link"):
+        with pytest.raises(UserError, match="own: is a folder, and what is written is a file"):
+            files.write_text(name, "x")
+    with pytest.raises(UserError, match="file: is a file, and what is written is a folder"):
+        make_folder("file", "x")
+    assert tree(work) == before
+
+
+def test_a_folder_that_a_link_leads_to_is_replaced_there(work):
+    make_folder("own", "manifest.json")
+    os.symlink("own", "link")
+    make_folder("link", "second")
+    assert os.readlink("link") == "own"
+    assert [p.name for p in (work / "work" / "own").iterdir()] == ["second"]
+
+
+def test_a_folder_of_another_kind_is_not_replaced(work):
+    make_folder("teacher", "manifest.json")
+    with pytest.raises(UserError, match=r"no recipe\.json in it"):
+        make_folder("teacher", "x", "recipe.json")
+
+
+def test_what_a_stage_left_is_replaced_where_its_settings_lie_beside_it(work):
+    """Snakemake takes the declared files out before a stage runs again, the manifest among them."""
+    folder = work / "work" / "teacher"
+    (folder / "tokenizer").mkdir(parents=True)
+    make_folder(folder, "empty folders alone are nobody's loss")
+    with pytest.raises(UserError):
+        make_folder(folder, "x")
+    (work / "work" / "teacher.settings.yaml").touch()
+    make_folder(folder, "x")
+    assert [p.name for p in folder.iterdir()] == ["x"]
 
 
 def test_write_json_refuses_what_is_not_json(tmp_path):

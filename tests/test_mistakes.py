@@ -142,6 +142,25 @@ def test_wrong_inputs_are_named(stage, name, complaint, tmp_path):
     complaint(stage, name, tmp_path / "bytes.bin")
 
 
+@pytest.mark.parametrize("out", [".", "work", "file", "file/x"])
+def test_a_place_of_the_users_own_is_left_as_it_is(inputs, tmp_path, capsys, monkeypatch, out):
+    """Each of these once removed the folder it was called in, or put its result in the folder's place."""
+    (tmp_path / "work" / ".git").mkdir(parents=True)
+    (tmp_path / "work" / ".git" / "HEAD").write_text("ref: refs/heads/main")
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.chdir(tmp_path / "work" if out == "." else tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for stage in ("sample", "tracking-init", "teacher", "prompts"):
+        if stage in ("sample", "tracking-init") and out == "file":
+            continue  # they write files, and replace them
+        line = arguments(stage, inputs, tmp_path) + (["--off"] if stage == "tracking-init" else [])
+        line[line.index("--out") + 1] = out
+        assert cli.main(line) == 1
+        assert "Traceback" not in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_range_that_is_none_is_named(inputs, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(inputs[0])
     assert cli.main(arguments("generate", inputs, tmp_path, range=("5", "5"))) == 1

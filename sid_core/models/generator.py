@@ -21,7 +21,7 @@ def save_generator(out: Path, unet: UNet2DConditionModel, weights: dict[str, Ten
 
     `record` needs `t_init` and `num_steps`, by which the network is called, and the `teacher_sha256` it belongs to.
     """
-    with atomic_path(out) as folder:
+    with atomic_path(out, "generator.json") as folder:
         (folder / "unet").mkdir(parents=True)
         # diffusers' own save would write the machine's paths into the config
         config = {key: value for key, value in json.loads(unet.to_json_string()).items() if key != "_name_or_path"}

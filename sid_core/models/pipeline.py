@@ -19,6 +19,8 @@ from .card import model_card
 from .generator import generator_sha256
 from .teacher import latent_shape, make_solver, scheduler_config, teacher_sha256
 
+MARKS = ("model_index.json", "generator.json")  # together they tell an export from teachers and generators
+
 
 def export(generator: Path, teacher: Path, out: Path, score: Path | None = None) -> None:
     """Write the pipeline of a one-step generator to `out`: DiffusionPipeline.from_pretrained(out) loads it.
@@ -45,7 +47,7 @@ def export(generator: Path, teacher: Path, out: Path, score: Path | None = None)
     scores = read_json(score) if score else None
     if scores and scores["generator_sha256"] != weights:
         raise UserError(f"--score {score}: of other weights than {generator}; score this generator, or leave it out")
-    with atomic_path(out) as folder:
+    with atomic_path(out, *MARKS) as folder:
         folder.mkdir()
         for name in ("tokenizer", "text_encoder", "vae"):
             shutil.copytree(teacher / name, folder / name)

@@ -153,7 +153,7 @@ def _export(trainer: Trainer, settings: "DistillSettings", teacher_sha256: str, 
         record["chosen"] = {"rule": f"lowest {settings.distill.keep_best}", **chosen}
     with atomic_path(out.parent / "training.jsonl") as temporary:
         shutil.copy(state / "training.jsonl", temporary)
-    with atomic_path(out.parent / "grids") as temporary:
+    with atomic_path(out.parent / "grids", "00000000.png") as temporary:
         shutil.copytree(state / "grids", temporary)
     save_generator(out, trainer.ema.unet, weights, record)
 

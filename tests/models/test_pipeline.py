@@ -104,6 +104,23 @@ def test_another_scheduler_draws_another_image(exported):
     assert np.abs(np.asarray(image).astype(int) - expected).max() > 2
 
 
+def test_an_export_replaces_an_export_and_nothing_else(exported, tmp_path, monkeypatch, capsys):
+    teacher, generator, pipeline = exported
+    for place, source in (("teacher", teacher), ("generator", generator), ("model", teacher.parent / "source")):
+        shutil.copytree(source, tmp_path / place)
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for out in (".", "teacher", "generator", "model", "file", "file/x"):
+        assert export(generator, teacher, Path(out)) == 1
+        assert capsys.readouterr().err.startswith(f"error: {out}: ")
+    assert sorted(tmp_path.rglob("*")) == before
+    shutil.copytree(pipeline, "pipeline")
+    Path("pipeline/README.md").unlink()
+    assert export(generator, teacher, Path("pipeline")) == 0
+    assert Path("pipeline/README.md").is_file()
+
+
 @pytest.mark.parametrize("t_init", [1, 20, 400, 999])
 def test_the_scheduler_feeds_sigma_z_at_any_level(tiny_teacher, tmp_path, t_init):
     assert export(make_generator(tiny_teacher, tmp_path / "g", t_init), tiny_teacher, tmp_path / "p") == 0

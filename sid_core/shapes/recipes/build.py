@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ...errors import UserError
-from ...files import atomic_path, digest, read_json, sha256_file, write_json
+from ...files import atomic_path, check_place, digest, read_json, sha256_file, write_json
 from .settings import RecipeSettings
 
 RECIPE = "recipe.json"
@@ -39,6 +39,7 @@ def make_assets(out: Path, settings: RecipeSettings, only: set[str] | None = Non
     if unknown:
         raise UserError(f"unknown part {', '.join(sorted(unknown))}: expected some of {', '.join(PARTS)}")
     out = Path(out)
+    check_place(out, RECIPE)
     if _finished(out, settings):
         print(f"{out}: made by this recipe already")
         return
@@ -91,7 +92,7 @@ def _finished(out: Path, settings: RecipeSettings) -> bool:
 
 def _assemble(settings: RecipeSettings, work: Path, out: Path) -> None:
     stamps = {name: read_json(_stamp(name, work)) for name in PARTS}
-    with atomic_path(out) as folder:
+    with atomic_path(out, RECIPE) as folder:
         folder.mkdir()
         for name in ("teacher", "clip", "features"):
             shutil.copytree(work / name, folder / name)
