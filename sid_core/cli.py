@@ -300,9 +300,12 @@ def _shapes_assets(given: argparse.Namespace) -> None:
 
 def _plan(given: argparse.Namespace) -> None:
     from .machine import has_gpu
+    from .models.captions import check_enough
     from .plan import to_text
 
-    print(to_text(config.load_config("config.yaml", given.configfile), int(has_gpu())))
+    settings = config.load_config("config.yaml", given.configfile)
+    check_enough(settings.prompts, settings.generate.samples)
+    print(to_text(settings, int(has_gpu())))
 
 
 def _plan_memory(given: argparse.Namespace) -> None:

@@ -12,11 +12,15 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from ..config import COCO2014_30K
 from ..errors import UserError
+
+if TYPE_CHECKING:
+    from ..config import Prompts
 
 BLOCK = 1 << 20  # bytes read at once
 BATCH = 8192  # cells of a table at once
@@ -24,7 +28,7 @@ LONGEST = 100_000  # characters of a caption; of web pages' texts the longest ha
 TARS = (".tar", ".tar.gz", ".tgz")
 
 
-def read_captions(path: Path, column: str | None = None, member: str | None = None) -> Iterator[list[str]]:
+def read_captions(path: str | Path, column: str | None = None, member: str | None = None) -> Iterator[list[str]]:
     """The captions of a file, in order and stripped, some thousands at a time; '' for a blank line or an empty cell.
 
     Line breaks inside a cell become spaces.
@@ -57,6 +61,24 @@ def read_captions(path: Path, column: str | None = None, member: str | None = No
                 yield [caption.strip() for caption in batch]
     except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
         raise UserError(f"{where}: truncated or damaged ({error}); fetch or write it again") from None
+
+
+def check_enough(prompts: "Prompts", samples: int) -> None:
+    """Refuse a file of fewer evaluation captions than there are samples, before anything is trained for them.
+
+    Numbers of captions are compared where the configuration is read.
+    """
+    if isinstance(prompts.evaluation, int) or prompts.evaluation == COCO2014_30K:
+        return
+    count = 0
+    for batch in read_captions(prompts.evaluation, prompts.column):
+        count += len(batch)
+        if count >= samples:
+            return
+    raise UserError(
+        f"generate.samples={samples}: prompts.evaluation={prompts.evaluation} holds only {count:,} captions; "
+        "lower one or raise the other"
+    )
 
 
 def _open(path: Path, member: str | None, stack: ExitStack) -> tuple[BinaryIO, str]:

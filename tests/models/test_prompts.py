@@ -13,7 +13,7 @@ from serving import Server
 from sid_core.config import COCO2014_30K, Prompts, PromptsSettings
 from sid_core.errors import UserError
 from sid_core.files import read_json, read_lines, verify_manifest
-from sid_core.models.captions import LineFile
+from sid_core.models.captions import LineFile, check_enough
 from sid_core.models.prompts import COCO_CAPTIONS, COCO_SHA256, normalised, prepare_prompts, training_prompts
 
 FOUR = ["A Dog", "Été", "a cat", "Été"]
@@ -67,6 +67,15 @@ def test_formats_give_the_same_captions(tmp_path, name, data, settings):
     report = read_json(out / "report.json")
     assert [report["train"][key] for key in ("captions", "distinct", "duplicates")] == [4, 3, 1]
     assert report["overlap"] == {"exact": 1, "normalised": 2, "training_captions": 2}
+
+
+def test_a_file_of_too_few_evaluation_captions_is_refused(tmp_path):
+    for name, data, column in (("a.txt", b"a\nb\nc", None), ("a.csv", table(["a", "b", "c"], "to_csv"), "text")):
+        (tmp_path / name).write_bytes(data)
+        prompts = Prompts(source="file", train="x", evaluation=str(tmp_path / name), column=column)
+        check_enough(prompts, 3)
+        with pytest.raises(UserError, match=r"generate\.samples=4: prompts\.evaluation=.* holds only 3 captions"):
+            check_enough(prompts, 4)
 
 
 def test_line_breaks_in_cells_become_spaces_and_words_stay_words(tmp_path):

@@ -139,9 +139,16 @@ def test_the_default_profile_is_loaded_by_itself(project):
             {"imports": [{"name": "mine", "file": "nowhere.pkl", "scale": 2, "train_kimg": 1}]},
             ["imports.mine.file=nowhere.pkl: no such file or folder"],
         ),
+        (
+            {"prompts": {"source": "file", "train": "captions.txt", "evaluation": "captions.txt"}},
+            [
+                "generate.samples=32: prompts.evaluation=captions.txt holds only 2 captions; lower one or raise the other"
+            ],
+        ),
     ],
 )
 def test_a_mistake_is_told_before_anything_runs(project, blocks, expected):
+    (project.folder / "captions.txt").write_text("a cat\na dog\n")
     project.configure(**blocks)
     said = project.complaint()
     for line in expected:

@@ -8,6 +8,7 @@ from sid_core.config import baselines, dump, generators, parse_config, runs, sha
 from sid_core.errors import UserError
 from sid_core.gpus import visible
 from sid_core.machine import be_home, has_gpu, put_python_first
+from sid_core.models.captions import check_enough
 from sid_core.plan import to_text
 from sid_core.slurm import adapt
 from sid_core.sources import data_digests, stage_digest
@@ -15,6 +16,8 @@ from sid_core.sources import data_digests, stage_digest
 try:
     CONFIG = parse_config(config)
     DATA = data_digests(CONFIG)
+    if workflow.is_main_process:
+        check_enough(CONFIG.prompts, CONFIG.generate.samples)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
