@@ -214,6 +214,10 @@ class Distill(Block):
             raise ValueError(
                 f"proxy_samples={self.proxy_samples}: expected 2, better hundreds, or 0 and keep_best: null"
             )
+        if self.lr_final is not None and self.lr_final > self.lr:
+            raise ValueError(
+                f"lr_final={self.lr_final:g}: expected at most lr={self.lr:g}, which decays to it; or null, for a constant rate"
+            )
         if self.t_min >= self.t_max:
             raise ValueError(f"t_min={self.t_min}, t_max={self.t_max}: expected t_min < t_max")
         if self.batch % self.micro_batch:

@@ -62,6 +62,7 @@ def test_shipped_config_is_valid_and_complete():
             "resources.score.runtime='12': expected minutes, hours or days, such as",
         ),
         ({"distill__t_init": 1200}, "distill.t_init=1200: expected less than or equal to 999"),
+        ({"distill__lr": 1e-6}, "distill: lr_final=0.0001: expected at most lr=1e-06, which decays to it; or null"),
         ({"distill__t_min": 980}, "t_min=980, t_max=980: expected t_min < t_max"),
         ({"distill__micro_batch": 5}, "micro_batch=5: expected a divisor of batch=32"),
         ({"distill__compile": True, "distill__checkpointing": True}, "compile, checkpointing: what is computed again"),
@@ -103,7 +104,7 @@ def test_a_file_that_is_no_mapping_is_named(tmp_path, text):
 
 def test_numbers_that_yaml_reads_as_text_are_numbers():
     # YAML 1.1 wants a dot before the exponent
-    assert c.parse_config(changed(distill__lr="1e-6")).distill.lr == 1e-6
+    assert c.parse_config(changed(distill__lr="1e-3")).distill.lr == 1e-3
 
 
 # --- runs --------------------------------------------------------------------------------------------------------------
@@ -170,7 +171,7 @@ def changed_files(**values) -> set[str]:
             {"features.settings.yaml", "reference/settings.yaml", "score.settings.yaml"},
         ),
         ({"generate__batch": 100}, {"runs/generate.yaml", "baselines/generate.yaml"}),
-        ({"distill__lr": 1e-5}, {"runs/settings.yaml"}),
+        ({"distill__lr": 1e-3}, {"runs/settings.yaml"}),
         ({"distill__t_init": 600}, {"runs/settings.yaml", "runs/generate.yaml"}),
         ({"tracking__enabled": False}, set()),
         ({"guidance_scales": [1.5, 2.0, 3.0, 4.5, 6.0]}, {"runs/settings.yaml", "runs/generate.yaml"}),
