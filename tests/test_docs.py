@@ -6,8 +6,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
-from sid_core import cli, manual
+from sid_core import cli, config, manual
+from sid_core.plan import to_text
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -69,6 +71,14 @@ def test_commands_are_those_of_the_program(page):
         known = {option for action in commands[words[0]]._actions for option in action.option_strings}
         used = {word.split("=")[0] for word in words if word.startswith("--")}
         assert used <= known, f"sid-core {line}"
+
+
+@pytest.mark.parametrize("page", ["own-prompts", "own-teacher"])
+def test_an_experiment_of_ones_own_is_shown_whole(page):
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "how-to" / f"{page}.md").read_text(), flags=re.S)
+    given = config.parse_config(config.merge(config.read_yaml(ROOT / "config.yaml"), yaml.safe_load(block)))
+    assert given.experiment != "shapes", "it would make another experiment's results again"
+    assert "note" not in to_text(given)
 
 
 def test_pictures_are_small():

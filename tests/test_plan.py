@@ -59,3 +59,14 @@ def test_the_table_names_every_stage_and_the_sum():
     for stage in make_plan(shipped()):
         assert stage.name in text
     assert text.splitlines()[-1].startswith("all")
+
+
+def test_scores_by_the_networks_of_the_shapes_are_told_to_mean_nothing_elsewhere():
+    own = {
+        "prompts": {"source": "file", "train": "a.txt", "evaluation": "b.txt"},
+        "baselines": {"vae": False, "real": False},
+    }
+    assert "note: evaluate.reference, evaluate.feature_network, evaluate.clip: embedded" in to_text(shipped(**own))
+    own["evaluate"] = {"reference": "images", "feature_network": "x.pt", "clip": "folder"}
+    assert "note" not in to_text(shipped(**own))
+    assert "note" not in to_text(shipped())
