@@ -7,6 +7,7 @@ import argparse
 import errno
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -127,6 +128,10 @@ def _distill(given: argparse.Namespace) -> None:
     settings = config.load_settings(config.DistillSettings, given.settings)
     set_determinism(settings.distill.deterministic)
     check_place(given.out, "generator.json")  # days later it would be refused
+    if any(path.is_file() for path in (given.state, *given.state.parents)):
+        raise UserError(
+            f"--state {given.state}: is a file or below one; expected the folder of a training state, or a new one"
+        )
     verify_manifest(given.prompts.parent)
     prompts = training_prompts(given.prompts)
     codec = ImageCodec.from_directory(given.teacher, AT_ONCE)
@@ -213,7 +218,18 @@ def _score(given: argparse.Namespace) -> None:
 def _pairs(given: argparse.Namespace) -> None:
     from .evaluation.pairs import write_pairs
 
-    write_pairs(config.load_config(given.settings), given.results)
+    write_pairs(_settings_of_results(given), given.results)
+
+
+def _settings_of_results(given: argparse.Namespace) -> config.Config:
+    """--settings, which must be those of --results: of another experiment nothing would be found there."""
+    settings, frozen = config.load_config(given.settings), given.results / "config.yaml"
+    if frozen.is_file() and (experiment := config.read_yaml(frozen).get("experiment")) != settings.experiment:
+        raise UserError(
+            f"--settings {given.settings}: of experiment {settings.experiment}, but --results {given.results} is of "
+            f"{experiment}; give {frozen}"
+        )
+    return settings
 
 
 def _compare(given: argparse.Namespace) -> None:
@@ -225,7 +241,7 @@ def _compare(given: argparse.Namespace) -> None:
 def _report(given: argparse.Namespace) -> None:
     from .report import compare
 
-    settings = config.load_config(given.settings)
+    settings = _settings_of_results(given)
     if given.so_far:
         from .evaluation.pairs import write_pairs
 
@@ -263,7 +279,7 @@ def _serve(given: argparse.Namespace) -> None:
 def _sample(given: argparse.Namespace) -> None:
     from .studio import sample
 
-    teacher = given.teacher or given.generator.resolve().parents[2] / "teacher"
+    teacher = given.teacher or (given.generator / "../../../teacher").resolve()
     sample(given.generator, teacher, given.prompt, given.seed, given.out)
 
 
@@ -312,6 +328,10 @@ def _plan_memory(given: argparse.Namespace) -> None:
     from .models import architectures
     from .training import memory
 
+    if given.gpus < 1:
+        raise UserError(f"--gpus {given.gpus}: expected 1 or more")
+    if not 0 < given.kappa < math.inf:
+        raise UserError(f"--kappa {given.kappa:g}: expected more than 0; 1 is no guidance")
     architecture = architectures.of_directory(given.teacher) if given.teacher else architectures.named(given.size)
     rows = memory.survey(architecture, given.kappa, given.precision, given.gpus)
     print(memory.to_markdown(rows), memory.advice(rows), memory.NOTE, sep="\n\n")
@@ -323,11 +343,17 @@ def _check_precision(given: argparse.Namespace) -> None:
     from .report.precision import render
     from .training.fidelity import check_precision, write_csv
 
-    settings = config.distillations(config.load_config("config.yaml", given.configfile))[0]
+    runs = config.distillations(config.load_config("config.yaml", given.configfile))
+    if not runs:
+        raise UserError(
+            f"--configfile {given.configfile}: distils nothing; give one with guidance_scales or extra_runs"
+        )
+    if given.images < 1:
+        raise UserError(f"--prompts {given.images}: expected 1 or more")
     captions = [caption for part in read_captions(given.captions) for caption in part]
     with atomic_path(given.out, "gradients.csv") as folder:
         rows = check_precision(
-            settings, given.teacher, captions, given.images, given.precision, given.bins, given.warmup, given.from_state
+            runs[0], given.teacher, captions, given.images, given.precision, given.bins, given.warmup, given.from_state
         )
         folder.mkdir()
         write_csv(rows, folder / "gradients.csv")

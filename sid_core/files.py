@@ -100,7 +100,10 @@ def read_json(path: str | Path) -> dict:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); delete it and run again") from None
+        raise UserError(
+            f"{path}: not valid JSON ({error}); expected a file that a stage wrote: give that one; or, where one wrote this, "
+            "delete it and run again"
+        ) from None
 
 
 def sha256_file(path: str | Path) -> str:

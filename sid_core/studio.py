@@ -17,7 +17,7 @@ from .files import atomic_path
 from .machine import device
 from .method import Denoiser, n_step
 from .models.generator import load_generator
-from .models.teacher import latent_shape, load_denoiser, make_solver
+from .models.teacher import COMPONENTS, latent_shape, load_denoiser, make_solver
 from .models.text import TextEncoder
 from .models.vae import ImageCodec
 from .preview import factor, to_png
@@ -34,6 +34,11 @@ def sample(generator: Path, teacher: Path, prompt: str, seed: int, out: Path) ->
     for folder, what in ((generator, "generator"), (teacher, "teacher")):
         if not folder.is_dir():
             raise UserError(f"--{what} {folder}: no such folder; expected results/EXPERIMENT/… of a finished run")
+    for name, files in COMPONENTS.items():
+        if not any((teacher / name / file).is_file() for file in files):
+            raise UserError(
+                f"--teacher {teacher}: has no {name}; expected a prepared teacher, results/EXPERIMENT/teacher"
+            )
     pixels = Studio(teacher).image(generator, prompt, seed)
     with atomic_path(out) as temporary:
         temporary.write_bytes(to_png(pixels, enlarge=factor(len(pixels))))

@@ -161,6 +161,37 @@ def test_a_place_of_the_users_own_is_left_as_it_is(inputs, tmp_path, capsys, mon
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("stage", "spoilt", "message"),
+    [
+        ("check-precision", {"prompts": 0}, "--prompts 0: expected 1 or more"),
+        ("check-precision", {"prompts": -1}, "--prompts -1: expected 1 or more"),
+        ("check-precision", {"configfile": ROOT / "experiments" / "published.yaml"}, "published.yaml: distils nothing"),
+        ("check-precision", {"from-state": "nowhere"}, "--from-state nowhere: no saved state there"),
+        ("plan-memory", {"size": "shapes", "gpus": 0}, "--gpus 0: expected 1 or more"),
+        ("plan-memory", {"size": "shapes", "gpus": -2}, "--gpus -2: expected 1 or more"),
+        ("plan-memory", {"size": "shapes", "kappa": -1}, "--kappa -1: expected more than 0"),
+        ("distill", {"state": "config.yaml"}, "--state config.yaml: is a file or below one; expected the folder of"),
+        ("distill", {"state": "config.yaml/x"}, "--state config.yaml/x: is a file or below one"),
+        ("sample", {"generator": "/tmp"}, "--teacher /teacher: no such folder"),
+        ("sample", {"teacher": "results"}, "--teacher results: has no tokenizer; expected a prepared teacher"),
+        ("prompts", {"teacher": "results"}, "--teacher results: has no tokenizer; expected"),
+        ("report", {"settings": "other.yaml"}, "--settings other.yaml: of experiment other, but --results"),
+        ("pairs", {"settings": "other.yaml"}, "--settings other.yaml: of experiment other, but --results"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_remedy(inputs, tmp_path, capsys, monkeypatch, stage, spoilt, message):
+    monkeypatch.chdir(inputs[0])
+    Path("other.yaml").write_text(Path("config.yaml").read_text().replace("experiment: shapes", "experiment: other"))
+    line = arguments(stage, inputs, tmp_path, **{name: value for name, value in spoilt.items() if name != "state"})
+    if "state" in spoilt:
+        line[line.index("--state") + 1] = spoilt["state"]
+    assert cli.main(line) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) == 1
+
+
 def test_a_range_that_is_none_is_named(inputs, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(inputs[0])
     assert cli.main(arguments("generate", inputs, tmp_path, range=("5", "5"))) == 1

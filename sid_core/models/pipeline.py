@@ -45,6 +45,8 @@ def export(generator: Path, teacher: Path, out: Path, score: Path | None = None)
             "diffusers does; only one-step generators can be exported"
         )
     scores = read_json(score) if score else None
+    if score and not (isinstance(scores, dict) and {"generator_sha256", "protocol_hash"} <= set(scores)):
+        raise UserError(f"--score {score}: no score of a run; expected results/EXPERIMENT/runs/RUN/score.json")
     if scores and scores["generator_sha256"] != weights:
         raise UserError(f"--score {score}: of other weights than {generator}; score this generator, or leave it out")
     with atomic_path(out, *MARKS) as folder:
@@ -93,7 +95,7 @@ def push(pipeline: Path, repo: str, private: bool = False) -> str:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 
-    if not (pipeline / "model_index.json").is_file():
+    if not all((pipeline / mark).is_file() for mark in MARKS):
         raise UserError(f"--pipeline {pipeline}: no exported pipeline; expected what sid-core export wrote")
     verify_manifest(pipeline)
     try:

@@ -40,9 +40,12 @@ def prepare_prompts(settings: "PromptsSettings", out: Path, teacher: Path | None
         teacher: a prepared teacher, whose tokenizer counts tokens; None: they are not counted.
 
     Raises:
-        UserError: a file is missing, empty, damaged, not UTF-8 or not of captions; the hub does not give it.
+        UserError: a file is missing, empty, damaged, not UTF-8 or not of captions; the hub does not give it; the teacher has no
+            tokenizer (transformers would count by an empty one, after minutes of asking the hub).
     """
     prompts = settings.prompts
+    if teacher and not any((teacher / "tokenizer" / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise UserError(f"--teacher {teacher}: has no tokenizer; expected results/EXPERIMENT/teacher, or leave it out")
     with atomic_path(out) as folder:
         folder.mkdir()
         evaluation = _Written(folder / "evaluation.txt")

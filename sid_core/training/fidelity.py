@@ -83,7 +83,7 @@ def check_precision(
         for _ in range(warmup):
             trainer.step()
     elif load_newest_state(state, trainer) is None:
-        raise UserError(f"--state {state}: no saved state there; expected the state folder of a run")
+        raise UserError(f"--from-state {state}: no saved state there; expected the state folder of a run")
     weights = {half: student.master.to("cpu", copy=True) for half, student in trainer.students.items()}
     reference = list(_gradients(trainer, edges))
     rows = list(_rows(ANOTHER, reference, _gradients(trainer, edges, first=LAST + bins), edges))

@@ -207,6 +207,17 @@ def test_a_score_of_other_weights_is_refused(exported, tmp_path, capsys):
     assert "of other weights than" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", ['{"a": 1}', "[]", '{"generator_sha256": "0"}', "a,b\n1,2\n"])
+def test_another_file_than_a_score_is_refused(exported, tmp_path, capsys, content):
+    (tmp_path / "x.json").write_text(content)
+    assert export(exported[1], exported[0], tmp_path / "p", "--score", str(tmp_path / "x.json")) == 1
+    said = capsys.readouterr().err
+    assert "x.json: no score of a run; expected" in said or (
+        "x.json: not valid JSON" in said and "give that one" in said
+    )
+    assert not (tmp_path / "p").exists()
+
+
 def test_the_license_is_the_teachers(tiny_teacher, tmp_path):
     teacher = tmp_path / "teacher"
     shutil.copytree(tiny_teacher, teacher)
@@ -251,6 +262,12 @@ def api(monkeypatch):
 
 def push(folder: Path, *more: str) -> int:
     return cli.main(["push", "--pipeline", str(folder), "--repo", "me/mine", *more])
+
+
+def test_a_teacher_is_not_pushed(exported, api, capsys):
+    assert push(exported[0]) == 1
+    assert "no exported pipeline; expected what sid-core export wrote" in capsys.readouterr().err
+    assert api.asked == []
 
 
 def test_push_uploads_the_folder(exported, api):
