@@ -1,7 +1,7 @@
 """The two losses of SiD-LSG and its four guidance scales (arXiv 2406.01561, sections 3.2 to 3.4).
 
 Both losses are sums over channels and pixels, means over the batch, in float32: the score difference is a small difference of
-close numbers, amplified by sigma / alpha (about 14 at t = 980).
+close numbers, amplified by sigma / alpha (13 at t = 980).
 """
 
 from dataclasses import dataclass
