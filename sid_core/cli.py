@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from . import config, gpus
 from .errors import UserError
@@ -146,20 +146,13 @@ def _distill(given: argparse.Namespace) -> None:
             code = stage_digest("training.run")
             distill(settings, given.teacher, prompts, given.state, given.out, draw, look, code)
     except Interrupted as error:
-        if not is_first():
-            _leave(128 + error.signum)
         message = f"{settings.run.name}: interrupted; its state is saved, running again continues"
-        sys.exit(_complain(message, 128 + error.signum))
+        sys.exit(_complain(message, 128 + error.signum) if is_first() else 128 + error.signum)
     except (TrainingStopped, PeerLost):
-        if not is_first():
-            _leave(1)
-        raise
-
-
-def _leave(code: int) -> NoReturn:
-    """End a process of several, for a reason that the first one tells: torchrun ends all soon after any, so that one goes before."""
-    time.sleep(LAST_WORD_S)
-    sys.exit(code)
+        if is_first():
+            raise
+        time.sleep(LAST_WORD_S)  # the first one tells why; as soon as one has ended, torchrun and srun end all
+        sys.exit(1)
 
 
 def _proxy(given: argparse.Namespace, settings: config.DistillSettings, prompts: Sequence[str], codec: "ImageCodec"):

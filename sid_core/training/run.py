@@ -90,7 +90,7 @@ def distill(
         TrainingStopped: non-finite numbers or an alarm. Interrupted: a signal arrived; running again continues.
         UserError: the state belongs to other settings, another process holds it, or the GPU's memory is too small.
     """
-    with lease(state) if is_first() else nullcontext(), connected() as (world, device), _Signals() as signals:
+    with lease(state) if is_first() else nullcontext(), connected() as (world, device), _Signals(world) as signals:
         sha256 = teacher_sha256(teacher)
         identity = _identity(settings, sha256, prompts)
         if is_first():
@@ -355,8 +355,8 @@ class _Signals:
 
     COLLECTED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-    def __init__(self) -> None:
-        self.first, self._at_s = 0, 0.0
+    def __init__(self, world: World) -> None:
+        self.first, self._at_s, self._world = 0, 0.0, world
 
     def overdue(self) -> int:
         """The first signal, once it is so old that the iteration is not to be waited for."""
@@ -370,6 +370,10 @@ class _Signals:
         self._before = {signum: signal.signal(signum, self._note) for signum in self.COLLECTED}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+        if (
+            kind is Interrupted and self._world.size > 1
+        ):  # torchrun's, as others have ended; this one may have a word to say
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -12,7 +12,7 @@ from sid_core.files import read_json, saved_states
 from sid_core.models.prompts import prepare_prompts
 
 TORCHRUN = [sys.executable, "-m", "sid_core.torchrun", "--standalone", "--nproc-per-node=2"]
-# MLflow's last sync takes seconds, and a signal reaches one process alone where the test asks for it
+# MLflow's last sync takes seconds, and a signal reaches one process alone, or torchrun, where the test asks for it
 STAGE = """
 import os, signal, sys, time
 from sid_core import cli, tracking
@@ -25,8 +25,9 @@ def late(self, *error):
     goodbye(self, *error)
 
 def signalled(self):
-    if os.environ["RANK"] == os.environ.get("SIGNALLED") and self.iteration == 3:
-        os.kill(os.getpid(), signal.SIGUSR1)
+    if os.environ["RANK"] == "1" and self.iteration == 3 and os.environ["SIGNALLED"]:
+        os.kill({"one": os.getpid(), "torchrun": os.getppid()}[os.environ["SIGNALLED"]], signal.SIGUSR1)
+        time.sleep(0.5)
     return step(self)
 
 tracking.Mirror.__exit__, Trainer.step = late, signalled
@@ -36,7 +37,7 @@ sys.exit(cli.main())
 
 @pytest.fixture
 def distill(tiny_teacher, tmp_path):
-    """distill(settings, signalled rank) -> the ended process."""
+    """distill(settings, who is signalled: one, torchrun) -> the ended process."""
     (tmp_path / "stage.py").write_text(STAGE)
     prepare_prompts(PromptsSettings(prompts=Prompts(train=5, evaluation=1)), tmp_path / "prompts", tiny_teacher)
 
@@ -60,8 +61,9 @@ def test_an_alarm_is_said_and_ends_all(distill, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_signal_to_one_is_said_and_ends_all(distill, tmp_path):
-    ended = distill(make_settings(micro_batch=2), signalled="1")
+@pytest.mark.parametrize("signalled", ["one", "torchrun"])
+def test_a_signal_is_said_and_ends_all(distill, tmp_path, signalled):
+    ended = distill(make_settings(micro_batch=2), signalled)
     assert ended.returncode == 128 + 10
     assert ended.stderr.count("lsg-1.5: interrupted; its state is saved") == ended.stderr.count("error: ") == 1
     assert "000000004" in saved_states(tmp_path / "state")[0].name
