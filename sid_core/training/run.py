@@ -373,7 +373,6 @@ class _Signals:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
-        if (
-            kind is Interrupted and self._world.size > 1
-        ):  # torchrun's, as others have ended; this one may have a word to say
+        # torchrun sends it as soon as one process has ended; this one may have a word to say
+        if kind is Interrupted and self._world.size > 1:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
