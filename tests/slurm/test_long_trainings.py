@@ -115,7 +115,7 @@ def test_trainings_on_nodes_are_followed_on_a_server(tmp_path, monkeypatch, serv
     def points() -> int:
         """Of the run, on the server."""
         runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
-        return sum(len(client.get_metric_history(run.info.run_id, "fake_loss")) for run in runs)
+        return sum(len(client.get_metric_history(run.info.run_id, "training/fake_loss")) for run in runs)
 
     with Cluster(tmp_path / "cluster") as cluster:
         blocks = BLOCKS | {"tracking": {"uri": server}, "resources": {"distill": DISTILL | {"runtime": "1h"}}}
