@@ -88,6 +88,27 @@ def test_a_training_of_two_nodes(run, local):
     assert pipeline.scores() == local(nodes | {"nodes": 1})
 
 
+def test_a_node_that_fails_where_jobs_may_not_be_put_back(tmp_path, monkeypatch, local):
+    """Slurm calls it NODE_FAIL for good, and the plugin waits for it to be put back."""
+    monkeypatch.setenv("PYTHONPATH", str(SLOWLY))
+    with Cluster(tmp_path / "cluster") as cluster:
+        blocks = BLOCKS | {"resources": {"distill": DISTILL | {"runtime": "1h"}}}
+        pipeline = Pipeline(tmp_path / "pipeline", cluster, install_plugin(tmp_path / "plugin"), **blocks)
+        pipeline.start("--set-resources", "distill:slurm_extra='--no-requeue'")
+        first = pipeline.wait_for("distill")
+        log = pipeline.folder / STATE / "training.jsonl"
+        while not log.is_file() or len(log.read_text().splitlines()) < 10:
+            time.sleep(0.5)
+        cluster.crash(first["NodeList"])
+        second = pipeline.wait_for("distill", until=lambda job: job["JobId"] != first["JobId"])
+        cluster.start(first["NodeList"])
+        pipeline.finish()
+        [failed] = pipeline.jobs("distill", "NODE_FAIL")
+    assert failed["JobId"] == first["JobId"]
+    assert second["MinMemoryNode"] == first["MinMemoryNode"]  # as much more as a retry asks for: it is none
+    assert pipeline.scores() == local(DISTILL)
+
+
 @pytest.fixture
 def server(tmp_path):
     """The address of an MLflow server, as one that a group runs for its cluster."""

@@ -202,8 +202,10 @@ def test_what_is_refused_ends_the_call_and_ctrl_c_every_job(place, cluster, plug
     assert "Job submission failed: The --job-name option is not allowed" in pipeline.finish(returncode=1)
     assert pipeline.jobs() == []
 
-    pipeline.start()
-    pipeline.wait_for("reference")
+    own = ["--default-resources", "slurm_partition=main", "--set-resources", "reference:gpu=0", "reference:gres=gpu:1"]
+    pipeline.start(*own)
+    job = pipeline.wait_for("reference")
+    assert (job["Partition"], job["TresPerNode"]) == ("main", "gres:gpu:1")
     pipeline.kill(signal.SIGINT)
     states = {job["JobState"] for job in pipeline.jobs()}
     assert states == {"CANCELLED"}, pipeline.said()
