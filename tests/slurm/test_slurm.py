@@ -207,8 +207,8 @@ def test_what_is_refused_ends_the_call_and_ctrl_c_every_job(place, cluster, plug
     job = pipeline.wait_for("reference")
     assert (job["Partition"], job["TresPerNode"]) == ("main", "gres:gpu:1")
     pipeline.kill(signal.SIGINT)
-    states = {job["JobState"] for job in pipeline.jobs()}
-    assert states == {"CANCELLED"}, pipeline.said()
+    assert pipeline.jobs("reference")[-1]["JobState"] in ("CANCELLED", "COMPLETING"), pipeline.said()
+    assert not pipeline.jobs(state="RUNNING") + pipeline.jobs(state="PENDING")  # another may have ended before
 
 
 @pytest.mark.slow
