@@ -66,6 +66,8 @@ class Pipeline(Project):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                # tests that were started in a shell's background ignore it, and so would Snakemake
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def finish(self, returncode: int = 0, patience_s: float = PATIENCE_S) -> str:
