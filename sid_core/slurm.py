@@ -80,10 +80,9 @@ def _make(upstream: type, prefix: str) -> type:
                 pass  # where Slurm did not answer, the plugin forgets the others, and Snakemake waits for ever
             open_jobs = [job_info for job_info in active_jobs if job_info.job not in self._told]
             ids = [job_info.external_jobid for job_info in open_jobs]
+            # as the plugin decides
+            by_sacct = self.get_status_command() == "sacct" and shutil.which("sacct") is not None
             # ours wait for those before
-            by_sacct = (
-                self.get_status_command() == "sacct" and shutil.which("sacct") is not None
-            )  # as the plugin decides
             given_up = self._watch.look([*self._book.before, *ids], self._done, by_sacct) if ids else {}
             for job_info in open_jobs:
                 if job_info.external_jobid in given_up:
@@ -97,11 +96,11 @@ def _make(upstream: type, prefix: str) -> type:
             super().report_job_success(job_info)
 
         def report_job_error(self, job_info, msg: str | None = None, **given) -> None:
-            # `launch` continues these; Snakemake's retries are left for failures. Upstream, an executor would say so. `launch` counts
-            # them too, where it gets to start
             job = job_info.job
             if job.is_group() and msg:  # Snakemake tells of a group which jobs it has, and not what was wrong
                 self.logger.error(msg)
+            # `launch` continues these; Snakemake's retries are left for failures. Upstream, an executor would say so. `launch` counts
+            # them too, where it gets to start
             if INTERRUPTED.search(msg or "") and self._interrupted[job] < (job.resources.get("continuations") or 0):
                 self._interrupted[job] += 1
                 job.attempt -= 1
@@ -152,9 +151,8 @@ class Watch:
             job: (state, reason) for job, state, reason in (line.split("|", 2) for line in asked.stdout.splitlines())
         }
         states = {job: state for job, (state, _) in listed.items()}
-        risen = [
-            job for job in done if states.get(job) in UNENDED and job not in jobs
-        ]  # ids are given again after a crash
+        # after a crash ids are given again
+        risen = [job for job in done if states.get(job) in UNENDED and job not in jobs]
         if risen:
             subprocess.run(["scancel", *risen])
         if by_sacct:
