@@ -61,14 +61,44 @@ def encode_png(image: np.ndarray, level: int) -> bytes:
     return buffer.getvalue()
 
 
+def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
+    """Pixels of a picture of any mode as (H, W, 3) uint8; `name` is what an error calls it.
+
+    16 bits become their high byte, of grey here as of colours in Pillow. An alpha channel that is opaque everywhere is dropped.
+
+    Raises:
+        UserError: transparent pixels, whose stored colour nobody has seen; or numbers without a known white.
+    """
+    if picture.has_transparency_data and not _is_opaque(picture):
+        raise UserError(
+            f"{name}: has transparent pixels, expected an opaque image. Fix: lay it on a background of your choice, for example "
+            "magick mogrify -background white -alpha remove -alpha off IMAGE"
+        )
+    if picture.mode.startswith("I;16"):
+        return np.repeat((np.asarray(picture) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    if picture.mode in ("I", "F"):  # convert would clip at 255
+        raise UserError(
+            f"{name}: has pixels of mode {picture.mode}, expected 8 or 16 bits a channel. Fix: convert it to an 8-bit PNG"
+        )
+    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+
+
+def _is_opaque(picture: Image.Image) -> bool:
+    """Whether no pixel is transparent; False for a 16-bit transparent colour, which Pillow compares with 8-bit pixels."""
+    key = picture.info.get("transparency")
+    if picture.mode.startswith("I;16") or (isinstance(key, tuple) and max(key) > 255):
+        return False
+    return picture.convert("RGBA").getchannel("A").getextrema()[0] == 255
+
+
 def decode_png(data: bytes, name: str) -> np.ndarray:
     """Pixels of a PNG; `name` is what an error calls it.
 
     Raises:
-        UserError: truncated or no image.
+        UserError: truncated, no image, or one that `to_rgb` refuses.
     """
     try:
         with Image.open(io.BytesIO(data)) as picture:
-            return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+            return to_rgb(picture, name)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{name}: truncated or no image ({error}); delete the file it is in and run again") from None

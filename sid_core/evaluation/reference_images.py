@@ -19,6 +19,7 @@ from ..downloads import cache_folder, cached, is_url
 from ..errors import UserError
 from ..files import digest
 from ..shapes import scenes
+from .images import to_rgb
 from .versions import versions
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class ReferenceImages(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> np.ndarray:
-        """Image `index` as (H, W, 3) uint8. Raises UserError naming a damaged file."""
+        """Image `index` as (H, W, 3) uint8. Raises UserError naming a file that is damaged or has transparent pixels."""
 
     def record(self) -> dict:
         """{"source", "count"} and, for files, "files_sha256": equal records are equal images."""
@@ -129,7 +130,7 @@ class ImageFiles:
         try:
             with warnings.catch_warnings(), Image.open(io.BytesIO(self._bytes(name))) as picture:
                 warnings.simplefilter("ignore")  # odd EXIF data; pixels that are damaged raise
-                return np.asarray(picture.convert("RGB"))  # also grey and CMYK
+                return to_rgb(picture, f"evaluate.reference: {where}")
         except DAMAGED as error:
             raise UserError(
                 f"evaluate.reference: {where} is damaged or no image ({error}); get the set again"

@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +65,16 @@ def test_enlarging_is_pils_float_mode():
 def test_png_keeps_pixels():
     image = picture(9, 7)
     assert np.array_equal(images.decode_png(images.encode_png(image, 1), "x"), image)
+
+
+def test_png_of_another_kind_is_read_as_a_reference_is():
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 0x80FF, np.uint16)).save(buffer, "PNG")
+    assert np.unique(images.decode_png(buffer.getvalue(), "x")).tolist() == [0x80]
+    buffer = io.BytesIO()
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(buffer, "PNG")
+    with pytest.raises(UserError, match="x: has transparent pixels"):
+        images.decode_png(buffer.getvalue(), "x")
 
 
 def test_png_levels_trade_time_for_size():

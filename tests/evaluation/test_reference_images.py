@@ -66,6 +66,58 @@ def test_grey_and_cmyk_become_rgb(archive):
     assert np.ptp(images.read(2).astype(int), axis=2).max() > 0
 
 
+def png(image: Image.Image, **extra) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", **extra)
+    return buffer.getvalue()
+
+
+def reference_of(folder, data: bytes) -> np.ndarray:
+    (folder / "one.png").write_bytes(data)
+    return ImageFiles(folder).read(0)
+
+
+def test_a_reference_of_16_bit_grey_keeps_its_high_byte(tmp_path):
+    """Pillow's own conversion clips at 255, which made all but 1 of 256 levels white."""
+    levels = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+    image = reference_of(tmp_path, png(Image.fromarray(levels)))
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, np.stack([levels >> 8] * 3, axis=2))
+
+
+GREY = Image.fromarray(np.full((4, 4), 7, np.uint8))
+RED = Image.new("RGBA", (4, 4), (255, 0, 0, 255))
+TRANSPARENT = {
+    "RGBA": png(Image.new("RGBA", (4, 4), (255, 0, 0, 254))),
+    "LA": png(Image.new("LA", (4, 4), (7, 0))),
+    "palette": png(GREY.convert("P"), transparency=7),
+    "colour key": png(GREY.convert("RGB"), transparency=(7, 7, 7)),
+    "grey key": png(GREY, transparency=7),
+    "16-bit key": png(Image.fromarray(np.full((4, 4), 700, np.uint16)), transparency=700),
+}
+
+
+@pytest.mark.parametrize("kind", TRANSPARENT)
+def test_a_reference_with_transparent_pixels_is_refused(tmp_path, kind):
+    with pytest.raises(UserError, match=r"one\.png: has transparent pixels.* Fix: .*magick mogrify"):
+        reference_of(tmp_path, TRANSPARENT[kind])
+
+
+def test_a_reference_with_an_opaque_alpha_channel_is_its_colours(tmp_path):
+    for data in (png(RED), png(GREY.convert("P"), transparency=9), png(GREY, transparency=9)):
+        with Image.open(io.BytesIO(data)) as picture:
+            expected = np.asarray(picture.convert("RGB"))
+        np.testing.assert_array_equal(reference_of(tmp_path, data), expected)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_a_reference_of_unknown_white_is_refused(tmp_path, mode):
+    buffer = io.BytesIO()
+    Image.new(mode, (4, 4), 700).save(buffer, "TIFF")  # Pillow goes by the content, whatever the suffix says
+    with pytest.raises(UserError, match=rf"one\.png: has pixels of mode {mode}.* Fix: "):
+        reference_of(tmp_path, buffer.getvalue())
+
+
 def test_zip_and_folder_are_the_same_reference(archive, tmp_path):
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(tmp_path / "my.zip.unpacked")  # a path that holds ".zip" is no zip
