@@ -1,11 +1,13 @@
 # make run: the whole experiment. make test: the test suite. Both set up .venv first, once, and again when the lock changes.
 PYTHON ?= python3
+# Python 3.14 would need a compiler: immutables, which Snakemake needs, has no wheel for it (make wheels)
+PYTHONS := 3.11 3.12 3.13
 UV := 0.13.9
 BIN := .venv/bin
 READY := .venv/.ready
 TRACKING := sqlite:///$(CURDIR)/mlflow.db
 
-.PHONY: run setup slurm test test-slow lint ui lock bench assets
+.PHONY: run setup slurm test test-slow lint ui lock wheels bench assets
 
 run: setup
 	$(BIN)/snakemake --cores all
@@ -15,8 +17,8 @@ setup: $(READY)
 # the lock holds versions and hashes; uv, itself of a fixed version, fetches in parallel. Compiled once: every stage is a process
 # that imports torch and more
 $(READY): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); expected Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] not in "$(PYTHONS)".split())' || { \
+	  echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); expected Python 3.11, 3.12 or 3.13. Fix: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
 	$(BIN)/uv pip install --python $(BIN)/python --require-hashes --compile-bytecode -r requirements.lock
@@ -52,6 +54,13 @@ ui: setup
 lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --group dev pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-deps --group slurm -o requirements-slurm.lock
+	$(MAKE) wheels
+
+# that no package of the lock needs a compiler, on any of these Pythons; connection-pool, the one without wheels, is plain Python
+wheels: setup
+	for python in $(PYTHONS); do \
+	  $(BIN)/uv pip install --quiet --dry-run --target .venv/none --python-version $$python --only-binary :all: \
+	    --no-binary connection-pool --require-hashes -r requirements.lock || exit 1; done
 
 bench: setup
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
