@@ -7,7 +7,7 @@ never retrains and a new scale trains only itself.
 
 import difflib
 import math
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -107,6 +107,26 @@ class Imported(Block):
 
 
 COCO2014_30K = "coco2014-30k"  # the 30,000 captions of the published evaluation, which ship with sid_core
+TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+ARCHIVES = (".tar", ".tar.gz", ".tgz")
+
+
+def caption_format(name: str) -> str:
+    """Return '.tar', a table's suffix or '' for text, by how a file's name ends in any case; .gz does not count.
+
+    Raises:
+        ValueError: the name ends in another suffix.
+    """
+    name = name.lower()
+    if name.endswith(ARCHIVES):
+        return ".tar"
+    suffix = PurePosixPath(name.removesuffix(".gz")).suffix
+    if suffix not in ("", ".txt", *TABLES):
+        raise ValueError(
+            f"expected .txt, {', '.join(TABLES)}, any of them with .gz, or .tar, got {suffix}. "
+            "Fix: convert the file; a text of one caption a line may be renamed to .txt"
+        )
+    return "" if suffix == ".txt" else suffix
 
 
 class Prompts(Block):
@@ -119,7 +139,7 @@ class Prompts(Block):
     evaluation: Count | str = Field(
         5_000, description="captions to score with: a number (embedded), else a path or coco2014-30k"
     )
-    column: str | None = Field(None, description="of a .csv or .parquet file: the one that holds the captions")
+    column: str | None = Field(None, description="of a table: the one that holds the captions")
     member: str | None = Field(None, description="of a .tar: the file that holds the training captions")
     repo: str | None = Field(None, description="the hub's repository, for source: hub")
     revision: str | None = Field(None, description="its commit; null: what `main` is on the day")
@@ -139,7 +159,28 @@ class Prompts(Block):
             raise ValueError("repo, revision: give the repository with source: hub, and only there")
         if self.source == "embedded" and (self.column is not None or self.member is not None):
             raise ValueError("column, member: belong to source: file and source: hub")
+        if self.source != "embedded":
+            self._check_formats()
         return self
+
+    def _check_formats(self) -> None:
+        """Refuse files by name that no stage could read, and a column that no file has."""
+        formats = {}
+        for key in ("train", "evaluation", "member"):
+            if (name := getattr(self, key)) is not None:
+                try:
+                    formats[key] = caption_format(name)
+                except ValueError as error:
+                    raise ValueError(f"{key}={name!r}: {error}") from None
+        if formats["evaluation"] == ".tar":
+            raise ValueError(f"evaluation={self.evaluation!r}: an archive, expected a text or a table. Fix: unpack it")
+        # an archive holds its member, which may be a table where none is named yet
+        holds = {formats.get("member", formats["train"]), formats["evaluation"]}
+        if self.column is not None and holds == {""}:
+            raise ValueError(
+                f"column={self.column!r}: train and evaluation are text of one caption a line, no table. "
+                f"Fix: leave column out, or give a table ({', '.join(TABLES)})"
+            )
 
 
 class Alarms(Block):

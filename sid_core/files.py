@@ -349,14 +349,14 @@ def living_owner(folder: str | Path) -> dict | None:
 
 # --- text ------------------------------------------------------------------------------------------------------------
 
-LONGEST_LINE = 10_000
+LONGEST_LINE = 100_000  # characters of a caption; of web pages' texts the longest have thousands
 
 
 def read_lines(path: str | Path, what: str) -> list[str]:
     """Read a UTF-8 text file of one entry a line, stripped, case kept; blank lines are refused where they would shift indices.
 
     Raises:
-        UserError: missing or empty file, invalid UTF-8 (the line is named), a blank line inside, a line over 10,000 characters.
+        UserError: missing or empty file, invalid UTF-8 (the line is named), a blank line inside, a line over 100,000 characters.
     """
     try:
         raw = Path(path).read_bytes()

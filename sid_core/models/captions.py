@@ -1,10 +1,11 @@
-"""Captions as they are published: a text, .csv or .parquet file, packed with gzip or in a .tar; and lines of a file by index.
+"""Captions as they are published: a text or a table, packed with gzip or in a .tar; and lines of a file by index.
 
-Everything streams, so that 10 million captions cost no memory but 8 bytes a line of the index.
+Everything but .json streams, so that 10 million captions cost no memory but 8 bytes a line of the index.
 """
 
 import csv
 import gzip
+import json
 import os
 import tarfile
 import zlib
@@ -16,16 +17,25 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from ..config import COCO2014_30K
+from ..config import COCO2014_30K, caption_format
 from ..errors import UserError
+from ..files import LONGEST_LINE
 
 if TYPE_CHECKING:
     from ..config import Prompts
 
 BLOCK = 1 << 20  # bytes read at once
 BATCH = 8192  # cells of a table at once
-LONGEST = 100_000  # characters of a caption; of web pages' texts the longest have thousands
-TARS = (".tar", ".tar.gz", ".tgz")
+# what JSON's values are called
+KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
 
 
 def read_captions(path: str | Path, column: str | None = None, member: str | None = None) -> Iterator[list[str]]:
@@ -34,12 +44,13 @@ def read_captions(path: str | Path, column: str | None = None, member: str | Non
     Line breaks inside a cell become spaces.
 
     Args:
-        path: .csv and .parquet are tables, .tar is an archive, anything else is text of one caption a line; .gz unpacks.
-        column: of a table.
+        path: .csv, .tsv, .jsonl, .json and .parquet are tables, .tar is an archive, .txt or no suffix is text of one caption a
+            line; .gz unpacks. Upper case is the same.
+        column: of a table; not of text, nor of JSON that holds captions and no objects.
         member: of an archive: its path in there, or its name.
 
     Raises:
-        UserError: no such file, member or column; damaged; not UTF-8; a caption of more than 100,000 characters.
+        UserError: no such file, member or column; another suffix; damaged; not UTF-8; a caption over 100,000 characters.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -50,17 +61,31 @@ def read_captions(path: str | Path, column: str | None = None, member: str | Non
             file, name = _open(path, member, stack)
             if name.endswith(".gz"):
                 file, name = stack.enter_context(gzip.open(file)), name.removesuffix(".gz")
-            cells = {".csv": _csv_cells, ".parquet": _parquet_cells}.get(Path(name).suffix)
-            unit, batches = ("row", cells(file, column, where)) if cells else ("line", _lines(file, where))
+            unit, batches = _batches(file, caption_format(name), column, where)
             before = 0
             for batch in batches:
-                for number, caption in enumerate(batch, before + 1) if len(max(batch, key=len)) > LONGEST else ():
-                    if len(caption) > LONGEST:
+                for number, caption in enumerate(batch, before + 1) if len(max(batch, key=len)) > LONGEST_LINE else ():
+                    if len(caption) > LONGEST_LINE:
                         raise _too_long(where, unit, number)
                 before += len(batch)
                 yield [caption.strip() for caption in batch]
     except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
         raise UserError(f"{where}: truncated or damaged ({error}); fetch or write it again") from None
+
+
+def _batches(file: BinaryIO, kind: str, column: str | None, where: str) -> tuple[str, Iterator[list[str]]]:
+    """What holds one caption in a file of this format, and the captions."""
+    if kind == ".csv":
+        return "row", _csv_cells(file, column, where, ",")
+    if kind == ".tsv":
+        return "row", _csv_cells(file, column, where, "\t")
+    if kind == ".jsonl":
+        return "line", _jsonl_cells(file, column, where)
+    if kind == ".json":
+        return "entry", _json_cells(file, column, where)
+    if kind == ".parquet":
+        return "row", _parquet_cells(file, column, where)
+    return "line", _lines(file, where)
 
 
 def check_enough(prompts: "Prompts", samples: int) -> None:
@@ -83,7 +108,7 @@ def check_enough(prompts: "Prompts", samples: int) -> None:
 
 def _open(path: Path, member: str | None, stack: ExitStack) -> tuple[BinaryIO, str]:
     """The file, or the archive's member, and the name that tells its format."""
-    if not path.name.endswith(TARS):
+    if caption_format(path.name) != ".tar":
         if member:
             raise UserError(f"prompts.member={member}: {path} is no archive; take the setting out, or give a .tar")
         return stack.enter_context(open(path, "rb")), path.name.lower()
@@ -105,7 +130,7 @@ def _lines(file: BinaryIO, where: str) -> Iterator[list[str]]:
             lines = _split(whole + newline, where, number)
             number += len(lines)
             yield lines
-        if len(rest) > 4 * LONGEST:
+        if len(rest) > 4 * LONGEST_LINE:
             raise _too_long(where, "line", number)
     if rest:
         yield _split(rest, where, number)
@@ -124,16 +149,16 @@ def _split(data: bytes, where: str, number: int) -> list[str]:
     return (text.removeprefix("\ufeff") if number == 1 else text).split("\n")
 
 
-def _csv_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[list[str]]:
-    """Cells of a column of comma-separated text with a header."""
-    rows = csv.reader(line + "\n" for lines in _lines(file, where) for line in lines)
+def _csv_cells(file: BinaryIO, column: str | None, where: str, delimiter: str) -> Iterator[list[str]]:
+    """Cells of a column of comma- or tab-separated text with a header."""
+    rows = csv.reader((line + "\n" for lines in _lines(file, where) for line in lines), delimiter=delimiter)
     try:
         header = next(rows, [])
         index, batch = _column(header, column, where), []
         for row in rows:
             if row and len(row) != len(header):
                 raise UserError(
-                    f"{where}, line {rows.line_num}: {len(row)} cells under {len(header)} column names; quote its commas"
+                    f"{where}, line {rows.line_num}: {len(row)} cells under {len(header)} column names; quote a cell that holds the separator"
                 )
             batch.append(_one_line(row[index]) if row else "")
             if len(batch) == BATCH:
@@ -143,6 +168,66 @@ def _csv_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[list[
             yield batch
     except csv.Error as error:
         raise UserError(f"{where}, line {rows.line_num}: {error}; is a quote never closed?") from None
+
+
+def _jsonl_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[list[str]]:
+    """Captions of JSON lines: texts, or objects that hold them under `column`; '' for a blank line."""
+    before = 0
+    for lines in _lines(file, where):
+        batch = []
+        for number, line in enumerate(lines, before + 1):
+            entry = _json(line, f"{where}, line {number}") if line.strip() else ""
+            batch.append(_caption(entry, column, f"{where}, line {number}"))
+        before += len(lines)
+        yield batch
+
+
+def _json_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[list[str]]:
+    """Captions of a JSON list: texts, or objects that hold them under `column`. The file is read whole."""
+    entries = _json(file.read(), where)
+    if not isinstance(entries, list):
+        names = (
+            [name for name, value in entries.items() if isinstance(value, list)] if isinstance(entries, dict) else []
+        )
+        fix = f", for example jq -c '.{names[0]}[]' FILE > captions.jsonl" if names else ""
+        raise UserError(
+            f"{where}: holds {KINDS[type(entries)]}, expected a list. Fix: take the list of captions out{fix}"
+        )
+    for start in range(0, len(entries), BATCH):
+        some = enumerate(entries[start : start + BATCH], start + 1)
+        yield [_caption(entry, column, f"{where}, entry {number}") for number, entry in some]
+
+
+def _json(text: str | bytes, where: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also what is not UTF-8
+        raise UserError(f"{where}: not JSON ({error}). Fix: correct it there, or fetch it again") from None
+
+
+def _caption(entry: object, column: str | None, where: str) -> str:
+    """The caption of one entry; null is ''."""
+    what = "expected a caption" if column is None else f"expected an object with prompts.column={column!r}"
+    if isinstance(entry, dict):
+        if column not in entry:
+            lacks = "" if column is None else f" without {column!r}"
+            raise UserError(
+                f"{where}: an object{lacks}, {what}. Fix: set prompts.column to one of: {_listed(list(entry))}"
+            )
+        entry = entry[column]
+        what = f"expected text as prompts.column={column!r}"
+    elif column is not None and entry != "":  # a blank line
+        raise UserError(
+            f"{where}: {KINDS[type(entry)]}, {what}. Fix: leave prompts.column out where entries are captions"
+        )
+    if entry is not None and not isinstance(entry, str):
+        raise UserError(f"{where}: {KINDS[type(entry)]}, {what}. Fix: correct it there, or choose another column")
+    caption = _one_line(entry or "")
+    try:
+        caption.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: half a character (a lone surrogate), {what}. Fix: correct it there") from None
+    return caption
 
 
 def _parquet_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[list[str]]:
@@ -183,7 +268,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _too_long(where: str, unit: str, number: int) -> UserError:
-    return UserError(f"{where}, {unit} {number}: over {LONGEST:,} characters; expected one caption a {unit}")
+    return UserError(f"{where}, {unit} {number}: over {LONGEST_LINE:,} characters; expected one caption a {unit}")
 
 
 class LineFile(Sequence[str]):

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import json
 import logging
 import tarfile
 
@@ -44,6 +45,18 @@ def archive(mode: str = "w", **files: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def records(captions: list) -> list[dict]:
+    return [{"id": index, "text": caption} for index, caption in enumerate(captions)]
+
+
+def jsonl(entries: list) -> bytes:
+    return "".join(f"{json.dumps(entry)}\n" for entry in entries).encode()
+
+
+def tsv(captions: list[str]) -> bytes:
+    return pandas.DataFrame(records(captions)).to_csv(sep="\t", index=False).encode()
+
+
 TEXT = "\n".join(FOUR).encode()
 
 
@@ -56,6 +69,15 @@ TEXT = "\n".join(FOUR).encode()
         ("a.csv", table(FOUR, "to_csv"), {"column": "text"}),
         ("a.csv.gz", gzip.compress(table(FOUR, "to_csv")), {"column": "text"}),
         ("a.parquet", table(FOUR, "to_parquet"), {"column": "text"}),
+        ("a.tsv", tsv(FOUR), {"column": "text"}),
+        ("a.tsv.gz", gzip.compress(tsv(FOUR)), {"column": "text"}),
+        ("a.jsonl", jsonl(records(FOUR)), {"column": "text"}),
+        ("a.jsonl", jsonl(FOUR), {}),
+        ("a.JSONL.GZ", gzip.compress(jsonl(records(FOUR))), {"column": "text"}),
+        ("a.json", json.dumps(records(FOUR), indent=2).encode(), {"column": "text"}),
+        ("a.json", b"\xef\xbb\xbf" + json.dumps(FOUR, ensure_ascii=False).encode(), {}),
+        ("a.TAR", archive(good=TEXT, other=b"x\n"), {"member": "good.txt"}),
+        ("a.TXT", TEXT, {}),
         ("a.tar", archive(good=TEXT, other=b"x\n"), {"member": "folder/good.txt"}),
         ("a.tar.gz", archive("w:gz", good=TEXT, other=b"x\n"), {"member": "good.txt"}),
     ],
@@ -80,8 +102,10 @@ def test_a_file_of_too_few_evaluation_captions_is_refused(tmp_path):
 
 def test_line_breaks_in_cells_become_spaces_and_words_stay_words(tmp_path):
     cells = ["a\nb", 'say "x", twice', "NA", "null", "c\r\nd"]
-    for kind in ("csv", "parquet"):
-        out = prepare(tmp_path, table(cells, f"to_{kind}"), name=f"a.{kind}", column="text")
+    written = {kind: table(cells, f"to_{kind}") for kind in ("csv", "parquet")}
+    written |= {"tsv": tsv(cells), "jsonl": jsonl(records(cells)), "json": json.dumps(records(cells)).encode()}
+    for kind, data in written.items():
+        out = prepare(tmp_path, data, name=f"a.{kind}", column="text")
         assert (out / "train.txt").read_text() == 'a b\nsay "x", twice\nNA\nnull\nc d\n'
 
 
@@ -91,6 +115,8 @@ def test_blank_captions_are_left_out_of_training_and_counted(tmp_path):
         ("a.txt", b"a\n\n  \nb\n", {}),
         ("a.parquet", table(cells, "to_parquet"), {"column": "text"}),
         ("a.csv", table(cells, "to_csv"), {"column": "text"}),
+        ("a.jsonl", jsonl(records(cells)), {"column": "text"}),
+        ("a.json", json.dumps(records(cells)).encode(), {"column": "text"}),
     ):
         out = prepare(tmp_path, data, name=name, **settings)
         assert (out / "train.txt").read_text() == "a\nb\n"
@@ -126,6 +152,46 @@ def test_lines_are_the_same_wherever_blocks_end(tmp_path, monkeypatch):
         ("t.parquet", table(FOUR, "to_parquet"), {"column": "id"}, "column 'id' holds int64, expected text"),
         ("t.parquet", table(FOUR, "to_parquet")[:-20], {"column": "text"}, r"t\.parquet: truncated or damaged"),
         ("t.parquet", b"PAR1" + b"x" * 100 + b"PAR1", {"column": "text"}, r"t\.parquet: truncated or damaged"),
+        ("t.tsv", tsv(FOUR), {"column": "txt"}, "'txt'; expected one of .*: id, text"),
+        ("t.tsv", b"id\ttext\n1\ta\tb\n", {"column": "text"}, "line 2: 3 cells under 2 column names"),
+        (
+            "t.jsonl",
+            jsonl(records(FOUR)),
+            {},
+            "line 1: an object, expected a caption. Fix: set prompts.column to one of: id, text",
+        ),
+        (
+            "t.jsonl",
+            jsonl(["a", "b"]),
+            {"column": "text"},
+            "line 1: text, expected an object with prompts.column='text'",
+        ),
+        (
+            "t.jsonl",
+            jsonl([{"text": "a"}, {"txt": "b"}]),
+            {"column": "text"},
+            "line 2: an object without 'text', .* one of: txt",
+        ),
+        (
+            "t.jsonl",
+            jsonl([{"text": "a"}, {"text": 3}]),
+            {"column": "text"},
+            "line 2: a number, expected text as prompts.column='text'",
+        ),
+        ("t.jsonl", b'{"text": "a"}\n{"text": \n', {"column": "text"}, "line 2: not JSON"),
+        ("t.jsonl", b'"a"\n"\\ud800"\n', {}, "line 2: half a character"),
+        ("t.jsonl", jsonl(["a", "x" * 100_001]), {}, "line 2: over 100,000 characters"),
+        ("t.json", b"[" * 100_000, {}, "not JSON"),
+        ("t.json", b'["a", ', {}, "not JSON"),
+        ("t.json", b'["\xff"]', {}, "not JSON .*utf-8"),
+        ("t.json", b'["a", ["b"]]', {}, "entry 2: a list, expected a caption"),
+        (
+            "t.json",
+            json.dumps({"info": {}, "annotations": records(FOUR)}).encode(),
+            {"column": "text"},
+            "holds an object, expected a list.*jq -c '.annotations",
+        ),
+        ("t.json", b"3", {}, "holds a number, expected a list"),
         ("t.tar", archive(a=TEXT), {}, "prompts.member=None: expected one of the files in .*: folder/a.txt"),
         ("t.tar", archive(a=TEXT)[:600], {"member": "a.txt"}, "truncated or damaged"),
         ("t.tar", b"not a tar", {"member": "a.txt"}, "truncated or damaged"),
@@ -223,11 +289,55 @@ def test_a_file_of_the_hub_is_read_and_its_commit_recorded(tmp_path, monkeypatch
         ({"source": "file", "train": "a", "evaluation": 3}, "evaluation=3: expected a caption file"),
         ({"evaluation": COCO2014_30K}, "expected a number of captions"),
         ({"column": "text"}, "belong to source: file"),
+        (
+            {"source": "file", "train": "a.xlsx", "evaluation": "b"},
+            r"train='a.xlsx': .*\.txt, \.csv, \.tsv, \.jsonl, \.json",
+        ),
+        ({"source": "file", "train": "a", "evaluation": "b.zip"}, r"evaluation='b.zip': .*\.parquet"),
+        ({"source": "file", "train": "a.tar", "evaluation": "b", "member": "c.docx"}, "member='c.docx': "),
+        (
+            {"source": "file", "train": "a", "evaluation": "b.TGZ"},
+            "evaluation='b.TGZ': an archive, expected a text or a table",
+        ),
+        (
+            {"source": "file", "train": "a.txt", "evaluation": "b.TXT.gz", "column": "text"},
+            "column='text': .* no table",
+        ),
+        (
+            {"source": "file", "train": "a.tar", "member": "c.txt", "evaluation": "b", "column": "t"},
+            "column='t': .* no table",
+        ),
     ],
 )
 def test_settings_that_disagree(settings, message):
     with pytest.raises(ValueError, match=message):
         Prompts(**settings)
+
+
+def test_column_of_one_table_beside_a_text_is_used(tmp_path):
+    out = prepare(tmp_path, jsonl(records(FOUR)), name="a.jsonl", column="text")
+    assert read_lines(out / "train.txt", "caption") == FOUR
+    Prompts(source="file", train="a.tar", evaluation="b", column="text")  # the archive may hold a table
+
+
+def test_length_limit_of_evaluation_captions_is_one_for_start_prompts_and_generation(tmp_path):
+    """Captions of 10,001 to 100,000 characters once passed the prompts and failed after training."""
+    for length, fits in ((100_000, True), (100_001, False)):
+        (tmp_path / "train.txt").write_text("a dog\n")
+        (tmp_path / "eval.txt").write_text("x" * length + "\n")
+        prompts = Prompts(source="file", train=str(tmp_path / "train.txt"), evaluation=str(tmp_path / "eval.txt"))
+        if fits:
+            check_enough(prompts, 1)
+            prepare_prompts(PromptsSettings(prompts=prompts), tmp_path / "out")
+            assert len(read_lines(tmp_path / "out" / "evaluation.txt", "caption")[0]) == length
+            continue
+        for refuses in (
+            lambda prompts=prompts: check_enough(prompts, 1),
+            lambda prompts=prompts: prepare_prompts(PromptsSettings(prompts=prompts), tmp_path / "out"),
+            lambda: read_lines(tmp_path / "eval.txt", "caption"),
+        ):
+            with pytest.raises(UserError, match=r"line 1: .*100,00[01] characters"):
+                refuses()
 
 
 # --- lines by index ----------------------------------------------------------------------------------------------------
