@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -213,9 +214,33 @@ def test_training_seeds_are_blocks(tmp_path):
     assert (float(mean["mean"]), float(mean["sd"]), mean["seeds"]) == (pytest.approx(5.01), pytest.approx(0.01), "3")
     assert float(mean["high"]) - 5.01 == pytest.approx(4.3027 * 0.01 / 3**0.5, rel=1e-4)
     over_seeds = [row for row in rows(tmp_path / "pairs.csv") if row["over"] == "seeds"]
-    assert {(row["a"], row["b"]) for row in over_seeds} == {("lsg-1.5", "lsg-2")}
-    [fid] = [row for row in over_seeds if row["metric"] == "fid"]
+    settings, others = ["lsg-1.5", "lsg-2"], [baseline.name for baseline in baselines(config)]
+    assert {(row["a"], row["b"]) for row in over_seeds} == {("lsg-1.5", "lsg-2"), *product(settings, others)}
+    [fid] = [row for row in over_seeds if (row["b"], row["metric"]) == ("lsg-2", "fid")]
     assert (float(fid["difference"]), fid["better"]) == (pytest.approx(-0.5), "lsg-1.5")
+
+
+def test_training_seeds_against_a_baseline_have_the_spread_of_the_seeds(tmp_path):
+    config = make_experiment(tmp_path, seeds=[0, 1, 2])
+    write_pairs(config, tmp_path)
+    [fid] = [
+        row
+        for row in rows(tmp_path / "pairs.csv")
+        if (row["a"], row["b"], row["metric"], row["over"]) == ("lsg-2", "vae", "fid", "seeds")
+    ]
+    assert (float(fid["difference"]), fid["better"]) == (pytest.approx(3.01), "vae")
+    assert float(fid["high"]) - float(fid["low"]) == pytest.approx(2 * 4.3027 * 0.01 / 3**0.5, rel=1e-4)
+
+
+def test_training_seeds_measured_otherwise_have_no_mean(tmp_path):
+    config = make_experiment(tmp_path, seeds=[0, 1, 2])
+    path = tmp_path / "runs" / "lsg-2-seed1" / "score.json"
+    write_json(path, json.loads(path.read_text()) | {"recipes": {"cmmd": {"sigma": 20}}})
+    write_pairs(config, tmp_path)
+    assert ("lsg-2", "cmmd") not in {(row["run"], row["metric"]) for row in rows(tmp_path / "seeds.csv")}
+    assert ("lsg-2", "fid") in {(row["run"], row["metric"]) for row in rows(tmp_path / "seeds.csv")}
+    over_seeds = [row for row in rows(tmp_path / "pairs.csv") if row["over"] == "seeds" and row["metric"] == "cmmd"]
+    assert {(row["a"], row["b"]) for row in over_seeds} == {("lsg-1.5", one.name) for one in baselines(config)}
 
 
 def test_pairs_of_an_experiment_that_is_not_whole(tmp_path):

@@ -1,11 +1,10 @@
 """Runs side by side in a terminal: a column each with 95 % intervals, and which is shown to be better, metric by metric."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
-from .pairs import LOWER_IS_BETTER, METRICS, Scored, better, check_comparable, differences_of, read
+from .pairs import LOWER_IS_BETTER, METRICS, Scored, better, check_comparable, differences_of, places, read
 from .uncertainty import Estimate
 
 NOTE = "95 % intervals over captions and noise drawn anew; another training seed is not in them."
@@ -59,20 +58,15 @@ def _verdict(metric: str, scored: Sequence[Scored]) -> str:
         return best.name
     [difference] = differences.values()
     low, high = sorted((-sign * difference.low, -sign * difference.high))
-    places = _places(difference.se)
-    return f"{best.name}, by {-sign * difference.value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
+    decimals = places(difference.se)
+    return f"{best.name}, by {-sign * difference.value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
 def _cell(estimate: Estimate | None) -> str:
     if estimate is None:
         return "not computed"
-    places = _places(estimate.se)
-    return f"{estimate.value:.{places}f} [{estimate.low:.{places}f}, {estimate.high:.{places}f}]"
-
-
-def _places(se: float) -> int:
-    """Decimals that show two digits of the standard error."""
-    return min(max(1 - math.floor(math.log10(se)), 0), 6) if se > 0 else 4
+    decimals = places(estimate.se)
+    return f"{estimate.value:.{decimals}f} [{estimate.low:.{decimals}f}, {estimate.high:.{decimals}f}]"
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

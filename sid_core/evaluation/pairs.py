@@ -8,10 +8,10 @@ import io
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
-from ..config import Config, generators, score_paths
+from ..config import Config, baselines, generators, score_paths
 from ..errors import UserError
 from ..files import read_json, write_text
 from .uncertainty import BOOTSTRAP, Estimate, bootstrap, jackknife, mean_of_few
@@ -24,6 +24,40 @@ LOWER_IS_BETTER = {"fid", "fid_inf", "kid", "cmmd", "fd_dinov2"}
 REPLICATES = "replicates.json"
 PAIR_COLUMNS = ("a", "b", "metric", "difference", "low", "high", "excludes_zero", "better", "over")
 SEED_COLUMNS = ("run", "metric", "seeds", "mean", "sd", "low", "high")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row of pairs.csv: a metric of `a` minus that of `b`, with its 95 % interval."""
+
+    a: str
+    b: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    better: str  # empty where no difference is shown
+    over: str  # samples | seeds
+
+    def verdict(self, run: str) -> str:
+        """Tell what is shown of `run`, which is `a` or `b`: 'worse by 0.60 [0.50, 0.70]', 'no difference shown (0.1 [-0.2, 0.4])'."""
+        if self.better:
+            return f"{'better' if self.better == run else 'worse'} by {self.amount()}"
+        return f"no difference shown ({self._signed(1 if run == self.a else -1)})"
+
+    def amount(self) -> str:
+        """Return '0.60 [0.50, 0.70]', positive where a difference is shown."""
+        return self._signed(-1 if self.high < 0 else 1)
+
+    def _signed(self, sign: int) -> str:
+        decimals = places((self.high - self.low) / 4)
+        low, high = sorted((sign * self.low, sign * self.high))
+        return f"{sign * self.value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+
+
+def places(error: float) -> int:
+    """Return the decimals that show two digits of an error."""
+    return min(max(1 - math.floor(math.log10(error)), 0), 6) if error > 0 else 4
 
 
 @dataclass(frozen=True)
@@ -135,6 +169,8 @@ def better(metric: str, difference: Estimate, a: str, b: str) -> str:
 def write_pairs(config: Config, results: Path, so_far: Path | None = None) -> None:
     """Write pairs.csv, the paired differences of all runs and baselines, and seeds.csv, means over training seeds.
 
+    Over seeds a setting is compared with another by the seeds that both have, and with a baseline, which has none, by all of its own.
+
     Args:
         so_far: write them there, of those runs and baselines that are scored.
 
@@ -152,21 +188,17 @@ def write_pairs(config: Config, results: Path, so_far: Path | None = None) -> No
     for run in (run for run in generators(config) if run.name in scored):
         by_seed[run.name.removesuffix(f"-seed{run.seed}")][run.seed] = scored[run.name]
     several = {name: seeds for name, seeds in by_seed.items() if len(seeds) > 1}
-    rows += [
-        _row(
-            a,
-            b,
-            metric,
-            mean_of_few([several[a][s].score[metric] - several[b][s].score[metric] for s in seeds]),
-            "seeds",
-        )
-        for a, b in combinations(several, 2)
-        if len(seeds := sorted(several[a].keys() & several[b].keys())) > 1
-        for metric in _shared(several[a], several[b])
-    ]
+    for a, b in combinations(several, 2):
+        seeds = sorted(several[a].keys() & several[b].keys())
+        if len(seeds) > 1:
+            rows += _over_seeds(a, b, [several[a][seed] for seed in seeds], [several[b][seed] for seed in seeds])
+    for a, baseline in product(several, baselines(config)):
+        if baseline.name in scored:
+            ours = list(several[a].values())
+            rows += _over_seeds(a, baseline.name, ours, [scored[baseline.name]] * len(ours))
     means = []
     for name, seeds in several.items():
-        for metric in _shared(seeds):
+        for metric in _shared([*seeds.values()]):
             found = mean_of_few([one.score[metric] for one in seeds.values()])
             sd = found.se * len(seeds) ** 0.5
             means.append((name, metric, len(seeds), found.value, sd, found.low, found.high))
@@ -179,9 +211,23 @@ def _row(a: str, b: str, metric: str, difference: Estimate, over: str) -> tuple:
     return a, b, metric, *interval, str(difference.excludes_zero).lower(), better(metric, difference, a, b), over
 
 
-def _shared(*runs: dict[int, Scored]) -> list[str]:
-    """Metrics that all of them have."""
-    return [metric for metric in METRICS if all(metric in one.estimates for seeds in runs for one in seeds.values())]
+def _over_seeds(a: str, b: str, first: list[Scored], second: list[Scored]) -> list[tuple]:
+    """Rows of pairs.csv: mean differences of scores, one of `first` and one of `second` for each seed."""
+    return [
+        _row(a, b, metric, mean_of_few([x.score[metric] - y.score[metric] for x, y in zip(first, second, strict=True)]), "seeds")
+        for metric in _shared(first + second)
+    ]  # fmt: skip
+
+
+def _shared(scored: list[Scored]) -> list[str]:
+    """Metrics that all of them have, and measure alike."""
+    recipes = [one.score["recipes"] for one in scored]
+    return [
+        metric
+        for metric in METRICS
+        if all(metric in one.estimates for one in scored)
+        and all(recipe.get(metric) == recipes[0].get(metric) for recipe in recipes)
+    ]
 
 
 def _csv(columns: tuple[str, ...], rows: list[tuple]) -> str:

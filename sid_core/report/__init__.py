@@ -29,13 +29,13 @@ def compare(config: Config, experiment_dir: str | Path, so_far: bool = False) ->
     scores = table.read_scores(config, folder, so_far)
     rows = table.make_rows(config, folder, scores)
     settings = entries.make_entries(config, rows, scores, entries.read_intervals(out / "seeds.csv"))
-    pairs_csv = entries.read_text(out / "pairs.csv")
+    differences = entries.read_differences(out / "pairs.csv", settings)
     logs = curves.read_curves(config, folder, so_far)
     gradients = precision.of_experiment(folder)
     grid = samples.read_grid(config, folder, settings)
     condition = health.examine(config.distill.alarms, logs, folder)
     warnings = [*summary.unfinished(config, scores), *summary.warnings(config, settings), *health.warnings(condition)]
-    notes = summary.notes(settings, scores)
+    notes, headline = summary.notes(settings, scores), summary.finding(settings, differences)
     csv = {"summary": table.to_csv(rows), "convergence": paper.to_convergence_csv(logs)}
     frames = {name: pd.read_csv(io.StringIO(text)) for name, text in csv.items()}
 
@@ -48,13 +48,13 @@ def compare(config: Config, experiment_dir: str | Path, so_far: bool = False) ->
         "precision": lambda narrow: precision.draw(gradients, narrow),
     }
     pictures, reasons = _render(draw)
-    lists = page.Lists(notes, warnings, reasons, condition, precision.cells(gradients), pairs_csv)
+    lists = page.Lists(headline, notes, warnings, reasons, condition, precision.cells(gradients), differences)
     html = page.render(config, settings, scores, grid, pictures, lists)
     sheet = to_png(samples.draw(grid))
 
     for name, text in csv.items():
         write_text(out / f"{name}.csv", text)
-    write_text(out / "summary.md", summary.to_markdown(config, settings, notes, warnings))
+    write_text(out / "summary.md", summary.to_markdown(config, settings, headline, notes, warnings))
     for name, picture in pictures.items():
         write_png(out / "figures" / f"{name}.png", picture.png)
         write_text(out / "figures" / f"{name}.svg", picture.svg)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from ..config import Config, Run, generators, runs
 from ..errors import UserError
+from ..evaluation.pairs import Difference
 from .table import Row
 
 Intervals = dict[tuple[str, str], tuple[float, float]]  # by setting and metric
+Differences = dict[tuple[frozenset[str], str], Difference]  # by two settings and metric, as `pair` has them
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,32 @@ def read_intervals(path: Path) -> Intervals:
     """seeds.csv: 95 % intervals of means over training seeds."""
     lines = csv.DictReader(io.StringIO(read_text(path)))
     return {(line["run"], line["metric"]): (float(line["low"]), float(line["high"])) for line in lines}
+
+
+def read_differences(path: Path, entries: list[Entry]) -> Differences:
+    """pairs.csv, settings in place of runs: over seeds of training where there are several, else over samples of the first seed."""
+    settings = {
+        "samples": {entry.row.run: entry.name for entry in entries},
+        "seeds": {entry.name: entry.name for entry in entries},
+    }
+    found: Differences = {}
+    for line in csv.DictReader(io.StringIO(read_text(path))):
+        names = settings[line["over"]]
+        a, b = names.get(line["a"]), names.get(line["b"])
+        if a is None or b is None:
+            continue
+        value, low, high = (float(line[key]) for key in ("difference", "low", "high"))
+        better = names[line["better"]] if line["better"] else ""
+        difference = Difference(a, b, line["metric"], value, low, high, better, line["over"])
+        key = pair(a, b, line["metric"])
+        if difference.over == "seeds" or key not in found:
+            found[key] = difference
+    return found
+
+
+def pair(a: str, b: str, metric: str) -> tuple[frozenset[str], str]:
+    """Return the key of Differences, the same for both orders."""
+    return frozenset((a, b)), metric
 
 
 def read_text(path: Path) -> str:

@@ -4,22 +4,19 @@ Images are data URIs, style and script are inline, and a content security policy
 carries its name (without its seed) as data-run; page.js selects by it, everywhere at once.
 """
 
-import csv
-import io
 import json
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from html import escape
 from pathlib import Path
 
 from ..config import Config
 from .columns import FURTHER, TABLE, Column, further, guidance, is_best, protocol, steps, with_interval
 from .comparer import comparer
-from .entries import Entry
+from .entries import Differences, Entry
 from .health import COLUMNS, Health
 from .markup import bullets, caption, figure, plain_table, scrolling, section
 from .provenance import provenance
 from .samples import Grid
-from .summary import finding
 from .theme import Picture
 
 STYLE = Path(__file__).with_name("page.css")
@@ -34,7 +31,8 @@ GROUPS = {
 }
 TRAINING_WORDS = "A point is a mean over the images since the last one. Dashed: limits of the alarms, which end a run that stays beyond one."
 PAIRS_WORDS = (
-    "Paired: over samples of the same captions and noise (of several seeds of training the first), or over the same seeds of training. "
+    "Paired: over samples of the same captions and noise (of several seeds of training the first), or over seeds of training: the same "
+    "of two generators, each against a row that has none. "
     "A verdict is given where the 95 % interval leaves out 0. Other pairs: pairs.csv."
 )
 PRECISION = ("Network", "Precision", "Cosine with float32's gradient", "Relative error", "Ratio of norms")
@@ -50,12 +48,13 @@ MORE = {  # title and words of the further figures
 class Lists:
     """What is told in words and lines."""
 
+    headline: str
     notes: list[str]
     warnings: list[str]
     reasons: dict[str, str]  # why a figure of MORE shows nothing
     health: list[Health]
     gradients: list[list[str]]  # of 16 bits, as PRECISION names them
-    pairs_csv: str
+    differences: Differences
 
 
 def render(
@@ -75,7 +74,7 @@ def render(
             figure(pictures["fid_clip"], "FID against CLIP score", _trade_off_words(entries), tips),
         ),
         "samples": ("Images", comparer(grid)),
-        "differences": ("Differences", _differences(lists.pairs_csv, entries)),
+        "differences": ("Differences", _differences(lists.differences, entries)),
         "training": (
             "Training",
             figure(pictures["training"], "Training curves of every run.", TRAINING_WORDS, name="wide"),
@@ -102,7 +101,7 @@ def render(
 <header>
 <p class="kicker">SiD-LSG, one-step generators compared</p>
 <h1>{title}</h1>
-<p class="finding">{escape(finding(entries))}</p>
+<p class="finding">{escape(lists.headline)}</p>
 {bullets(lists.warnings, "warnings")}<nav aria-label="Sections">
 {links}</nav>
 </header>
@@ -183,17 +182,9 @@ def _trade_off_words(entries: list[Entry]) -> str:
     )
 
 
-def _differences(pairs_csv: str, entries: list[Entry]) -> str:
-    """Controls and an empty table that page.js fills: pairs of settings over their seeds, or else over samples of the first seed."""
-    lines = list(csv.DictReader(io.StringIO(pairs_csv)))
-    names = {entry.name for entry in entries}
-    over_seeds = {(line["a"], line["b"], line["metric"]) for line in lines if line["over"] == "seeds"}
-    numbers = [
-        [line["a"], line["b"], line["metric"], *(float(line[key]) for key in ("difference", "low", "high")), line["better"], line["over"]]
-        for line in lines
-        if {line["a"], line["b"]} <= names
-        and (line["over"] == "seeds" or (line["a"], line["b"], line["metric"]) not in over_seeds)
-    ]  # fmt: skip
+def _differences(differences: Differences, entries: list[Entry]) -> str:
+    """Controls and an empty table that page.js fills."""
+    numbers = [astuple(difference) for difference in differences.values()]
     if not numbers:
         return caption("There is no pair of runs with a measured difference (pairs.csv).")
     titles = {column.key: column.title for column in (*TABLE, *FURTHER)}

@@ -2,7 +2,7 @@
 
 from ..config import Config, baselines, generators
 from .columns import TABLE, Column, further, is_best, protocol, rounded, steps
-from .entries import Entry, best
+from .entries import Differences, Entry, best, pair
 from .table import PUBLISHED_FACTS
 
 FEW_SEEDS = 3
@@ -17,7 +17,8 @@ def notes(entries: list[Entry], scores: dict[str, dict]) -> list[str]:
         "come from other images, networks or captions and are not comparable.",
         _errors_are(entries),
         "Best rows: the lowest FID and the highest CLIP score of the generators are set in bold. Which differences are larger "
-        "than chance explains: pairs.csv.",
+        "than chance explains: pairs.csv. The headline's verdicts are from there, with 95 % intervals in brackets: over seeds of "
+        "training where there are several, else over samples of the same captions and noise.",
         *([f"Not computed: {', '.join(missing)}."] if missing else []),
         "Guidance is κ where the three scales agree, else κ of the fake score in training / of the fake score in the "
         "generator's loss / of the teacher. NFE: network evaluations per image. ε-error: the teacher's own error in "
@@ -36,18 +37,36 @@ def _errors_are(entries: list[Entry]) -> str:
     return "± is one standard error of the metric (jackknife for FID, bootstrap for CLIP); it leaves out the spread over seeds of training."
 
 
-def finding(entries: list[Entry]) -> str:
-    """The result in a sentence or two."""
-    ours, clip, teacher = (
-        best(entries, "generator", "fid"),
-        best(entries, "generator", "clip"),
-        best(entries, "teacher", "fid"),
-    )
-    text = f"Lowest FID of the generators: {rounded(ours.estimate('fid'), 2)} ({ours.name}, {steps(ours.row)})"
-    if teacher is not None:
-        ratio = ours.estimate("fid")[0] / teacher.estimate("fid")[0]
-        text += f", {ratio:.2f} times the teacher's best, {rounded(teacher.estimate('fid'), 2)} ({teacher.name})"
-    return f"{text}. Highest CLIP score: {rounded(clip.estimate('clip'), 3)} ({clip.name})."
+def finding(entries: list[Entry], differences: Differences) -> str:
+    """State the result in a few sentences; every verdict is a paired comparison's."""
+    fid, clip = (best(entries, "generator", key) for key in ("fid", "clip"))
+    teacher = best(entries, "teacher", "fid")
+    sentences = [
+        f"Lowest FID of the generators: {rounded(fid.estimate('fid'), 2)} "
+        f"({fid.name}, {steps(fid.row)}{_ties(entries, fid, 'fid', differences)})",
+        *(_against(teacher, fid, differences) if teacher else []),
+        f"Highest CLIP score: {rounded(clip.estimate('clip'), 3)} ({clip.name}{_ties(entries, clip, 'clip', differences)})",
+    ]
+    return ". ".join(sentences) + "."
+
+
+def _ties(entries: list[Entry], first: Entry, key: str, differences: Differences) -> str:
+    """Name the generators that are not shown to be worse than the first."""
+    others = [entry.name for entry in entries if entry.kind == "generator" and entry is not first]
+    found = {name: differences.get(pair(first.name, name, key)) for name in others}
+    open_to = [name for name, difference in found.items() if difference is None or difference.better != first.name]
+    return f"; no difference shown from {', '.join(open_to)}" if open_to else ""
+
+
+def _against(teacher: Entry, ours: Entry, differences: Differences) -> list[str]:
+    """Compare a generator with a row of the teacher by FID, and by recall where FID shows no loss but recall does."""
+    fid, recall = (differences.get(pair(ours.name, teacher.name, key)) for key in ("fid", "recall"))
+    verdict = fid.verdict(ours.name) if fid else "not compared"
+    sentences = [f"FID against the teacher's lowest, {rounded(teacher.estimate('fid'), 2)} ({teacher.name}): {verdict}"]
+    fid_is_worse = fid is not None and fid.better == teacher.name
+    if recall is not None and recall.better == teacher.name and not fid_is_worse:
+        sentences.append(f"But recall is lower by {recall.amount()}: a loss of diversity, which FID hides")
+    return sentences
 
 
 def unfinished(config: Config, scores: dict[str, dict]) -> list[str]:
@@ -83,9 +102,9 @@ def warnings(config: Config, entries: list[Entry]) -> list[str]:
     return result
 
 
-def to_markdown(config: Config, entries: list[Entry], notes: list[str], warnings: list[str]) -> str:
-    """summary.md."""
-    parts = [f"# {config.experiment}", finding(entries), _markdown_table(entries)]
+def to_markdown(config: Config, entries: list[Entry], headline: str, notes: list[str], warnings: list[str]) -> str:
+    """summary.md. `headline`: as `finding` states it."""
+    parts = [f"# {config.experiment}", headline, _markdown_table(entries)]
     parts.append("\n".join(f"- {line}" for line in notes))
     parts += [f"**{line}**" for line in warnings]
     if len(config.seeds) > 1:

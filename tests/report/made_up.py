@@ -129,14 +129,22 @@ def write_csv(path: Path, head: str, lines: list[tuple]) -> None:
 
 
 def write_statistics(folder: Path, config: Config) -> None:
-    """pairs.csv and seeds.csv: each setting is worse in FID than the one before, by 3 (1 to 5) over samples, 2 (-1 to 5) over seeds."""
+    """Write pairs.csv and seeds.csv: each setting is worse in FID than the one before, by 3 (1 to 5) over samples, 2 (-1 to 5) over seeds.
+
+    Every setting is worse than the teacher's rows: by 5 (3 to 7) over samples, 6 (-1 to 13) over seeds; in recall by 0.1.
+    """
     names = [run.name for run in generators(config)]
     settings = [run.name for run in generators(config) if run.seed == 0]
     pairs = [(a, b, "fid", -3, -5, -1, "true", a, "samples") for a, b in combinations(names, 2)]
     pairs += [(a, b, "clip", -0.1, -0.2, -0.05, "true", b, "samples") for a, b in combinations(names, 2)]
+    teachers = [baseline.name for baseline in baselines(config) if baseline.kind == "teacher"]
+    pairs += [(a, b, "fid", 5, 3, 7, "true", b, "samples") for a in names for b in teachers]
+    pairs += [(a, b, "recall", -0.1, -0.15, -0.05, "true", b, "samples") for a in names for b in teachers]
     seeds = []
     if len(config.seeds) > 1:
         pairs += [(a, b, "fid", -2, -5, 1, "false", "", "seeds") for a, b in combinations(settings, 2)]
+        pairs += [(a, b, "fid", 6, -1, 13, "false", "", "seeds") for a in settings for b in teachers]
+        pairs += [(a, b, "recall", -0.1, -0.14, -0.06, "true", b, "seeds") for a in settings for b in teachers]
         seeds = [(name, "fid", len(config.seeds), 31, 1, 20, 40) for name in settings]
     write_csv(folder / "pairs.csv", "a,b,metric,difference,low,high,excludes_zero,better,over", pairs)
     write_csv(folder / "seeds.csv", "run,metric,seeds,mean,sd,low,high", seeds)

@@ -2,10 +2,11 @@ import json
 import math
 
 import pytest
-from made_up import make_config, make_score, read_entries, use_published_protocol
+from made_up import make_config, make_score, read_entries, use_published_protocol, write_csv
 
 from sid_core.files import write_json
 from sid_core.report import columns, curves, health, summary
+from sid_core.report.entries import read_differences
 
 # points are at 320, 640, 960, … images with a score gap of 1.5, 1, 0.83, …: the first one is in the warm-up
 ALARMS = {"warmup_nimg": 640, "score_gap_max": 0.9}
@@ -38,17 +39,93 @@ def test_one_seed_shows_the_standard_error_of_the_metric(make_experiment):
     assert columns.with_interval(entries[0], "recall", 3) == "0.600"
     assert entries[0].estimate("teacher_eps_error") is None
     notes = summary.notes(entries, {"lsg-3": make_score(1, 1, 1)})
-    text = summary.to_markdown(config, entries, notes, summary.warnings(config, entries))
+    text = summary.to_markdown(config, entries, "Headline.", notes, summary.warnings(config, entries))
     assert "Not computed: hps (evaluate.hps is null)." in text
     assert "| **30.00 ± 0.43** |" in text
     assert "| **0.6000 ± 0.0012** |" in text
-    assert "1.20 times the teacher's best, 25.00 ± 0.43 (teacher-cfg1-8steps)" in text
+    assert text.startswith("# shapes\n\nHeadline.\n")
     assert "## Each seed" not in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len({line.count("|") for line in rows}) == 1
     published = [line for line in rows if "published-" in line]
     assert len(published) == 9
     assert all("coco2014-30k (not comparable)" in line for line in published)
+
+
+def headline(config, folder):
+    entries = read_entries(config, folder)
+    return summary.finding(entries, read_differences(folder / "pairs.csv", entries))
+
+
+def write_pairs(folder, *lines):
+    write_csv(folder / "pairs.csv", "a,b,metric,difference,low,high,excludes_zero,better,over", lines)
+
+
+def test_finding_takes_its_verdict_from_the_paired_comparison(make_experiment):
+    config = make_config()
+    assert headline(config, make_experiment(config)) == (
+        "Lowest FID of the generators: 30.00 ± 0.43 (lsg-1.5, one step). FID against the teacher's lowest, 25.00 ± 0.43 "
+        "(teacher-cfg1-8steps): worse by 5.0 [3.0, 7.0]. Highest CLIP score: 0.6000 ± 0.0012 (lsg-3)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("fid", "recall", "words"),
+    [
+        ((0.1, -0.2, 0.4, "false", ""), None, ": no difference shown (0.10 [-0.20, 0.40]). Highest"),
+        (
+            (0.1, -0.2, 0.4, "false", ""),
+            (-0.09, -0.1, -0.08, "true", "teacher-cfg1-8steps"),
+            ": no difference shown (0.10 [-0.20, 0.40]). But recall is lower by 0.0900 [0.0800, 0.1000]: a loss of diversity, "
+            "which FID hides. Highest",
+        ),
+        (
+            (-0.6, -0.7, -0.5, "true", "lsg-1.5"),
+            (-0.2, -0.3, -0.1, "true", "teacher-cfg1-8steps"),
+            ": better by 0.600 [0.500, 0.700]. But recall is lower by 0.200 [0.100, 0.300]: a loss of diversity, which FID hides",
+        ),
+        ((-0.6, -0.7, -0.5, "true", "lsg-1.5"), (-0.2, -0.3, 0.1, "false", ""), ": better by 0.600 [0.500, 0.700]. Highest"),
+        ((0.6, 0.5, 0.7, "true", "teacher-cfg1-8steps"), None, ": worse by 0.600 [0.500, 0.700]. Highest"),
+    ],
+    ids=["open", "open but less diverse", "better but less diverse", "better", "worse"],
+)  # fmt: skip
+@pytest.mark.parametrize("turned", [False, True])
+def test_finding_names_recall_where_fid_hides_a_loss(make_experiment, fid, recall, words, turned):
+    config = make_config()
+    folder = make_experiment(config)
+    lines = []
+    for metric, found in (("fid", fid), ("recall", recall)):
+        if found:
+            value, low, high, excludes_zero, better = found
+            ours, other = "lsg-1.5", "teacher-cfg1-8steps"
+            line = (other, ours, metric, -value, -high, -low) if turned else (ours, other, metric, value, low, high)
+            lines.append((*line, excludes_zero, better, "samples"))
+    write_pairs(folder, *lines)
+    assert words in headline(config, folder)
+
+
+def test_finding_over_seeds_takes_the_comparison_over_seeds(make_experiment):
+    config = make_config(seeds=[0, 1, 2])
+    text = headline(config, make_experiment(config))
+    assert "(lsg-1.5, one step; no difference shown from lsg-3)" in text
+    assert (
+        "(teacher-cfg1-8steps): no difference shown (6.0 [-1.0, 13.0]). But recall is lower by 0.100 [0.060, 0.140]"
+        in text
+    )
+    assert text.endswith("(lsg-3).")
+
+
+def test_finding_of_another_single_seed_has_its_verdict(make_experiment):
+    """The run is called lsg-1.5-seed7, its setting lsg-1.5."""
+    config = make_config(seeds=[7])
+    assert "worse by 5.0 [3.0, 7.0]" in headline(config, make_experiment(config))
+
+
+def test_finding_without_a_comparison_says_so(make_experiment):
+    config = make_config()
+    folder = make_experiment(config)
+    write_pairs(folder)
+    assert "(teacher-cfg1-8steps): not compared. Highest" in headline(config, folder)
 
 
 def test_seeds_are_put_together_as_mean_and_standard_deviation(make_experiment):
@@ -60,7 +137,7 @@ def test_seeds_are_put_together_as_mean_and_standard_deviation(make_experiment):
     assert mean == pytest.approx(47)
     assert sd == pytest.approx(2)  # of 45, 47, 49, n - 1
     assert math.isclose(entries[1].estimate("recall")[1], 0)
-    text = summary.to_markdown(config, entries, summary.notes(entries, {}), [])
+    text = summary.to_markdown(config, entries, "Headline.", summary.notes(entries, {}), [])
     assert "| lsg-1.5 | 1.5 | 32.0 ± 2.0 |" in text
     assert "| none | 1 | **27.0 ± 2.0** |" in text
     assert "over 3 seeds" in text
@@ -148,4 +225,4 @@ def test_the_name_of_the_published_protocol_is_not_enough(make_experiment, chang
     assert warning.startswith("Not comparable: 9 published rows")
     assert why in warning
     assert ";" not in warning
-    assert "coco2014-30k (not comparable)" in summary.to_markdown(config, entries, [], [])
+    assert "coco2014-30k (not comparable)" in summary.to_markdown(config, entries, "", [], [])
