@@ -10,7 +10,7 @@ import pytest
 from sid_core import sources
 
 FILES = sorted(sources.ROOT.rglob("*.py"))
-BASE = {"__init__", "errors", "config", "files", "downloads", "hub", "machine", "method", "shapes"}
+BASE = {"__init__", "errors", "config", "files", "downloads", "hub", "machine", "method", "randomness", "shapes"}
 ALLOWED = {
     "__init__": set(),
     "errors": set(),
@@ -32,6 +32,7 @@ ALLOWED = {
     "tracking": BASE,
     "registered": BASE | {"studio"},
     "machine": set(),
+    "randomness": set(),
     "slurm": set(),
     "gpus": {"errors", "machine"},
     "launch": {"errors", "files", "gpus", "machine"},

@@ -5,7 +5,6 @@ The draws are of the whole batch. Micro-batches (and ranks) take slices of it, s
 batch is split.
 """
 
-import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..machine import to_device
+from ..randomness import generator
 
 Half = Literal["fake", "generator", "grid", "proxy"]
 
@@ -37,13 +37,12 @@ class Draw:
 
 
 def rng(seed: int, iteration: int, half: Half) -> torch.Generator:
-    """A CPU generator for one half of one iteration; neighbouring keys give unrelated streams."""
-    key = hashlib.sha256(f"{seed}/{iteration}/{half}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+    """A CPU generator for one half of one iteration."""
+    return generator("training", seed, iteration, half)
 
 
 def draw(
-    generator: torch.Generator,
+    stream: torch.Generator,
     *,
     batch: int,
     latent_shape: tuple[int, int, int],
@@ -54,9 +53,9 @@ def draw(
 ) -> Draw:
     """Prompts uniformly with replacement, z and eps standard normal, t uniform in [t_min, t_max), drops with probability `dropout`."""
     return Draw(
-        prompts=torch.randint(num_prompts, (batch,), generator=generator),
-        dropped=torch.rand(batch, generator=generator) < dropout,
-        noises=torch.randn(num_steps, batch, *latent_shape, generator=generator),
-        eps=torch.randn(batch, *latent_shape, generator=generator),
-        t=torch.randint(*t_range, (batch,), generator=generator),
+        prompts=torch.randint(num_prompts, (batch,), generator=stream),
+        dropped=torch.rand(batch, generator=stream) < dropout,
+        noises=torch.randn(num_steps, batch, *latent_shape, generator=stream),
+        eps=torch.randn(batch, *latent_shape, generator=stream),
+        t=torch.randint(*t_range, (batch,), generator=stream),
     )
