@@ -220,9 +220,11 @@ def test_training_seeds_are_blocks(tmp_path):
     assert (float(fid["difference"]), fid["better"]) == (pytest.approx(-0.5), "lsg-1.5")
 
 
-def test_training_seeds_against_a_baseline_have_the_spread_of_the_seeds(tmp_path):
-    config = make_experiment(tmp_path, seeds=[0, 1, 2])
+def test_training_seeds_against_a_row_without_seeds_have_the_spread_of_the_seeds(tmp_path):
+    imported = {"name": "official", "file": "a.pkl", "scale": 2, "train_kimg": 4812}
+    config = make_experiment(tmp_path, seeds=[0, 1, 2], imports=[imported])
     write_pairs(config, tmp_path)
+    assert ("lsg-2", "official", "seeds") in {(row["a"], row["b"], row["over"]) for row in rows(tmp_path / "pairs.csv")}
     [fid] = [
         row
         for row in rows(tmp_path / "pairs.csv")

@@ -169,7 +169,7 @@ def better(metric: str, difference: Estimate, a: str, b: str) -> str:
 def write_pairs(config: Config, results: Path, so_far: Path | None = None) -> None:
     """Write pairs.csv, the paired differences of all runs and baselines, and seeds.csv, means over training seeds.
 
-    Over seeds a setting is compared with another by the seeds that both have, and with a baseline, which has none, by all of its own.
+    Over seeds a setting is compared with another by the seeds that both have, and with a baseline or an import, which has none, by all of its own.
 
     Args:
         so_far: write them there, of those runs and baselines that are scored.
@@ -192,10 +192,10 @@ def write_pairs(config: Config, results: Path, so_far: Path | None = None) -> No
         seeds = sorted(several[a].keys() & several[b].keys())
         if len(seeds) > 1:
             rows += _over_seeds(a, b, [several[a][seed] for seed in seeds], [several[b][seed] for seed in seeds])
-    for a, baseline in product(several, baselines(config)):
-        if baseline.name in scored:
+    for a, fixed in product(several, [*config.imports, *baselines(config)]):
+        if fixed.name in scored:
             ours = list(several[a].values())
-            rows += _over_seeds(a, baseline.name, ours, [scored[baseline.name]] * len(ours))
+            rows += _over_seeds(a, fixed.name, ours, [scored[fixed.name]] * len(ours))
     means = []
     for name, seeds in several.items():
         for metric in _shared([*seeds.values()]):

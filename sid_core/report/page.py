@@ -174,8 +174,10 @@ def _cell(entries: list[Entry], entry: Entry, column: Column) -> str:
 
 
 def _trade_off_words(entries: list[Entry]) -> str:
-    seeds = max(len(entry.rows) for entry in entries)
-    bars = f"of generators over {seeds} seeds" if seeds > 1 else "of the metric"
+    several = [entry.name for entry in entries if len(entry.rows) > 1]
+    bars = (
+        f"over seeds of training ({', '.join(several)}) or of the metric (all others)" if several else "of the metric"
+    )
     return (
         "Down and to the right is better. Each point carries its guidance scale; point at it for its numbers, click to select "
         f"its run. Bars: 95 % intervals, {bars}."

@@ -1,6 +1,6 @@
 """The experiment in words: what was found, what limits it, and summary.md, a line a setting."""
 
-from ..config import Config, baselines, generators
+from ..config import Config, baselines, generators, runs
 from .columns import TABLE, Column, further, is_best, protocol, rounded, steps
 from .entries import Differences, Entry, best, pair
 from .table import PUBLISHED_FACTS
@@ -28,13 +28,15 @@ def notes(entries: list[Entry], scores: dict[str, dict]) -> list[str]:
 
 
 def _errors_are(entries: list[Entry]) -> str:
-    seeds = max(len(entry.rows) for entry in entries)
-    if seeds > 1:
-        return (
-            f"Generators: mean ± standard deviation over {seeds} seeds of training. Other rows: ± one standard error "
-            "(jackknife for FID, bootstrap for CLIP)."
-        )
-    return "± is one standard error of the metric (jackknife for FID, bootstrap for CLIP); it leaves out the spread over seeds of training."
+    of_one = "one standard error of the metric (jackknife for FID, bootstrap for CLIP); it leaves out the spread over seeds of training"
+    by_count: dict[int, list[str]] = {}
+    for entry in entries:
+        if len(entry.rows) > 1:
+            by_count.setdefault(len(entry.rows), []).append(entry.name)
+    if not by_count:
+        return f"± is {of_one}."
+    means = "; ".join(f"over {count} seeds of training: {', '.join(names)}" for count, names in by_count.items())
+    return f"Mean ± standard deviation over seeds of training: {', '.join(several)}. Every other row is one network or none: ± is {of_one}."
 
 
 def finding(entries: list[Entry], differences: Differences) -> str:
@@ -92,10 +94,15 @@ def warnings(config: Config, entries: list[Entry]) -> list[str]:
     wanted = config.generate.samples
     for row in (row for entry in entries if entry.kind != "published" for row in entry.rows if row.samples != wanted):
         result.append(f"Partial: {row.run} was scored on {row.samples:,} samples, the configuration says {wanted:,}.")
-    if len(config.seeds) < FEW_SEEDS:
+    single = ", ".join(imported.name for imported in config.imports)
+    if runs(config) and len(config.seeds) < FEW_SEEDS:
         seeds = "one seed" if len(config.seeds) == 1 else f"{len(config.seeds)} seeds"
         result.append(
             f"Few seeds: every setting was trained with {seeds}; small differences between rows may be chance."
+        )
+    elif single:
+        result.append(
+            f"Few seeds: each import is a single training ({single}); small differences between rows may be chance."
         )
     if config.prompts.split != "evaluation":
         result.append(f"Scored on the {config.prompts.split} split: good for choosing settings, not for reporting.")
@@ -107,9 +114,9 @@ def to_markdown(config: Config, entries: list[Entry], headline: str, notes: list
     parts = [f"# {config.experiment}", headline, _markdown_table(entries)]
     parts.append("\n".join(f"- {line}" for line in notes))
     parts += [f"**{line}**" for line in warnings]
-    if len(config.seeds) > 1:
-        single = [Entry(row.run, e.kind, (row,)) for e in entries if e.kind == "generator" for row in e.rows]
-        parts += ["## Each seed", "± is one standard error of the metric.", _markdown_table(single)]
+    each = [Entry(row.run, e.kind, (row,)) for e in entries if len(e.rows) > 1 for row in e.rows]
+    if each:
+        parts += ["## Each seed", "± is one standard error of the metric.", _markdown_table(each)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -5,7 +5,7 @@ import pytest
 from made_up import make_config, make_score, read_entries, use_published_protocol, write_csv
 
 from sid_core.files import write_json
-from sid_core.report import columns, curves, health, summary
+from sid_core.report import columns, curves, health, page, summary
 from sid_core.report.entries import read_differences
 
 # points are at 320, 640, 960, … images with a score gap of 1.5, 1, 0.83, …: the first one is in the warm-up
@@ -140,8 +140,29 @@ def test_seeds_are_put_together_as_mean_and_standard_deviation(make_experiment):
     text = summary.to_markdown(config, entries, "Headline.", summary.notes(entries, {}), [])
     assert "| lsg-1.5 | 1.5 | 32.0 ± 2.0 |" in text
     assert "| none | 1 | **27.0 ± 2.0** |" in text
-    assert "over 3 seeds" in text
+    assert (
+        "Mean ± standard deviation over seeds of training: lsg-1.5 (3 seeds), lsg-3 (3 seeds), none (3 seeds)." in text
+    )
     assert "| lsg-3-seed1 |" in text.split("## Each seed")[1]
+
+
+def test_rows_of_one_seed_are_not_said_to_be_means_over_seeds(make_experiment):
+    imported = {"name": "official-2", "file": "a.pkl", "scale": 2, "train_kimg": 4812}
+    config = make_config(seeds=[0, 1, 2], imports=[imported])
+    entries = read_entries(config, make_experiment(config))
+    notes = "\n".join(summary.notes(entries, {}))
+    assert (
+        "Mean ± standard deviation over seeds of training: lsg-1.5 (3 seeds), lsg-3 (3 seeds). Every other row" in notes
+    )
+    assert "official-2" not in notes
+    assert "lsg-3" in page._trade_off_words(entries)
+    assert "official-2" not in page._trade_off_words(entries)
+    warnings = summary.warnings(config, entries)
+    assert "Few seeds: each import is a single training (official-2)" in "\n".join(warnings)
+    assert "| official-2 |" not in summary.to_markdown(config, entries, "", [], []).split("## Each seed")[1]
+    alone = make_config(guidance_scales=[], imports=[imported])
+    warnings = "\n".join(summary.warnings(alone, [entry for entry in entries if entry.name == "official-2"]))
+    assert "trained with one seed" not in warnings
 
 
 def test_only_runs_with_the_common_settings_belong_to_the_sweep(make_experiment):
