@@ -3,13 +3,21 @@
 Until the text first enters, the branch with the prompt and the one without compute the same numbers from the same x_t and t.
 That prefix is evaluated once, on B rows; where the text enters, the rows are doubled. The walk below is diffusers'
 UNet2DConditionModel.forward for the blocks of Stable Diffusion, calling its modules; other networks are evaluated on 2B rows.
+Where weights are loaded, `prove_pair` compares the walk with the network's own forward once.
 """
 
+import logging
+import math
+
+import torch
 from torch import Tensor, cat, nn
+
+log = logging.getLogger(__name__)
 
 BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UNetMidBlock2DCrossAttn", "UpBlock2D", "CrossAttnUpBlock2D"}
 # parts that other families of the class have, none of which the walk knows
 EXTRAS = ("class_embedding", "add_embedding", "encoder_hid_proj", "time_embed_act")
+TOLERANCE = 1e-4  # of the norm of the outputs
 
 
 def guided_pair(unet: nn.Module, x_t: Tensor, t: Tensor, uncond: Tensor, cond: Tensor) -> Tensor:
@@ -23,7 +31,7 @@ def guided_pair(unet: nn.Module, x_t: Tensor, t: Tensor, uncond: Tensor, cond: T
     """
     text = cat([uncond, cond])
     if not shares_prefix(unet):
-        return unet(cat([x_t, x_t]), cat([t, t]), encoder_hidden_states=text).sample
+        return _evaluate_whole(unet, x_t, t, text)
     emb = unet.time_embedding(unet.time_proj(t).to(x_t.dtype))
     h = unet.conv_in(x_t)
     skips = [h]
@@ -47,12 +55,51 @@ def guided_pair(unet: nn.Module, x_t: Tensor, t: Tensor, uncond: Tensor, cond: T
     return unet.conv_out(unet.conv_act(unet.conv_norm_out(h)))
 
 
+@torch.no_grad()
+def prove_pair(unet: nn.Module) -> None:
+    """Compare the shared prefix with two plain evaluations on one small batch; where they differ, use it no more and say so.
+
+    Call it on float32 weights: rounding alone gives 1e-6 there. The inputs come from a generator of their own, and copies of the
+    network keep the verdict.
+    """
+    if not shares_prefix(unet):
+        log.info(
+            "guided pairs: both branches are evaluated whole; the shared prefix is made for Stable Diffusion's blocks"
+        )
+        return
+    draws, weight = torch.Generator().manual_seed(0), next(unet.parameters())
+    side = max(
+        8, 2 ** (len(unet.down_blocks) - 1)
+    )  # small: at Stable Diffusion's size most of the time goes into reading weights
+    x_t = torch.randn(1, unet.config.in_channels, side, side, generator=draws).to(weight)
+    uncond, cond = torch.randn(2, 1, 4, unet.config.cross_attention_dim, generator=draws).to(weight)
+    t = torch.tensor([500], device=weight.device)
+    separate = _evaluate_whole(unet, x_t, t, cat([uncond, cond]))
+    try:
+        difference = ((guided_pair(unet, x_t, t, uncond, cond) - separate).norm() / separate.norm()).item()
+        reason = f"differs from two evaluations by {difference:.1e}, expected at most {TOLERANCE:g}"
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        difference, reason = math.inf, f"fails ({type(error).__name__}: {str(error)[:100]})"
+    if not difference <= TOLERANCE:  # also where it is not a number
+        unet.pairs_are_whole = True
+        log.warning(
+            "guided pairs: the shared prefix %s; both branches are evaluated whole, up to a tenth slower", reason
+        )
+
+
 def shares_prefix(unet: nn.Module) -> bool:
-    """Whether the walk of `guided_pair` is this network's forward."""
+    """Whether the walk of `guided_pair` is this network's forward, by its blocks and by `prove_pair` where that was called."""
+    if getattr(unet, "pairs_are_whole", False):
+        return False
     if type(unet).__name__ != "UNet2DConditionModel" or any(getattr(unet, name, None) is not None for name in EXTRAS):
         return False
     blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
-    return {type(block).__name__ for block in blocks} <= BLOCKS and not unet.config.only_cross_attention
+    known = {type(block).__name__ for block in blocks} <= BLOCKS
+    return known and not unet.config.only_cross_attention and not unet.config.center_input_sample
+
+
+def _evaluate_whole(unet: nn.Module, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    return unet(cat([x_t, x_t]), cat([t, t]), encoder_hidden_states=text).sample
 
 
 def _layers(block: nn.Module) -> list[tuple[nn.Module, nn.Module | None]]:

@@ -16,6 +16,7 @@ from .. import shapes
 from ..errors import UserError
 from ..files import atomic_path, digest, read_json, verify_manifest, write_json, write_manifest
 from ..method.denoiser import Denoiser
+from ..method.guided_pair import prove_pair
 from ..method.schedule import NoiseSchedule, prediction_type
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def load_denoiser(folder: Path) -> Denoiser:
     """The teacher as an estimate of x_0: float32, evaluation mode, no gradients for its weights."""
     config = scheduler_config(folder)
     unet = load_component(UNet2DConditionModel, Path(folder) / "unet")
+    prove_pair(unet)
     return Denoiser(unet, NoiseSchedule.from_config(config), prediction_type(config)).eval().requires_grad_(False)
 
 

@@ -1,11 +1,13 @@
 """The shared prefix of a guided pair gives what two evaluations give, values and gradients, at less than their cost."""
 
+import logging
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from sid_core.method.guided_pair import guided_pair, shares_prefix
+from sid_core.method.guided_pair import guided_pair, prove_pair, shares_prefix
 
 CROSS, PLAIN = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
 
@@ -31,7 +33,9 @@ NETWORKS = {
     "middle only": {"down": (PLAIN[0],) * 2, "up": (PLAIN[1],) * 2, "layers_per_block": 1},
     "two transformer blocks": {"transformer_layers_per_block": 2},
     "not Stable Diffusion's": {"class_embed_type": "timestep"},
+    "centred input": {"center_input_sample": True},
 }
+WHOLE = ("not Stable Diffusion's", "centred input")
 
 
 @pytest.fixture
@@ -45,7 +49,7 @@ def pair_of_evaluations(network, x_t, t, uncond, cond):
     return torch.cat([network(x_t, t, encoder_hidden_states=text).sample for text in (uncond, cond)])
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "not Stable Diffusion's"])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in WHOLE])
 def test_values_and_all_gradients_equal_two_evaluations(inputs, name):
     x_t, uncond, cond, t = inputs
     network = unet(**NETWORKS[name])
@@ -90,3 +94,58 @@ def test_costs_less_than_two_evaluations(inputs, name, at_most):
     shared = flops(lambda: guided_pair(network, x_t, t, uncond, cond))
     separate = flops(lambda: pair_of_evaluations(network, x_t, t, uncond, cond))
     assert shared < at_most * separate
+
+
+# --- the proof at the start --------------------------------------------------------------------------------------------
+
+
+def test_guided_pair_of_a_centred_input_equals_two_evaluations(inputs):
+    x_t, uncond, cond, t = inputs
+    network = unet(center_input_sample=True)
+    separate = pair_of_evaluations(network, x_t, t, uncond, cond)
+    torch.testing.assert_close(guided_pair(network, x_t, t, uncond, cond), separate, rtol=1e-4, atol=1e-5)
+
+
+def test_prove_pair_of_a_network_the_walk_does_not_know_evaluates_both_whole_and_says_so(inputs, caplog):
+    x_t, uncond, cond, t = inputs
+    network = unet()
+    # stands for whatever a later diffusers does in a UNet's forward, which the walk goes around
+    network.register_forward_hook(lambda _, args, output: type(output)(sample=output.sample * 1.001))
+    separate = pair_of_evaluations(network, x_t, t, uncond, cond)
+    assert not torch.allclose(guided_pair(network, x_t, t, uncond, cond), separate, rtol=1e-4, atol=1e-5)
+    prove_pair(network)
+    assert "guided pairs: the shared prefix differs from two evaluations by 1.0e-03" in caplog.text
+    assert not shares_prefix(network)
+    torch.testing.assert_close(guided_pair(network, x_t, t, uncond, cond), separate, rtol=1e-4, atol=1e-5)
+
+
+def test_prove_pair_of_a_walk_that_fails_evaluates_both_whole_and_says_so(inputs, caplog):
+    network = unet()
+    network.conv_norm_out = None
+    network.forward = lambda x, t, encoder_hidden_states: UNet2DConditionModel.forward(
+        unet(), x, t, encoder_hidden_states
+    )
+    prove_pair(network)
+    assert "guided pairs: the shared prefix fails (TypeError" in caplog.text
+    assert not shares_prefix(network)
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in WHOLE])
+def test_prove_pair_of_known_networks_keeps_the_shared_prefix_and_draws_nothing(name, caplog):
+    network, before = unet(**NETWORKS[name]), torch.get_rng_state()
+    weights = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    with caplog.at_level(logging.INFO):
+        prove_pair(network)
+    assert shares_prefix(network)
+    assert caplog.text == ""
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in network.state_dict().items())
+
+
+def test_a_copy_with_other_weights_keeps_the_verdict():
+    from sid_core.training.flat import with_weights
+
+    network = unet()
+    network.register_forward_hook(lambda _, args, output: type(output)(sample=output.sample * 1.001))
+    prove_pair(network)
+    assert not shares_prefix(with_weights(network, dict(network.named_parameters())))
