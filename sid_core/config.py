@@ -732,10 +732,23 @@ def parse_config(values: dict, source: str = "config") -> Config:
     return parse(Config, values, source)
 
 
+class _EveryKeyOnce(yaml.SafeLoader):
+    """YAML itself takes the last of several values of a key, and drops a whole block without a word."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node, seen = super().compose_mapping_node(anchor), {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (first := seen.setdefault((key.tag, key.value), key)) is not key:
+                lines = f"lines {first.start_mark.line + 1} and {key.start_mark.line + 1}"
+                raise UserError(f"{self.name}, {lines}: {key.value!r} is given twice; keep one")
+        return node
+
+
 def read_yaml(path: str | Path) -> dict:
-    """Read a YAML mapping; a missing or malformed file is a UserError that names the place."""
+    """Read a YAML mapping; a missing or malformed file, or a key that is given twice, is a UserError that names the place."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as file:
+            values = yaml.load(file, _EveryKeyOnce)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

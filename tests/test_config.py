@@ -95,6 +95,27 @@ def test_several_mistakes_are_listed_together():
     assert len(str(caught.value).splitlines()) == 3
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seeds: [0]\ndistill:\n  lr: 1.0e-6\n\ndistill: {t_init: 600}\n", "lines 2 and 5: 'distill' is given twice"),
+        ('distill:\n  lr: 1.0e-6\n  batch: 8\n  "lr": 2.0e-6\n', "lines 2 and 4: 'lr' is given twice"),
+        ("imports:\n- {name: a, name: b}\n", "lines 2 and 2: 'name' is given twice"),
+    ],
+)
+def test_read_yaml_of_a_key_given_twice_names_both_lines(tmp_path, text, message):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=rf"config\.yaml, {message}"):
+        c.read_yaml(tmp_path / "config.yaml")
+
+
+def test_read_yaml_of_merged_blocks_keeps_what_stands_over_them(tmp_path):
+    text = "a: &a {x: 1, y: 1}\nb: &b\n  <<: *a\n  y: 2\nc:\n  <<: *b\n  x: 3\n1: {}\n'1': {}\n"
+    (tmp_path / "config.yaml").write_text(text)
+    read = c.read_yaml(tmp_path / "config.yaml")
+    assert read == {"a": {"x": 1, "y": 1}, "b": {"x": 1, "y": 2}, "c": {"x": 3, "y": 2}, 1: {}, "1": {}}
+
+
 @pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "\x00"])
 def test_a_file_that_is_no_mapping_is_named(tmp_path, text):
     (tmp_path / "config.yaml").write_text(text)

@@ -158,6 +158,25 @@ def test_a_mistake_is_told_before_anything_runs(project, blocks, expected):
     project.configure()
 
 
+@pytest.mark.parametrize("given", [(), ("--configfile", "other.yaml")])
+def test_snakemake_with_a_key_given_twice_names_both_lines(project, given):
+    project.configure()
+    name = given[-1] if given else "config.yaml"
+    with open(project.folder / name, "a") as file:
+        file.write("generate: {batch: 8}\n\ngenerate: {batch: 16}\n")
+    try:
+        assert re.search(
+            rf"{name}, lines \d+ and \d+: 'generate' is given twice", project.complaint("--dry-run", *given)
+        )
+    finally:
+        project.configure()
+
+
+def test_snakemake_with_a_json_file_reads_it(project):
+    (project.folder / "other.json").write_text('{\n\t"generate": {"batch": 8}\n}')
+    project.planned("--configfile", "other.json")
+
+
 def test_a_broken_config_file_is_told(project):
     (project.folder / "config.yaml").write_text("experiment: [x\n")
     assert "not valid JSON or YAML" in project.complaint()

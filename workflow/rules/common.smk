@@ -1,10 +1,21 @@
 # The validated configuration and the names made from it.
 import re
 import sys
+from pathlib import Path
 
 from snakemake.resources import Resource
 
-from sid_core.config import baselines, dump, generators, parse_config, runs, shards, stage_settings, teacher_folder
+from sid_core.config import (
+    baselines,
+    dump,
+    generators,
+    parse_config,
+    read_yaml,
+    runs,
+    shards,
+    stage_settings,
+    teacher_folder,
+)
 from sid_core.errors import UserError
 from sid_core.gpus import visible
 from sid_core.machine import be_home, has_gpu, put_python_first
@@ -14,6 +25,9 @@ from sid_core.slurm import adapt
 from sid_core.sources import data_digests, stage_digest
 
 try:
+    for given in workflow.configfiles:
+        if Path(given).suffix != ".json":
+            read_yaml(given)  # Snakemake has, but took the last of several values of a key
     CONFIG = parse_config(config)
     DATA = data_digests(CONFIG)
     if workflow.is_main_process:
