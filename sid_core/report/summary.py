@@ -36,7 +36,7 @@ def _errors_are(entries: list[Entry]) -> str:
     if not by_count:
         return f"± is {of_one}."
     means = "; ".join(f"over {count} seeds of training: {', '.join(names)}" for count, names in by_count.items())
-    return f"Mean ± standard deviation over seeds of training: {', '.join(several)}. Every other row is one network or none: ± is {of_one}."
+    return f"Mean ± standard deviation {means}. Every other row is one network or none: ± is {of_one}."
 
 
 def finding(entries: list[Entry], differences: Differences) -> str:
