@@ -44,6 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         claim = getattr(given, "claim", None)
         with nullcontext() if claim is None else gpus.claimed(claim):
+            if given.stage not in WITHOUT_NETWORKS:
+                from .evaluation.devices import exact_products
+
+                exact_products()  # training sets its own, by distill.precision
             given.run(given)
     except UserError as error:
         return _complain(str(error))
@@ -161,7 +165,7 @@ def _proxy(given: argparse.Namespace, settings: config.DistillSettings, prompts:
 
     if given.reference is None or given.reference_settings is None:
         raise UserError("distill.proxy_samples: needs --reference and --reference-settings; or set it to 0")
-    reference_settings = config.load_settings(config.ReferenceSettings, given.reference_settings)
+    reference_settings = config.load_settings(config.BuildReferenceSettings, given.reference_settings)
     captions = [prompts[i] for i in range(max(len(prompts) - settings.distill.proxy_samples, 0), len(prompts))]
     return Proxy(reference_settings, given.reference, captions, lambda x: codec.to(x.device).decode(x))
 
@@ -183,14 +187,14 @@ def _generate_baseline(given: argparse.Namespace) -> None:
 def _extractors(given: argparse.Namespace) -> None:
     from .evaluation.networks import prepare_networks
 
-    prepare_networks(config.load_settings(config.ReferenceSettings, given.settings), given.out)
+    prepare_networks(config.load_settings(config.BuildReferenceSettings, given.settings), given.out)
 
 
 def _reference(given: argparse.Namespace) -> None:
     from .evaluation.features import build_reference
     from .sources import stage_digest
 
-    settings = config.load_settings(config.ReferenceSettings, given.settings)
+    settings = config.load_settings(config.BuildReferenceSettings, given.settings)
     build_reference(settings, given.out, given.threads or 1, stage_digest("evaluation.features"))
 
 
@@ -417,6 +421,11 @@ STAGES = {
     "schema": (_schema, "print the JSON schema of config.yaml", ""),
     "manual": (_manual, "write the reference pages of settings and command line", "out"),
 }
+# every other stage, also one that is added here, starts with exact float32 products
+WITHOUT_NETWORKS = {
+    *("prompts", "extractors", "pairs", "report", "compare", "tracking-init", "track", "status", "push"),
+    *("plan", "plan-memory", "schema", "manual"),
+}
 # beside `distill`, whose GPUs `launch` takes
 USING_GPUS = (
     *("teacher", "prompts", "generate", "generate-baseline", "extractors", "reference", "features", "score"),
@@ -427,7 +436,7 @@ USING_GPUS = (
 def _parser() -> argparse.ArgumentParser:
     about = "SiD-LSG stage by stage; `snakemake --cores all` calls them in their order."
     parser = argparse.ArgumentParser(prog="sid-core", description=about)
-    commands = parser.add_subparsers(title="stages", required=True, metavar="STAGE")
+    commands = parser.add_subparsers(title="stages", required=True, dest="stage", metavar="STAGE")
     named = {}
     for name, (run, description, options) in STAGES.items():
         command = named[name] = commands.add_parser(name, help=description, description=description)

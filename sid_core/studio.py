@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .config import SEEDS
 from .errors import UserError
-from .evaluation.devices import exact_products, place
+from .evaluation.devices import place
 from .evaluation.generation import solve
 from .evaluation.images import quantise
-from .evaluation.inputs import SEEDS
 from .files import atomic_path
 from .machine import device
 from .method import Denoiser, n_step
@@ -54,7 +54,6 @@ class Studio:
     """
 
     def __init__(self, teacher: Path):
-        exact_products()
         self.folder, self._generators = Path(teacher), OrderedDict()
         self._encoder = place(TextEncoder.from_directory(teacher), "float32")
         self._codec = place(ImageCodec.from_directory(teacher), "float32")

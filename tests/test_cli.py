@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
 from safetensors import SafetensorError
 
@@ -38,6 +39,40 @@ def test_every_stage_explains_itself(stage, capsys):
         cli.main([stage, "--help"])
     assert ended.value.code == 0
     assert cli.STAGES[stage][1].split("(")[0].strip()[:20] in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("stage", cli.STAGES)
+def test_stage_that_runs_a_network_multiplies_in_float32(stage, monkeypatch):
+    """CUDA's default for convolutions is TF32. Stages without networks need no torch, whose import takes seconds."""
+    seen = {}
+
+    def record(given) -> None:
+        seen["tf32"] = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    _, description, options = cli.STAGES[stage]
+    monkeypatch.setitem(cli.STAGES, stage, (record, description, options))
+    required = [word for option in options.split() for word in arguments_of(option)]
+    required += {"compare": ["a", "b"], "plan-memory": ["--size", "sd15"]}.get(stage, [])
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        assert cli.main([stage, *required]) == 0
+    finally:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    assert seen["tf32"] == ((True, True) if stage in cli.WITHOUT_NETWORKS else (False, False))
+
+
+def arguments_of(option: str) -> list[str]:
+    """Return a required option with as many values as it takes."""
+    count = cli.OPTIONS[option].get("nargs", 1)
+    return [f"--{option}", *["1"] * (count if isinstance(count, int) else 1)]
+
+
+def test_stages_without_networks_are_these():
+    """A new stage has exact arithmetic unless it is named here."""
+    assert {
+        *("prompts", "extractors", "pairs", "report", "compare", "tracking-init", "track", "status", "push"),
+        *("plan", "plan-memory", "schema", "manual"),
+    } == cli.WITHOUT_NETWORKS
 
 
 def test_every_option_belongs_to_a_stage():

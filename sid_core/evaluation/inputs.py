@@ -26,7 +26,7 @@ from ..models.teacher import latent_shape, load_denoiser, teacher_sha256
 from ..models.text import PromptSet, TextEncoder
 from ..models.vae import ImageCodec
 from ..shapes import scenes
-from .devices import exact_products, place
+from .devices import place
 from .images import dequantise
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 LARGEST_BLOCK = 64
 BLOCK_PIXELS = 64 * 32 * 32  # of the latents
 NOISE_DEVICE = "cpu"
-SEEDS = 2**32  # torch's CPU generator looks at the low 32 bits of a seed
 TEXT_CACHE = 2048  # distinct captions encoded ahead: the embedded grammar has 1,152; 0.5 GB at Stable Diffusion's size
 EPS_LEVELS = (20, 980)  # noise levels of the eps error: those the method trains at
 
@@ -55,7 +54,6 @@ class Inputs:
     """
 
     def __init__(self, sampling: "Sampling", teacher: Path, captions: Path):
-        exact_products()
         self.sampling, self._folder, self.device = sampling, teacher, device()
         self.captions = read_lines(captions, "caption")
         self.teacher_sha256 = teacher_sha256(teacher)

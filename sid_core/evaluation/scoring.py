@@ -10,7 +10,6 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import read_lines, write_json
 from ..machine import device
-from .devices import exact_products
 from .features import check_captions, load_features, reference_record
 from .frechet import Gaussian, Reference, fid
 from .kernels import CMMD_SCALE, CMMD_SIGMA, cmmd, kid
@@ -45,7 +44,6 @@ def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, 
     if not features:
         raise UserError("no feature shards given: expected those of every sample shard; extract them and run again")
     _check_counts(settings)
-    exact_products()
     parts = [load_features(path) for path in features]
     records = [record for _, record in parts]
     samples = [sample for record in records for sample in record["samples"]]
