@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .errors import UserError
 from .files import digest
 
+SEEDS = 2**32  # torch's CPU generator reads the low 32 bits of a seed
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -106,6 +107,7 @@ class Imported(Block):
     num_steps: Count = 1
 
 
+Split = Literal["evaluation", "validation"]
 COCO2014_30K = "coco2014-30k"  # the 30,000 captions of the published evaluation, which ship with sid_core
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
@@ -143,9 +145,9 @@ class Prompts(Block):
     member: str | None = Field(None, description="of a .tar: the file that holds the training captions")
     repo: str | None = Field(None, description="the hub's repository, for source: hub")
     revision: str | None = Field(None, description="its commit; null: what `main` is on the day")
-    split: Literal["evaluation", "validation"] = Field(
+    split: Split = Field(
         "evaluation",
-        description="which captions and noise are scored; choose settings on `validation`, report on `evaluation`",
+        description="which captions, noise and embedded reference are scored; choose settings on `validation`, report on `evaluation`",
     )
 
     @model_validator(mode="after")
@@ -294,8 +296,8 @@ class Generate(Sampling):
 class Baselines(Block):
     """What the generators are set beside: the teacher at several steps and guidance scales, its VAE, real images."""
 
-    solver: Literal["ddim", "dpm-solver"] = "ddim"
-    steps: list[Count] = Field(description="network evaluations per image of the teacher")
+    solver: Literal["ddim", "dpm-solver"] = Field("dpm-solver", description="DDIM (eta 0) or DPM-Solver++ (2M)")
+    steps: list[Count] = Field(description="of the teacher's solver; a guided step is two network evaluations")
     guidance_scales: list[Positive]
     vae: bool = Field(description="real images through encoder and decoder: the floor of every latent model")
     real: bool = Field(description="a second draw of real images: the floor of the metric")
@@ -347,6 +349,12 @@ class ReferenceSettings(FeatureSettings):
     reference: str = Field("embedded", description="`embedded`, a folder or zip of images, or the URL of a zip")
     reference_sha256: Sha256 | None = Field(None, description="of the zip behind a URL; null: recorded on first use")
     reference_samples: Count = Field(description="reference images; a folder or zip must hold exactly as many")
+
+
+class BuildReferenceSettings(ReferenceSettings):
+    """Everything that shapes the reference features."""
+
+    split: Split = Field("evaluation", description="whose embedded reference images: validation has its own")
 
 
 class Evaluate(ReferenceSettings):
@@ -461,6 +469,11 @@ class Config(Block):
             raise ValueError(
                 f"generate.samples={self.generate.samples}: only prompts.evaluation={captions} captions; lower one or raise the other"
             )
+        if self.generate.seed + self.generate.samples > SEEDS // 2:
+            raise ValueError(
+                f"generate.seed={self.generate.seed}: expected seed + samples up to 2^31 (the validation split has the seeds above); "
+                "choose a smaller seed"
+            )
         if self.generate.image_size not in (None, self.evaluate.image_size):
             raise ValueError(
                 f"generate.image_size={self.generate.image_size}: expected null or evaluate.image_size="
@@ -561,8 +574,13 @@ class Baseline(Block):
     name: Name
     kind: Literal["teacher", "vae", "real"]
     solver: Literal["ddim", "dpm-solver"] | None = None
-    steps: int = Field(0, description="network evaluations per image, guided pairs counted once")
+    steps: int = Field(0, description="of the solver")
     guidance_scale: Positive | None = None
+
+    @property
+    def nfe(self) -> int:
+        """Count network evaluations per image: a guided step of the teacher evaluates both branches."""
+        return self.steps if self.guidance_scale in (None, 1) else 2 * self.steps
 
 
 def baselines(config: Config) -> list[Baseline]:
@@ -570,7 +588,7 @@ def baselines(config: Config) -> list[Baseline]:
     block = config.baselines
     result = [
         Baseline(
-            name=f"teacher-cfg{scale_name(scale)}-{steps}steps",
+            name=f"teacher-{block.solver}-cfg{scale_name(scale)}-{steps}steps",
             kind="teacher",
             solver=block.solver,
             steps=steps,
@@ -636,7 +654,7 @@ class BaselineSettings(Block):
     """All that shapes the samples of a baseline."""
 
     baseline: Baseline
-    split: Literal["evaluation", "validation"]
+    split: Split
     sampling: Sampling
 
 
@@ -654,16 +672,26 @@ class ScoreSettings(Block):
     seed: int
 
 
+def reference_settings(evaluate: Evaluate, split: Split = "evaluation") -> BuildReferenceSettings:
+    """Return the reference's part of a protocol."""
+    return BuildReferenceSettings(**_part(ReferenceSettings, evaluate).model_dump(), split=split)
+
+
+def noise_seed(config: Config) -> int:
+    """Seed of sample 0. The validation split takes the upper half of the 2^32 seeds, so no noise is shared between the splits."""
+    return config.generate.seed + (SEEDS // 2 if config.prompts.split == "validation" else 0)
+
+
 def stage_settings(config: Config) -> dict[str, Block]:
     """Every settings file of the experiment, by its path below results/<experiment>/."""
-    generate, evaluate = config.generate, config.evaluate
-    sampling = _part(Sampling, generate)
+    evaluate, seed = config.evaluate, noise_seed(config)
+    sampling = _part(Sampling, config.generate).model_copy(update={"seed": seed})
     files: dict[str, Block] = {
         "teacher.settings.yaml": config.teacher,
         "prompts.settings.yaml": PromptsSettings(prompts=config.prompts),
-        "reference/settings.yaml": _part(ReferenceSettings, evaluate),
+        "reference/settings.yaml": reference_settings(evaluate, config.prompts.split),
         "features.settings.yaml": _part(FeatureSettings, evaluate),
-        "score.settings.yaml": ScoreSettings(evaluate=evaluate, samples=generate.samples, seed=generate.seed),
+        "score.settings.yaml": ScoreSettings(evaluate=evaluate, samples=config.generate.samples, seed=seed),
     }
     for name, teacher in config.teachers.items():
         files[f"teachers/{name}.settings.yaml"] = teacher

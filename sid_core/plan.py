@@ -58,8 +58,7 @@ def make_plan(config: Config, gpus_here: int = 0) -> list[Stage]:
         )
     )
     for baseline in baselines(config):
-        evaluations = baseline.steps * (1 if baseline.guidance_scale in (None, 1) else 2)
-        speed = plan.evaluations_per_s / evaluations if evaluations else plan.generate_images_per_s
+        speed = plan.evaluations_per_s / baseline.nfe if baseline.nfe else plan.generate_images_per_s
         stages.append(
             Stage(f"generate {baseline.name}", parts, asks["generate"], _hours(count / parts, speed), samples_gb)
         )

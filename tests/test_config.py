@@ -10,6 +10,7 @@ import pytest
 
 from sid_core import config as c
 from sid_core.errors import UserError
+from sid_core.evaluation.reference_images import reference_images
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = c.read_yaml(ROOT / "config.yaml")
@@ -166,10 +167,51 @@ def test_an_extra_run_may_have_its_own_alpha_and_steps():
 def test_baselines_and_shards():
     parsed = c.parse_config(changed(generate__samples=5000, generate__samples_per_shard=2000, baselines__steps=[2, 8]))
     names = [baseline.name for baseline in c.baselines(parsed)]
-    assert names[0] == "teacher-cfg1-2steps"
+    assert names[0] == "teacher-dpm-solver-cfg1-2steps"
     assert names[-2:] == ["vae", "real"]
     assert len(names) == 2 * 3 + 2
     assert c.shards(parsed) == ["00000", "00001", "00002"]
+
+
+def test_baselines_of_two_solvers_share_no_name():
+    ddim, dpm = (
+        {one.name for one in c.baselines(c.parse_config(changed(baselines__solver=solver))) if one.kind == "teacher"}
+        for solver in ("ddim", "dpm-solver")
+    )
+    assert len(ddim | dpm) == len(ddim) + len(dpm) > 0
+
+
+@pytest.mark.parametrize(("scale", "nfe"), [(1.0, 8), (2.0, 16), (0.5, 16)])
+def test_baseline_nfe_guided_counts_both_branches(scale, nfe):
+    baseline = c.Baseline(name="x", kind="teacher", solver="ddim", steps=8, guidance_scale=scale)
+    assert baseline.nfe == nfe
+
+
+def test_splits_share_no_noise_and_no_reference_image():
+    evaluation, validation = (
+        c.stage_settings(c.parse_config(changed(prompts__split=split))) for split in ("evaluation", "validation")
+    )
+    generate = "runs/lsg-2/generate.yaml"
+    samples = 2**31  # the most that one split may have
+    seeds = [
+        range(files[generate].sampling.seed, files[generate].sampling.seed + samples)
+        for files in (evaluation, validation)
+    ]
+    assert not set(seeds[0][:: samples - 1]) & set(seeds[1][:: samples - 1])
+    assert seeds[0].stop <= seeds[1].start
+    assert seeds[1].stop <= c.SEEDS
+    assert validation["score.settings.yaml"].seed == seeds[1].start
+    drawn = [reference_images(files["reference/settings.yaml"]) for files in (evaluation, validation)]
+    assert not (drawn[0].read(0) == drawn[1].read(0)).all()
+    assert [files["reference/settings.yaml"].split for files in (evaluation, validation)] == [
+        "evaluation",
+        "validation",
+    ]
+
+
+def test_noise_seed_beyond_the_split_is_refused():
+    with pytest.raises(UserError, match=r"generate\.seed=2147483648: expected seed \+ samples up to 2\^31"):
+        c.parse_config(changed(generate__seed=2**31))
 
 
 # --- settings of one stage -----------------------------------------------------------------------------------------------

@@ -44,8 +44,8 @@ def test_hours_gpu_hours_and_disk_of_a_distillation():
 
 def test_a_guided_evaluation_of_the_teacher_counts_twice():
     planned = stages(shipped())
-    assert planned["generate teacher-cfg2-8steps"].hours == pytest.approx(
-        2 * planned["generate teacher-cfg1-8steps"].hours
+    assert planned["generate teacher-dpm-solver-cfg2-8steps"].hours == pytest.approx(
+        2 * planned["generate teacher-dpm-solver-cfg1-8steps"].hours
     )
 
 

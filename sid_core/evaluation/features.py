@@ -27,7 +27,7 @@ from .shards import captions_sha256, decode_member, ranges, read_members
 from .versions import versions
 
 if TYPE_CHECKING:
-    from ..config import FeatureSettings, ReferenceSettings
+    from ..config import BuildReferenceSettings, FeatureSettings
     from .reference_images import ReferenceImages
 
 # what a score needs to know of how the samples were made
@@ -50,7 +50,7 @@ CARRIED = (
 MOST_REPEATED = 0.01
 
 
-def build_reference(settings: "ReferenceSettings", out: Path, workers: int = 1, code: str = "") -> None:
+def build_reference(settings: "BuildReferenceSettings", out: Path, workers: int = 1, code: str = "") -> None:
     """Write features of the reference images to `out` (.safetensors) with a sidecar.
 
     Tensors: index (N,), features (N, D), clip_image (N, E), and dinov2 (N, F) where `evaluate.dinov2` is set. Images are read
@@ -79,7 +79,7 @@ def build_reference(settings: "ReferenceSettings", out: Path, workers: int = 1, 
 
 
 def _reference_features(
-    settings: "ReferenceSettings", looks: "Looks", images: "ReferenceImages", workers: int
+    settings: "BuildReferenceSettings", looks: "Looks", images: "ReferenceImages", workers: int
 ) -> tuple[dict[str, Tensor], dict]:
     """Tensors of the reference, and what is known of them beside where they come from."""
 

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import settings_digest
+from ..config import SEEDS, settings_digest
 from ..errors import UserError
 from ..method import Denoiser, n_step
 from ..models.generator import generator_sha256, load_generator
 from ..models.teacher import make_solver
 from .devices import place
 from .images import encode_png, pixel_sha256, quantise, shrink
-from .inputs import NOISE_DEVICE, SEEDS, Inputs
+from .inputs import NOISE_DEVICE, Inputs
 from .pool import in_order
 from .progress import Progress
 from .shards import captions_sha256, ranges, write_shard
@@ -103,7 +103,7 @@ def generate_baseline(
     inputs = Inputs(settings.sampling, teacher, captions)
     sampler = {"teacher": _teacher_sampler, "vae": _vae_sampler, "real": _real_sampler}[baseline.kind]
     identity = {"settings_sha256": settings_digest(settings), "generator_sha256": None}
-    _write(inputs, sampler(settings, inputs, teacher), start, stop, out, identity | {"nfe": baseline.steps}, workers)
+    _write(inputs, sampler(settings, inputs, teacher), start, stop, out, identity | {"nfe": baseline.nfe}, workers)
 
 
 def _teacher_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path) -> Sampler:

@@ -23,7 +23,7 @@ from .images import to_rgb
 from .versions import versions
 
 if TYPE_CHECKING:
-    from ..config import Evaluate
+    from ..config import BuildReferenceSettings, Evaluate
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 # what PIL and zipfile raise over damaged or encrypted files
@@ -42,14 +42,14 @@ class ReferenceImages(Protocol):
         """{"source", "count"} and, for files, "files_sha256": equal records are equal images."""
 
 
-def reference_images(evaluate: "Evaluate") -> ReferenceImages:
+def reference_images(evaluate: "BuildReferenceSettings") -> ReferenceImages:
     """The images of `evaluate.reference`, `evaluate.reference_samples` of them; a URL is downloaded into the cache first.
 
     Raises:
         UserError: they cannot be had, are damaged, or are of another number than the setting says.
     """
     if evaluate.reference == "embedded":
-        return DrawnImages(evaluate.reference_samples)
+        return DrawnImages(evaluate.reference_samples, evaluate.split)
     images = ImageFiles(reference_path(evaluate))
     if len(images) != evaluate.reference_samples:
         raise UserError(
@@ -85,10 +85,11 @@ def cached_features(record: dict, images: dict, networks: dict, code: str) -> Pa
 
 
 class DrawnImages:
-    """The `reference` split of the embedded scenes."""
+    """Draw the embedded scenes that a split is compared with; the two splits share none."""
 
-    def __init__(self, count: int):
+    def __init__(self, count: int, split: str):
         self._count = count
+        self._scenes = {"evaluation": "reference", "validation": "validation-reference"}[split]
         self._block: tuple[int, np.ndarray] | None = None  # scenes are drawn in blocks; neighbours come for nothing
 
     def __len__(self) -> int:
@@ -97,7 +98,7 @@ class DrawnImages:
     def read(self, index: int) -> np.ndarray:
         number, block = index // scenes.BLOCK, self._block
         if block is None or block[0] != number:
-            block = self._block = number, scenes.draw("reference", scenes.BLOCK, number * scenes.BLOCK)[0]
+            block = self._block = number, scenes.draw(self._scenes, scenes.BLOCK, number * scenes.BLOCK)[0]
         return block[1][index % scenes.BLOCK]  # not of self: another thread may be at the next block
 
     def record(self) -> dict:

@@ -30,6 +30,10 @@ COMPONENTS = {
     "vae": ("diffusion_pytorch_model.safetensors",),
     "scheduler": ("scheduler_config.json",),
 }
+SCHEDULE_KEYS = (
+    *("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas"),
+    *("rescale_betas_zero_snr", "prediction_type"),
+)
 # other forms of the same weights that hub snapshots carry along
 UNUSED = ("*.bin", "*.ckpt", "*.msgpack", "*.onnx", "*.fp16.safetensors", "*.non_ema.safetensors")
 
@@ -131,14 +135,22 @@ def latent_shape(folder: Path) -> tuple[int, int, int]:
 
 
 def make_solver(name: str, folder: Path, steps: int) -> DDIMScheduler | DPMSolverMultistepScheduler:
-    """A diffusers sampler on the teacher's schedule with its timesteps set: 'ddim' (eta 0) or 'dpm-solver' (DPM-Solver++ 2M)."""
+    """Return a diffusers sampler with its timesteps set: 'ddim' (eta 0) or 'dpm-solver' (DPM-Solver++ 2M).
+
+    Only the noise schedule comes from the teacher's config. A baseline must not depend on the sampler that the teacher happens to be
+    shipped with: its config may set another order or spacing, clip x_0, or let DDIM end at abar_0 instead of at x_0.
+    """
     config = scheduler_config(folder)
+    schedule = {key: config[key] for key in SCHEDULE_KEYS if key in config}
     if name == "ddim":
-        # without the key, as in PNDM's or Euler's configs, DDIM would bound x_0 by 1, which latents are not
-        solver = DDIMScheduler.from_config(config, timestep_spacing="trailing", clip_sample=False)
+        solver = DDIMScheduler(**schedule, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True)
     else:
-        solver = DPMSolverMultistepScheduler.from_config(
-            config, algorithm_type="dpmsolver++", timestep_spacing="trailing"
+        solver = DPMSolverMultistepScheduler(
+            **schedule,
+            timestep_spacing="trailing",
+            algorithm_type="dpmsolver++",
+            solver_order=2,
+            final_sigmas_type="zero",
         )
     solver.set_timesteps(steps)
     return solver

@@ -1,6 +1,9 @@
 """Settings and captions of the tiny experiment that the tests of this folder evaluate."""
 
-from sid_core.config import Baseline, BaselineSettings, GenerateSettings, Sampling
+from pathlib import Path
+
+from sid_core.config import Baseline, BaselineSettings, Evaluate, GenerateSettings, Sampling, reference_settings
+from sid_core.evaluation.features import build_reference
 
 SAMPLES = 20
 CAPTIONS = [f"a dot number {i % 7}" for i in range(SAMPLES)]
@@ -17,3 +20,8 @@ def generate_settings(num_steps: int = 1, **changes) -> GenerateSettings:
 def baseline_settings(kind: str, split: str = "evaluation", eps_error_samples: int = 5, **changes) -> BaselineSettings:
     baseline = Baseline(name=kind, kind=kind, **changes)
     return BaselineSettings(baseline=baseline, split=split, sampling=sampling(eps_error_samples=eps_error_samples))
+
+
+def build(evaluate: Evaluate, out: Path, *rest) -> None:
+    """Build the features of a protocol's reference images."""
+    build_reference(reference_settings(evaluate), out, *rest)

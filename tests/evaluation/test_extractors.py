@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from serving import Corrupt, Server, Status
 from tiny_parts import clip_repository, inception
 
-from sid_core.config import FeatureSettings, ReferenceSettings
+from sid_core.config import BuildReferenceSettings, FeatureSettings
 from sid_core.errors import UserError
 from sid_core.evaluation.extractors import PUBLISHED_LEVELS, Clip, Features
 from sid_core.evaluation.networks import clip_weights, feature_weights, prepare_networks
@@ -296,7 +296,7 @@ def test_settings_reach_the_networks(parts):
 
 def test_the_stage_fetches_everything_and_records_hashes(server, parts, tmp_path):
     url = f"{server.url}/files/inception-2015-12-05.pt"
-    settings = ReferenceSettings(
+    settings = BuildReferenceSettings(
         **{
             "feature_network": url,
             "clip": REPO,

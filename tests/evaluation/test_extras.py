@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from serving import Server
-from small import CAPTIONS, SAMPLES, generate_settings
+from small import CAPTIONS, SAMPLES, build, generate_settings
 from tiny_parts import HPS_SIZES, dinov2, hps, pickscore
 
 from sid_core.config import FeatureSettings
 from sid_core.errors import UserError
 from sid_core.evaluation import extras
-from sid_core.evaluation.features import build_reference, extract_features
+from sid_core.evaluation.features import extract_features
 from sid_core.evaluation.features import stored as stored_image
 from sid_core.evaluation.generation import generate_run
 from sid_core.evaluation.networks import prepare_networks
@@ -137,7 +137,7 @@ def test_from_samples_to_a_score(folders, tiny_generator, tiny_teacher, captions
     scores = {}
     for name, chosen in (("plain", plain), ("full", full)):
         reference, features = tmp_path / f"{name}-reference.safetensors", tmp_path / f"{name}.safetensors"
-        build_reference(chosen.evaluate, reference)
+        build(chosen.evaluate, reference)
         extract_features(chosen.evaluate, tmp_path / "00000.tar", captions, features)
         score(chosen, [features], reference, captions, tmp_path / name / "score.json")
         scores[name] = read_json(tmp_path / name / "score.json")
@@ -173,7 +173,7 @@ def _other_dinov2(tmp_path, full, folders):
     evaluate = full.evaluate.model_copy(
         update={"dinov2": full.evaluate.dinov2.model_copy(update={"source": str(other)})}
     )
-    build_reference(evaluate, tmp_path / "other.safetensors")
+    build(evaluate, tmp_path / "other.safetensors")
     return tmp_path / "other.safetensors"
 
 

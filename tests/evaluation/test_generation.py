@@ -238,7 +238,7 @@ def test_latents_are_not_bounded_by_whatever_scheduler_the_teacher_names(name, k
     teacher = Five(torch.nn.Identity(), NoiseSchedule.from_config(scheduler_config(tmp_path)), "epsilon")
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     x_0 = solve(make_solver(name, tmp_path, 4), teacher, z, None, None, 1.0)
-    assert (x_0 - 5).abs().max() < 0.2  # PNDM's last step ends at t = 0, where a little noise is left
+    assert (x_0 - 5).abs().max() < 1e-4
 
 
 def test_teacher_baseline_does_not_depend_on_the_shard(tiny_teacher, captions, tmp_path):
@@ -247,7 +247,7 @@ def test_teacher_baseline_does_not_depend_on_the_shard(tiny_teacher, captions, t
     generate_baseline(settings, tiny_teacher, captions, 0, SAMPLES, tmp_path / "all.tar")
     generate_baseline(settings, tiny_teacher, captions, 17, SAMPLES, tmp_path / "end.tar")
     assert np.array_equal(pixels(tmp_path / "all.tar")[17:], pixels(tmp_path / "end.tar"))
-    assert record(tmp_path / "all.tar")["nfe"] == 3
+    assert record(tmp_path / "all.tar")["nfe"] == 6  # both branches of three steps
     assert record(tmp_path / "all.tar")["generator_sha256"] is None
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sid_core.config import ReferenceSettings
+from sid_core.config import BuildReferenceSettings
 from sid_core.evaluation.extractors import Clip, Features
 from sid_core.evaluation.frechet import Gaussian, Reference
 from sid_core.evaluation.images import quantise
@@ -12,7 +12,7 @@ from sid_core.evaluation.proxy import Proxy
 from sid_core.files import write_sidecar
 from sid_core.shapes import scenes
 
-SETTINGS = ReferenceSettings(reference_samples=40, batch=20)
+SETTINGS = BuildReferenceSettings(reference_samples=40, batch=20)
 
 
 @pytest.fixture

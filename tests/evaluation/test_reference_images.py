@@ -14,7 +14,7 @@ from PIL import Image
 from serving import Drop, Server, Status
 from tiny_parts import coco_images, coco_zip
 
-from sid_core.config import ReferenceSettings
+from sid_core.config import BuildReferenceSettings
 from sid_core.errors import UserError
 from sid_core.evaluation.reference_images import ImageFiles, cached_features, reference_images
 from sid_core.files import sha256_file
@@ -28,8 +28,8 @@ def archive(tmp_path):
     return coco_zip(tmp_path / "val2014.zip", COUNT)
 
 
-def settings(reference, count: int = COUNT, **changes) -> ReferenceSettings:
-    return ReferenceSettings(reference=str(reference), reference_samples=count, batch=4, **changes)
+def settings(reference, count: int = COUNT, **changes) -> BuildReferenceSettings:
+    return BuildReferenceSettings(reference=str(reference), reference_samples=count, batch=4, **changes)
 
 
 def replaced(archive, index: int, data: bytes):

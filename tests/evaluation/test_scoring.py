@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from small import CAPTIONS, SAMPLES, baseline_settings, generate_settings
+from small import CAPTIONS, SAMPLES, baseline_settings, build, generate_settings
 
 from sid_core import cli
-from sid_core.config import ReferenceSettings, dump
+from sid_core.config import BuildReferenceSettings, dump
 from sid_core.errors import UserError
 from sid_core.evaluation.extractors import Clip
-from sid_core.evaluation.features import build_reference, extract_features
+from sid_core.evaluation.features import extract_features
 from sid_core.evaluation.generation import generate_baseline, generate_run
 from sid_core.evaluation.metrics import clip_score
 from sid_core.evaluation.scoring import score
@@ -28,7 +28,7 @@ def made(tmp_path_factory, tiny_generator, tiny_teacher, captions, evaluate_sett
     """Two shards of samples, their features, the reference."""
     folder = tmp_path_factory.mktemp("made")
     reference = folder / "reference" / "features.safetensors"
-    build_reference(evaluate_settings().evaluate, reference)
+    build(evaluate_settings().evaluate, reference)
     samples, features = [], []
     for name, span in (("00000", (0, 13)), ("00001", (13, SAMPLES))):
         samples.append(folder / "samples" / f"{name}.tar")
@@ -110,7 +110,7 @@ def test_one_shard_or_two_is_the_same_score(
 def test_workers_change_no_bit(workers, made, evaluate_settings, tmp_path):
     settings, features, reference = evaluate_settings().evaluate, tmp_path / "f.safetensors", tmp_path / "r.safetensors"
     extract_features(settings, made.samples[0], made.captions, features, workers)
-    build_reference(settings, reference, workers)
+    build(settings, reference, workers)
     assert features.read_bytes() == made.features[0].read_bytes()
     assert reference.read_bytes() == made.reference.read_bytes()
     assert read_json(sidecar(reference)) == read_json(sidecar(made.reference))
@@ -122,7 +122,7 @@ def test_images_stored_at_the_protocols_size_give_the_same_score(
     """Shrunk to 12 when stored, or when seen: one protocol, one result."""
     settings = evaluate_settings(image_size=12)
     reference, scores = tmp_path / "reference.safetensors", []
-    build_reference(settings.evaluate, reference)
+    build(settings.evaluate, reference)
     for size in (None, 12):
         samples, features = tmp_path / f"samples-{size}.tar", tmp_path / f"features-{size}.safetensors"
         sampled = generate_settings(image_size=size)
@@ -184,21 +184,21 @@ def test_reference_files_are_seen_once_and_kept(evaluate_settings, tmp_path, mon
     monkeypatch.setattr(features, "reference_images", lambda settings: Pictures(200, repeated=2))
     first, again = tmp_path / "first.safetensors", tmp_path / "again.safetensors"
     settings = evaluate_settings(reference_samples=200).evaluate
-    build_reference(settings, first)
+    build(settings, first)
     record = read_json(sidecar(first))["record"]
     assert (record["source"], record["count"], record["repeated"]) == ("files", 200, 2)
     assert load_file(first)["features"].shape == (200, 6)
 
     [kept] = (tmp_path / "cache").rglob("*.safetensors")
     monkeypatch.setattr(Pictures, "read", lambda *_: pytest.fail("seen again"))
-    build_reference(settings, again)
+    build(settings, again)
     assert again.read_bytes() == first.read_bytes()
     assert read_json(sidecar(again)) == read_json(sidecar(first))
     kept.write_bytes(kept.read_bytes()[:-1])
     monkeypatch.undo()
     monkeypatch.setenv("SID_CORE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(features, "reference_images", lambda settings: Pictures(200, repeated=2))
-    build_reference(settings, again)
+    build(settings, again)
     assert again.read_bytes() == first.read_bytes(), "a damaged copy is made again"
 
 
@@ -207,8 +207,8 @@ def test_reference_files_are_seen_again_by_other_code(evaluate_settings, tmp_pat
 
     monkeypatch.setenv("SID_CORE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(features, "reference_images", lambda settings: Pictures(30, repeated=0))
-    values = evaluate_settings().evaluate.model_dump(include=set(ReferenceSettings.model_fields))
-    (tmp_path / "settings.yaml").write_text(dump(ReferenceSettings(**values)))
+    values = evaluate_settings().evaluate.model_dump(include=set(BuildReferenceSettings.model_fields))
+    (tmp_path / "settings.yaml").write_text(dump(BuildReferenceSettings(**values)))
     for code in ("first", "first", "a fix"):
         monkeypatch.setattr("sid_core.sources.stage_digest", {"evaluation.features": code}.__getitem__)
         arguments = ["--settings", str(tmp_path / "settings.yaml"), "--out", str(tmp_path / "out.safetensors")]
@@ -222,7 +222,7 @@ def test_a_reference_that_repeats_itself_is_refused(evaluate_settings, tmp_path,
     monkeypatch.setenv("SID_CORE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(features, "reference_images", lambda settings: Pictures(40, repeated=20))
     with pytest.raises(UserError, match="20 of 40 images are there twice"):
-        build_reference(evaluate_settings().evaluate, tmp_path / "x.safetensors")
+        build(evaluate_settings().evaluate, tmp_path / "x.safetensors")
 
 
 def test_features_stand_beside_their_captions(made, networks, evaluate_settings):
@@ -356,7 +356,7 @@ def test_shards_of_different_solvers_or_teachers_are_refused(made, tiny_teacher,
 def test_one_image_is_refused(made, evaluate_settings, tmp_path):
     reference = tmp_path / "features.safetensors"
     with pytest.raises(UserError, match=r"reference_samples=1"):
-        build_reference(evaluate_settings(reference_samples=1).evaluate, reference)
+        build(evaluate_settings(reference_samples=1).evaluate, reference)
     assert not reference.exists()
 
 
@@ -374,7 +374,7 @@ def test_samples_of_other_seeds_or_captions_are_refused(made, evaluate_settings,
 
 def test_a_reference_of_another_network_is_refused(made, evaluate_settings, tmp_path):
     other = tmp_path / "features.safetensors"
-    build_reference(evaluate_settings(image_size=12).evaluate, other)
+    build(evaluate_settings(image_size=12).evaluate, other)
     with pytest.raises(
         UserError, match=r"features\.safetensors: made with another feature network, CLIP, DINOv2 or image size"
     ):
@@ -383,9 +383,7 @@ def test_a_reference_of_another_network_is_refused(made, evaluate_settings, tmp_
 
 def test_networks_that_are_missing_are_named(evaluate_settings, networks, tmp_path):
     with pytest.raises(UserError, match=r"evaluate\.feature_network=.*nowhere.*no file .*config\.json"):
-        build_reference(
-            evaluate_settings(feature_network=str(tmp_path / "nowhere")).evaluate, tmp_path / "x.safetensors"
-        )
+        build(evaluate_settings(feature_network=str(tmp_path / "nowhere")).evaluate, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match=r"evaluate\.clip=.*open_clip_config\.json"):
         Clip(str(tmp_path / "nowhere"))
 
@@ -402,4 +400,4 @@ def test_clip_without_its_weights_is_refused(networks, tmp_path):
 
 def test_images_of_a_size_the_network_does_not_take_are_refused(evaluate_settings, tmp_path):
     with pytest.raises(UserError, match=r"feature_size: .*24 x 24.*16 x 16; set feature_size: 24"):
-        build_reference(evaluate_settings(feature_size=None).evaluate, tmp_path / "x.safetensors")
+        build(evaluate_settings(feature_size=None).evaluate, tmp_path / "x.safetensors")

@@ -172,6 +172,24 @@ def test_solvers_walk_the_teachers_schedule(tiny_teacher, name):
     assert solver.config.beta_schedule == "scaled_linear"
 
 
+@pytest.mark.parametrize("name", ["ddim", "dpm-solver"])
+def test_solver_takes_nothing_but_the_noise_schedule_from_the_teacher(tiny_teacher, copy, name):
+    sampler = {
+        "set_alpha_to_one": False,
+        "solver_order": 3,
+        "use_karras_sigmas": True,
+        "algorithm_type": "sde-dpmsolver",
+    }
+    edit(copy / "scheduler" / "scheduler_config.json", timestep_spacing="leading", steps_offset=1, **sampler)
+    plain, found = make_solver(name, tiny_teacher, 8), make_solver(name, copy, 8)
+    assert dict(found.config) == dict(plain.config)
+    x, estimate = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+    found.register_to_config(prediction_type="sample")
+    for t in found.timesteps:
+        x = found.step(estimate, t, x).prev_sample
+    torch.testing.assert_close(x, estimate)  # x_0 itself, without the noise of level 0
+
+
 def test_generator_round_trip(tiny_teacher, tmp_path):
     unet = load_denoiser(tiny_teacher).unet
     record = {"t_init": 625, "num_steps": 1, "teacher_sha256": teacher_sha256(tiny_teacher)}
