@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 import uuid
 from pathlib import Path
@@ -13,6 +15,8 @@ from test_workflow import Project
 from sid_core import gpus, machine
 from sid_core.errors import UserError
 
+APART = ["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork"]
+
 
 @pytest.fixture
 def names(monkeypatch):
@@ -20,12 +24,14 @@ def names(monkeypatch):
     monkeypatch.setattr(gpus, "POLL_S", 0.02)
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     # tests may run at the same time on one machine, beside jobs that have real GPUs
-    monkeypatch.setattr(gpus, "PREFIX", f"test-{uuid.uuid4()}/")
+    monkeypatch.setattr(gpus, "PREFIX", f"test-{uuid.uuid4()}-")
 
     def make(count):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(f"gpu{i}" for i in range(count)))
 
-    return make
+    yield make
+    for left in gpus.FOLDER.glob(f"{gpus.PREFIX}*"):
+        left.rmdir()
 
 
 def job(count, seconds, taken):
@@ -86,6 +92,42 @@ def test_a_gpu_is_held_as_long_as_a_child_lives_that_was_given_it(names, start):
     start(1, 0)
     start.taken.get(timeout=10)
     assert time.monotonic() - began > 0.3
+
+
+def test_claimed_in_another_network_namespace_waits_as_well(names):
+    """Containers of one machine share its GPUs and /tmp, and have neither sockets nor process numbers in common."""
+    if subprocess.run([*APART, "true"], capture_output=True).returncode:
+        pytest.skip("this system lets no user make namespaces")
+    names(1)
+    code = f"from sid_core import gpus; gpus.PREFIX = {gpus.PREFIX!r}\nwith gpus.claimed(1): print('holds', flush=True)"
+    with gpus.claimed(1):
+        os.environ["CUDA_VISIBLE_DEVICES"] = "gpu0"
+        job = subprocess.Popen([*APART, sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            job.wait(3)
+    assert job.communicate(timeout=30)[0] == "holds\n"
+
+
+def test_claimed_by_a_user_with_a_strict_umask_is_seen_by_others(names):
+    names(1)
+    before = os.umask(0o077)
+    try:
+        with gpus.claimed(1):
+            (place,) = (each for each in gpus.FOLDER.glob(f"{gpus.PREFIX}*") if each.name.endswith("gpu0"))
+            assert place.stat().st_mode & 0o777 == 0o755
+    finally:
+        os.umask(before)
+
+
+def test_hold_whose_folder_was_cleared_away_meanwhile_holds_nothing(names, monkeypatch):
+    names(1)
+    lock = gpus.fcntl.flock
+    monkeypatch.setattr(
+        gpus.fcntl,
+        "flock",
+        lambda *given: [left.rmdir() for left in gpus.FOLDER.glob(f"{gpus.PREFIX}*")] and lock(*given),
+    )
+    assert gpus._hold("gpu0") is None
 
 
 def test_a_job_without_gpus_sees_none(names, start):
