@@ -61,7 +61,7 @@ def read_captions(path: str | Path, column: str | None = None, member: str | Non
             file, name = _open(path, member, stack)
             if name.endswith(".gz"):
                 file, name = stack.enter_context(gzip.open(file)), name.removesuffix(".gz")
-            unit, batches = _batches(file, caption_format(name), column, where)
+            unit, batches = _batches(file, _format(name, where), column, where)
             before = 0
             for batch in batches:
                 for number, caption in enumerate(batch, before + 1) if len(max(batch, key=len)) > LONGEST_LINE else ():
@@ -108,7 +108,7 @@ def check_enough(prompts: "Prompts", samples: int) -> None:
 
 def _open(path: Path, member: str | None, stack: ExitStack) -> tuple[BinaryIO, str]:
     """The file, or the archive's member, and the name that tells its format."""
-    if caption_format(path.name) != ".tar":
+    if _format(path.name, str(path)) != ".tar":
         if member:
             raise UserError(f"prompts.member={member}: {path} is no archive; take the setting out, or give a .tar")
         return stack.enter_context(open(path, "rb")), path.name.lower()
@@ -119,6 +119,13 @@ def _open(path: Path, member: str | None, stack: ExitStack) -> tuple[BinaryIO, s
     if len(found) != 1:
         raise UserError(f"prompts.member={member}: expected one of the files in {path}: {_listed(names)}")
     return stack.enter_context(archive.extractfile(found[0])), found[0].name.lower()
+
+
+def _format(name: str, where: str) -> str:
+    try:
+        return caption_format(name)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _lines(file: BinaryIO, where: str) -> Iterator[list[str]]:

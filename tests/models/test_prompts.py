@@ -14,7 +14,7 @@ from serving import Server
 from sid_core.config import COCO2014_30K, Prompts, PromptsSettings
 from sid_core.errors import UserError
 from sid_core.files import read_json, read_lines, verify_manifest
-from sid_core.models.captions import LineFile, check_enough
+from sid_core.models.captions import LineFile, check_enough, read_captions
 from sid_core.models.prompts import COCO_CAPTIONS, COCO_SHA256, normalised, prepare_prompts, training_prompts
 
 FOUR = ["A Dog", "Été", "a cat", "Été"]
@@ -312,6 +312,15 @@ def test_a_file_of_the_hub_is_read_and_its_commit_recorded(tmp_path, monkeypatch
 def test_settings_that_disagree(settings, message):
     with pytest.raises(ValueError, match=message):
         Prompts(**settings)
+
+
+def test_read_captions_of_another_suffix_is_refused(tmp_path):
+    (tmp_path / "a.bin").write_bytes(TEXT)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "a.bin", "x.docx")
+    for name, member in (("a.bin", None), ("a.tar", "x.docx")):
+        with pytest.raises(UserError, match=r"a\.(bin|tar:x\.docx): expected \.txt, .*, got \.(bin|docx)\. Fix: "):
+            next(read_captions(tmp_path / name, member=member))
 
 
 def test_column_of_one_table_beside_a_text_is_used(tmp_path):
