@@ -7,8 +7,11 @@ never retrains and a new scale trains only itself.
 
 import difflib
 import math
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import date
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -33,10 +36,26 @@ Commit = Annotated[str, Field(pattern=COMMIT)]
 Name = Annotated[str, Field(pattern=NAME, max_length=80)]
 
 
+NULLS = ("null", "Null", "NULL", "~")
+
+
 class Block(BaseModel):
     """A frozen group of settings; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_null(cls, values: Any) -> Any:
+        """Take YAML's words for null as null, and an empty text where a setting may be null.
+
+        Snakemake's --config hands over the words as text, and a run called null, or a store, is nobody's wish.
+        """
+        if not isinstance(values, dict):
+            return values
+        optional = {key for key, field in cls.model_fields.items() if type(None) in get_args(field.annotation)}
+        null = {key for key, value in values.items() if value in NULLS or (value == "" and key in optional)}
+        return values | dict.fromkeys(null & cls.model_fields.keys())
 
 
 class Teacher(Block):
@@ -738,7 +757,8 @@ def load_config(path: str | Path, over: str | Path | None = None) -> Config:
     Raises UserError naming key, value, expectation and remedy.
     """
     values = read_yaml(path)
-    return parse_config(merge(values, read_yaml(over)) if over else values, str(over or path))
+    merged = merge(values, read_yaml(over)) if over else values
+    return parse_config(merged, str(over or path), [over, path] if over else [path])
 
 
 def merge(values: dict, over: dict) -> dict:
@@ -752,12 +772,19 @@ def merge(values: dict, over: dict) -> dict:
 
 def load_settings(kind: type[Block], path: str | Path) -> Any:
     """Read a stage's settings file as `kind`."""
-    return parse(kind, read_yaml(path), str(path))
+    return parse(kind, read_yaml(path), str(path), [path])
 
 
-def parse_config(values: dict, source: str = "config") -> Config:
-    """Validate an already merged configuration."""
-    return parse(Config, values, source)
+def parse_config(
+    values: dict, source: str = "config", files: Sequence[str | Path] = (), arguments: Sequence[str] = ()
+) -> Config:
+    """Validate an already merged configuration.
+
+    Args:
+        source: what messages begin with.
+        files, arguments: configuration files and Snakemake's command line, to show in messages what was typed there.
+    """
+    return parse(Config, values, source, files, arguments)
 
 
 class _EveryKeyOnce(yaml.SafeLoader):
@@ -786,20 +813,24 @@ def read_yaml(path: str | Path) -> dict:
     return values
 
 
-def parse(kind: type[Block], values: dict, source: str) -> Any:
+def parse(
+    kind: type[Block], values: dict, source: str, files: Sequence[str | Path] = (), arguments: Sequence[str] = ()
+) -> Any:
     """Validate `values` as `kind`; all mistakes are listed in one UserError, a line each."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(kind, problem) for problem in error.errors()]
+        lines = [_explain(kind, problem, files, arguments) for problem in error.errors()]
         raise UserError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
-def _explain(kind: type[Block], problem: dict) -> str:
+def _explain(kind: type[Block], problem: dict, files: Sequence[str | Path], arguments: Sequence[str]) -> str:
     """One line of a validation error: key, value, expectation, remedy."""
     location = [part for part in problem["loc"] if not (isinstance(part, str) and "[" in part)]
     key = ".".join(str(part) for part in location)
     value = problem["input"]
+    if problem["type"] == "string_type" and isinstance(value, bool | int | float | date):
+        return f"{key}={_not_quoted(location, value, files, arguments)}"
     if problem["type"] == "extra_forbidden":
         close = difflib.get_close_matches(str(location[-1]), _keys(kind, location[:-1]), n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(_keys(kind, location[:-1]))}"
@@ -812,7 +843,40 @@ def _explain(kind: type[Block], problem: dict) -> str:
     message = message[0].lower() + message[1:] if message.startswith("Input") else message
     if problem["type"] == "value_error":
         return f"{key}: {message}" if key else message
-    return f"{key}={value!r}: {message.replace('input should be', 'expected')}"
+    message = message.replace("input should be", "expected")
+    if value is None:
+        return f"{key}=null: {message}, got no value. Fix: give it one"
+    return f"{key}={value!r}: {message}"
+
+
+def _not_quoted(location: list, value: Any, files: Sequence[str | Path], arguments: Sequence[str]) -> str:
+    """The end of a message about a text that YAML, or Snakemake, reads as a number, a date or a truth value."""
+    typed, by_command = _typed(location, value, files, arguments)
+    read = (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f"the {'date' if isinstance(value, date) else 'number'} {value}"
+    )
+    fix = f'quote it: {location[-1]}: "{typed}"'
+    if by_command:
+        fix = f'quote it in a --configfile: {location[-1]}: "{typed}" (Snakemake takes quotes off --config: there, begin it with a letter)'
+    return f"{typed}: expected text, which {'Snakemake' if by_command else 'YAML'} reads as {read}. Fix: {fix}"
+
+
+def _typed(location: list, value: Any, files: Sequence[str | Path], arguments: Sequence[str]) -> tuple[str, bool]:
+    """What was typed for `value` on Snakemake's command line, whose --config goes over files, or in a file."""
+    for argument in arguments:
+        key, _, text = argument.removeprefix("--config=").partition("=")
+        if [key] == location:
+            return text, True
+    for file in files:
+        with suppress(OSError, yaml.YAMLError, LookupError, TypeError):
+            text = yaml.load(Path(file).read_text(encoding="utf-8"), yaml.BaseLoader)  # leaves every value as text
+            for part in location:
+                text = text[part]
+            if isinstance(text, str) and yaml.safe_load(text) == value:
+                return text, False
+    return str(value), False
 
 
 def _keys(kind: type[Block], location: list) -> list[str]:

@@ -124,6 +124,69 @@ def test_a_file_that_is_no_mapping_is_named(tmp_path, text):
         c.load_config(tmp_path / "config.yaml")
 
 
+@pytest.mark.parametrize("word", ["null", "Null", "NULL", "~", ""])
+def test_null_in_words_is_null_for_every_optional_setting(word):
+    """Snakemake's --config hands over text: 'distill={lr_final: null}' became the text 'null'."""
+    parsed = c.parse_config(
+        changed(
+            distill__lr_final=word,
+            distill__keep_best=word,
+            tracking__uri=word,
+            tracking__best=word,
+            teacher__path=word,
+            evaluate__dinov2=word,
+            resources__score__gpu=word,
+        )
+    )
+    assert parsed.distill.lr_final is parsed.distill.keep_best is parsed.tracking.uri is parsed.tracking.best is None
+    assert parsed.teacher.path is parsed.evaluate.dinov2 is parsed.resources.score.gpu is None
+
+
+def test_empty_text_of_a_setting_that_takes_no_null_stays():
+    assert c.parse_config(changed(evaluate__caption_prefix="")).evaluate.caption_prefix == ""
+
+
+@pytest.mark.parametrize("word", [None, "null", "~"])
+def test_experiment_called_null_is_refused(word):
+    with pytest.raises(
+        UserError, match=r"config: experiment=null: expected a valid string, got no value\. Fix: give it one"
+    ):
+        c.parse_config(changed(experiment=word))
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("2026_09_01", "the number 20260901"),
+        ("2026-09-01", "the date 2026-09-01"),
+        ("1.5", "the number 1.5"),
+        ("on", "true"),
+        ("007", "the number 7"),
+    ],
+)
+def test_name_that_yaml_takes_for_another_value_is_shown_as_typed(tmp_path, typed, read):
+    text = (ROOT / "config.yaml").read_text().replace("experiment: shapes", f"experiment: {typed}")
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        c.load_config(tmp_path / "config.yaml")
+    assert f"experiment={typed}: expected text, which YAML reads as {read}. Fix: quote it" in str(caught.value)
+    assert f'experiment: "{typed}"' in str(caught.value)
+    (tmp_path / "config.yaml").write_text(text.replace(f"experiment: {typed}", f'experiment: "{typed}"'))
+    assert c.load_config(tmp_path / "config.yaml").experiment == typed
+    (tmp_path / "over.yaml").write_text(f"extra_runs: [{{strategy: lsg, scale: 9, name: {typed}}}]")
+    with pytest.raises(UserError, match=rf"extra_runs\.0\.name={typed}: .*name: \"{typed}\""):
+        c.load_config(ROOT / "config.yaml", tmp_path / "over.yaml")
+
+
+@pytest.mark.parametrize(("typed", "value"), [("2026_09_01", 20260901), ("1e3", 1000.0), ("True", True)])
+def test_name_on_snakemakes_command_line_is_shown_as_typed(typed, value):
+    arguments = ["snakemake", "--cores", "all", "--config", "seeds=[0]", f"experiment={typed}"]
+    with pytest.raises(UserError) as caught:
+        c.parse_config(changed(experiment=value), arguments=arguments)
+    assert f"experiment={typed}: expected text" in str(caught.value)
+    assert "Snakemake takes quotes off --config: there, begin it with a letter" in str(caught.value)
+
+
 def test_numbers_that_yaml_reads_as_text_are_numbers():
     # YAML 1.1 wants a dot before the exponent
     assert c.parse_config(changed(distill__lr="1e-3")).distill.lr == 1e-3

@@ -123,6 +123,38 @@ def test_the_default_profile_is_loaded_by_itself(project):
     assert "Using workflow specific profile profiles/default" in project.snakemake("--dry-run").stdout
 
 
+def test_null_on_the_command_line_is_null(project):
+    done = project.snakemake(
+        "--dry-run",
+        "--printshellcmds",
+        "--config",
+        "distill={lr: 1e-6, lr_final: null}",
+        "tracking={uri: null}",
+        "teacher={path: ~, repo: }",
+    )
+    assert done.returncode == 0, done.stdout
+    assert "lr_final: null" in done.stdout
+    assert "lr_final: 'null'" not in done.stdout
+    assert f"sqlite:///{project.folder}/mlflow.db" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("null", "config: experiment=null: expected a valid string, got no value. Fix: give it one"),
+        ("~", "config: experiment=null: expected a valid string, got no value. Fix: give it one"),
+        ("2026_09_01", "config: experiment=2026_09_01: expected text, which Snakemake reads as the number 20260901."),
+        (
+            "1e3",
+            "config: experiment=1e3: expected text, which Snakemake reads as the number 1000.0. Fix: quote it in a",
+        ),
+    ],
+)
+def test_a_name_that_snakemake_reads_as_something_else_is_refused(project, name, message):
+    assert message in project.complaint("--dry-run", "--config", f"experiment={name}")
+    assert not (project.folder / "results" / "null").exists()
+
+
 @pytest.mark.parametrize(
     ("blocks", "expected"),
     [
