@@ -235,8 +235,18 @@ def _is_recorded(state: Path) -> bool:
 # --- lease -----------------------------------------------------------------------------------------------------------
 
 
+def place() -> str | None:
+    """Where process numbers mean what they mean here: this boot of a machine, and the PID namespace. None where that is unknown.
+
+    A host's name does not tell: containers share it and number their processes from 1 each.
+    """
+    with suppress(OSError):
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    return None
+
+
 def _process_start(pid: int) -> str | None:
-    """Start time of a live process on this host (None when it is gone), so that a reused pid is not mistaken for it."""
+    """Start time of a live process of this place (None when it is gone), so that a reused pid is not mistaken for it."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except (OSError, IndexError):
@@ -248,22 +258,23 @@ def _process_start(pid: int) -> str | None:
 def lease(folder: str | Path) -> Iterator[None]:
     """Hold `folder` against a second writer: after a kill of Snakemake its child lives on, and a restart starts another.
 
-    The owner (host, pid, job id, heartbeat) stands in `folder`/lease.json. On the same host a dead owner holds nothing. One on
-    another host is watched, for up to four periods of its heartbeat: killed with its node, or by a cluster that has already
-    started the next job, it beats no more. An owner that stood still for so long, and finds another in its place, ends at once.
+    The owner (host, place, pid, job id, heartbeat) stands in `folder`/lease.json. A dead owner of the same place holds nothing. One
+    on another host or in another container is watched, for up to four periods of its heartbeat: killed with its node, or by a
+    cluster that has already started the next job, it beats no more. An owner that stood still for so long, and finds another in
+    its place, ends at once.
 
     Raises:
         UserError: a living owner holds the folder; the message names it.
     """
     path = Path(folder) / "lease.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    host, pid = socket.gethostname(), os.getpid()
-    owner = {"host": host, "pid": pid, "start": _process_start(pid), "job": os.environ.get("SLURM_JOB_ID")}
+    pid, job = os.getpid(), os.environ.get("SLURM_JOB_ID")
+    owner = {"host": socket.gethostname(), "place": place(), "pid": pid, "start": _process_start(pid), "job": job}
     payload = json.dumps(owner | {"token": uuid.uuid4().hex})
     watched = None
     while True:
         with _guard(path):
-            watched = _refuse_living_owner(path, host, watched)
+            watched = _refuse_living_owner(path, watched)
             if watched is None:
                 write_text(path, payload)
                 break
@@ -306,15 +317,14 @@ def _guard(path: Path) -> Iterator[None]:
 Watched = tuple[str, int, float]  # a lease's text, its last beat, and since when both have been these
 
 
-def _refuse_living_owner(path: Path, host: str, watched: Watched | None) -> Watched | None:
+def _refuse_living_owner(path: Path, watched: Watched | None) -> Watched | None:
     """Refuse, or return what tells a sign of life at the next look; None when nobody holds the lease."""
     if not path.is_file():
         return None
     owner, beaten_ns, now_s = read_json(path), path.stat().st_mtime_ns, time.monotonic()
     age_s, seen = time.time() - beaten_ns / 1e9, (path.read_text(encoding="utf-8"), beaten_ns)
-    if owner["host"] == host:
-        start = _process_start(owner["pid"])
-        alive = start is not None and start == owner["start"]
+    if _is_of_this_place(owner):
+        alive = _is_running(owner)
     else:
         watched = watched or (*seen, now_s)
         alive = watched[:2] != seen
@@ -330,20 +340,25 @@ def _refuse_living_owner(path: Path, host: str, watched: Watched | None) -> Watc
     return None
 
 
+def _is_of_this_place(owner: dict) -> bool:
+    return owner.get("place") == place() is not None
+
+
+def _is_running(owner: dict) -> bool:
+    return _process_start(owner["pid"]) == owner["start"] is not None
+
+
 def living_owner(folder: str | Path) -> dict | None:
     """Who holds the lease on `folder`, to be shown: {"host", "pid", "job", …, "age_s"}; None where nobody seems to.
 
-    A look, not a claim: an owner on another host counts as alive until its heartbeat is four periods old.
+    A look, not a claim: an owner on another host or in another container counts as alive until its heartbeat is four periods old.
     """
     path = Path(folder) / "lease.json"
     try:
         owner, age_s = json.loads(path.read_text(encoding="utf-8")), time.time() - path.stat().st_mtime
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    if owner["host"] == socket.gethostname():
-        alive = _process_start(owner["pid"]) == owner["start"]
-    else:
-        alive = age_s < 4 * HEARTBEAT_S
+    alive = _is_running(owner) if _is_of_this_place(owner) else age_s < 4 * HEARTBEAT_S
     return owner | {"age_s": age_s} if alive else None
 
 

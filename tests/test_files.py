@@ -185,7 +185,7 @@ def test_sidecar_gives_its_record_back_and_notices_damage(tmp_path):
 
 
 def lease_of(folder, **owner):
-    values = {"host": "elsewhere", "pid": 1, "start": "1", "job": None} | owner
+    values = {"host": "elsewhere", "place": "another machine", "pid": 1, "start": "1", "job": None} | owner
     (folder / "lease.json").write_text(json.dumps(values))
 
 
@@ -218,7 +218,7 @@ def test_a_killed_owner_holds_nothing(tmp_path):
 
 
 def test_a_reused_pid_is_not_taken_for_the_owner(tmp_path):
-    lease_of(tmp_path, host=files.socket.gethostname(), pid=os.getpid(), start="an earlier process")
+    lease_of(tmp_path, place=files.place(), pid=os.getpid(), start="an earlier process")
     with files.lease(tmp_path):
         pass
 
@@ -242,6 +242,34 @@ def test_an_owner_on_another_host_is_dead_when_it_beats_no_more(tmp_path, monkey
     with files.lease(tmp_path):
         assert waits_s <= time.time() - last - age_s < waits_s + 5
         assert json.loads((tmp_path / "lease.json").read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("place", ["another machine", None])
+def test_lease_of_an_owner_of_this_hosts_name_in_another_container_is_watched(tmp_path, monkeypatch, place):
+    """It looks dead from here: its process number means another process, or none."""
+    monkeypatch.setattr(files, "HEARTBEAT_S", 0.3)
+    lease_of(tmp_path, host=files.socket.gethostname(), place=place)
+    assert files.living_owner(tmp_path)["pid"] == 1
+    beat = threading.Timer(0.5, os.utime, [tmp_path / "lease.json"])
+    beat.start()
+    with pytest.raises(UserError, match="in use by process 1"), files.lease(tmp_path):
+        pass
+    beat.join()
+
+
+def test_lease_of_a_training_in_another_pid_namespace_is_refused(tmp_path, monkeypatch):
+    apart = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    if subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("this system lets no user make namespaces")
+    code = (
+        "import sys; from sid_core import files; files.HEARTBEAT_S = 1\n"
+        "with files.lease(sys.argv[1]): print('took it over')"
+    )
+    monkeypatch.setattr(files, "HEARTBEAT_S", 0.2)
+    with files.lease(tmp_path):
+        asked = subprocess.run([*apart, sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert f"in use by process {os.getpid()} on {files.socket.gethostname()}" in asked.stderr
+    assert asked.stdout == ""
 
 
 def test_an_owner_that_was_taken_over_ends_at_once(tmp_path):
@@ -302,7 +330,7 @@ def test_of_racing_writers_one_wins(tmp_path, dead_owner):
 
 def test_a_writer_that_looks_slowly_does_not_take_over_from_a_faster_one(tmp_path, monkeypatch):
     """The first to find the dead owner is held up between looking and taking; the second must not slip in."""
-    lease_of(tmp_path, host=files.socket.gethostname(), pid=os.getpid(), start="an earlier process")
+    lease_of(tmp_path, place=files.place(), pid=os.getpid(), start="an earlier process")
     looked, calls, outcomes, done = files.read_json, [], [], threading.Event()
 
     def slow_for_the_first(path):
