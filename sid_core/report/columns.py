@@ -12,6 +12,8 @@ from ..config import scale_name
 from .entries import Entry, best
 from .table import Row
 
+SOLVERS = {"ddim": "DDIM", "dpm-solver": "DPM-Solver++"}
+
 
 def rounded(estimate: tuple[float, float | None] | None, decimals: int) -> str:
     """'33.71 ± 0.43': two digits of the error, the value to the same place; without an error, `decimals` places."""
@@ -45,8 +47,15 @@ def _speed(entry: Entry) -> str:
 
 
 def steps(row: Row) -> str:
-    """'one step', '8 steps': network evaluations per image."""
-    return "one step" if row.nfe == 1 else f"{row.nfe} steps"
+    """Return 'one step', '8 steps': of a generator, or of the teacher's solver."""
+    return "one step" if row.steps == 1 else f"{row.steps} steps"
+
+
+def setting(row: Row) -> str:
+    """Return how a row was sampled: 'guidance 1.5, one step', 'DPM-Solver++, CFG 2, 8 steps'; '' of images without a network."""
+    if row.kind == "teacher":
+        return f"{SOLVERS[row.solver]}, CFG {guidance(row)}, {steps(row)}"
+    return f"guidance {guidance(row)}, {steps(row)}" if row.steps else ""
 
 
 def guidance(row: Row) -> str:

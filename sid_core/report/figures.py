@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..config import scale_name
-from .columns import rounded, steps
+from .columns import SOLVERS, rounded, steps
 from .entries import Entry
 from .labels import Label, place
 from .theme import LIGHT, new_figure
@@ -93,16 +93,16 @@ def fid_clip(entries: list[Entry], narrow: bool = False) -> Figure:
 
 
 def _curves(axes: Axes, entries: list[Entry]) -> list[Label]:
-    """The sweep over LSG scales, and the teacher's over guidance scales, a curve for each number of steps."""
+    """Draw the sweep over LSG scales, and the teacher's over guidance scales, a curve for each solver and number of steps."""
     swept = [entry for entry in entries if entry.swept]
     labels = []
     if swept:
         labels = draw_curve(axes, _points(swept, "κ"), f"SiD-LSG, {steps(swept[0].row)}", LIGHT.generator, "o")
     teachers = [entry for entry in entries if entry.kind == "teacher"]
-    counts = sorted({entry.row.nfe for entry in teachers}, reverse=True)
-    for nfe, linestyle in zip(counts, cycle(LINESTYLES), strict=False):
-        group = [entry for entry in teachers if entry.row.nfe == nfe]
-        title = f"teacher, {steps(group[0].row)}"
+    settings = sorted({(entry.row.steps, entry.row.solver) for entry in teachers}, reverse=True)
+    for setting, linestyle in zip(settings, cycle(LINESTYLES), strict=False):
+        group = [entry for entry in teachers if (entry.row.steps, entry.row.solver) == setting]
+        title = f"teacher, {SOLVERS[group[0].row.solver]}, {steps(group[0].row)}"
         labels += draw_curve(axes, _points(group, "CFG"), title, LIGHT.teacher, "s", linestyle)
     return labels
 
@@ -128,7 +128,9 @@ def _single_points(axes: Axes, entries: list[Entry]) -> list[Label]:
     for entry in entries:
         if entry.kind == "generator" and not entry.swept:
             point = _point(entry, entry.name)
-            draw_point(axes, point, LIGHT.extra, EXTRA_MARKERS[entry.row.strategy])
+            draw_point(
+                axes, point, LIGHT.extra, EXTRA_MARKERS.get(entry.row.strategy, "X")
+            )  # an import's may be unknown
             labels.append(Label(((point.x, point.y),), point.text, LIGHT.extra, 8))
     return labels
 

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 
 from ..config import Config
-from .columns import FURTHER, TABLE, Column, further, guidance, is_best, protocol, steps, with_interval
+from .columns import FURTHER, TABLE, Column, further, is_best, protocol, setting, with_interval
 from .comparer import comparer
 from .entries import Differences, Entry
 from .health import COLUMNS, Health
@@ -121,14 +121,13 @@ def render(
 
 def _tip(entry: Entry) -> str:
     """What is said of a setting where it is pointed at."""
-    return "\n".join(
-        [
-            entry.name,
-            f"guidance {guidance(entry.row)}, {steps(entry.row)}",
-            f"FID {with_interval(entry, 'fid', 2)}",
-            f"CLIP {with_interval(entry, 'clip', 3)}",
-        ]
-    )
+    lines = [
+        entry.name,
+        setting(entry.row),
+        f"FID {with_interval(entry, 'fid', 2)}",
+        f"CLIP {with_interval(entry, 'clip', 3)}",
+    ]
+    return "\n".join(filter(None, lines))
 
 
 def _tables(entries: list[Entry], tips: dict[str, str]) -> str:

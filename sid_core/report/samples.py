@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from ..config import Config, scale_name, shards
 from ..errors import UserError
 from ..files import read_json, read_lines, sidecar
-from .columns import rounded, steps
+from .columns import SOLVERS, rounded, steps
 from .entries import Entry, best
 from .theme import DPI, LIGHT, new_figure
 
@@ -67,7 +67,7 @@ def read_grid(config: Config, folder: Path, entries: list[Entry]) -> Grid:
     rows = []
     if (teacher := best(entries, "teacher", "fid")) is not None:
         scale = scale_name(teacher.row.kappa_teacher)
-        rows.append(row(teacher, f"teacher, CFG {scale}\n{steps(teacher.row)}"))
+        rows.append(row(teacher, f"teacher, CFG {scale}\n{SOLVERS[teacher.row.solver]}\n{steps(teacher.row)}"))
     for entry in entries:
         if entry.kind == "generator":
             rows.append(

@@ -21,7 +21,8 @@ def notes(entries: list[Entry], scores: dict[str, dict]) -> list[str]:
         "training where there are several, else over samples of the same captions and noise.",
         *([f"Not computed: {', '.join(missing)}."] if missing else []),
         "Guidance is κ where the three scales agree, else κ of the fake score in training / of the fake score in the "
-        "generator's loss / of the teacher. NFE: network evaluations per image. ε-error: the teacher's own error in "
+        "generator's loss / of the teacher. NFE: network evaluations per image; a guided step of the teacher takes two, with and "
+        "without the caption, and a generator needs no guidance. ε-error: the teacher's own error in "
         "predicting noise on the samples; high where samples are noisy in a way FID forgives.",
         "Published rows: README of the official SiD-LSG repository, and the paper (arXiv 2406.01561).",
     ]

@@ -45,7 +45,9 @@ class Row:
     kappa_teacher: float | None = None  # of a teacher row: its guidance scale
     alpha: float | None = None
     seed: int | None = None  # of the training
-    nfe: int
+    solver: str | None = None  # of a teacher row: ddim | dpm-solver
+    steps: int | None = None  # of its solver, or of the generator
+    nfe: int  # network evaluations per image: a guided step of the teacher counts two
     train_kimg: float | None = None
     samples: int
     fid: float
@@ -142,6 +144,7 @@ def _generator_row(config: Config, folder: Path, run: Run, score: dict) -> Row:
         kappa_teacher=run.teacher,
         alpha=run.alpha,
         seed=run.seed,
+        steps=run.num_steps,
         train_kimg=record["train_kimg"],
         **_measured(score),
     )
@@ -174,6 +177,8 @@ def _baseline_row(config: Config, baseline: Baseline, score: dict) -> Row:
         kind=baseline.kind,
         teacher=_teacher_name(config),
         kappa_teacher=baseline.guidance_scale,
+        solver=baseline.solver,
+        steps=baseline.steps or None,
         **_measured(score),
     )
 
@@ -228,6 +233,7 @@ def _published_row(line: dict[str, str], not_comparable: str | None) -> Row:
         kappa_fake_train=kappa,
         kappa_fake_eval=kappa,
         kappa_teacher=kappa,
+        steps=int(line["nfe"]),
         nfe=int(line["nfe"]),
         train_kimg=float(line["train_kimg"]),
         samples=PUBLISHED_FACTS["samples"],

@@ -21,6 +21,8 @@ PARAMS = [
     "kappa_fake_eval",
     "kappa_teacher",
     "seed",
+    "solver",
+    "steps",
     "nfe",
     "train_kimg",
     "samples",
@@ -108,14 +110,14 @@ def _sync_row(store: dict, row: dict[str, str], results: Path) -> str:
             folder / "settings.yaml", folder / "generate.yaml", folder / "score.json", *([weights] if small else [])
         )
     else:
-        identity = {key: row[key] for key in PARAMS if key != "protocol_hash"}
+        identity = {key: row.get(key, "") for key in PARAMS if key != "protocol_hash"}
         tags = {"kind": kind, "strategy": row["strategy"], "scale": row["kappa_teacher"]}
         run = MirroredRun(
             store, name, identity, {key: tag for key, tag in tags.items() if tag}, row["protocol_hash"] or None
         )
         if kind != "published":
             run.files(folder / "generate.yaml", folder / "score.json")
-    run.params({key: row[key] for key in PARAMS})
+    run.params({key: row.get(key, "") for key in PARAMS})  # a table of an earlier version has no solver
     run.metrics({key: float(value) for key, value in row.items() if value and key not in NAMES.union(PARAMS)})
     run.status("FINISHED")
     return run.id

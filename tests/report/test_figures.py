@@ -1,13 +1,16 @@
+import dataclasses
 import io
+import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from made_up import CAPTION, make_config, read_entries, use_published_protocol
 from PIL import Image
 
 from sid_core.config import shards
 from sid_core.errors import UserError
-from sid_core.report import curves, figures, samples
+from sid_core.report import curves, figures, paper, samples, summary, table
 from sid_core.report.theme import LIGHT, to_png
 
 
@@ -24,10 +27,36 @@ def test_the_trade_off_joins_scales_in_order_with_errors_and_labels(make_experim
     widths = [np.ptp(segment[:, 1]) for bars in axes.collections for segment in bars.get_segments()]
     assert widths.count(pytest.approx(0.9 + 0.8)) == 5  # two scales, one extra run, two teachers
     shown = texts(figure)
-    for text in ("κ 1.5", "3", "SiD-LSG, one step", "CFG 1", "teacher, 8 steps", "none"):
+    for text in ("κ 1.5", "3", "SiD-LSG, one step", "CFG 1", "teacher, DPM-Solver++, 8 steps", "none"):
         assert text in shown
     assert "VAE floor: FID 5.00 ± 0.43, CLIP 0.650" in shown
     assert not any("published" in text for text in shown)
+
+
+def test_guided_and_unguided_rows_of_a_solver_are_one_curve(make_experiment):
+    """They differ in network evaluations, 8 and 16."""
+    config = make_config(baselines=make_config().baselines.model_dump() | {"steps": [8, 16]})
+    entries = read_entries(config, make_experiment(config))
+    axes = figures.fid_clip(entries).axes[0]
+    curves = [line for line in axes.lines if line.get_color() == LIGHT.teacher and line.get_linewidth() == 1.8]
+    assert [len(line.get_xdata()) for line in curves] == [2, 2]
+    assert {"teacher, DPM-Solver++, 8 steps", "teacher, DPM-Solver++, 16 steps"} <= set(
+        texts(figures.fid_clip(entries))
+    )
+
+
+def test_an_import_of_unknown_origin_is_drawn(make_experiment):
+    config = make_config(imports=[{"name": "found", "file": "a.pkl", "scale": 2, "train_kimg": 4812}])
+    entries = read_entries(config, make_experiment(config))
+    [found] = [entry for entry in entries if entry.name == "found"]
+    row = dataclasses.replace(found.row, strategy=None, alpha=None, seed=None, train_kimg=None)
+    entries = [dataclasses.replace(entry, rows=(row,)) if entry is found else entry for entry in entries]
+    assert "found" in texts(figures.fid_clip(entries))
+    markdown = summary.to_markdown(config, entries, "", [], [])
+    assert re.search(r"\| found \| 2 \|.*\| 1 \| — \|", markdown)
+    csv = pd.read_csv(io.StringIO(table.to_csv([row for entry in entries for row in entry.rows])))
+    assert paper.scales(csv).axes
+    assert csv.set_index("run").loc["found", ["strategy", "alpha", "seed"]].isna().all()
 
 
 def test_a_further_run_of_a_scale_is_shown_by_its_name(make_experiment):
@@ -105,7 +134,8 @@ def test_the_sheet_shows_the_stored_pixels_of_different_captions(make_experiment
     grid = samples.read_grid(config, folder, read_entries(config, folder))
     assert grid.indices == [0, *range(2, 25)]  # sample 1 has the caption of sample 0
     assert grid.captions[1] == CAPTION
-    assert [row.name for row in grid.rows] == ["teacher-cfg1-8steps", "lsg-1.5", "lsg-3", "real"]
+    assert grid.rows[0].title == "teacher, CFG 1\nDPM-Solver++\n8 steps"
+    assert [row.name for row in grid.rows] == ["teacher-dpm-solver-cfg1-8steps", "lsg-1.5", "lsg-3", "real"]
     image = Image.open(io.BytesIO(to_png(samples.draw(grid)))).convert("RGB")
     sheet = np.asarray(image)
     wanted = samples.fit(grid.rows[1].images[3])

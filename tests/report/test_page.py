@@ -91,6 +91,11 @@ def test_the_page_escapes_what_it_shows(experiment):
     assert "<script>alert" not in html
     assert "<b>" not in html
     assert CAPTION in page.text
+    tips = {attrs["data-run"]: attrs["data-tip"] for _, attrs in page.tags if "data-tip" in attrs}
+    assert "\nDPM-Solver++, CFG 3, 8 steps\n" in tips["teacher-dpm-solver-cfg3-8steps"]
+    assert "\nguidance 3, one step\n" in tips["lsg-3"]
+    assert tips["real"].startswith("real\nFID")
+    assert "a guided step of the teacher takes two" in page.text
     assert "<b>not bold</b>" in page.text
     captions = [attrs["alt"] for tag, attrs in page.tags if tag == "img" and CAPTION in attrs["alt"]]
     assert len(captions) == 4  # teacher, two scales, real images
@@ -151,7 +156,11 @@ def test_of_an_unfinished_experiment_it_shows_what_is_there(make_experiment):
     assert re.search(r"lsg-3 unfinished 1,600", text)
     assert not re.search(r"lsg-4\.5 (un)?finished", text)
     lines = (folder / "so-far" / "summary.csv").read_text().splitlines()
-    assert [line.split(",")[0] for line in lines[1:4]] == ["lsg-1.5", "teacher-cfg1-8steps", "teacher-cfg3-8steps"]
+    assert [line.split(",")[0] for line in lines[1:4]] == [
+        "lsg-1.5",
+        "teacher-dpm-solver-cfg1-8steps",
+        "teacher-dpm-solver-cfg3-8steps",
+    ]
     after = {path for path in folder.rglob("*") if path.is_file()}
     assert all(path.is_relative_to(folder / "so-far") for path in after - before)
 

@@ -9,7 +9,7 @@ from sid_core.errors import UserError
 from sid_core.report import table
 
 COLUMNS = (
-    "run,kind,teacher,strategy,kappa_fake_train,kappa_fake_eval,kappa_teacher,alpha,seed,nfe,train_kimg,samples,fid,fid_se,fid_low,"
+    "run,kind,teacher,strategy,kappa_fake_train,kappa_fake_eval,kappa_teacher,alpha,seed,solver,steps,nfe,train_kimg,samples,fid,fid_se,fid_low,"
     "fid_high,fid_inf,clip,clip_se,clip_low,clip_high,kid,precision,recall,density,coverage,cmmd,vendi,fd_dinov2,hps,pickscore,"
     "teacher_eps_error,images_per_s,protocol,protocol_hash,not_comparable,generator_sha256"
 )
@@ -32,8 +32,8 @@ def test_csv_has_the_columns_and_the_numbers_unrounded(make_experiment):
         "lsg-1.5",
         "lsg-3",
         "long-2.5",
-        "teacher-cfg1-8steps",
-        "teacher-cfg3-8steps",
+        "teacher-dpm-solver-cfg1-8steps",
+        "teacher-dpm-solver-cfg3-8steps",
         "vae",
         "real",
     ]
@@ -50,7 +50,19 @@ def test_csv_has_the_columns_and_the_numbers_unrounded(make_experiment):
     assert [ours["protocol"], ours["protocol_hash"], ours["generator_sha256"]] == ["shapes", PROTOCOL_HASH, "a" * 64]
     kappas = [[row[f"kappa_{k}"] for k in ("fake_train", "fake_eval", "teacher")] for row in rows.values()]
     assert kappas[1:4] == [["3.0"] * 3, ["1.0", "1.0", "2.5"], ["", "", "1.0"]]
-    assert [rows[name]["kind"] for name in ("teacher-cfg3-8steps", "vae", "real")] == ["teacher", "vae", "real"]
+    columns = ("solver", "steps", "nfe")
+    assert [[row[key] for key in columns] for row in list(rows.values())[2:7]] == [
+        ["", "1", "1"],
+        ["dpm-solver", "8", "8"],
+        ["dpm-solver", "8", "16"],
+        ["", "", "0"],
+        ["", "", "0"],
+    ]
+    assert [rows[name]["kind"] for name in ("teacher-dpm-solver-cfg3-8steps", "vae", "real")] == [
+        "teacher",
+        "vae",
+        "real",
+    ]
 
 
 IMPORTS = {
