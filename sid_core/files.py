@@ -6,6 +6,7 @@ temporary name and renames, and every consumer checks the sha256 its producer re
 
 import ast
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from pathlib import Path
 from .errors import UserError
 
 MANIFEST = "manifest.json"
+LOCK = "sid-core.lock"  # in each temporary folder of this program
 HEARTBEAT_S = 15.0
 
 
@@ -48,20 +50,75 @@ def atomic_path(path: str | Path, *marks: str) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     temporary = folder / path.name
     try:
-        yield temporary
-        if temporary.is_file():
-            with open(temporary, "rb") as handle:
-                os.fsync(handle.fileno())
-        if os.path.lexists(path) and path.is_dir() != temporary.is_dir():
-            there, new = ("folder", "file") if path.is_dir() else ("file", "folder")
-            raise UserError(
-                f"{path}: is a {there}, and what is written is a {new}; give another name, or delete it first"
-            )
-        if path.is_dir():
-            os.rename(path, folder / "replaced")
-        os.rename(temporary, path)
+        with _alive(folder):
+            remove_abandoned(path)  # this one may need the room
+            yield temporary
+            if temporary.is_file():
+                with open(temporary, "rb") as handle:
+                    os.fsync(handle.fileno())
+            if os.path.lexists(path) and path.is_dir() != temporary.is_dir():
+                there, new = ("folder", "file") if path.is_dir() else ("file", "folder")
+                raise UserError(
+                    f"{path}: is a {there}, and what is written is a {new}; give another name, or delete it first"
+                )
+            if path.is_dir():
+                os.rename(path, folder / "replaced")
+            os.rename(temporary, path)
+            remove_abandoned(path)  # what seemed alive at first
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _alive(folder: Path) -> Iterator[None]:
+    """Show that `folder` is being written: by a lock, and by its time to machines that do not see the lock."""
+    with open(folder / LOCK, "wb", buffering=0) as lock, _every(HEARTBEAT_S, lambda: os.utime(folder)):
+        with suppress(OSError):  # a file system without locks, or without room
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.write((place() or "").encode())
+        yield
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove the temporary folders that killed writes of `path` left: gigabytes each."""
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        with suppress(OSError):  # another process was first
+            if (folder / LOCK).is_file() and _is_abandoned(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    with open(folder / LOCK, "r+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock.read() == place():
+                return True
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # no locks here
+    # of another machine, whose locks may be out of sight, or not locked yet. Both times are the file server's
+    with tempfile.TemporaryFile(dir=folder.parent) as now:
+        return os.fstat(now.fileno()).st_mtime - folder.stat().st_mtime > 4 * HEARTBEAT_S
+
+
+@contextmanager
+def _every(period_s: float, beat: Callable[[], None]) -> Iterator[None]:
+    """Call `beat` in the background; errors pass, since a file server may be away for a while."""
+    stop = threading.Event()
+
+    def run() -> None:
+        while not stop.wait(period_s):
+            with suppress(OSError):
+                beat()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def check_place(path: str | Path, *marks: str) -> None:
@@ -279,22 +336,16 @@ def lease(folder: str | Path) -> Iterator[None]:
                 write_text(path, payload)
                 break
         time.sleep(HEARTBEAT_S / 15)
-    stop = threading.Event()
 
     def beat() -> None:
-        while not stop.wait(HEARTBEAT_S):
-            with suppress(OSError):  # a file server may be away for a while
-                if path.read_text(encoding="utf-8") != payload:
-                    _end_at_once(f"{folder}: taken over while this process stood still")
-                os.utime(path)
+        if path.read_text(encoding="utf-8") != payload:
+            _end_at_once(f"{folder}: taken over while this process stood still")
+        os.utime(path)
 
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
     try:
-        yield
+        with _every(HEARTBEAT_S, beat):
+            yield
     finally:
-        stop.set()
-        thread.join()
         with _guard(path):
             if path.is_file() and path.read_text(encoding="utf-8") == payload:
                 path.unlink()

@@ -1,5 +1,6 @@
 """Files are whole or absent, consumers notice what was changed, and a folder has one writer."""
 
+import errno
 import json
 import os
 import subprocess
@@ -39,6 +40,91 @@ def test_atomic_path_replaces_a_folder_whole(tmp_path):
     make_folder(tmp_path / "folder", "second")
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
     assert [p.name for p in (tmp_path / "folder").iterdir()] == ["second"]
+
+
+WRITER = """
+import os, signal, sys, time
+from sid_core import files
+files.HEARTBEAT_S = 0.05
+with files.atomic_path(sys.argv[1]) as temporary:
+    temporary.write_text("half")
+    print("writes", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL) if sys.argv[2] == "killed" else time.sleep(60)
+"""
+
+
+def begin(path, how, *before):
+    """A process that writes `path`, and is "killed" in the middle or "slow"."""
+    writer = subprocess.Popen(
+        [*before, sys.executable, "-c", WRITER, str(path), how], stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout.readline() == "writes\n"
+    if how == "killed":
+        assert writer.wait() == -9
+    return writer
+
+
+def test_atomic_path_removes_what_a_killed_write_to_the_place_left(tmp_path):
+    begin(tmp_path / "00000.tar", "killed")
+    (tmp_path / ".00000.tar.original").mkdir()  # somebody's, of a name as those of ours have
+    files.write_text(tmp_path / "00001.tar", "another place")
+    assert len(list(tmp_path.iterdir())) == 3
+    with files.atomic_path(tmp_path / "00000.tar") as temporary:
+        assert len(list(tmp_path.iterdir())) == 3  # before this one needs the room
+        temporary.write_text("whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".00000.tar.original", "00000.tar", "00001.tar"]
+
+
+@pytest.mark.parametrize(
+    "apart", [(), ("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child")]
+)
+def test_atomic_path_leaves_a_living_writer_its_files(tmp_path, monkeypatch, apart):
+    if apart and subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("this system lets no user make namespaces")
+    monkeypatch.setattr(files, "HEARTBEAT_S", 0.05)
+    slow, other = begin(tmp_path / "00000.tar", "slow", *apart), begin(tmp_path / "00001.tar", "slow")
+    time.sleep(0.5)
+    try:
+        for name in ("00000.tar", "00001.tar"):
+            files.write_text(tmp_path / name, "whole")
+        assert len(list(tmp_path.glob(".0000*/0000*.tar"))) == 2
+    finally:
+        slow.kill(), other.kill()
+        slow.wait(), other.wait()
+
+
+def test_atomic_path_watches_the_heartbeat_of_a_writer_on_another_machine(tmp_path, monkeypatch):
+    begin(tmp_path / "00000.tar", "killed")
+    monkeypatch.setattr(files, "place", lambda: "another machine")
+    monkeypatch.setattr(files, "HEARTBEAT_S", 100)
+    files.write_text(tmp_path / "00000.tar", "whole")
+    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setattr(files, "HEARTBEAT_S", 0.001)
+    files.write_text(tmp_path / "00000.tar", "whole")
+    assert [p.name for p in tmp_path.iterdir()] == ["00000.tar"]
+
+
+def test_atomic_path_beats_while_it_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "HEARTBEAT_S", 0.02)
+    with files.atomic_path(tmp_path / "x") as temporary:
+        temporary.touch()
+        os.utime(temporary.parent, (0, 0))
+        deadline = time.monotonic() + 5
+        while temporary.parent.stat().st_mtime == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_atomic_path_on_a_file_system_without_locks_works_and_trusts_the_heartbeat(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with files.atomic_path(tmp_path / "x") as temporary:
+        temporary.write_text("slow")
+        files.write_text(tmp_path / "x", "fast")
+        assert temporary.read_text() == "slow"
+    assert (tmp_path / "x").read_text() == "slow"
 
 
 def tree(folder) -> dict[str, str | None]:
