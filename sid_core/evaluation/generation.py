@@ -32,8 +32,19 @@ from .versions import versions
 if TYPE_CHECKING:
     from ..config import BaselineSettings, GenerateSettings, Sampling
 
-# Images (B, 3, H, W) in [-1, 1] of the samples at indices (B,), and the scaled latents (B, C, h, w) they come from, if any.
-Sampler = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+
+@dataclass(frozen=True)
+class Sampler:
+    """How samples are made, in two parts of which the second is timed.
+
+    Args:
+        start: what the samples at indices (B,) are made from: noises (B, n, C, h, w), or real images (B, 3, H, W) in [-1, 1].
+        networks: from indices and that to images (B, 3, H, W) in [-1, 1] and their scaled latents (B, C, h, w). None: the images of
+            `start` are the samples, and no network has a speed.
+    """
+
+    start: Callable[[Tensor], Tensor]
+    networks: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
 
 
 @dataclass(frozen=True)
@@ -83,12 +94,13 @@ def generate_run(
     def latents(noises: Tensor, cond: Tensor) -> Tensor:
         return n_step(network, noises.unbind(1), settings.t_init, cond)
 
-    def sample(indices: Tensor) -> tuple[Tensor, Tensor]:
-        x_g = inputs.by_block(latents, inputs.noises(indices, settings.num_steps), inputs.prompts(indices))
+    def networks(indices: Tensor, noises: Tensor) -> tuple[Tensor, Tensor]:
+        x_g = inputs.by_block(latents, noises, inputs.prompts(indices))
         return inputs.by_block(inputs.codec.decode, x_g), x_g
 
+    sampler = Sampler(lambda indices: inputs.noises(indices, settings.num_steps), networks)
     identity = {"settings_sha256": settings_digest(settings), "generator_sha256": generator_sha256(generator)}
-    _write(inputs, sample, start, stop, out, identity | {"nfe": settings.num_steps}, workers)
+    _write(inputs, sampler, start, stop, out, identity | {"nfe": settings.num_steps}, workers)
 
 
 def generate_baseline(
@@ -116,26 +128,23 @@ def _teacher_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path
         )  # forgets the block before: multistep solvers keep a history
         return solve(solver, inputs.teacher, noises[:, 0], cond, inputs.empty_prompt, baseline.guidance_scale)
 
-    def sample(indices: Tensor) -> tuple[Tensor, Tensor]:
-        x_0 = inputs.by_block(latents, inputs.noises(indices, 1), inputs.prompts(indices))
+    def networks(indices: Tensor, noises: Tensor) -> tuple[Tensor, Tensor]:
+        x_0 = inputs.by_block(latents, noises, inputs.prompts(indices))
         return inputs.by_block(inputs.codec.decode, x_0), x_0
 
-    return sample
+    return Sampler(lambda indices: inputs.noises(indices, 1), networks)
 
 
 def _vae_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path) -> Sampler:
-    def sample(indices: Tensor) -> tuple[Tensor, Tensor]:
-        x_0 = inputs.by_block(inputs.codec.encode, inputs.real_images(settings.split, indices))
+    def networks(indices: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        x_0 = inputs.by_block(inputs.codec.encode, images)
         return inputs.by_block(inputs.codec.decode, x_0), x_0
 
-    return sample
+    return Sampler(partial(inputs.real_images, settings.split), networks)
 
 
 def _real_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path) -> Sampler:
-    def sample(indices: Tensor) -> tuple[Tensor, None]:
-        return inputs.real_images(settings.split, indices), None
-
-    return sample
+    return Sampler(partial(inputs.real_images, settings.split), None)
 
 
 def solve(solver, teacher: Denoiser, noise: Tensor, cond: Tensor, uncond: Tensor, guidance_scale: float) -> Tensor:
@@ -151,7 +160,7 @@ def solve(solver, teacher: Denoiser, noise: Tensor, cond: Tensor, uncond: Tensor
     return x_t
 
 
-def _write(inputs: Inputs, sample: Sampler, start: int, stop: int, out: Path, identity: dict, workers: int) -> None:
+def _write(inputs: Inputs, sampler: Sampler, start: int, stop: int, out: Path, identity: dict, workers: int) -> None:
     """Sample start .. stop and write shard and sidecar."""
     sampling, captions = inputs.sampling, inputs.captions
     if not 0 <= start < stop <= len(captions):
@@ -175,22 +184,25 @@ def _write(inputs: Inputs, sample: Sampler, start: int, stop: int, out: Path, id
         "images_per_s": None,
         "samples": [],
     }
-    samples = _samples(inputs, sample, start, stop, record)
+    samples = _samples(inputs, sampler, start, stop, record)
     stored = in_order(partial(_stored, sampling), samples, workers, ahead=inputs.batch)
     write_shard(out, _recorded(stored, record, Progress(stop - start, out.stem)), record)
 
 
 @torch.inference_mode()
-def _samples(inputs: Inputs, sample: Sampler, start: int, stop: int, record: dict) -> Iterator[Sample]:
-    """Yield samples start .. stop, and keep the speed at which networks make them in `record`."""
+def _samples(inputs: Inputs, sampler: Sampler, start: int, stop: int, record: dict) -> Iterator[Sample]:
+    """Yield samples start .. stop, and keep the speed at which networks make them, if any do, in `record`."""
     probes = inputs.sampling.eps_error_samples
     elapsed_s, computed = 0.0, 0
     for indices in inputs.batches(start, stop):
+        given = sampler.start(indices)
         began_s = time.perf_counter()
-        decoded, latents = sample(indices)
-        images = quantise(_finite(decoded, indices))
-        elapsed_s, computed = elapsed_s + time.perf_counter() - began_s, computed + len(indices)
-        record["images_per_s"] = computed / elapsed_s
+        decoded, latents = sampler.networks(indices, given) if sampler.networks else (given, None)
+        images = quantise(_finite(decoded, indices))  # on the CPU: a GPU has finished by then
+        elapsed_s += time.perf_counter() - began_s
+        computed += len(indices)
+        if sampler.networks:
+            record["images_per_s"] = computed / elapsed_s
 
         errors: list[float | None] = [None] * len(indices)
         if indices[0] < probes:

@@ -147,7 +147,9 @@ def _in_order(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {key: torch.cat([part[key] for part in parts])[order] for key in parts[0]}
 
 
-def _speed(records: list[dict]) -> float:
-    """Images per second over all shards: images by the time they took."""
+def _speed(records: list[dict]) -> float | None:
+    """Return images per second over all shards, images by the time they took; None where no network made them."""
+    if None in [record["images_per_s"] for record in records]:
+        return None
     counts = [len(record["samples"]) for record in records]
     return sum(counts) / sum(count / record["images_per_s"] for count, record in zip(counts, records, strict=True))

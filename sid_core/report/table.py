@@ -70,7 +70,7 @@ class Row:
     hps: float | None = None
     pickscore: float | None = None
     teacher_eps_error: float | None = None
-    images_per_s: float | None = None  # of generation
+    images_per_s: float | None = None  # of the networks that made the samples; None of real images
     protocol: str
     protocol_hash: str | None = None
     not_comparable: str | None = None  # of a published row: in what the other rows' protocol is another one

@@ -1,5 +1,6 @@
 import itertools
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from diffusers import EulerDiscreteScheduler, PNDMScheduler, UniPCMultistepSched
 from small import CAPTIONS, SAMPLES, baseline_settings, generate_settings, sampling
 
 from sid_core.errors import UserError
+from sid_core.evaluation import generation
 from sid_core.evaluation import inputs as inputs_module
 from sid_core.evaluation.generation import generate_baseline, generate_run, solve
 from sid_core.evaluation.images import shrink
@@ -17,6 +19,7 @@ from sid_core.files import read_json, sidecar
 from sid_core.method import Denoiser, NoiseSchedule, n_step
 from sid_core.models.generator import load_generator
 from sid_core.models.teacher import load_denoiser, make_solver, scheduler_config
+from sid_core.models.vae import ImageCodec
 
 BLOCK = 16
 
@@ -265,6 +268,37 @@ def test_real_images_are_the_scenes_and_vae_images_their_round_trip(tiny_teacher
     ]
     assert errors[0] == pytest.approx(errors[1])
     assert errors[0][0] is not None
+    assert record(tmp_path / "real.tar")["images_per_s"] is None
+    assert record(tmp_path / "vae.tar")["images_per_s"] > 0
+
+
+@pytest.mark.parametrize("kind", ["generator", "teacher", "vae"])
+def test_speed_of_samples_leaves_out_the_drawing_of_what_they_start_from(
+    kind, tiny_generator, tiny_teacher, scene_captions, monkeypatch, tmp_path
+):
+    """On a clock of its own: a draw takes 100 s, decoding a block one."""
+    clock = [0.0]
+    monkeypatch.setattr(generation, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def take(seconds, owner, name):
+        method = getattr(owner, name)
+
+        def slow(*given):
+            clock[0] += seconds
+            return method(*given)
+
+        monkeypatch.setattr(owner, name, slow)
+
+    take(100, Inputs, "noises")
+    take(100, Inputs, "real_images")
+    take(1, ImageCodec, "decode")
+    out = tmp_path / "00000.tar"
+    if kind == "generator":
+        generate_run(generate_settings(), tiny_generator, tiny_teacher, scene_captions, 0, SAMPLES, out)
+    else:
+        solver = {"solver": "ddim", "steps": 1, "guidance_scale": 1.0} if kind == "teacher" else {}
+        generate_baseline(baseline_settings(kind, **solver), tiny_teacher, scene_captions, 0, SAMPLES, out)
+    assert record(out)["images_per_s"] == BLOCK
 
 
 def test_real_images_of_other_captions_are_refused(tiny_teacher, captions, tmp_path):

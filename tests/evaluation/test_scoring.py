@@ -55,6 +55,14 @@ def test_a_score_holds_every_value(scored):
     assert scored["versions"]["torch"]
 
 
+def test_score_of_real_images_has_no_speed(tiny_teacher, evaluate_settings, scene_captions, made, tmp_path):
+    generate_baseline(baseline_settings("real"), tiny_teacher, scene_captions, 0, SAMPLES, tmp_path / "samples.tar")
+    features = tmp_path / "features.safetensors"
+    extract_features(evaluate_settings().evaluate, tmp_path / "samples.tar", scene_captions, features)
+    score(evaluate_settings(), [features], made.reference, scene_captions, tmp_path / "score.json")
+    assert read_json(tmp_path / "score.json")["images_per_s"] is None
+
+
 def test_eps_error_is_the_mean_over_the_probed_samples(made, scored):
     records = [read_json(sidecar(path))["record"]["samples"] for path in made.samples]
     errors = [sample["eps_error"] for record in records for sample in record]

@@ -162,7 +162,8 @@ def write_experiment(folder: Path, config: Config, side: int = 32) -> Path:
         path = folder / "baselines" / baseline.name
         write_samples(path / "samples" / "00000.tar", number, side)
         fid = {"teacher": 20 + 5 * (baseline.guidance_scale or 0), "vae": 5.0, "real": 0.3}[baseline.kind]
-        write_json(path / "score.json", make_score(fid, 0.65, baseline.nfe))
+        score = make_score(fid, 0.65, baseline.nfe)
+        write_json(path / "score.json", score | ({"images_per_s": None} if baseline.kind == "real" else {}))
     write_statistics(folder, config)
     return folder
 

@@ -44,6 +44,7 @@ def test_one_seed_shows_the_standard_error_of_the_metric(make_experiment):
     assert "| **30.00 ± 0.43** |" in text
     assert "| **0.6000 ± 0.0012** |" in text
     assert text.startswith("# shapes\n\nHeadline.\n")
+    assert "| real | — | 0.30 ± 0.43 | 0.6500 ± 0.0012 | 0.0003 ± 0.0010 | 0.700 | 0.600 | — | — | — |" in text
     assert "## Each seed" not in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len({line.count("|") for line in rows}) == 1

@@ -50,6 +50,7 @@ def test_csv_has_the_columns_and_the_numbers_unrounded(make_experiment):
     assert [ours["protocol"], ours["protocol_hash"], ours["generator_sha256"]] == ["shapes", PROTOCOL_HASH, "a" * 64]
     kappas = [[row[f"kappa_{k}"] for k in ("fake_train", "fake_eval", "teacher")] for row in rows.values()]
     assert kappas[1:4] == [["3.0"] * 3, ["1.0", "1.0", "2.5"], ["", "", "1.0"]]
+    assert rows["real"]["images_per_s"] == ""
     columns = ("solver", "steps", "nfe")
     assert [[row[key] for key in columns] for row in list(rows.values())[2:7]] == [
         ["", "1", "1"],
