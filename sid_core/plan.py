@@ -88,17 +88,17 @@ def to_text(config: Config, gpus_here: int = 0) -> str:
     stages = make_plan(config, gpus_here)
     lines = [
         f"plan of {config.experiment} (estimates from config `plan`, limits from `resources`)",
-        f"{'stage':34s} {'jobs':>5s} {'GPUs':>5s} {'memory':>8s} {'time each':>10s} {'GPU hours':>10s} {'disk':>9s} {'limit':>6s}",
+        f"{'stage':44s} {'jobs':>5s} {'GPUs':>5s} {'memory':>8s} {'time each':>10s} {'GPU hours':>10s} {'disk':>9s} {'limit':>6s}",
     ]
     for stage in stages:
         lines.append(
-            f"{stage.name:34s} {stage.jobs:5d} {stage.asks.gpu or 0:5d} {stage.asks.mem_mb / 1000:5.0f} GB "
+            f"{stage.name:44s} {stage.jobs:5d} {stage.asks.gpu or 0:5d} {stage.asks.mem_mb / 1000:5.0f} GB "
             f"{_duration(stage.hours):>10s} {stage.gpu_hours:10,.1f} {stage.disk_gb:6,.1f} GB {stage.asks.runtime:>6s}"
         )
     total_h = sum(stage.jobs * stage.hours for stage in stages)
     gpu_h, disk = sum(stage.gpu_hours for stage in stages), sum(stage.disk_gb for stage in stages)
     lines.append(
-        f"{'all':34s} {sum(stage.jobs for stage in stages):5d} {'':5s} {'':8s} {_duration(total_h):>10s} {gpu_h:10,.1f} {disk:6,.1f} GB"
+        f"{'all':44s} {sum(stage.jobs for stage in stages):5d} {'':5s} {'':8s} {_duration(total_h):>10s} {gpu_h:10,.1f} {disk:6,.1f} GB"
     )
     embedded = [f"evaluate.{key}" for key in MADE_FOR_SHAPES if getattr(config.evaluate, key) == "embedded"]
     if config.prompts.source != "embedded" and embedded:

@@ -61,6 +61,12 @@ def test_the_table_names_every_stage_and_the_sum():
     assert text.splitlines()[-1].startswith("all")
 
 
+def test_the_table_keeps_its_columns_beside_the_longest_name():
+    lines = to_text(shipped(baselines={"steps": [100], "guidance_scales": [1.25]})).splitlines()
+    assert any("teacher-dpm-solver-cfg1.25-100steps" in line for line in lines)
+    assert len({len(line) for line in lines[1:-1]}) == 1
+
+
 def test_scores_by_the_networks_of_the_shapes_are_told_to_mean_nothing_elsewhere():
     own = {
         "prompts": {"source": "file", "train": "a.txt", "evaluation": "b.txt"},
