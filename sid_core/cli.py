@@ -6,7 +6,6 @@ A user's mistake ends in one message and exit code 1. Libraries are imported by 
 import argparse
 import errno
 import json
-import logging
 import math
 import os
 import re
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import config, gpus
-from .errors import UserError
+from .errors import UserError, log_to_stderr, redact
 
 if TYPE_CHECKING:
     from .models.vae import ImageCodec
@@ -40,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes that torchrun has started on this node
         # read by torch and numpy when they are imported
         os.environ["OMP_NUM_THREADS"] = str(max(given.threads // here, 1))
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_to_stderr()
     try:
         claim = getattr(given, "claim", None)
         with nullcontext() if claim is None else gpus.claimed(claim):
@@ -98,7 +97,7 @@ def _place(error: Exception, given: argparse.Namespace) -> str:
 
 
 def _complain(message: str, code: int = 1) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {redact(message)}", file=sys.stderr)
     return code
 
 

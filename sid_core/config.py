@@ -7,7 +7,7 @@ never retrains and a new scale trains only itself.
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import date
 from pathlib import Path, PurePosixPath
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .errors import UserError
+from .errors import UserError, redact
 from .files import digest
 
 SEEDS = 2**32  # torch's CPU generator reads the low 32 bits of a seed
@@ -365,7 +365,9 @@ class FeatureSettings(Block):
 class ReferenceSettings(FeatureSettings):
     """The images that samples are compared with: all that shapes their features."""
 
-    reference: str = Field("embedded", description="`embedded`, a folder or zip of images, or the URL of a zip")
+    reference: str = Field(
+        "embedded", description="`embedded`, a folder or zip of images, or the URL of a zip (passwords: ~/.netrc)"
+    )
     reference_sha256: Sha256 | None = Field(None, description="of the zip behind a URL; null: recorded on first use")
     reference_samples: Count = Field(description="reference images; a folder or zip must hold exactly as many")
 
@@ -441,7 +443,8 @@ class Tracking(Block):
 
     enabled: bool = True
     uri: str | None = Field(
-        None, description="null: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working folder"
+        None,
+        description="null: MLFLOW_TRACKING_URI (a password belongs there alone), else sqlite:///mlflow.db in the working folder",
     )
     best: Literal["fid", "clip"] | None = Field(
         "fid", description="the generator of the lowest FID or highest CLIP score is registered as a model; null: none"
@@ -817,11 +820,33 @@ def parse(
     kind: type[Block], values: dict, source: str, files: Sequence[str | Path] = (), arguments: Sequence[str] = ()
 ) -> Any:
     """Validate `values` as `kind`; all mistakes are listed in one UserError, a line each."""
+    if secret := [_without_secret(key, text) for key, text in _texts(values) if redact(text) != text]:
+        raise UserError("\n".join(f"{source}: {line}" for line in secret))
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         lines = [_explain(kind, problem, files, arguments) for problem in error.errors()]
         raise UserError("\n".join(f"{source}: {line}" for line in lines)) from None
+
+
+def _texts(values: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in settings, with its key."""
+    if isinstance(values, str):
+        yield key.removeprefix("."), values
+    elif isinstance(values, dict | list):
+        for part, value in values.items() if isinstance(values, dict) else enumerate(values):
+            yield from _texts(value, f"{key}.{part}")
+
+
+def _without_secret(key: str, text: str) -> str:
+    """One line on a URL with a password: settings are frozen under results/, and shown in the report and in MLflow."""
+    if key.startswith("tracking."):
+        fix = (
+            "set MLFLOW_TRACKING_URI to it in the environment, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    else:
+        fix = "put user and password into ~/.netrc, or download the file by hand and give its path"
+    return f"{key}={text}: expected a URL without user, password or token, since settings are copied into results/. Fix: {fix}"
 
 
 def _explain(kind: type[Block], problem: dict, files: Sequence[str | Path], arguments: Sequence[str]) -> str:

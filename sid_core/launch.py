@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from . import gpus
-from .errors import UserError
+from .errors import UserError, log_to_stderr
 from .files import read_json, saved_record, saved_states, write_json
 from .machine import HOME_CALL
 
@@ -33,7 +33,7 @@ ANSWER_S = 60  # within which a Slurm command answers, and Slurm ends a job that
 def main(arguments: list[str] | None = None) -> int:
     """Run a training's job. Returns 0, the training's exit code, or 128 + the signal that stopped it."""
     given = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_to_stderr()
     try:
         starts = Starts(given.state, given.attempt, given.continuations)
         with gpus.claimed(given.gpus) as held:

@@ -28,7 +28,7 @@ STALL_S = 60.0  # without a byte, or with fewer than SLOWEST bytes/s over this t
 SLOWEST = 1000
 CHUNK = 1 << 20
 REMEDIES = {
-    401: "it needs an account; download it by hand and give its path",
+    401: "it needs an account; put user and password into ~/.netrc, or download it by hand and give its path",
     403: "it is not public; download it by hand and give its path",
     404: "it has moved; give its new URL, or the path of a copy",
     410: "it is gone; give another URL, or the path of a copy",

@@ -1,5 +1,6 @@
 """Downloads through a server that misbehaves: each ends in the right file or in an error that names url, cause and remedy."""
 
+import base64
 import multiprocessing
 import random
 import threading
@@ -57,6 +58,13 @@ def test_a_file_arrives_once(server, out, sha256):
     assert sha256_file(out) == sha256
     assert len(server.requests) == 1
     assert [p.name for p in out.parent.iterdir() if p.suffix != ".lock"] == ["data.bin"]
+
+
+def test_download_takes_user_and_password_from_netrc(server, out, sha256, tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password hidden\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert download(server.url + PATH, out) == sha256
+    assert server.requests[0].headers["Authorization"] == "Basic " + base64.b64encode(b"me:hidden").decode()
 
 
 def test_an_empty_file_is_a_file(server, out):

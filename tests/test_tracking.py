@@ -1,5 +1,6 @@
 """MLflow mirrors files: nothing lost, nothing twice, and never in the way. Read back through its own client."""
 
+import base64
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from serving import Server
 from test_cli import make_settings
 
 from sid_core import cli, tracking
@@ -78,6 +80,39 @@ def test_uri_is_absolute_and_the_environment_wins(monkeypatch, tmp_path, environ
     if environment:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", environment)
     assert tracking.resolve_uri(configured) == expected.format(here=tmp_path)
+
+
+def test_password_of_the_environments_uri_reaches_the_server_and_no_record(tmp_path, monkeypatch, capsys):
+    with Server() as server:
+        whole, shown = (server.url.replace("//", f"//{user}@") for user in ("me:hidden", "***"))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", whole)
+        uri = tracking.resolve_uri(None)
+        assert uri == shown
+        (tmp_path / "state").mkdir()
+        tracking.init("shapes", tracking.resolve_uri(uri), tmp_path / "state" / "tracking.json")
+        assert server.requests[0].headers["Authorization"] == "Basic " + base64.b64encode(b"me:hidden").decode()
+    said, record = capsys.readouterr().out, (tmp_path / "state" / "tracking.json").read_text()
+    assert f"MLflow at {shown} cannot be used" in said
+    assert "hidden" not in said + record
+    assert json.loads(record)["uri"] == shown
+
+
+def test_password_that_the_environment_lacks_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError, match=r"MLflow at http://\*\*\*@host: .* Fix: set MLFLOW_TRACKING_URI"):
+        places.make_client("http://***@host")
+
+
+def test_password_in_the_option_uri_is_refused(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError, match=r"http://\*\*\*@host: expected .* Fix: set MLFLOW_TRACKING_URI") as caught:
+        tracking.resolve_uri("http://me:hidden@host")
+    assert "hidden" not in str(caught.value)
+
+
+def test_links_to_a_server_with_a_password_name_the_host_alone():
+    links = syncing._links({"uri": "http://***@server:8080/", "experiment_id": "7"}, ["a"])
+    assert all(link.startswith("http://server:8080/#/") for link in links.values())
 
 
 def test_init_makes_a_database_that_many_may_write_to(store, capsys):

@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ..config import DistillSettings, ImportSettings, load_settings
-from ..errors import UserError
+from ..errors import HIDDEN, UserError
 from ..files import living_owner, read_json, write_json
 from . import views
 from .registry import LARGEST_UPLOAD, register_best, size
@@ -138,7 +138,8 @@ def _sync_training(store: dict, folder: Path, state: Path) -> str | None:
 
 def _links(store: dict, compared: list[str]) -> dict[str, str]:
     """Pages of the UI: curves of the whole experiment, and the given runs side by side."""
-    base = store["uri"].rstrip("/") if store["uri"].startswith("http") else "http://127.0.0.1:5000"
+    server = store["uri"].replace(f"{HIDDEN}@", "").rstrip("/")  # a browser asks for the password
+    base = server if server.startswith("http") else "http://127.0.0.1:5000"
     runs, experiment = quote(json.dumps(compared, separators=(",", ":"))), store["experiment_id"]
     return views.links(base, experiment) | {
         "generators side by side": f"{base}/#/compare-runs?runs={runs}&experiments={quote(json.dumps([experiment]))}",

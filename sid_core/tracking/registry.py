@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..config import teacher_folder
 from ..files import sha256_file, write_json
-from .store import frozen_config, make_client
+from .store import frozen_config, make_client, with_password
 
 LARGEST_UPLOAD = 50_000_000  # bytes of weights that are copied; of larger ones only the path is noted
 ALIAS = "best"
@@ -68,7 +68,7 @@ def _register(
     from mlflow.entities import LoggedModelOutput
     from mlflow.exceptions import MlflowException
 
-    mlflow.set_tracking_uri(store["uri"])  # what resolves models:/ asks no client
+    mlflow.set_tracking_uri(with_password(store["uri"]))  # what resolves models:/ asks no client
     run = best["run"]
     model = client.create_logged_model(
         store["experiment_id"], name=model_name(run), source_run_id=run_id, tags=identity, model_type="generator"

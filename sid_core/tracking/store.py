@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import Config, load_config
-from ..errors import UserError
+from ..errors import HIDDEN, UserError, redact
 from ..files import write_json
 from . import views
 
@@ -27,10 +27,17 @@ SHARED = re.compile(
 def resolve_uri(configured: str | None) -> str:
     """Where to track: MLFLOW_TRACKING_URI, else the configured place, else mlflow.db here; SQLite paths made absolute.
 
-    A relative path would follow each process's working folder.
+    A relative path would follow each process's working folder. A password in MLFLOW_TRACKING_URI is replaced by ***: what is
+    returned stands in records and on command lines, and `make_client` takes the password from the environment again.
+
+    Raises:
+        UserError: a password in `configured`.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or configured or f"{SQLITE}mlflow.db"
-    return f"{SQLITE}{_database(uri).resolve()}" if _database(uri) else uri
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = given or configured or f"{SQLITE}mlflow.db"
+    if not given and redact(uri) != uri:
+        raise UserError(f"{uri}: expected a URI without user, password or token. Fix: set MLFLOW_TRACKING_URI to it")
+    return f"{SQLITE}{_database(uri).resolve()}" if _database(uri) else redact(uri)
 
 
 def frozen_config(results: Path) -> Config:
@@ -130,10 +137,27 @@ def make_client(uri: str) -> "MlflowClient":
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    whole = with_password(uri)
+    return MlflowClient(tracking_uri=whole, registry_uri=whole)
+
+
+def with_password(uri: str) -> str:
+    """Return a recorded URI as MLFLOW_TRACKING_URI has it, where its password is hidden in the record.
+
+    Raises:
+        UserError: the environment has none, or another.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if HIDDEN not in uri:
+        return uri
+    if redact(given) != uri:
+        raise UserError(
+            f"MLflow at {uri}: its password is kept in no file. Fix: set MLFLOW_TRACKING_URI to the whole URI"
+        )
+    return given
 
 
 def first_line(error: Exception) -> str:
     """What went wrong, in one line."""
     text = (str(error).strip().splitlines() or [""])[0][:300]
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+    return redact(text if isinstance(error, UserError) else f"{type(error).__name__}: {text}")

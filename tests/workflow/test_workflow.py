@@ -138,6 +138,18 @@ def test_null_on_the_command_line_is_null(project):
     assert f"sqlite:///{project.folder}/mlflow.db" in done.stdout
 
 
+def test_passwords_reach_neither_command_lines_nor_files(project):
+    secret = "http://me:hidden@127.0.0.1:9"
+    planned = project.snakemake("--dry-run", "--printshellcmds", MLFLOW_TRACKING_URI=secret)
+    assert planned.returncode == 0
+    assert "http://***@127.0.0.1:9" in planned.stdout
+    refused = project.complaint("--config", f"tracking={{uri: {secret}}}")
+    assert "config: tracking.uri=http://***@127.0.0.1:9: expected a URL without" in refused
+    made = [path.read_bytes() for path in project.folder.rglob("*") if path.is_file()]
+    assert not any("hidden" in text for text in (planned.stdout, refused))
+    assert not any(b"hidden" in data for data in made)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
