@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,12 +11,13 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..errors import UserError
 from ..files import atomic_path, read_json, sidecar, verify_sidecar, write_sidecar, write_text
 from .iteration import Trainer
 
 log = logging.getLogger(__name__)
 GRID = 16  # samples in a grid
-BEST = "best.safetensors"
+BEST = "best-*.safetensors"  # one for each number of images at which the rule's value was the lowest so far
 
 
 class Book:
@@ -38,6 +40,9 @@ class Book:
         (state / "grids").mkdir(exist_ok=True)
         self.path = state / "training.jsonl"
         self.before = _truncate_log(self.path, trainer.nimg)
+        for path, record in _bests(state):
+            if record["nimg"] > trainer.nimg:  # of an attempt whose later iterations are lost, perhaps with other code
+                _remove(path)
         self.clock = Clock(trainer, self.before[-1]["elapsed_s"] if self.before else 0.0)
         if trainer.iteration:
             log.info("%s: continuing at %s of %s images", trainer.run.name, f"{trainer.nimg:,}", f"{self.total_nimg:,}")
@@ -64,14 +69,14 @@ class Book:
         values = self.on_held_out(self.trainer.held_out_latents())
         rule = self.trainer.settings.keep_best
         if rule and values[rule] is not None:
-            path = self.state / BEST
-            before = read_json(sidecar(path))["record"]["value"] if sidecar(path).is_file() else math.inf
-            # a run that continues from before its best point comes to it again, with the same value
-            if values[rule] <= before:
+            before = [record["value"] for _, record in _bests(self.state)]
+            if values[rule] < min(before, default=math.inf):
+                path = self.state / BEST.replace("*", f"{self.trainer.nimg:012d}")
                 with atomic_path(path) as temporary:
                     weights = self.trainer.ema.unet.state_dict()
                     save_file({name: weight.cpu().contiguous() for name, weight in weights.items()}, temporary)
                 write_sidecar(path, {"nimg": self.trainer.nimg, "value": values[rule]})
+                _remove_superseded(self.state, self.trainer.settings.batch)
         return values
 
 
@@ -81,8 +86,36 @@ def load_best(state: Path) -> tuple[dict[str, Tensor], dict]:
     Raises:
         UserError: there are none, as no look gave a finite number, or they are damaged.
     """
-    chosen = verify_sidecar(state / BEST)["record"]
-    return load_file(state / BEST), chosen
+    bests = _bests(state)
+    if not bests:
+        raise UserError(f"{state}: expected the best weights, got no finite fid_proxy. Fix: distill.keep_best: null")
+    path, chosen = bests[-1]
+    verify_sidecar(path)
+    return load_file(path), chosen
+
+
+def _bests(state: Path) -> list[tuple[Path, dict]]:
+    """Return the kept weight files with their records, by images seen; each has a lower value than the one before."""
+    whole = (path for path in sorted(state.glob(BEST)) if sidecar(path).is_file())
+    return [(path, read_json(sidecar(path))["record"]) for path in whole]
+
+
+def _remove_superseded(state: Path, batch: int) -> None:
+    """Remove the weights to which no continuation can come back: each saved state needs the best before it, one file each."""
+    bests = _bests(state)
+    needed = {bests[-1][0]}
+    # by name: files of states come and go in a thread
+    for saved in filter(None, (re.match(r"state-(\d{9})", path.name) for path in state.iterdir())):
+        before = [path for path, record in bests if record["nimg"] <= int(saved[1]) * batch]
+        needed.update(before[-1:])
+    for path, _ in bests:
+        if path not in needed:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    sidecar(path).unlink(missing_ok=True)
 
 
 class Clock:

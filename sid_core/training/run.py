@@ -143,7 +143,8 @@ def _export(trainer: Trainer, settings: "DistillSettings", teacher_sha256: str, 
         "t_init": settings.distill.t_init,
         "num_steps": settings.run.num_steps,
         "prediction_type": trainer.teacher.prediction_type,
-        "train_kimg": trainer.nimg / 1000,
+        "train_kimg": trainer.nimg / 1000,  # that the weights have seen
+        "whole_kimg": trainer.nimg / 1000,  # of the training
         "skipped_updates": trainer.skipped,
         "teacher_sha256": teacher_sha256,
     }
@@ -151,6 +152,7 @@ def _export(trainer: Trainer, settings: "DistillSettings", teacher_sha256: str, 
     if settings.distill.keep_best:
         weights, chosen = load_best(state)
         record["chosen"] = {"rule": f"lowest {settings.distill.keep_best}", **chosen}
+        record["train_kimg"] = chosen["nimg"] / 1000
     with atomic_path(out.parent / "training.jsonl") as temporary:
         shutil.copy(state / "training.jsonl", temporary)
     with atomic_path(out.parent / "grids", "00000000.png") as temporary:

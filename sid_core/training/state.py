@@ -90,7 +90,7 @@ class StateWriter:
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed writes left behind: gigabytes each."""
     whole = saved_states(folder)
-    for path in (path for name in ("state-*", ".state-*", ".best.*") for path in Path(folder).glob(name)):
+    for path in (path for name in ("state-*", ".state-*", ".best*") for path in Path(folder).glob(name)):
         if path not in whole:
             shutil.rmtree(path, ignore_errors=True)
 
