@@ -82,8 +82,8 @@ class Studio:
 
     @torch.inference_mode()
     def teacher_image(self, prompt: str, seed: int, steps: int, guidance_scale: float) -> np.ndarray:
-        """What the teacher makes of it from the same noise, by DDIM: (H, W, 3) uint8."""
-        solver = make_solver("ddim", self.folder, steps)
+        """Draw what the teacher makes of it from the same noise, by DPM-Solver++: (H, W, 3) uint8."""
+        solver = make_solver("dpm-solver", self.folder, steps)
         solver.set_timesteps(steps, device=device())
         cond, uncond = self._encoder.encode([prompt]), self._encoder.empty()
         return self._decode(solve(solver, self.teacher, self._noises(seed, 1)[0], cond, uncond, guidance_scale))

@@ -1,5 +1,6 @@
 """The page to try prompts on: the images of `sid-core sample`, one at a time, for this machine alone."""
 
+import io
 import json
 import shutil
 import socket
@@ -12,14 +13,19 @@ from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from sid_core import cli
 from sid_core import config as c
+from sid_core.evaluation.generation import solve
 from sid_core.files import write_json, write_manifest
-from sid_core.models.teacher import teacher_sha256
+from sid_core.models.teacher import make_solver, teacher_sha256
 from sid_core.serve.gallery import Gallery
 from sid_core.serve.server import make_server
+from sid_core.studio import Studio
 
 ROOT = Path(__file__).parents[1]
 
@@ -85,6 +91,24 @@ def test_the_teacher_starts_from_the_same_noise(ask):
     first = teacher()
     assert teacher() == first
     assert len({first, teacher(steps=3), teacher(guidance_scale=1), teacher(seed=8)}) == 4
+
+
+def test_the_teacher_is_sampled_by_the_solver_of_the_baselines(ask, tiny_teacher):
+    image = ask("/image", prompt="a red circle", steps=3, guidance_scale=2, seed=7)[1]
+    drawn = np.asarray(Image.open(io.BytesIO(image)))
+    studio = Studio(tiny_teacher)
+    with torch.inference_mode():
+        cond, uncond = studio._encoder.encode(["a red circle"]), studio._encoder.empty()
+        dpm, ddim = (
+            studio._decode(
+                solve(make_solver(name, tiny_teacher, 3), studio.teacher, studio._noises(7, 1)[0], cond, uncond, 2.0)
+            )
+            for name in ("dpm-solver", "ddim")
+        )
+    enlarged = len(drawn) // len(dpm)  # small images are shown with every pixel repeated
+    drawn = drawn[::enlarged, ::enlarged]
+    assert np.array_equal(drawn, dpm)
+    assert not np.array_equal(drawn, ddim)
 
 
 def test_finished_generators_are_offered_with_their_scores(ask):

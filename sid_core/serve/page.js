@@ -37,7 +37,7 @@ const asked = () => {
   }));
   if (at("teacher").checked) {
     const [steps, scale] = [at("steps").value, at("guidance_scale").value];
-    panels.push({ title: "teacher", note: `DDIM, ${steps} steps, CFG ${scale}`, query: { ...common, steps, guidance_scale: scale } });
+    panels.push({ title: "teacher", note: `DPM-Solver++, ${steps} steps, CFG ${scale}`, query: { ...common, steps, guidance_scale: scale } });
   }
   return panels;
 };

@@ -79,7 +79,7 @@ def test_the_keyboard_is_enough(open_page, address):
     page.get_by_label("steps").fill("2")
     page.keyboard.press("Enter")
     assert drawn(page, 3, 1)[2] == "a dog, by teacher, seed 1"
-    assert "DDIM, 2 steps, CFG 2" in page.locator("figure").nth(2).inner_text()
+    assert "DPM-Solver++, 2 steps, CFG 2" in page.locator("figure").nth(2).inner_text()
 
 
 def test_mistakes_are_said_on_the_page(open_page, address):

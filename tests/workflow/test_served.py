@@ -124,7 +124,10 @@ def test_sd15_from_download_to_comparison(server, cache, tmp_path):
     project = Experiment(tmp_path, "sd15", server, cache, extra_runs=[run])
     project.run()
     rows = project.rows()
-    assert [name for name, row in rows.items() if row["kind"] != "published"] == ["lsg-1.5", "teacher-dpm-solver-cfg1.5-2steps"]
+    assert [name for name, row in rows.items() if row["kind"] != "published"] == [
+        "lsg-1.5",
+        "teacher-dpm-solver-cfg1.5-2steps",
+    ]
     assert rows["lsg-1.5"]["teacher"] == "stable-diffusion-v1-5"
     assert (rows["lsg-1.5"]["protocol"], rows["lsg-1.5"]["samples"]) == ("coco2014-30k", str(SAMPLES))
     provenance = read_json(project.results / "teacher" / "provenance.json")
