@@ -57,8 +57,8 @@ def by_setting(summary: pd.DataFrame) -> pd.DataFrame:
     table["scale"] = table["kappa_fake_train"].where(table["strategy"] == "short", table["kappa_teacher"])
     table["apart"] = ""
     for key, in_words in APART.items():
-        usual = table.loc[table["kind"] == "generator", key].mode()[0]
-        table["apart"] += ["" if value == usual or np.isnan(value) else f", {in_words(value)}" for value in table[key]]
+        usual = table.loc[table["kind"] == "generator", key].mode().tolist()[:1]  # empty where an import's is unknown
+        table["apart"] += ["" if value in usual or np.isnan(value) else f", {in_words(value)}" for value in table[key]]
     return table.reset_index().sort_values("scale", kind="stable")
 
 

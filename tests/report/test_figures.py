@@ -57,6 +57,9 @@ def test_an_import_of_unknown_origin_is_drawn(make_experiment):
     csv = pd.read_csv(io.StringIO(table.to_csv([row for entry in entries for row in entry.rows])))
     assert paper.scales(csv).axes
     assert csv.set_index("run").loc["found", ["strategy", "alpha", "seed"]].isna().all()
+    alone = csv[csv["kind"] != "generator"].merge(csv[csv["run"] == "found"], how="outer")
+    with pytest.raises(paper.NoData, match="no run follows the LSG strategy"):
+        paper.scales(alone)
 
 
 def test_a_further_run_of_a_scale_is_shown_by_its_name(make_experiment):
