@@ -65,7 +65,10 @@ class Teacher(Block):
     path: str | None = Field(None, description="the diffusers directory, for source: local")
     repo: str | None = Field(None, description="OWNER/NAME, for source: hub")
     revision: str | None = Field(None, description="commit of repo; a branch or tag is resolved, with a warning")
-    variant: Literal["fp16"] | None = Field(None, description="fp16: half the download; loaded as float32 all the same")
+    variant: Literal["fp16"] | None = Field(
+        None,
+        description="fp16: half the download; loaded as float32 all the same; null: fp16 where there is nothing else",
+    )
     sha256: dict[str, Sha256] | None = Field(None, description="of files of repo, by name there; null: recorded only")
 
     @model_validator(mode="after")
@@ -73,8 +76,12 @@ class Teacher(Block):
         if (self.source == "local") != (self.path is not None):
             raise ValueError("path: give the diffusers directory with source: local, and only there")
         place = (self.repo, self.revision)
-        if None in place if self.source == "hub" else any((*place, self.variant, self.sha256)):
-            raise ValueError("repo, revision: give both with source: hub, and only there; so variant and sha256")
+        if None in place if self.source == "hub" else any((*place, self.sha256)):
+            raise ValueError("repo, revision: give both with source: hub, and only there; so sha256")
+        if self.source == "embedded" and self.variant is not None:
+            raise ValueError(
+                "repo, revision: give both with source: hub; variant belongs to source: hub and source: local"
+            )
         return self
 
 

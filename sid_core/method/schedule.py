@@ -10,6 +10,25 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
+# diffusers' samplers of a discrete DDPM schedule of betas; flow matching, EDM and consistency models have others
+SCHEDULERS = {
+    f"{name}Scheduler"
+    for name in (
+        *(
+            "DDPM",
+            "DDIM",
+            "DDIMParallel",
+            "DDPMParallel",
+            "PNDM",
+            "LMSDiscrete",
+            "EulerDiscrete",
+            "EulerAncestralDiscrete",
+        ),
+        *("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep"),
+        *("DPMSolverSDE", "DEISMultistep", "UniPCMultistep", "SASolver"),
+    )
+}
+
 
 class NoiseSchedule(nn.Module):
     """alpha, sigma and SNR of integer noise levels t, each (B,) int64 -> (B, 1, 1, 1) float32."""
@@ -51,9 +70,21 @@ class NoiseSchedule(nn.Module):
         """Build from a diffusers scheduler_config.json.
 
         Raises:
-            UserError: a setting this method cannot honour (clipping or thresholding of x_0, an unknown beta schedule, a
-                prediction type other than epsilon and v_prediction, zero terminal SNR with epsilon prediction).
+            UserError: a setting this method cannot honour (a scheduler of another family or without betas, clipping or
+                thresholding of x_0, an unknown beta schedule, a prediction type other than epsilon and v_prediction, zero
+                terminal SNR with epsilon prediction).
         """
+        name = config.get("_class_name")
+        if name is not None and name.removesuffix("Scheduler") + "Scheduler" not in SCHEDULERS:
+            raise UserError(
+                f"scheduler: _class_name={name}: expected a scheduler of a discrete DDPM schedule, such as DDIMScheduler. "
+                "Fix: give another teacher"
+            )
+        if config.get("use_flow_sigmas", False) or config.get("timestep_type", "discrete") != "discrete":
+            key = "use_flow_sigmas" if config.get("use_flow_sigmas", False) else "timestep_type"
+            raise UserError(
+                f"scheduler: {key}={config[key]}: expected integer noise levels of a DDPM schedule. Fix: give another teacher"
+            )
         for key in ("clip_sample", "thresholding"):
             if config.get(key, False):
                 raise UserError(
@@ -73,7 +104,7 @@ class NoiseSchedule(nn.Module):
 
 def prediction_type(config: dict) -> str:
     """'epsilon' or 'v_prediction'; anything else is refused by name (diffusers' default is epsilon)."""
-    kind = config.get("prediction_type", "epsilon")
+    kind = config.get("prediction_type") or "epsilon"
     if kind not in ("epsilon", "v_prediction"):
         raise UserError(f"scheduler: prediction_type={kind}: expected epsilon or v_prediction")
     return kind
@@ -83,9 +114,14 @@ def _betas(config: dict) -> Tensor:
     """beta_t in float32, as diffusers computes them (its rounding is part of the trained network)."""
     if config.get("trained_betas") is not None:
         return torch.tensor(config["trained_betas"], dtype=torch.float32)
-    steps = config.get("num_train_timesteps", 1000)
-    start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
-    kind = config.get("beta_schedule", "linear")
+    kind, steps = config.get("beta_schedule"), config.get("num_train_timesteps", 1000)
+    needed = ("beta_schedule",) if kind == "squaredcos_cap_v2" else ("beta_schedule", "beta_start", "beta_end")
+    if missing := [key for key in needed if config.get(key) is None]:
+        raise UserError(
+            f"scheduler: {', '.join(missing)} missing; expected the betas the teacher was trained with. Fix: state them in "
+            "scheduler_config.json (0.00085, 0.012 and scaled_linear are Stable Diffusion's)"
+        )
+    start, end = config.get("beta_start"), config.get("beta_end")
     if kind == "linear":
         return torch.linspace(start, end, steps, dtype=torch.float32)
     if kind == "scaled_linear":

@@ -1,24 +1,32 @@
-"""A teacher's files from a hub's repository: the five components and nothing beside them."""
+"""A teacher's files, from a folder or a hub's repository: the five components under plain names, and nothing beside them."""
 
+import logging
 import os
+import shlex
 import shutil
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
 from .. import hub
 from ..errors import UserError
-from ..files import sha256_file
+from ..files import read_json, sha256_file
+from .supported import check_configs, check_files
 
 if TYPE_CHECKING:
     from ..config import Teacher
+
+log = logging.getLogger(__name__)
 
 WEIGHTS = {
     "text_encoder": "model",
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
 }
-# beside the weights, where the repository has it
+# beside the weights, where the source has it
 SMALL = {
     "tokenizer": (
         "tokenizer.json",
@@ -33,79 +41,188 @@ SMALL = {
     "vae": ("config.json",),
     "scheduler": ("scheduler_config.json",),
 }
+# of SMALL, what must be there; any one of the alternatives
+NEEDED = {component: files[:2] if component == "tokenizer" else files for component, files in SMALL.items()}
 
 
-def fetch_teacher(settings: "Teacher", folder: Path) -> dict:
-    """Fetch the five components from the hub into `folder`; return what is known of them.
+@dataclass(frozen=True)
+class Folder:
+    """A diffusers directory on disk, read like a repository."""
 
-    Weights are hard links into the hub's cache where the file system allows: 4 GB are not there twice.
+    path: Path
+    files: frozenset[str]
+
+    @classmethod
+    def of(cls, path: Path) -> "Folder":
+        """List a directory.
+
+        Raises:
+            UserError: there is none.
+        """
+        if not path.is_dir():
+            raise UserError(
+                f"teacher.path={path}: no such folder; expected a diffusers directory with {', '.join(SMALL)}"
+            )
+        found = (file for pattern in ("*", "*/*") for file in path.glob(pattern) if file.is_file())
+        return cls(path, frozenset(file.relative_to(path).as_posix() for file in found))
+
+    def fetch(self, file: str) -> Path:
+        """Path of a file."""
+        return self.path / file
+
+
+Source = Folder | hub.Repository
+
+
+def fetch_teacher(settings: "Teacher", path: Path | None, folder: Path) -> dict:
+    """Bring the five components into `folder`; return what is known of them.
+
+    Weights of a hub are hard links into its cache where the file system allows: 4 GB are not there twice. Shards are joined.
+
+    Args:
+        path: the directory; None: the hub's repository that settings name.
 
     Raises:
-        UserError: a component has no safetensors, or a file another sha256 than the settings say.
+        UserError: another kind of model, a component without safetensors, or a file of another sha256 than the settings say.
     """
-    repository = hub.find(settings.repo, settings.revision, ("teacher.repo", "teacher.revision"))
-    expected, files = dict(settings.sha256 or {}), {}
-    for name, plain in _wanted(repository, settings.variant):
-        path = repository.fetch(name).resolve()
-        found = sha256_file(path)
-        if expected.pop(name, found) != found:
-            raise UserError(
-                f"teacher.sha256: {name} of {settings.repo} has {found}, expected {settings.sha256[name]}; "
-                "correct the hash, or the revision"
-            )
-        _bring(path, folder / plain)
-        files[name] = {"sha256": found, "bytes": path.stat().st_size}
-    if expected:
-        raise UserError(f"teacher.sha256: {', '.join(expected)}: not among what is fetched ({', '.join(files)})")
-    return {
-        "source": "hub",
-        "repo": repository.name,
-        "revision": repository.commit,
+    if path is None:
+        source = hub.find(settings.repo, settings.revision, ("teacher.repo", "teacher.revision"))
+        place = f"teacher.repo={source.name}"
+    else:
+        source, place = Folder.of(path), f"teacher.path={path}"
+    check_files(source.files, place)
+    small = _small_files(source, place)
+    paths = {name: source.fetch(name).resolve() for name in small}
+    for name in small:
+        _bring(paths[name], folder / name)
+    check_configs(folder, place)  # before gigabytes are fetched
+    weights = {component: _weight_files(source, component, settings.variant, place) for component in WEIGHTS}
+    paths |= {name: source.fetch(name).resolve() for names in weights.values() for name in names}
+    files = _identified(settings, paths) if path is None else {}
+    for component, names in weights.items():
+        target = folder / component / f"{WEIGHTS[component]}.safetensors"
+        if len(names) > 1:
+            _join([paths[name] for name in names], target, place)
+        else:
+            _bring(paths[names[0]], target, link=path is None)
+    known = {"source": settings.source, "variant": settings.variant, "weights": weights}
+    if path is not None:
+        return known | {"path": settings.path}
+    return known | {
+        "repo": source.name,
+        "revision": source.commit,
         "asked_for": settings.revision,
-        "variant": settings.variant,
-        "license": repository.license(),
+        "license": source.license(),
         "files": files,
     }
 
 
-def _wanted(repository: hub.Repository, variant: str | None) -> Iterator[tuple[str, str]]:
-    """Names of the files to fetch, there and here: the weights of a variant take the plain name."""
-    if "model_index.json" in repository.files:
-        yield "model_index.json", "model_index.json"
-    for component, files in SMALL.items():
-        for name in (f"{component}/{file}" for file in files):
-            if name in repository.files:
-                yield name, name
-    for component, stem in WEIGHTS.items():
-        name = f"{component}/{stem}.{variant}.safetensors" if variant else f"{component}/{stem}.safetensors"
-        if name not in repository.files:
-            raise UserError(_missing(repository, component, name, variant))
-        yield name, f"{component}/{stem}.safetensors"
+def _identified(settings: "Teacher", paths: dict[str, Path]) -> dict[str, dict]:
+    """Hash and size of each fetched file, after comparing with the hashes that settings ask for."""
+    expected, files = settings.sha256 or {}, {}
+    for name, path in paths.items():
+        found = sha256_file(path)
+        if expected.get(name, found) != found:
+            raise UserError(
+                f"teacher.sha256: {name} of {settings.repo} has {found}, expected {expected[name]}; "
+                "correct the hash, or the revision"
+            )
+        files[name] = {"sha256": found, "bytes": path.stat().st_size}
+    if unknown := [name for name in expected if name not in files]:
+        raise UserError(f"teacher.sha256: {', '.join(unknown)}: not among what is fetched ({', '.join(files)})")
+    return files
 
 
-def _missing(repository: hub.Repository, component: str, name: str, variant: str | None) -> str:
-    """Why weights cannot be fetched, and what to do."""
-    place = f"teacher.repo={repository.name}"
-    if not repository.answered:
-        return f"{place}: {name} is not in the cache and the hub does not answer; connect, or unset HF_HUB_OFFLINE"
-    there = sorted(file for file in repository.files if file.startswith(f"{component}/"))
+def _small_files(source: Source, place: str) -> list[str]:
+    """Names of all that is no weights."""
+    for component, alternatives in NEEDED.items():
+        names = [f"{component}/{file}" for file in alternatives]
+        if not source.files.intersection(names):
+            raise UserError(f"{place}: component {component} is missing ({' or '.join(names)}{_offline(source)})")
+    wanted = ["model_index.json", *(f"{component}/{file}" for component, files in SMALL.items() for file in files)]
+    return [name for name in wanted if name in source.files]
+
+
+def _weight_files(source: Source, component: str, variant: str | None, place: str) -> list[str]:
+    """Names of the safetensors that hold a component's weights: one, or shards; of fp16 where there is nothing else."""
+    stem = f"{component}/{WEIGHTS[component]}"
+    for kind in [variant] if variant else ["", "fp16"]:
+        dot = f".{kind}" if kind else ""
+        single, index = f"{stem}{dot}.safetensors", f"{stem}.safetensors.index{dot}.json"
+        names = [single] if single in source.files else _shards(source, index, place) if index in source.files else []
+        if names and kind and not variant:
+            log.info("%s: %s: only the variant fp16 is there, so its weights are of 16 bits", place, component)
+        if names:
+            return names
+    raise UserError(
+        _missing(source, component, f"{stem}{f'.{variant}' if variant else ''}.safetensors", variant, place)
+    )
+
+
+def _shards(source: Source, index: str, place: str) -> list[str]:
+    """Names of the files that an index of shards lists."""
+    table = read_json(source.fetch(index)).get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise UserError(f"{place}: {index}: has no weight_map; expected an index of shards. Fix: get the file again")
+    names = sorted({f"{index.split('/')[0]}/{shard}" for shard in table.values()})
+    if missing := [name for name in names if name not in source.files]:
+        raise UserError(f"{place}: {index}: lists {', '.join(missing)}, which is missing. Fix: get all shards")
+    return names
+
+
+def _join(paths: list[Path], target: Path, place: str) -> None:
+    """Write the tensors of all shards to one file, each in its own type."""
+    weights = {}
+    for path in paths:
+        try:
+            weights |= load_file(path)
+        except SafetensorError as error:
+            raise UserError(f"{place}: {path.name}: cannot be read ({error}). Fix: get the file again") from None
+    save_file(weights, target, metadata={"format": "pt"})
+
+
+def _missing(source: Source, component: str, name: str, variant: str | None, place: str) -> str:
+    """Why weights cannot be brought, and what to do."""
+    if offline := _offline(source):
+        return f"{place}: {name}{offline}"
+    there = sorted(file for file in source.files if file.startswith(f"{component}/"))
     if any(file.endswith(".safetensors") for file in there):
-        remedy = "teacher.variant to null" if variant else "teacher.variant to fp16"
-        return f"{place}: has no {name} (but {', '.join(there)}); set {remedy} if that fits, or use another repository"
+        remedy = "set teacher.variant to null, or " if variant else ""
+        return f"{place}: has no {name} (but {', '.join(there)}). Fix: {remedy}use another teacher"
     if any(file.endswith((".bin", ".ckpt")) for file in there):
         return (
-            f"{place}: has no {name}, only pickled weights ({', '.join(there)}), which may hold code and are not read; "
-            "give a repository or revision with safetensors, or convert them and use source: local"
+            f"{place}: has no {name}, only pickled weights ({', '.join(there)}), which may hold code and are not read. "
+            f"Fix: where you trust them, run {_conversion(source)} and set teacher: {{source: local, path: converted}}"
         )
     return f"{place}: has no {name}; expected a diffusers repository with {', '.join(SMALL)}"
 
 
-def _bring(path: Path, target: Path) -> None:
+def _conversion(source: Source) -> str:
+    """The command that writes pickled weights as safetensors, by diffusers."""
+    if isinstance(source, Folder):
+        which = repr(str(source.path))
+    else:
+        which = f"{source.name!r}, revision={source.commit!r}"
+    code = (
+        f"from diffusers import StableDiffusionPipeline as P; P.from_pretrained({which}, use_safetensors=False, "
+        "safety_checker=None).save_pretrained('converted')"
+    )
+    return f"python -c {shlex.quote(code)}"
+
+
+def _offline(source: Source) -> str:
+    if isinstance(source, hub.Repository) and not source.answered:
+        return " is not in the cache and the hub does not answer; connect, or unset HF_HUB_OFFLINE"
+    return ""
+
+
+def _bring(path: Path, target: Path, link: bool = False) -> None:
+    """A copy, or a hard link where that can be."""
     target.parent.mkdir(exist_ok=True)
-    if target.suffix == ".safetensors":  # the rest is small, and a copy may be edited without harm to the cache
+    if link:
         try:
             os.link(path, target)
             return
         except OSError:
             pass  # another file system, or one without links
-    shutil.copy(path, target)
+    shutil.copyfile(path, target)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from ..errors import UserError
 from ..machine import to_device
 from .teacher import load_component
 
@@ -26,8 +27,17 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def from_directory(cls, folder: Path) -> "TextEncoder":
-        """Load `tokenizer` and `text_encoder` of a teacher directory."""
-        tokenizer = CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer")
+        """Load `tokenizer` and `text_encoder` of a teacher directory.
+
+        Raises:
+            UserError: one of them is damaged.
+        """
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer")
+        except Exception as error:  # the Rust part of tokenizers raises nothing narrower
+            raise UserError(
+                f"{folder}: tokenizer: cannot be read ({' '.join(str(error).split())[:200]}). Fix: get its files again"
+            ) from None
         return cls(tokenizer, load_component(CLIPTextModel, Path(folder) / "text_encoder"))
 
     @torch.no_grad()

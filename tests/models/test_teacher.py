@@ -1,7 +1,11 @@
 """Teachers as diffusers directories: what is brought, what is refused and how it is named."""
 
 import json
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,10 +13,12 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
+from sid_core import shapes
 from sid_core.config import Teacher
 from sid_core.errors import UserError
 from sid_core.files import read_json
-from sid_core.models import build
+from sid_core.method import Denoiser
+from sid_core.models import build, prediction
 from sid_core.models.generator import load_generator, save_generator
 from sid_core.models.teacher import (
     latent_shape,
@@ -22,6 +28,7 @@ from sid_core.models.teacher import (
     prepare_teacher,
     teacher_sha256,
 )
+from sid_core.models.text import TextEncoder
 from sid_core.models.vae import ImageCodec
 
 
@@ -31,10 +38,10 @@ def copy(tiny_teacher_source, tmp_path):
     return shutil.copytree(tiny_teacher_source, tmp_path / "source")
 
 
-def prepare(source, tmp_path):
+def prepare(source, tmp_path, **settings):
     out = tmp_path / "out"
     try:
-        prepare_teacher(Teacher(source="local", path=str(source)), out)
+        prepare_teacher(Teacher(source="local", path=str(source), **settings), out)
     finally:
         assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".out")] == []
     return out
@@ -209,3 +216,294 @@ def test_generator_of_another_teacher(tiny_teacher, copy, tmp_path):
     says = f"g: distilled from the teacher {sha256[:12]}, but {other} is {teacher_sha256(other)[:12]}; give the teacher"
     with pytest.raises(UserError, match=says):
         load_generator(tmp_path / "g", other)
+
+
+# --- other kinds of models ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        (
+            "scheduler/scheduler_config.json",
+            {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+            "_class_name=FlowMatchEuler",
+        ),
+        ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "_class_name=EDMEulerScheduler"),
+        ("scheduler/scheduler_config.json", {"_class_name": "LCMScheduler"}, "_class_name=LCMScheduler"),
+        ("scheduler/scheduler_config.json", {"use_flow_sigmas": True}, "use_flow_sigmas=True"),
+        ("scheduler/scheduler_config.json", {"timestep_type": "continuous"}, "timestep_type=continuous"),
+        ("scheduler/scheduler_config.json", {"beta_start": None}, "scheduler: beta_start missing"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 500}, "num_train_timesteps=500: expected 1000"),
+        ("unet/config.json", {"addition_embed_type": "text_time"}, "unet: addition_embed_type=text_time"),
+        ("unet/config.json", {"class_embed_type": "timestep"}, "unet: class_embed_type=timestep"),
+        ("unet/config.json", {"num_class_embeds": 10}, "unet: num_class_embeds=10"),
+        ("unet/config.json", {"encoder_hid_dim_type": "text_proj"}, "unet: encoder_hid_dim_type=text_proj"),
+        ("unet/config.json", {"time_cond_proj_dim": 256}, "unet: time_cond_proj_dim=256"),
+        ("unet/config.json", {"out_channels": 8}, "unet: out_channels=8: expected 4"),
+        ("unet/config.json", {"_class_name": "UNet3DConditionModel"}, "unet: _class_name=UNet3DConditionModel"),
+        ("unet/config.json", {"cross_attention_dim": [16, 32]}, "unet: cross_attention_dim="),
+        ("vae/config.json", {"_class_name": "AutoencoderTiny"}, "vae: _class_name=AutoencoderTiny"),
+        ("vae/config.json", {"shift_factor": 0.1}, "vae: shift_factor=0.1"),
+        ("text_encoder/config.json", {"model_type": "t5"}, "text_encoder: model_type=t5"),
+        (
+            "tokenizer/tokenizer_config.json",
+            {"tokenizer_class": "T5Tokenizer"},
+            "tokenizer: tokenizer_class=T5Tokenizer",
+        ),
+        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "_class_name=StableDiffusionXLPipeline"),
+        ("model_index.json", {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}, "text_encoder_2="),
+        ("model_index.json", {"unet": ["diffusers", "UNetSpatioTemporalConditionModel"]}, "unet=UNetSpatio"),
+    ],
+)
+def test_prepare_teacher_of_another_family_names_what_differs(copy, tmp_path, file, changes, message):
+    edit(copy / file, **changes)
+    with pytest.raises(UserError, match=re.escape(message)):
+        prepare(copy, tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_prepare_teacher_with_a_second_text_encoder_names_it(copy, tmp_path):
+    shutil.copytree(copy / "text_encoder", copy / "text_encoder_2")
+    (copy / "model_index.json").unlink()
+    with pytest.raises(UserError, match="has text_encoder_2; expected Stable Diffusion's"):
+        prepare(copy, tmp_path)
+
+
+def test_prepare_teacher_without_betas_names_what_is_missing(copy, tmp_path):
+    (copy / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "DDIMScheduler", "clip_sample": false}')
+    with pytest.raises(UserError, match="scheduler: beta_schedule, beta_start, beta_end missing"):
+        prepare(copy, tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("component", ["unet", "text_encoder", "vae"])
+def test_prepare_teacher_with_weights_that_are_no_numbers_names_them(copy, tmp_path, component, value):
+    path = next((copy / component).glob("*.safetensors"))
+    weights = load_file(path)
+    name = sorted(weights)[0]
+    weights[name].view(-1)[0] = value
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(
+        UserError, match=rf"{component}: \S+ holds values that are NaN or infinite\. Fix: fetch the file again"
+    ):
+        prepare(copy, tmp_path)
+
+
+@pytest.mark.parametrize("stated", [None, int(1e30)])
+def test_prepare_teacher_whose_tokenizer_states_no_length_takes_the_encoders(copy, tmp_path, stated):
+    edit(copy / "tokenizer" / "tokenizer_config.json", model_max_length=stated)
+    out = prepare(copy, tmp_path)
+    assert TextEncoder.from_directory(out).empty().shape == (1, 12, 16)
+    assert read_json(out / "provenance.json")["tokens"] == 12
+
+
+def test_prepare_teacher_without_tokenizer_config_takes_the_encoders_length(copy, tmp_path):
+    (copy / "tokenizer" / "tokenizer_config.json").unlink()
+    assert TextEncoder.from_directory(prepare(copy, tmp_path)).empty().shape == (1, 12, 16)
+
+
+def test_prepare_teacher_whose_tokenizer_is_longer_than_the_encoder_names_both(copy, tmp_path):
+    edit(copy / "tokenizer" / "tokenizer_config.json", model_max_length=77)
+    with pytest.raises(UserError, match="tokenizer: model_max_length=77: expected at most 12"):
+        prepare(copy, tmp_path)
+
+
+def test_prepare_teacher_whose_tokenizer_has_more_tokens_than_the_encoder_names_both(copy, tmp_path):
+    build.new_text_encoder(16, 1, 2, 70, 12).save_pretrained(copy / "text_encoder")
+    with pytest.raises(UserError, match="tokenizer has 74 tokens, text_encoder expects 70"):
+        prepare(copy, tmp_path)
+
+
+def test_prepare_teacher_with_a_damaged_tokenizer_names_it(copy, tmp_path):
+    (copy / "tokenizer" / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="tokenizer: cannot be read"):
+        prepare(copy, tmp_path)
+
+
+@pytest.mark.parametrize("size", [None, 0, [8]])
+def test_prepare_teacher_whose_unet_states_no_size_names_it(copy, tmp_path, size):
+    edit(copy / "unet" / "config.json", sample_size=size)
+    with pytest.raises(UserError, match=r"unet: sample_size=.*: expected the side of the latents"):
+        prepare(copy, tmp_path)
+
+
+def test_make_solver_with_more_steps_than_the_schedule_names_them(tiny_teacher):
+    with pytest.raises(UserError, match="steps=1001: "):
+        make_solver("ddim", tiny_teacher, 1001)
+
+
+# --- the prediction type, where none is stated -------------------------------------------------------------------------
+
+
+class PredictsV(torch.nn.Module):
+    """A network of v from one of epsilon: v = (eps - sigma x_t) / alpha."""
+
+    dtype = torch.float32
+
+    def __init__(self, teacher: Denoiser):
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, x_t, t, encoder_hidden_states):
+        output = self.teacher.unet(x_t, t, encoder_hidden_states=encoder_hidden_states)
+        schedule = self.teacher.schedule
+        output.sample = (output.sample - schedule.sigma(t) * x_t) / schedule.alpha(t)
+        return output
+
+
+@pytest.mark.parametrize("right", ["epsilon", "v_prediction"])
+def test_x0_errors_of_a_trained_teacher_name_its_prediction_type(right):
+    folder = shapes.ASSETS / "teacher"
+    teacher, empty = load_denoiser(folder), TextEncoder.from_directory(folder).empty()
+    network = teacher.unet if right == "epsilon" else PredictsV(teacher)
+    errors = prediction.x0_errors(network, teacher.schedule, empty, latent_shape(folder))
+    assert prediction.name_type(errors) == right
+    assert errors[right] < 0.3
+
+
+def test_prepare_teacher_that_states_no_prediction_type_measures_and_records_it(tmp_path):
+    source = shutil.copytree(shapes.ASSETS / "teacher", tmp_path / "source")
+    path = source / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({k: v for k, v in read_json(path).items() if k != "prediction_type"}))
+    out = prepare(source, tmp_path)
+    assert read_json(out / "scheduler" / "scheduler_config.json")["prediction_type"] == "epsilon"
+    recorded = read_json(out / "provenance.json")["prediction_type"]
+    assert (recorded["value"], recorded["stated"]) == ("epsilon", False)
+    assert 2 * recorded["x0_errors"]["epsilon"] < recorded["x0_errors"]["v_prediction"]
+    assert load_denoiser(out).prediction_type == "epsilon"
+
+
+def test_prepare_teacher_whose_prediction_type_cannot_be_measured_asks_for_it(copy, tmp_path):
+    edit(copy / "scheduler" / "scheduler_config.json", prediction_type=None)
+    with pytest.raises(UserError, match=r"prediction_type is not stated.*Fix: set it to epsilon or v_prediction"):
+        prepare(copy, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("errors", "expected"),
+    [
+        ((0.1, 1.0), "epsilon"),
+        ((1.0, 0.1), "v_prediction"),
+        ((0.4, 0.5), None),
+        ((0.6, 9.0), None),
+        ((float("nan"), 0.1), "v_prediction"),
+        ((0.1, float("inf")), "epsilon"),
+        ((float("nan"), float("nan")), None),
+    ],
+)
+def test_name_type_needs_a_small_error_and_a_margin(errors, expected):
+    assert prediction.name_type(dict(zip(prediction.KINDS, errors, strict=True))) == expected
+
+
+def test_a_stated_prediction_type_is_recorded_as_stated(tiny_teacher):
+    assert read_json(tiny_teacher / "provenance.json")["prediction_type"] == {"value": "epsilon", "stated": True}
+
+
+# --- forms of weights --------------------------------------------------------------------------------------------------
+
+STEMS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+
+
+def shard(folder, component, variant=""):
+    """A component's weights in two files and an index, as diffusers and transformers write large ones."""
+    dot = f".{variant}" if variant else ""
+    path = folder / component / f"{STEMS[component]}{dot}.safetensors"
+    weights = load_file(path)
+    path.unlink()
+    names = [f"{STEMS[component]}{dot}-{i:05d}-of-00002.safetensors" for i in (1, 2)]
+    table = {key: names[i % 2] for i, key in enumerate(weights)}
+    for name in names:
+        part = {key: weights[key] for key in weights if table[key] == name}
+        save_file(part, folder / component / name, metadata={"format": "pt"})
+    index = folder / component / f"{STEMS[component]}.safetensors.index{dot}.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": table}))
+
+
+def make_fp16(folder, keep):
+    """The fp16 variant of all weights beside, or in place of, the plain ones."""
+    for component, stem in STEMS.items():
+        path = folder / component / f"{stem}.safetensors"
+        half = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in load_file(path).items()}
+        save_file(half, folder / component / f"{stem}.fp16.safetensors", metadata={"format": "pt"})
+        if not keep:
+            path.unlink()
+
+
+def weights_of(folder):
+    return {
+        f"{component}.{key}": tensor
+        for component, stem in STEMS.items()
+        for key, tensor in load_file(folder / component / f"{stem}.safetensors").items()
+    }
+
+
+def test_prepare_teacher_in_shards_joins_them(copy, tiny_teacher, tmp_path):
+    for component in STEMS:
+        shard(copy, component)
+    out = prepare(copy, tmp_path)
+    assert len(list(out.rglob("*.safetensors"))) == 3
+    ours, expected = weights_of(out), weights_of(tiny_teacher)
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
+
+
+def test_prepare_teacher_lacking_a_shard_names_it(copy, tmp_path):
+    shard(copy, "unet")
+    (copy / "unet" / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(
+        UserError, match=r"index\.json: lists unet/diffusion_pytorch_model-00002-of-00002\.safetensors, which is"
+    ):
+        prepare(copy, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"weight_map": {}}', "not json", '{"weight_map": {"a": "../../secret"}}'])
+def test_prepare_teacher_with_a_damaged_index_names_it(copy, tmp_path, text):
+    shard(copy, "unet")
+    (copy / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(text)
+    with pytest.raises(UserError, match=r"unet/diffusion_pytorch_model\.safetensors\.index\.json: "):
+        prepare(copy, tmp_path)
+
+
+@pytest.mark.parametrize(("keep", "settings"), [(True, {"variant": "fp16"}), (False, {"variant": "fp16"}), (False, {})])
+def test_prepare_teacher_of_half_precision_from_a_folder_becomes_float32(copy, tiny_teacher, tmp_path, keep, settings):
+    make_fp16(copy, keep)
+    out = prepare(copy, tmp_path, **settings)
+    ours, whole = load_denoiser(out).unet.state_dict(), load_denoiser(tiny_teacher).unet.state_dict()
+    assert all(torch.equal(ours[name], whole[name].half().float()) for name in whole)
+    assert read_json(out / "provenance.json")["weights"]["unet"] == ["unet/diffusion_pytorch_model.fp16.safetensors"]
+
+
+def test_prepare_teacher_of_half_precision_in_shards_joins_them(copy, tmp_path):
+    make_fp16(copy, keep=False)
+    shard(copy, "unet", "fp16")
+    assert {
+        tensor.dtype for tensor in load_file(prepare(copy, tmp_path) / "unet" / f"{STEMS['unet']}.safetensors").values()
+    } == {torch.float16}
+
+
+def test_prepare_teacher_without_the_variant_names_what_is_there(copy, tmp_path):
+    with pytest.raises(
+        UserError, match=r"has no text_encoder/model\.fp16\.safetensors .*Fix: set teacher\.variant to null"
+    ):
+        prepare(copy, tmp_path, variant="fp16")
+
+
+def test_prepare_teacher_of_pickles_names_a_conversion_that_works(copy, tiny_teacher, tmp_path):
+    bins = {
+        "text_encoder": "pytorch_model.bin",
+        "unet": "diffusion_pytorch_model.bin",
+        "vae": "diffusion_pytorch_model.bin",
+    }
+    for component, name in bins.items():
+        path = copy / component / f"{STEMS[component]}.safetensors"
+        torch.save(load_file(path), copy / component / name)
+        path.unlink()
+    with pytest.raises(UserError, match="only pickled weights") as caught:
+        prepare(copy, tmp_path)
+    command = re.search(r"run (python -c .*) and set teacher: \{source: local, path: converted\}", str(caught.value))[1]
+    _, *arguments = shlex.split(command)
+    done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ours, expected = weights_of(prepare(tmp_path / "converted", tmp_path)), weights_of(tiny_teacher)
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)

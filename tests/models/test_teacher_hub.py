@@ -5,12 +5,13 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from serving import Corrupt, Drop, Server, Status, disk_is_full
 from tiny_parts import LICENSE, sd_repository
 
 from sid_core.config import Teacher
 from sid_core.errors import UserError
-from sid_core.files import read_json, sha256_file
+from sid_core.files import read_json, sha256_file, write_json
 from sid_core.models.teacher import load_denoiser, prepare_teacher, teacher_sha256
 from sid_core.models.text import TextEncoder
 
@@ -222,6 +223,9 @@ def test_pickled_weights_alone_are_refused(tiny_teacher_source, tmp_path, monkey
         hub.use_as_hub(monkeypatch, tmp_path / "cache")
         message = refused(hub, tmp_path)
     assert "only pickled weights (text_encoder/config.json, text_encoder/pytorch_model.bin)" in message
+    assert f"P.from_pretrained('{REPO}', revision='{hub.commit(REPO)}', use_safetensors=False" in message.replace(
+        "'\"'\"'", "'"
+    )
     assert not any(path.endswith(".bin") for path in hub.fetched())
 
 
@@ -230,6 +234,40 @@ def test_a_variant_that_is_not_there(repository, tmp_path, monkeypatch):
     with Server(repos={REPO: plain}) as hub:
         hub.use_as_hub(monkeypatch, tmp_path / "cache")
         assert "has no text_encoder/model.fp16.safetensors" in refused(hub, tmp_path, variant="fp16")
+
+
+def test_another_family_is_refused_before_its_weights_are_fetched(tiny_teacher_source, tmp_path, monkeypatch):
+    sdxl = sd_repository(tiny_teacher_source, tmp_path / "sdxl")
+    write_json(
+        sdxl / "unet" / "config.json", read_json(sdxl / "unet" / "config.json") | {"addition_embed_type": "text_time"}
+    )
+    with Server(repos={REPO: sdxl}) as hub:
+        hub.use_as_hub(monkeypatch, tmp_path / "cache")
+        assert f"teacher.repo={REPO}: unet: addition_embed_type=text_time" in refused(hub, tmp_path)
+    assert not any(path.endswith(".safetensors") for path in hub.fetched())
+
+
+def test_a_repository_in_shards_of_half_precision_alone_loads(repository, tmp_path, monkeypatch):
+    half = shutil.copytree(repository, tmp_path / "half")
+    for name in WEIGHTS:
+        (half / name).unlink()
+    weights = load_file(half / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    (half / "unet" / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    names = [f"diffusion_pytorch_model.fp16-{i:05d}-of-00002.safetensors" for i in (1, 2)]
+    table = {key: names[i % 2] for i, key in enumerate(weights)}
+    for name in names:
+        part = {key: tensor for key, tensor in weights.items() if table[key] == name}
+        save_file(part, half / "unet" / name, metadata={"format": "pt"})
+    write_json(half / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json", {"weight_map": table})
+    with Server(repos={REPO: half}) as hub:
+        hub.use_as_hub(monkeypatch, tmp_path / "cache")
+        out = prepare(hub, tmp_path)
+    ours = load_file(out / UNET)
+    assert ours.keys() == weights.keys()
+    assert all(torch.equal(ours[name], weights[name]) for name in weights)
+    provenance = read_json(out / "provenance.json")
+    assert provenance["weights"]["unet"] == [f"unet/{name}" for name in names]
+    assert {f"unet/{name}" for name in names} < provenance["files"].keys()
 
 
 def test_a_right_hash_passes(hub, repository, tmp_path):

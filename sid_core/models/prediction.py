@@ -1,0 +1,58 @@
+"""What a UNet predicts where its scheduler does not state it: measured as the x_0 error on samples of its own."""
+
+import torch
+from torch import Tensor, nn
+
+from ..method.denoiser import Denoiser
+from ..method.schedule import NoiseSchedule
+
+KINDS = ("epsilon", "v_prediction")
+STEPS, LEVELS = 4, (0.2, 0.4, 0.6)  # of sampling; of the noise levels, as parts of the schedule
+MOST, MARGIN = 0.5, 2.0  # the right type's error is at most this, and the other one's so many times as large
+
+
+@torch.no_grad()
+def x0_errors(unet: nn.Module, schedule: NoiseSchedule, empty: Tensor, shape: tuple[int, int, int]) -> dict[str, float]:
+    """Relative x_0 error E|f(x_t) - x_0|^2 / min(Var x_0, 1) under each prediction type.
+
+    x_0 is drawn under the same type by four DDIM steps from one noise. The embedded teacher gives at most 0.28 under the right
+    type, at least 0.96 under the wrong one (12 seeds); a network of random weights gives 0.5 and more under both. Samples
+    under a wrong type may blow up, and an error relative to them says nothing: hence the 1, the variance of latents.
+
+    Args:
+        empty: embedding of the empty prompt (1, L, D). shape: (C, H, W) of the latents.
+    """
+    draws = torch.Generator().manual_seed(0)
+    z, *noises = torch.randn(1 + len(LEVELS), 1, *shape, generator=draws).to(empty.device)
+    errors = {}
+    for kind in KINDS:
+        denoiser = Denoiser(unet, schedule, kind)
+        x0 = _sample(denoiser, z, empty)
+        found = []
+        for level, eps in zip(LEVELS, noises, strict=True):
+            t = _level(schedule, level, z)
+            found.append((denoiser(schedule.add_noise(x0, eps, t), t, empty) - x0).square().mean())
+        errors[kind] = (torch.stack(found).mean() / x0.var().clamp(max=1)).item()
+    return errors
+
+
+def name_type(errors: dict[str, float]) -> str | None:
+    """The prediction type that the errors show; None where they show neither."""
+    right, wrong = sorted(errors, key=lambda kind: (not errors[kind] >= 0, errors[kind]))
+    shown = errors[right] <= MOST and not errors[wrong] < MARGIN * errors[right]  # the wrong one's may be no number
+    return right if shown else None
+
+
+def _sample(denoiser: Denoiser, z: Tensor, cond: Tensor) -> Tensor:
+    """x_0 by DDIM steps of equal length from the last noise level (eta 0)."""
+    schedule, x_t = denoiser.schedule, z
+    levels = [_level(schedule, 1 - i / STEPS, z) for i in range(STEPS)]
+    for t, following in zip(levels, [*levels[1:], None], strict=True):
+        x0 = denoiser(x_t, t, cond)
+        if following is not None:
+            x_t = schedule.add_noise(x0, denoiser.eps(x0, x_t, t), following)
+    return x0
+
+
+def _level(schedule: NoiseSchedule, part: float, like: Tensor) -> Tensor:
+    return torch.tensor([round(part * len(schedule)) - 1], device=like.device)
