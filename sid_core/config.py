@@ -862,6 +862,8 @@ def _explain(kind: type[Block], problem: dict, files: Sequence[str | Path], argu
     key = ".".join(str(part) for part in location)
     value = problem["input"]
     if problem["type"] == "string_type" and isinstance(value, bool | int | float | date):
+        if problem["loc"][-1] == "[key]":
+            return f"{key}: expected text as a key, which YAML reads as another value. Fix: quote the key"
         return f"{key}={_not_quoted(location, value, files, arguments)}"
     if problem["type"] == "extra_forbidden":
         close = difflib.get_close_matches(str(location[-1]), _keys(kind, location[:-1]), n=1)

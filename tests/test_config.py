@@ -81,6 +81,7 @@ def test_shipped_config_is_valid_and_complete():
         ({"generate__png_level": 10}, "generate.png_level=10: expected less than or equal to 9"),
         ({"prompts__evaluation": 10}, "only prompts.evaluation=10 captions"),
         ({"experiment": "a/b"}, "experiment='a/b'"),
+        ({"teachers": {20260901: {}}}, "teachers.20260901: expected text as a key, which YAML reads as another value."),
     ],
 )
 def test_a_mistake_is_named_in_one_line(values, message):

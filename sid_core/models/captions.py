@@ -225,7 +225,7 @@ def _caption(entry: object, column: str | None, where: str) -> str:
         what = f"expected text as prompts.column={column!r}"
     elif column is not None and entry != "":  # a blank line
         raise UserError(
-            f"{where}: {KINDS[type(entry)]}, {what}. Fix: leave prompts.column out where entries are captions"
+            f"{where}: {KINDS[type(entry)]}, {what}. Fix: leave prompts.column out, or write these captions to a .txt where the other file needs it"
         )
     if entry is not None and not isinstance(entry, str):
         raise UserError(f"{where}: {KINDS[type(entry)]}, {what}. Fix: correct it there, or choose another column")
