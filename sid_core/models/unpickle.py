@@ -26,6 +26,19 @@ MOST_NUMEL = 2**40
 INERT = re.compile(
     r"(torch\.nn\.modules|torch\.nn\.parameter|diffusers\.models|diffusers\.configuration_utils)(\.\w+)*"
 )
+# plain values of the standard library, by module and class; they stay names with their arguments
+VALUES = {
+    **dict.fromkeys(
+        ("pathlib", "pathlib._local"),
+        ("PurePath", "PurePosixPath", "PureWindowsPath", "Path", "PosixPath", "WindowsPath"),
+    ),
+    "datetime": ("date", "time", "datetime", "timedelta", "timezone"),
+    "decimal": ("Decimal",),
+    "fractions": ("Fraction",),
+    "uuid": ("UUID",),
+    "types": ("SimpleNamespace",),
+    "builtins": ("complex", "range", "slice"),
+}
 DTYPES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -54,10 +67,10 @@ class Symbol:
 
 
 class Thing:
-    """An object of a class: what was stored in it as attributes (`state`) and as a mapping (`items`)."""
+    """An object of a class: what it was made from (`arguments`), stored in it as attributes (`state`) and as a mapping (`items`)."""
 
-    def __init__(self, symbol: Symbol):
-        self.symbol = symbol
+    def __init__(self, symbol: Symbol, arguments: tuple = ()):
+        self.symbol, self.arguments = symbol, arguments
         self.state: dict = {}
         self.items: dict = {}
 
@@ -231,6 +244,7 @@ def _symbol(module: object, name: object) -> Symbol:
     if not (isinstance(module, str) and isinstance(name, str)):
         raise Refused("a name that is no text")
     inert = INERT.fullmatch(module) and name.isidentifier() and not name.startswith("__")
+    inert = inert or name in VALUES.get(module, ())
     if not (inert or (module, name) in FUNCTIONS or (module == "torch" and name in DTYPES | TORCH_NAMES)):
         raise Refused(f"the name {module[:100]}.{name[:100]}")
     return Symbol(module, name)
@@ -245,7 +259,7 @@ def _call(function: object, arguments: object, keywords: object, new: bool) -> o
     replacement = FUNCTIONS.get((function.module, function.name))
     if replacement and not new:
         return replacement(*arguments, **{_expect(key, str): value for key, value in keywords.items()})
-    return Thing(function)
+    return Thing(function, arguments)
 
 
 def _build(target: object, state: object) -> None:
@@ -262,6 +276,15 @@ def _build(target: object, state: object) -> None:
 def _ordered(pairs: object = ()) -> dict:
     items = [_expect(list(pair), list) for pair in pairs]
     return _pairs([value for pair in items for value in pair])
+
+
+def _list(items: object = (), most: object = None) -> list:
+    """A deque, without its bound."""
+    return list(items if isinstance(items, tuple) else _expect(items, list))
+
+
+def _set(items: object = ()) -> set:
+    return set(_scalars(_list(items)))
 
 
 def _tensor(storage: object, offset: object, size: object, stride: object, *_: object) -> Tensor:
@@ -311,6 +334,9 @@ def _storage_id(value: object) -> tuple[torch.dtype, str, int]:
 
 FUNCTIONS: dict[tuple[str, str], Callable] = {
     ("collections", "OrderedDict"): _ordered,
+    ("collections", "deque"): _list,
+    ("builtins", "set"): _set,
+    ("builtins", "frozenset"): _set,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,

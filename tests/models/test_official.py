@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 from collections import OrderedDict
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,12 @@ def test_a_file_of_the_hub_by_settings(tiny_teacher, tmp_path, monkeypatch):
     record = read_json(tmp_path / "generator" / "generator.json")
     assert record["run"] == run.model_dump()
     assert record["imported"].items() >= {"repo": "a/b", "commit": "1" * 40}.items()
+
+
+def test_import_official_of_a_network_whose_config_holds_a_path_reads_it(tiny_teacher, tmp_path):
+    unet = network(tiny_teacher)
+    unet.register_to_config(trained_in=Path("/data/run"), trained_at=datetime(2024, 1, 2))
+    assert import_official(write(unet, tmp_path / "x.pkl"), tiny_teacher, tmp_path / "generator") == 0
 
 
 # --- refused -----------------------------------------------------------------------------------------------------------

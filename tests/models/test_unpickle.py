@@ -3,7 +3,13 @@
 import collections
 import contextlib
 import copyreg
+import datetime
+import decimal
+import fractions
+import pathlib
 import pickle
+import types
+import uuid
 from pathlib import Path
 
 import pytest
@@ -46,6 +52,58 @@ def test_an_ordered_dict_is_a_dict(tmp_path):
     ordered = collections.OrderedDict(b=1, a=2)
     ordered.attribute = 3
     assert load(tmp_path, pickle.dumps(ordered)) == {"b": 1, "a": 2}
+
+
+VALUES = [
+    pathlib.PurePosixPath("/a/b"),
+    pathlib.PureWindowsPath("c:/x"),
+    Path("runs") / "00001",
+    decimal.Decimal("1.5"),
+    fractions.Fraction(1, 3),
+    datetime.date(2024, 1, 2),
+    datetime.datetime(2024, 1, 2, 3, 4, 5, tzinfo=datetime.timezone(datetime.timedelta(hours=1))),
+    datetime.timedelta(days=1, seconds=2),
+    datetime.time(1, 2),
+    uuid.UUID(int=7),
+    types.SimpleNamespace(a=1),
+    1 + 2j,
+    range(3),
+    slice(1, 2),
+]
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
+def test_read_pickle_of_a_plain_value_keeps_its_class_as_a_name(tmp_path, value, protocol):
+    read = load(tmp_path, pickle.dumps({"x": value}, protocol))["x"]
+    assert type(read) is Thing
+    assert read.symbol.name == type(value).__name__
+
+
+def test_read_pickle_of_a_plain_value_keeps_its_arguments(tmp_path):
+    assert load(tmp_path, pickle.dumps(Path("a/b"))).arguments == ("a", "b")
+    assert load(tmp_path, pickle.dumps(decimal.Decimal("1.5"))).arguments == ("1.5",)
+    assert load(tmp_path, pickle.dumps(types.SimpleNamespace(a=1))).state == {"a": 1}
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+@pytest.mark.parametrize(
+    "value", [{1, 2}, frozenset("ab"), collections.deque([1, 2], maxlen=5)], ids=lambda v: type(v).__name__
+)
+def test_read_pickle_of_a_set_or_deque_reads_its_members(tmp_path, value, protocol):
+    read = load(tmp_path, pickle.dumps(value, protocol))
+    assert type(read) is (list if isinstance(value, collections.deque) else type(read))
+    assert list(read) == list(value) or read == set(value)
+
+
+@pytest.mark.parametrize(
+    "name", ["pathlib.os", "pathlib.Path.unlink", "datetime.sys", "decimal.getcontext", "builtins.eval", "uuid.os"]
+)
+def test_read_pickle_of_other_names_in_those_modules_refuses_them(tmp_path, name):
+    module, attribute = name.split(".", 1)
+    data = b"\x80\x04" + text(module) + text(attribute) + b"\x93)R."
+    with pytest.raises(UserError, match=f"refused: the name {name}"):
+        load(tmp_path, data)
 
 
 def test_shared_objects_stay_shared(tmp_path):
