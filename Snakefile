@@ -46,3 +46,9 @@ rule all:
         rules.track.output,
     message:
         f"finished: {RESULTS}/report.html shows the comparison"
+
+
+# a job on a cluster's node runs this Snakefile as well
+onerror:
+    if workflow.is_main_process:
+        report_so_far()

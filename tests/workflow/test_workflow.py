@@ -405,3 +405,20 @@ def test_mlflow_holds_every_point_and_the_scores(finished, mirrored):
 def test_snakemakes_own_report_is_made_offline(finished):
     finished.run("--report", "snakemake-report.html")
     assert (finished.folder / "snakemake-report.html").stat().st_size > 100_000
+
+
+# --- one run of several that fails -----------------------------------------------------------------------------------------------
+
+
+def test_keep_going_with_a_diverging_run_reports_the_finished_ones(finished):
+    shutil.rmtree(finished.results / "so-far", ignore_errors=True)
+    scales = {"fake_train": 1, "fake_eval": 1, "teacher": 1e38}
+    finished.configure(extra_runs=[{"strategy": "custom", "name": "diverges", **scales}])
+    done = finished.snakemake("--cores", "2", "--keep-going")
+    assert done.returncode == 1
+    said = "unfinished: results/smallest/so-far/report.html compares what is scored so far"
+    assert done.stdout.splitlines().count(said) == 1
+    text = (finished.results / "so-far" / "summary.md").read_text()
+    assert "Unfinished: not scored so far, and missing here: diverges." in text
+    assert "lsg-1.5" in (finished.results / "so-far" / "summary.csv").read_text()
+    assert (finished.results / "so-far" / "report.html").is_file()

@@ -1,5 +1,6 @@
 # The validated configuration and the names made from it.
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sid_core.config import (
     parse_config,
     read_yaml,
     runs,
+    score_paths,
     shards,
     stage_settings,
     teacher_folder,
@@ -96,6 +98,26 @@ if any(re.fullmatch(r"--dry-?run|-\w*n\w*", argument) for argument in sys.argv[1
 def shard_range(wildcards):
     start = int(wildcards.shard) * CONFIG.generate.samples_per_shard
     return start, min(start + CONFIG.generate.samples_per_shard, CONFIG.generate.samples)
+
+
+# one run that diverges keeps the table of all from being made; the others' is shown, marked as unfinished
+def report_so_far():
+    try:
+        score_paths(CONFIG, Path(RESULTS), so_far=True)
+    except UserError:  # no run is scored
+        return
+    stage = [sys.executable, "-m", "sid_core", "report", "--so-far"]
+    done = subprocess.run(
+        [*stage, "--settings", f"{RESULTS}/config.yaml", "--results", RESULTS],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        print(
+            f"the runs that are scored could not be compared: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr
+        )
+    else:
+        print(f"unfinished: {RESULTS}/so-far/report.html compares what is scored so far", file=sys.stderr)
 
 
 wildcard_constraints:
