@@ -71,13 +71,12 @@ with another scheduler it gives other images."""
 
 def _settings(record: dict, weights_sha256: str) -> str:
     run = record["run"]
-    kimg = record["train_kimg"]
     rows = {
         "kappa_1 (fake score, training)": run["fake_train"],
         "kappa_2 = kappa_3 (fake score, evaluation)": run["fake_eval"],
         "kappa_4 (teacher)": run["teacher"],
         "alpha": run["alpha"],
-        "images seen in training": None if kimg is None else f"{1000 * kimg:,.0f}",
+        "images seen in training": _images(record),
         "t_init": record["t_init"],
         "network evaluations": record["num_steps"],
         "prediction type": record["prediction_type"],
@@ -85,6 +84,14 @@ def _settings(record: dict, weights_sha256: str) -> str:
         "sha256 of the weights": f"`{weights_sha256}`",
     }
     return "## Settings\n\n" + _table("setting", {key: "unknown" if v is None else v for key, v in rows.items()})
+
+
+def _images(record: dict) -> str | None:
+    """Return the images that the weights have seen, and those of the whole training where an earlier point was chosen."""
+    if record["train_kimg"] is None:
+        return None
+    seen, chosen = f"{1000 * record['train_kimg']:,.0f}", record.get("chosen")
+    return f"{seen} of {1000 * record['whole_kimg']:,.0f}, chosen by the {chosen['rule']}" if chosen else seen
 
 
 def _scores(score: dict | None) -> str:

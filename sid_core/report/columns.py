@@ -87,8 +87,12 @@ def _metric(title: str, key: str, decimals: int) -> Column:
     return Column(title, lambda entry: rounded(entry.estimate(key), decimals), value, key)
 
 
-def _kimg(entry: Entry) -> str:
-    return "—" if entry.row.train_kimg is None else f"{entry.row.train_kimg:,.10g}"
+def kimg(entry: Entry) -> str:
+    """Return '9.6 of 12.8' where the weights of an earlier point were chosen, else thousand images seen."""
+    seen, whole = entry.row.train_kimg, entry.row.whole_kimg
+    if seen is None:
+        return "—"
+    return f"{seen:,.10g}" if whole is None else f"{seen:,.10g} of {whole:,.10g}"
 
 
 TABLE = [
@@ -100,7 +104,7 @@ TABLE = [
     _metric("Precision ↑", "precision", 3),
     _metric("Recall ↑", "recall", 3),
     Column("NFE", lambda e: str(e.row.nfe or "—"), lambda e: e.row.nfe),
-    Column("kimg", _kimg, lambda e: e.row.train_kimg),
+    Column("kimg", kimg, lambda e: e.row.train_kimg),
     Column("Images/s", _speed, lambda e: (e.estimate("images_per_s") or (None,))[0]),
 ]
 FURTHER = [

@@ -48,7 +48,8 @@ class Row:
     solver: str | None = None  # of a teacher row: ddim | dpm-solver
     steps: int | None = None  # of its solver, or of the generator
     nfe: int  # network evaluations per image: a guided step of the teacher counts two
-    train_kimg: float | None = None
+    train_kimg: float | None = None  # that the weights have seen
+    whole_kimg: float | None = None  # of the training, where an earlier point was chosen
     samples: int
     fid: float
     fid_se: float | None = None
@@ -146,6 +147,7 @@ def _generator_row(config: Config, folder: Path, run: Run, score: dict) -> Row:
         seed=run.seed,
         steps=run.num_steps,
         train_kimg=record["train_kimg"],
+        whole_kimg=record.get("whole_kimg") if "chosen" in record else None,
         **_measured(score),
     )
 

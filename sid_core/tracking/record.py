@@ -25,6 +25,7 @@ PARAMS = [
     "steps",
     "nfe",
     "train_kimg",
+    "whole_kimg",
     "samples",
     "protocol",
     "protocol_hash",

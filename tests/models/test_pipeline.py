@@ -18,6 +18,7 @@ from sid_core import cli
 from sid_core.config import Teacher
 from sid_core.files import read_json, verify_manifest, write_json, write_manifest
 from sid_core.method import one_step
+from sid_core.models.card import model_card
 from sid_core.models.generator import generator_sha256, load_generator, save_generator
 from sid_core.models.teacher import prepare_teacher, scheduler_config, teacher_sha256
 from sid_core.models.text import TextEncoder
@@ -302,3 +303,13 @@ def test_push_wants_a_whole_export(exported, api, tmp_path, capsys):
     assert push(tmp_path / "p") == 1
     assert "differs from its recorded sha256" in capsys.readouterr().err
     assert not api.asked
+
+
+def test_card_of_an_earlier_point_shows_its_images_and_the_whole_training():
+    run = {"name": "x", "fake_train": 2.0, "fake_eval": 2.0, "teacher": 2.0, "alpha": 1.0, "seed": 0}
+    record = {"run": run, "t_init": 625, "num_steps": 1, "prediction_type": "epsilon", "train_kimg": 9.6}
+    chosen = {"rule": "lowest fid_proxy", "nimg": 9600, "value": 1.0}
+    whole = model_card(record | {"whole_kimg": 9.6}, "abc", {}, None, 32)
+    assert "| images seen in training | 9,600 |" in whole
+    early = model_card(record | {"whole_kimg": 12.8, "chosen": chosen}, "abc", {}, None, 32)
+    assert "| images seen in training | 9,600 of 12,800, chosen by the lowest fid_proxy |" in early

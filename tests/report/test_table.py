@@ -6,10 +6,10 @@ import pytest
 from made_up import PROTOCOL_HASH, make_config
 
 from sid_core.errors import UserError
-from sid_core.report import table
+from sid_core.report import columns, entries, table
 
 COLUMNS = (
-    "run,kind,teacher,strategy,kappa_fake_train,kappa_fake_eval,kappa_teacher,alpha,seed,solver,steps,nfe,train_kimg,samples,fid,fid_se,fid_low,"
+    "run,kind,teacher,strategy,kappa_fake_train,kappa_fake_eval,kappa_teacher,alpha,seed,solver,steps,nfe,train_kimg,whole_kimg,samples,fid,fid_se,fid_low,"
     "fid_high,fid_inf,clip,clip_se,clip_low,clip_high,kid,precision,recall,density,coverage,cmmd,vendi,fd_dinov2,hps,pickscore,"
     "teacher_eps_error,images_per_s,protocol,protocol_hash,not_comparable,generator_sha256"
 )
@@ -21,6 +21,17 @@ def read(config, folder):
 
 def edit(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_row_of_an_earlier_point_shows_its_images_and_the_whole_training(make_experiment):
+    config = make_config()
+    folder = make_experiment(config)
+    chosen = {"rule": "lowest fid_proxy", "nimg": 9600, "value": 1.0}
+    edit(folder / "runs" / "lsg-3" / "generator" / "generator.json", train_kimg=9.6, whole_kimg=12.8, chosen=chosen)
+    rows = {row.run: row for row in read(config, folder)}
+    assert (rows["lsg-3"].train_kimg, rows["lsg-3"].whole_kimg) == (9.6, 12.8)
+    kimg = {one.row.run: columns.kimg(one) for one in entries.make_entries(config, list(rows.values()), {}, {})}
+    assert (kimg["lsg-1.5"], kimg["lsg-3"]) == ("12.8", "9.6 of 12.8")
 
 
 def test_csv_has_the_columns_and_the_numbers_unrounded(make_experiment):

@@ -507,6 +507,39 @@ def test_the_generator_is_that_of_the_lowest_value(tiny_teacher, folders):
     assert sha256_file(folders.out / WEIGHTS) == sha256_file(short / "generator" / WEIGHTS)
 
 
+def test_keep_best_with_an_earlier_point_records_its_images(tiny_teacher, folders):
+    look, _ = watch([2.0, None, 1.0, 3.0])
+    settings = make_settings(proxy_samples=2, proxy_every_nimg=20, keep_best="fid_proxy")
+    distill(settings, tiny_teacher, PROMPTS, folders.state, folders.out, on_held_out=look)
+    record = read_json(folders.out / "generator.json")
+    assert (record["train_kimg"], record["whole_kimg"]) == (0.06, 0.08)
+
+
+@pytest.mark.parametrize("saved", [0, 40])
+def test_keep_best_of_a_killed_attempt_is_not_exported_by_other_code(tiny_teacher, folders, monkeypatch, saved):
+    """Killed after its best point, from which no state is saved; the other code that goes on is never as good."""
+    settings = make_settings(
+        proxy_samples=2, proxy_every_nimg=20, keep_best="fid_proxy", state_every_nimg=saved or 1000, keep_states=1
+    )
+    inner = Trainer.step
+
+    def killed(self):
+        if self.nimg == 60:
+            raise KeyboardInterrupt
+        return inner(self)
+
+    look, _ = watch([3.0, 4.0, 1.0])
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            distill(settings, tiny_teacher, PROMPTS, folders.state, folders.out, on_held_out=look, code="old")
+    look, _ = watch([5.0] * 4)
+    distill(settings, tiny_teacher, PROMPTS, folders.state, folders.out, on_held_out=look, code="new")
+    chosen = read_json(folders.out / "generator.json")["chosen"]
+    # what the state was saved after is part of the run that goes on
+    assert chosen == {"rule": "lowest fid_proxy", "nimg": 20, "value": 3.0 if saved else 5.0}
+
+
 def test_more_held_out_captions_than_there_are_is_refused(tiny_teacher, folders):
     with pytest.raises(UserError, match=r"proxy_samples=5: expected fewer than the 5 training captions"):
         distill(make_settings(proxy_samples=5), tiny_teacher, PROMPTS, folders.state, folders.out)
