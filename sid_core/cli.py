@@ -347,7 +347,7 @@ def _check_precision(given: argparse.Namespace) -> None:
     if given.images < 1:
         raise UserError(f"--prompts {given.images}: expected 1 or more")
     captions = [caption for part in read_captions(given.captions) for caption in part]
-    with atomic_path(given.out, "gradients.csv") as folder:
+    with atomic_path(given.out, only=r"gradients\.(csv|md|png)") as folder:
         rows = check_precision(
             runs[0], given.teacher, captions, given.images, given.precision, given.bins, given.warmup, given.from_state
         )

@@ -10,6 +10,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -26,11 +27,12 @@ from .errors import UserError
 
 MANIFEST = "manifest.json"
 LOCK = "sid-core.lock"  # in each temporary folder of this program
+STATE = re.compile(r"state-\d{9}(half)?")  # name of a training state
 HEARTBEAT_S = 15.0
 
 
 @contextmanager
-def atomic_path(path: str | Path, *marks: str) -> Iterator[Path]:
+def atomic_path(path: str | Path, *marks: str, only: str | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
 
     Works for a file or a directory that the block creates. A directory that is there is replaced by a directory alone, and only
@@ -40,7 +42,7 @@ def atomic_path(path: str | Path, *marks: str) -> Iterator[Path]:
         UserError: `path` has no name of its own, lies below a file, or what is there is not to be replaced.
     """
     path = Path(path)
-    check_place(path, *marks)
+    check_place(path, *marks, only=only)
     if path.is_dir():
         path = path.resolve()  # of a link, the directory it leads to is replaced
     try:
@@ -121,22 +123,47 @@ def _every(period_s: float, beat: Callable[[], None]) -> Iterator[None]:
         thread.join()
 
 
-def check_place(path: str | Path, *marks: str) -> None:
+def check_place(path: str | Path, *marks: str, only: str | None = None) -> None:
     """Refuse to write a result where nothing can be named, or where a directory lies that is none of this program's.
 
-    Its own are those without any file and those that hold all of `marks`. Where none are given: a manifest; or a stage's frozen
-    settings beside the folder, since Snakemake takes the manifest out before the stage runs again, and leaves other files.
+    Its own are those without any file, and those that hold all of `marks`, with a manifest (or a mark like one) that lists every
+    file. Where there are no marks: also those with a stage's frozen settings beside them, since Snakemake takes the manifest
+    out before the stage runs again, and leaves other files. With `only`, a pattern: those whose files have all such names.
     """
     path = Path(path)
     if path.name in ("", ".."):
         raise UserError(f"{path}: expected what is to be made by its name, such as {path / 'out'}")
-    own = all((path / mark).is_file() for mark in marks or (MANIFEST,))
-    own = own or (not marks and Path(f"{path}.settings.yaml").is_file())
-    if path.is_dir() and not own and any(entry.is_symlink() or not entry.is_dir() for entry in path.rglob("*")):
+    if path.is_dir() and (why := _why_foreign(path, marks, only)):
         raise UserError(
-            f"{path}: exists and is none of this program's (no {' and '.join(marks or (MANIFEST,))} in it), so it is not replaced; "
+            f"{path}: exists and is none of this program's ({why} in it), so it is not replaced; "
             "give another place, or move or delete it first"
         )
+
+
+def _why_foreign(path: Path, marks: tuple[str, ...], only: str | None) -> str | None:
+    entries = [entry for entry in path.rglob("*") if entry.is_symlink() or not entry.is_dir()]
+    found = {str(entry.relative_to(path)) for entry in entries} - {".snakemake_timestamp"}
+    if only:
+        foreign = {name for name in found if not re.fullmatch(only, name)}
+    elif not found or (not marks and Path(f"{path}.settings.yaml").is_file()):
+        return None
+    elif missing := [name for name in marks or (MANIFEST,) if name not in found]:
+        return f"no {' and '.join(missing)}"
+    else:
+        listed = [names for name in (MANIFEST, *marks) if (names := _listed(path / name))]
+        if not listed:
+            return f"no {MANIFEST} of its kind"
+        foreign = found - listed[0]
+    return min(foreign, default=None)
+
+
+def _listed(path: Path) -> set[str]:
+    """Names of the files that a manifest of this program lists, with its own; none where it is another program's."""
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+        return {path.name, *files} if all(entry.keys() == {"sha256", "bytes"} for entry in files.values()) else set()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return set()
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -272,7 +299,8 @@ def verify_sidecar(path: str | Path) -> dict:
 
 def saved_states(folder: str | Path) -> list[Path]:
     """Finished training states below `folder`, newest first: those of whose files every one is recorded."""
-    return sorted(filter(_is_recorded, Path(folder).glob("state-*")), reverse=True)
+    states = (path for path in Path(folder).glob("state-*") if STATE.fullmatch(path.name))
+    return sorted(filter(_is_recorded, states), reverse=True)
 
 
 def saved_record(state: Path) -> dict:

@@ -33,13 +33,14 @@ def make_folder(path, name, *marks):
     with files.atomic_path(path, *marks) as temporary:
         temporary.mkdir()
         (temporary / name).write_text(name)
+        files.write_manifest(temporary)
 
 
 def test_atomic_path_replaces_a_folder_whole(tmp_path):
-    make_folder(tmp_path / "folder", "manifest.json")
+    make_folder(tmp_path / "folder", "first")
     make_folder(tmp_path / "folder", "second")
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
-    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["second"]
+    assert sorted(p.name for p in (tmp_path / "folder").iterdir()) == ["manifest.json", "second"]
 
 
 WRITER = """
@@ -154,7 +155,7 @@ def test_nothing_but_its_own_is_replaced_or_removed(work, name, kind):
 
 
 def test_a_folder_is_not_replaced_by_a_file_nor_a_file_by_a_folder(work):
-    make_folder("own", "manifest.json")
+    make_folder("own", "first")
     os.symlink("own", "link")
     before = tree(work)
     for name in ("own", "link"):
@@ -166,15 +167,56 @@ def test_a_folder_is_not_replaced_by_a_file_nor_a_file_by_a_folder(work):
 
 
 def test_a_folder_that_a_link_leads_to_is_replaced_there(work):
-    make_folder("own", "manifest.json")
+    make_folder("own", "first")
     os.symlink("own", "link")
     make_folder("link", "second")
     assert os.readlink("link") == "own"
-    assert [p.name for p in (work / "work" / "own").iterdir()] == ["second"]
+    assert sorted(p.name for p in (work / "work" / "own").iterdir()) == ["manifest.json", "second"]
+
+
+WEB = {"name": "site", "start_url": "/", "icons": [{"src": "icon.png"}]}
+
+
+@pytest.mark.parametrize(
+    "content", [WEB, WEB | {"files": ["a.js"]}, WEB | {"files": {"a.js": "sha256-…"}}, ["a.js"], None]
+)
+@pytest.mark.parametrize("marks", [(), ("generator.json",)])
+def test_a_folder_with_a_manifest_of_another_program_is_not_replaced(work, content, marks):
+    for name in ("manifest.json", "generator.json"):
+        (work / "work" / "notes" / name).write_text("{" if content is None else json.dumps(content))
+    before = tree(work)
+    with pytest.raises(UserError, match="notes: exists and is none of this program's"):
+        make_folder("notes", "x", *marks)
+    assert tree(work) == before
+
+
+@pytest.mark.parametrize("name", [".git/HEAD", "notes.txt", "unet/mine.safetensors"])
+def test_a_folder_of_this_program_with_something_of_the_users_in_it_is_not_replaced(work, name):
+    make_folder("own", "first")
+    (work / "work" / "own" / ".snakemake_timestamp").touch()
+    files.check_place("own")
+    (work / "work" / "own" / name).parent.mkdir(exist_ok=True)
+    (work / "work" / "own" / name).write_text("mine")
+    before = tree(work)
+    with pytest.raises(UserError, match=f"{name} in it"):
+        make_folder("own", "second")
+    assert tree(work) == before
+
+
+def test_a_folder_without_manifest_is_replaced_where_it_holds_nothing_but_the_names_written(work):
+    for given in ("00000000.png", "00000008.png", ".snakemake_timestamp"):
+        (work / "work" / "grids").mkdir(exist_ok=True)
+        (work / "work" / "grids" / given).touch()
+    only = r"\d{8}\.png"
+    files.check_place("grids", only=only)
+    (work / "work" / "grids" / "holiday.png").touch()
+    with pytest.raises(UserError, match=r"holiday\.png in it"), files.atomic_path("grids", only=only):
+        pass
+    files.check_place("file", only=only)
 
 
 def test_a_folder_of_another_kind_is_not_replaced(work):
-    make_folder("teacher", "manifest.json")
+    make_folder("teacher", "x")
     with pytest.raises(UserError, match=r"no recipe\.json in it"):
         make_folder("teacher", "x", "recipe.json")
 
@@ -184,11 +226,12 @@ def test_what_a_stage_left_is_replaced_where_its_settings_lie_beside_it(work):
     folder = work / "work" / "teacher"
     (folder / "tokenizer").mkdir(parents=True)
     make_folder(folder, "empty folders alone are nobody's loss")
+    (folder / "manifest.json").unlink()
     with pytest.raises(UserError):
         make_folder(folder, "x")
     (work / "work" / "teacher.settings.yaml").touch()
     make_folder(folder, "x")
-    assert [p.name for p in folder.iterdir()] == ["x"]
+    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "x"]
 
 
 def test_write_json_refuses_what_is_not_json(tmp_path):

@@ -17,8 +17,8 @@ from sid_core.machine import HOME_CALL
 
 # saves when it is asked to, at one image more each time, and ends as a training does
 TRAINING = """
-trap 'n=$(ls "$0" | grep -c state-); mkdir "$0/state-$n"
-echo "{\\"record\\": {\\"nimg\\": $((1234 + n)), \\"files\\": [\\"ema.safetensors\\"]}}" > "$0/state-$n/ema.json"; exit 138' USR1
+trap 'n=$(ls "$0" | grep -c state-); mkdir "$0/state-00000000$n"
+echo "{\\"record\\": {\\"nimg\\": $((1234 + n)), \\"files\\": [\\"ema.safetensors\\"]}}" > "$0/state-00000000$n/ema.json"; exit 138' USR1
 echo started
 touch "$0.started"
 while :; do sleep 0.02; done
@@ -170,11 +170,11 @@ def test_the_time_limit_is_asked_for_again_where_slurm_did_not_answer(tmp_path, 
 
 def test_a_damaged_newest_state_is_left_to_the_training(state, slurm, start):
     for number, text in enumerate(['{"record": {"nimg": 5, "files": ["ema.safetensors"]}}', "{"]):
-        (state / f"state-{number}").mkdir()
-        (state / f"state-{number}" / "ema.json").write_text(text)
+        (state / f"state-{number:09d}").mkdir()
+        (state / f"state-{number:09d}" / "ema.json").write_text(text)
     start("exit 0")
     assert start.ended() == (0, "")
-    assert launch._newest(state) == (state / "state-0", 5)
+    assert launch._newest(state) == (state / "state-000000000", 5)
 
 
 @pytest.mark.parametrize("limit", ["N/A", ""])

@@ -161,6 +161,18 @@ def test_a_place_of_the_users_own_is_left_as_it_is(inputs, tmp_path, capsys, mon
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_web_project_is_left_as_it_is(inputs, tmp_path, capsys):
+    """Many programs call a file manifest.json."""
+    (tmp_path / "manifest.json").write_text('{"name": "site", "start_url": "/"}')
+    (tmp_path / "index.html").write_text("mine")
+    for stage in ("teacher", "prompts"):
+        line = arguments(stage, inputs, tmp_path)
+        line[line.index("--out") + 1] = str(tmp_path)
+        assert cli.main(line) == 1
+        assert f"{tmp_path}: exists and is none of this program's" in capsys.readouterr().err
+    assert (tmp_path / "index.html").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("stage", "spoilt", "message"),
     [

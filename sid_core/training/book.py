@@ -14,10 +14,10 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import atomic_path, read_json, sidecar, verify_sidecar, write_sidecar, write_text
 from .iteration import Trainer
+from .state import BEST
 
 log = logging.getLogger(__name__)
 GRID = 16  # samples in a grid
-BEST = "best-*.safetensors"  # one for each number of images at which the rule's value was the lowest so far
 
 
 class Book:
@@ -71,7 +71,7 @@ class Book:
         if rule and values[rule] is not None:
             before = [record["value"] for _, record in _bests(self.state)]
             if values[rule] < min(before, default=math.inf):
-                path = self.state / BEST.replace("*", f"{self.trainer.nimg:012d}")
+                path = self.state / f"best-{self.trainer.nimg:012d}.safetensors"
                 with atomic_path(path) as temporary:
                     weights = self.trainer.ema.unet.state_dict()
                     save_file({name: weight.cpu().contiguous() for name, weight in weights.items()}, temporary)
@@ -96,7 +96,7 @@ def load_best(state: Path) -> tuple[dict[str, Tensor], dict]:
 
 def _bests(state: Path) -> list[tuple[Path, dict]]:
     """Return the kept weight files with their records, by images seen; each has a lower value than the one before."""
-    whole = (path for path in sorted(state.glob(BEST)) if sidecar(path).is_file())
+    whole = (path for path in sorted(state.iterdir()) if BEST.fullmatch(path.name) and sidecar(path).is_file())
     return [(path, read_json(sidecar(path))["record"]) for path in whole]
 
 

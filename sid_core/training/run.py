@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..files import atomic_path, digest, lease, read_json, write_json
+from ..files import atomic_path, digest, lease, read_json, saved_states, write_json
 from ..models.generator import save_generator
 from ..models.teacher import latent_shape, load_denoiser, teacher_sha256
 from ..models.text import PromptSet, TextEncoder
@@ -29,7 +29,16 @@ from .health import AlarmWatch, TrainingStopped
 from .iteration import Abandoned, Trainer
 from .precision import lay_out
 from .regions import share_out_blocks
-from .state import DAMAGED, StateWriter, load_newest_state, remove_unfinished, set_damaged_aside
+from .state import (
+    DAMAGED,
+    IDENTITY,
+    WRITTEN,
+    StateWriter,
+    load_newest_state,
+    refuse_foreign,
+    remove_unfinished,
+    set_damaged_aside,
+)
 
 if TYPE_CHECKING:
     from ..config import Distill, DistillSettings
@@ -155,7 +164,7 @@ def _export(trainer: Trainer, settings: "DistillSettings", teacher_sha256: str, 
         record["train_kimg"] = chosen["nimg"] / 1000
     with atomic_path(out.parent / "training.jsonl") as temporary:
         shutil.copy(state / "training.jsonl", temporary)
-    with atomic_path(out.parent / "grids", "00000000.png") as temporary:
+    with atomic_path(out.parent / "grids", only=r"\d{8}\.png") as temporary:
         shutil.copytree(state / "grids", temporary)
     save_generator(out, trainer.ema.unet, weights, record)
 
@@ -269,8 +278,9 @@ def _due(trainer: Trainer, every_nimg: int) -> bool:
 
 def _claim_state(state: Path, settings: "DistillSettings", identity: dict[str, object], code: str) -> None:
     """Make `state` this run's, or refuse it: what an unfinished run of other settings has computed is never thrown away."""
+    refuse_foreign(state)
     remove_unfinished(state)
-    path, mark = state / "identity.json", state / "ended.json"
+    path, mark = state / IDENTITY, state / "ended.json"
     before = read_json(path) if path.is_file() else identity | {"code": code}
     rounding = {f"distill.{key}" for key in ROUNDING}
     changes = {
@@ -279,7 +289,7 @@ def _claim_state(state: Path, settings: "DistillSettings", identity: dict[str, o
     changed = [change for key, change in changes.items() if key not in rounding]
     ended = read_json(mark) if mark.is_file() else None
     recoded = before.get("code") != code
-    if changed and not ended and any(state.glob("state-*")):
+    if changed and not ended and saved_states(state):
         raise UserError(
             f"{state}: holds an unfinished run of other settings: {', '.join(changed)}; "
             "restore them to continue it, or delete the folder to start over"
@@ -295,9 +305,10 @@ def _claim_state(state: Path, settings: "DistillSettings", identity: dict[str, o
     if not ended and changed:
         ended = {"iteration": 0}  # nothing was saved, so nothing is lost
     if ended and (changed or recoded or ended["iteration"] > _iterations(settings.distill)):
-        for stale in (*state.glob("best*"), state / "training.jsonl"):
+        best = [path for path in state.glob("best*") if WRITTEN.fullmatch(path.name)]
+        for stale in (*best, state / "training.jsonl"):
             stale.unlink(missing_ok=True)
-        for stale in (*state.glob("state-*"), state / DAMAGED, state / "grids"):
+        for stale in (*saved_states(state), state / DAMAGED, state / "grids"):
             shutil.rmtree(stale, ignore_errors=True)
     mark.unlink(missing_ok=True)
     write_json(path, identity | {"code": code})

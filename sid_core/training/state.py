@@ -9,6 +9,7 @@ newest `keep` stay. A damaged newest falls back to the one before, and is rename
 import contextlib
 import json
 import logging
+import re
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,13 +21,28 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import atomic_path, saved_record, saved_states, sha256_file, verify_sidecar, write_sidecar
+from ..files import (
+    STATE,
+    atomic_path,
+    remove_abandoned,
+    saved_record,
+    saved_states,
+    sha256_file,
+    verify_sidecar,
+    write_sidecar,
+)
 from .flat import Layout
 from .iteration import Trainer
 
 log = logging.getLogger(__name__)
 
+IDENTITY = "identity.json"
+BEST = re.compile(r"best-\d{12}\.safetensors")  # by images seen: one for each point with the lowest value so far
 DAMAGED = "damaged"  # name of a state that could not be restored
+# what a training writes into its folder, and removes where it starts over
+WRITTEN = re.compile(
+    rf"{IDENTITY}|ended\.json|training\.jsonl|grids|best(-\d{{12}})?\.(safetensors|json)|{DAMAGED}|\.?{STATE.pattern}"
+)
 THREADS = 8  # more than a state has files: at SD 1.5's size each takes a core ten seconds
 
 
@@ -87,12 +103,34 @@ class StateWriter:
             self._executor.shutdown()
 
 
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a folder in which entries have the names that a training writes and removes, but no training began.
+
+    Raises:
+        UserError: there are such entries, and `folder`/identity.json is missing or another program's.
+    """
+    path = Path(folder) / IDENTITY
+    try:
+        known = path.read_text(encoding="utf-8")
+        if {"code", "teacher", "prompts"} <= set(json.loads(known)):
+            return
+    except (OSError, ValueError, TypeError):
+        pass
+    if found := sorted(entry.name for entry in Path(folder).glob("*") if WRITTEN.fullmatch(entry.name)):
+        raise UserError(
+            f"{folder}: holds {', '.join(found)}, none of this program's (no {IDENTITY} of a training), so nothing is written there; "
+            "give --state another folder"
+        )
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed writes left behind: gigabytes each."""
     whole = saved_states(folder)
-    for path in (path for name in ("state-*", ".state-*", ".best*") for path in Path(folder).glob(name)):
-        if path not in whole:
+    for path in Path(folder).glob("*state-*"):
+        if STATE.fullmatch(path.name.removeprefix(".")) and path not in whole:
             shutil.rmtree(path, ignore_errors=True)
+    for path in Path(folder).glob(".best*.safetensors.????????"):
+        remove_abandoned(path.with_name(path.stem.removeprefix(".")))
 
 
 def load_newest_state(folder: Path, trainer: Trainer) -> dict[str, Tensor] | None:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from small_run import PROMPTS, load_state, make_settings
 
 from sid_core.errors import UserError
-from sid_core.files import lease, read_json, saved_states, sha256_file, sidecar
+from sid_core.files import LOCK, lease, place, read_json, saved_states, sha256_file, sidecar
 from sid_core.models.generator import load_generator
 from sid_core.training.health import TrainingStopped
 from sid_core.training.iteration import Trainer
@@ -250,6 +250,42 @@ def test_states_by_the_clock_change_nothing(uninterrupted, tiny_teacher, folders
     assert sha256_file(folders.out / WEIGHTS) == sha256_file(uninterrupted / "run" / "generator" / WEIGHTS)
 
 
+def test_entries_of_other_names_in_a_state_folder_stay(tiny_teacher, folders):
+    """A user may have given a folder of his own."""
+    mine = [
+        folders.state / name
+        for name in ("state-of-the-art", "state-5", ".state-mine", "bestiary", ".best.of", "best.txt")
+    ]
+    for path in mine:
+        path.mkdir(parents=True)
+        (path / "notes.json").write_text("[]")
+    assert saved_states(folders.state) == []
+    for settings in (make_settings(train_kimg=0.016), make_settings(train_kimg=0.008)):  # the second starts over
+        distill(settings, tiny_teacher, PROMPTS, folders.state, folders.out)
+    assert all((path / "notes.json").is_file() for path in mine)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "training.jsonl",
+        "grids",
+        "best.safetensors",
+        "best.json",
+        "ended.json",
+        "damaged",
+        "state-000000005",
+        "identity.json",
+    ],
+)
+def test_a_folder_of_another_program_is_no_state(tiny_teacher, folders, name):
+    folders.state.mkdir(parents=True)
+    (folders.state / name).write_text('{"name": "mine"}')
+    with pytest.raises(UserError, match=f"holds {name}, none of this program's"):
+        distill(make_settings(), tiny_teacher, PROMPTS, folders.state, folders.out)
+    assert (folders.state / name).read_text() == '{"name": "mine"}'
+
+
 def test_settings_that_do_not_touch_the_weights_may_change(half_done, uninterrupted, tiny_teacher):
     changed = make_settings(log_every_nimg=20, keep_states=1, state_every_nimg=40)
     distill(changed, tiny_teacher, PROMPTS, half_done.state, half_done.out)
@@ -393,7 +429,9 @@ def test_what_killed_writes_left_is_removed(half_done, uninterrupted, tiny_teach
     begun, going = half_done.state / "state-000000011", half_done.state / ".state-000000006"
     (begun / ".ema.safetensors.abc").mkdir(parents=True)
     going.mkdir()
-    (half_done.state / ".best.safetensors.abc").mkdir()
+    left = half_done.state / ".best.safetensors.abcdefgh"
+    left.mkdir()
+    (left / LOCK).write_text(place())
     (half_done.state / "best.safetensors").touch()
     remove_unfinished(half_done.state)
     assert [path.name for path in half_done.state.glob("*state-*")] == [before.name]
