@@ -6,6 +6,7 @@ A user's mistake ends in one message and exit code 1. Libraries are imported by 
 import argparse
 import errno
 import json
+import logging
 import math
 import os
 import re
@@ -273,10 +274,10 @@ def _serve(given: argparse.Namespace) -> None:
 
 
 def _sample(given: argparse.Namespace) -> None:
+    logging.getLogger(__name__).info("loading libraries")  # they take seconds, and many on a file server
     from .studio import sample
 
-    teacher = given.teacher or (given.generator / "../../../teacher").resolve()
-    sample(given.generator, teacher, given.prompt, given.seed, given.out)
+    print(sample(given.generator, given.teacher, given.prompt, given.seed, given.out, given.count))
 
 
 def _import_official(given: argparse.Namespace) -> None:
@@ -470,7 +471,10 @@ def _parser() -> argparse.ArgumentParser:
     named["status"].add_argument("--watch", action="store_true", help="look again every two seconds until all is done")
     named["serve"].add_argument("--port", type=int, default=7860, help="of 127.0.0.1 (default: 7860; 0: any free one)")
     named["sample"].add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    named["sample"].add_argument("--teacher", type=Path, help="default: the teacher beside the generator's runs/")
+    named["sample"].add_argument(
+        "-n", "--count", type=int, default=1, metavar="N", help="images, of this seed and the next (default: 1)"
+    )
+    named["sample"].add_argument("--teacher", type=Path, help="default: the one it was distilled from, beside runs/")
     official = named["import-official"]
     official.add_argument("network", type=Path, nargs="?", metavar="NETWORK.pkl", help="a pickle of dict(ema=UNet)")
     official.add_argument("--settings", type=Path, help="frozen settings of an import, in place of NETWORK.pkl")

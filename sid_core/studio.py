@@ -1,5 +1,7 @@
 """Images of any prompt, one at a time: by a generator, or by its teacher in several steps. Scores do not use them."""
 
+import logging
+import time
 from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
@@ -13,35 +15,67 @@ from .errors import UserError
 from .evaluation.devices import place
 from .evaluation.generation import solve
 from .evaluation.images import quantise
-from .files import atomic_path
+from .files import atomic_path, check_place
 from .machine import device
 from .method import Denoiser, n_step
-from .models.generator import load_generator
+from .models.generator import find_teacher, generator_folder, load_generator
 from .models.teacher import COMPONENTS, latent_shape, load_denoiser, make_solver
 from .models.text import TextEncoder
 from .models.vae import ImageCodec
 from .preview import factor, to_png
 
+log = logging.getLogger(__name__)
+
 KEPT = 4  # generators in memory: the paper's four scales, 3.4 GB each at Stable Diffusion's size
 
 
-def sample(generator: Path, teacher: Path, prompt: str, seed: int, out: Path) -> None:
-    """Write the image that `generator` makes of `prompt` from the noise of `seed` to the PNG `out`.
+def sample(generator: Path, teacher: Path | None, prompt: str, seed: int, out: Path, count: int = 1) -> str:
+    """Write the images that `generator` makes of `prompt` from the noise of `seed` and the next ones as PNG.
+
+    Args:
+        generator: runs/NAME, or the folder `generator` in it. teacher: None: the one it was distilled from, beside runs/.
+        out: a file; of several images each has its seed in its name, out-SEED.png.
+
+    Returns:
+        One line for people: files, size, seeds and milliseconds.
 
     Raises:
         UserError: a folder is missing, damaged, or belongs to another teacher; a seed that is none.
     """
-    for folder, what in ((generator, "generator"), (teacher, "teacher")):
-        if not folder.is_dir():
-            raise UserError(f"--{what} {folder}: no such folder; expected results/EXPERIMENT/… of a finished run")
+    generator = generator_folder(generator)
+    teacher = teacher or find_teacher(generator)
+    if not teacher.is_dir():
+        raise UserError(f"--teacher {teacher}: no such folder; expected results/EXPERIMENT/… of a finished run")
     for name, files in COMPONENTS.items():
         if not any((teacher / name / file).is_file() for file in files):
             raise UserError(
                 f"--teacher {teacher}: has no {name}; expected a prepared teacher, results/EXPERIMENT/teacher"
             )
-    pixels = Studio(teacher).image(generator, prompt, seed)
-    with atomic_path(out) as temporary:
-        temporary.write_bytes(to_png(pixels, enlarge=factor(len(pixels))))
+    if count < 1 or not 0 <= seed <= SEEDS - count:
+        raise UserError(f"--seed {seed} -n {count}: expected 1 or more images, and seeds from 0 to {SEEDS - 1}")
+    check_place(out)
+    seeds = range(seed, seed + count)
+    paths = [out] if count == 1 else [out.with_name(f"{out.stem}-{one}{out.suffix}") for one in seeds]
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: no such folder {out.parent}. Fix: make it, or give another place")
+    log.info("loading the networks of %s and %s", generator, teacher)
+    studio = Studio(teacher)
+    studio.generator(generator)
+    taken_ms = []
+    for path, one in zip(paths, seeds, strict=True):
+        log.info("drawing %s, seed %d (%d of %d)", path, one, one - seed + 1, count)
+        started = time.monotonic()
+        pixels = studio.image(generator, prompt, one)
+        taken_ms.append(1000 * (time.monotonic() - started))
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(to_png(pixels, enlarge=factor(len(pixels))))
+    height, width = (side * factor(len(pixels)) for side in pixels.shape[:2])
+    if count == 1:
+        return f"{out}: {width} x {height} pixels, seed {seed}, {taken_ms[0]:.0f} ms"
+    mean_ms = sum(taken_ms) / count
+    return (
+        f"{paths[0]} to {paths[-1]}: {width} x {height} pixels, seeds {seed} to {seeds[-1]}, {mean_ms:.0f} ms an image"
+    )
 
 
 class Studio:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 
 from sid_core import cli
 from sid_core.config import DistillSettings, Prompts, PromptsSettings, dump
+from sid_core.files import write_manifest
 
 
 @pytest.fixture
@@ -258,6 +260,52 @@ def test_sample_depends_on_seed_and_nothing_else(experiment, tmp_path):
     assert a != b
     with Image.open(tmp_path / "a.png") as image:
         assert image.size == (128, 128)
+
+
+def test_sample_of_a_run_folder_draws_the_same_and_says_what(experiment, tmp_path, capsys):
+    assert sample(experiment, tmp_path / "a.png") == 0
+    capsys.readouterr()
+    run = experiment / "runs" / "lsg-1.5"
+    arguments = ["--generator", str(run), "--prompt", "a red circle", "--out", str(tmp_path / "b.png")]
+    assert cli.main(["sample", *arguments]) == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert re.fullmatch(rf"{tmp_path}/b\.png: 128 x 128 pixels, seed 0, \d+ ms\n", capsys.readouterr().out)
+
+
+def test_sample_of_several_names_each_by_its_seed_and_tells_its_progress(experiment, tmp_path, capsys, caplog):
+    assert sample(experiment, tmp_path / "b.png", "--seed", "4") == 0
+    with caplog.at_level("INFO"):
+        assert sample(experiment, tmp_path / "a.png", "-n", "2", "--seed", "3") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-3.png", "a-4.png", "b.png"]
+    assert (tmp_path / "a-4.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert caplog.messages[0] == "loading libraries"
+    assert caplog.messages[-1] == f"drawing {tmp_path}/a-4.png, seed 4 (2 of 2)"
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(rf"{tmp_path}/a-3\.png to .*a-4\.png: 128 x 128 pixels, seeds 3 to 4, \d+ ms an image", last)
+
+
+def test_sample_to_a_folder_that_is_not_there_makes_none(experiment, tmp_path, capsys):
+    assert sample(experiment, tmp_path / "no" / "x.png") == 1
+    assert f"--out {tmp_path}/no/x.png: no such folder {tmp_path}/no" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_sample_of_an_import_takes_its_own_teacher(experiment, tmp_path, capsys):
+    """The experiment's teacher is another one; of `teachers` the one with the recorded hash is taken."""
+    results = tmp_path / "x"
+    shutil.copytree(experiment / "runs", results / "runs")
+    shutil.copytree(experiment / "teacher", results / "teachers" / "own")
+    for other in ("teacher", "teachers/a"):
+        shutil.copytree(experiment / "teacher", results / other)
+        scheduler = results / other / "scheduler" / "scheduler_config.json"
+        scheduler.write_text(scheduler.read_text().replace("0.012", "0.013"))
+        write_manifest(results / other)
+    assert sample(experiment, tmp_path / "a.png") == 0
+    assert sample(results, tmp_path / "b.png") == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    shutil.rmtree(results / "teachers" / "own")
+    assert sample(results, tmp_path / "c.png") == 1
+    assert f"--teacher: not given, and none in {results} is the one" in capsys.readouterr().err
 
 
 def test_sample_names_a_folder_that_is_not_there(experiment, tmp_path, capsys):

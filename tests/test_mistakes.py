@@ -20,7 +20,6 @@ AFTER_OTHERS = {
     ("score", "reference"),
     ("score", "captions"),
     ("import-official", "teacher"),
-    ("sample", "generator"),
 }
 
 
@@ -185,7 +184,13 @@ def test_a_web_project_is_left_as_it_is(inputs, tmp_path, capsys):
         ("plan-memory", {"size": "shapes", "kappa": -1}, "--kappa -1: expected more than 0"),
         ("distill", {"state": "config.yaml"}, "--state config.yaml: is a file or below one; expected the folder of"),
         ("distill", {"state": "config.yaml/x"}, "--state config.yaml/x: is a file or below one"),
-        ("sample", {"generator": "/tmp"}, "--teacher /teacher: no such folder"),
+        (
+            "sample",
+            {"generator": "/tmp"},
+            "--generator /tmp: has no generator.json; expected results/EXPERIMENT/runs/NAME",
+        ),
+        ("sample", {"count": 0}, "--seed 0 -n 0: expected 1 or more images"),
+        ("sample", {"seed": -1}, "--seed -1 -n 1: expected 1 or more images, and seeds from 0"),
         ("sample", {"teacher": "results"}, "--teacher results: has no tokenizer; expected a prepared teacher"),
         ("prompts", {"teacher": "results"}, "--teacher results: has no tokenizer; expected"),
         ("report", {"settings": "other.yaml"}, "--settings other.yaml: of experiment other, but --results"),

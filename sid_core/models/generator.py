@@ -52,6 +52,38 @@ def load_generator(folder: Path, teacher: Path) -> tuple[Denoiser, dict]:
     return denoiser.eval().requires_grad_(False), record
 
 
+def generator_folder(path: Path) -> Path:
+    """Find the generator of a run: `path` itself, or the folder `generator` in runs/NAME.
+
+    Raises:
+        UserError: neither holds a generator.json.
+    """
+    for folder in (path, path / "generator"):
+        if (folder / "generator.json").is_file():
+            return folder
+    what = "has no generator.json" if path.is_dir() else "no such folder"
+    raise UserError(f"--generator {path}: {what}; expected results/EXPERIMENT/runs/NAME of a finished run")
+
+
+def find_teacher(generator: Path) -> Path:
+    """Find the prepared teacher that a generator belongs to, by its hash, beside the experiment's runs/.
+
+    Raises:
+        UserError: there is none.
+    """
+    results, expected = (
+        (generator.resolve() / "../../..").resolve(),
+        read_json(generator / "generator.json").get("teacher_sha256"),
+    )
+    for folder in (results / "teacher", *sorted(results.glob("teachers/*"))):
+        if (folder / "manifest.json").is_file() and recorded_sha256(folder) == expected:
+            return folder
+    raise UserError(
+        f"--teacher: not given, and none in {results} is the one {generator} was distilled from ({str(expected)[:12]}). "
+        "Fix: give --teacher DIR"
+    )
+
+
 def generator_sha256(folder: Path) -> str:
     """Hash of the weight file, which identifies a generator in every table."""
     return sha256_file(Path(folder) / WEIGHTS)

@@ -16,7 +16,7 @@ from ..files import atomic_path, read_json, verify_manifest, write_json, write_m
 from ..method.schedule import prediction_type
 from .build import write_model_index
 from .card import model_card
-from .generator import generator_sha256
+from .generator import generator_folder, generator_sha256
 from .teacher import latent_shape, make_solver, scheduler_config, teacher_sha256
 
 MARKS = ("model_index.json", "generator.json")  # together they tell an export from teachers and generators
@@ -26,15 +26,15 @@ def export(generator: Path, teacher: Path, out: Path, score: Path | None = None)
     """Write the pipeline of a one-step generator to `out`: DiffusionPipeline.from_pretrained(out) loads it.
 
     Args:
-        generator: runs/RUN/generator. teacher: the prepared teacher it was distilled from.
+        generator: runs/RUN, or the folder `generator` in it. teacher: the prepared teacher it was distilled from.
         score: its score.json, for the model card.
 
     Raises:
         UserError: something is missing or damaged, does not belong together, or takes several steps.
     """
-    for folder, what in ((generator, "generator"), (teacher, "teacher")):
-        if not folder.is_dir():
-            raise UserError(f"--{what} {folder}: no such folder; expected results/EXPERIMENT/… of a finished run")
+    generator = generator_folder(generator)
+    if not teacher.is_dir():
+        raise UserError(f"--teacher {teacher}: no such folder; expected results/EXPERIMENT/… of a finished run")
     verify_manifest(generator)
     record, weights = read_json(generator / "generator.json"), generator_sha256(generator)
     if record["teacher_sha256"] != teacher_sha256(teacher):
