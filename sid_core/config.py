@@ -319,10 +319,15 @@ class Generate(Sampling):
     samples_per_shard: Count = Field(description="images per file and job; more samples add shards")
 
 
+Solver = Literal["ddim", "dpm-solver", "dpm-solver-karras"]
+
+
 class Baselines(Block):
     """What the generators are set beside: the teacher at several steps and guidance scales, its VAE, real images."""
 
-    solver: Literal["ddim", "dpm-solver"] = Field("dpm-solver", description="DDIM (eta 0) or DPM-Solver++ (2M)")
+    solver: Solver = Field(
+        "dpm-solver", description="DDIM (eta 0), DPM-Solver++ (2M), or the latter on Karras' noise levels"
+    )
     steps: list[Count] = Field(description="of the teacher's solver; a guided step is two network evaluations")
     guidance_scales: list[Positive]
     vae: bool = Field(description="real images through encoder and decoder: the floor of every latent model")
@@ -602,7 +607,7 @@ class Baseline(Block):
 
     name: Name
     kind: Literal["teacher", "vae", "real"]
-    solver: Literal["ddim", "dpm-solver"] | None = None
+    solver: Solver | None = None
     steps: int = Field(0, description="of the solver")
     guidance_scale: Positive | None = None
 

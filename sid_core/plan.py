@@ -86,19 +86,20 @@ def make_plan(config: Config, gpus_here: int = 0) -> list[Stage]:
 def to_text(config: Config, gpus_here: int = 0) -> str:
     """The plan as a table for the terminal."""
     stages = make_plan(config, gpus_here)
+    width = max(34, *(len(stage.name) for stage in stages))
     lines = [
         f"plan of {config.experiment} (estimates from config `plan`, limits from `resources`)",
-        f"{'stage':44s} {'jobs':>5s} {'GPUs':>5s} {'memory':>8s} {'time each':>10s} {'GPU hours':>10s} {'disk':>9s} {'limit':>6s}",
+        f"{'stage':{width}s} {'jobs':>5s} {'GPUs':>5s} {'memory':>8s} {'time each':>10s} {'GPU hours':>10s} {'disk':>9s} {'limit':>6s}",
     ]
     for stage in stages:
         lines.append(
-            f"{stage.name:44s} {stage.jobs:5d} {stage.asks.gpu or 0:5d} {stage.asks.mem_mb / 1000:5.0f} GB "
+            f"{stage.name:{width}s} {stage.jobs:5d} {stage.asks.gpu or 0:5d} {stage.asks.mem_mb / 1000:5.0f} GB "
             f"{_duration(stage.hours):>10s} {stage.gpu_hours:10,.1f} {stage.disk_gb:6,.1f} GB {stage.asks.runtime:>6s}"
         )
     total_h = sum(stage.jobs * stage.hours for stage in stages)
     gpu_h, disk = sum(stage.gpu_hours for stage in stages), sum(stage.disk_gb for stage in stages)
     lines.append(
-        f"{'all':44s} {sum(stage.jobs for stage in stages):5d} {'':5s} {'':8s} {_duration(total_h):>10s} {gpu_h:10,.1f} {disk:6,.1f} GB"
+        f"{'all':{width}s} {sum(stage.jobs for stage in stages):5d} {'':5s} {'':8s} {_duration(total_h):>10s} {gpu_h:10,.1f} {disk:6,.1f} GB"
     )
     embedded = [f"evaluate.{key}" for key in MADE_FOR_SHAPES if getattr(config.evaluate, key) == "embedded"]
     if config.prompts.source != "embedded" and embedded:

@@ -231,7 +231,7 @@ def test_an_extra_run_may_have_its_own_alpha_and_steps():
 def test_baselines_and_shards():
     parsed = c.parse_config(changed(generate__samples=5000, generate__samples_per_shard=2000, baselines__steps=[2, 8]))
     names = [baseline.name for baseline in c.baselines(parsed)]
-    assert names[0] == "teacher-dpm-solver-cfg1-2steps"
+    assert names[0] == "teacher-dpm-solver-karras-cfg1-2steps"
     assert names[-2:] == ["vae", "real"]
     assert len(names) == 2 * 3 + 2
     assert c.shards(parsed) == ["00000", "00001", "00002"]

@@ -44,8 +44,8 @@ def test_hours_gpu_hours_and_disk_of_a_distillation():
 
 def test_a_guided_evaluation_of_the_teacher_counts_twice():
     planned = stages(shipped())
-    assert planned["generate teacher-dpm-solver-cfg2-8steps"].hours == pytest.approx(
-        2 * planned["generate teacher-dpm-solver-cfg1-8steps"].hours
+    assert planned["generate teacher-dpm-solver-karras-cfg2-8steps"].hours == pytest.approx(
+        2 * planned["generate teacher-dpm-solver-karras-cfg1-8steps"].hours
     )
 
 
@@ -63,7 +63,7 @@ def test_the_table_names_every_stage_and_the_sum():
 
 def test_the_table_keeps_its_columns_beside_the_longest_name():
     lines = to_text(shipped(baselines={"steps": [100], "guidance_scales": [1.25]})).splitlines()
-    assert any("teacher-dpm-solver-cfg1.25-100steps" in line for line in lines)
+    assert any("teacher-dpm-solver-karras-cfg1.25-100steps" in line for line in lines)
     assert len({len(line) for line in lines[1:-1]}) == 1
 
 

@@ -367,7 +367,7 @@ def results(tmp_path):
     write_config(tmp_path)
     (tmp_path / "teacher").mkdir()
     write_manifest(tmp_path / "teacher")
-    run, baseline = tmp_path / "runs" / "lsg-1.5", tmp_path / "baselines" / "teacher-dpm-solver-cfg2-8steps"
+    run, baseline = tmp_path / "runs" / "lsg-1.5", tmp_path / "baselines" / "teacher-dpm-solver-karras-cfg2-8steps"
     for folder in (run / "grids", run / "generator", baseline):
         folder.mkdir(parents=True)
     (run / "settings.yaml").write_text(dump(make_settings(lr=7e-6)))
@@ -381,7 +381,7 @@ def results(tmp_path):
         "run,kind,teacher,strategy,kappa_fake_train,kappa_fake_eval,kappa_teacher,alpha,seed,solver,steps,nfe,train_kimg,samples,"
         "fid,fid_se,fid_inf,clip,clip_se,kid,precision,recall,teacher_eps_error,images_per_s,protocol,protocol_hash,not_comparable,generator_sha256\n"
         "lsg-1.5,generator,embedded,lsg,1.5,1.5,1.5,1.0,0,,1,1,0.032,80,20.5,1.5,19,0.5,0.01,0.1,0.9,0.8,0.05,99,shapes,abc,,def\n"
-        "teacher-dpm-solver-cfg2-8steps,teacher,embedded,,,,2.0,,,dpm-solver,8,16,,80,10.5,1.5,9,0.6,0.01,0.1,0.9,0.8,0.05,9,shapes,abc,,\n"
+        "teacher-dpm-solver-karras-cfg2-8steps,teacher,embedded,,,,2.0,,,dpm-solver,8,16,,80,10.5,1.5,9,0.6,0.01,0.1,0.9,0.8,0.05,9,shapes,abc,,\n"
         "published-x,published,sd15,lsg,2.0,2.0,2.0,,,,1,1,4812.0,30000,9.56,,,0.313,,,,,,,coco2014-30k,,protocol shapes,\n"
     )
     return tmp_path
@@ -390,7 +390,7 @@ def results(tmp_path):
 def test_track_brings_every_row_once(store, client, results, capsys):
     track(results, store["path"])
     record = json.loads((results / "tracking.json").read_text())
-    assert set(record["runs"]) == {"lsg-1.5", "teacher-dpm-solver-cfg2-8steps", "published-x"}
+    assert set(record["runs"]) == {"lsg-1.5", "teacher-dpm-solver-karras-cfg2-8steps", "published-x"}
     said = capsys.readouterr().out
     assert f"http://127.0.0.1:5000/#/experiments/{store['experiment_id']}/runs?viewStateShareKey=" in said
     assert record["links"]["generators side by side"] in said
@@ -420,7 +420,7 @@ def test_track_brings_every_row_once(store, client, results, capsys):
         "images",
     }
 
-    teacher = client.get_run(record["runs"]["teacher-dpm-solver-cfg2-8steps"]).data.params
+    teacher = client.get_run(record["runs"]["teacher-dpm-solver-karras-cfg2-8steps"]).data.params
     assert (teacher["solver"], teacher["steps"], teacher["nfe"]) == ("dpm-solver", "8", "16")
     published = client.get_run(record["runs"]["published-x"])
     assert published.data.tags["kind"] == "published"
@@ -477,7 +477,7 @@ def test_what_a_server_missed_is_brought_later_and_once(store, client, results, 
         assert sync(results, store["uri"]) == 0
         seen.append(read_json(results / "tracking.json"))
     assert seen[0] == seen[1]
-    assert set(seen[0]["runs"]) == {"lsg-1.5", "teacher-dpm-solver-cfg2-8steps", "published-x"}
+    assert set(seen[0]["runs"]) == {"lsg-1.5", "teacher-dpm-solver-karras-cfg2-8steps", "published-x"}
     run_id = seen[0]["runs"]["lsg-1.5"]
     assert history(client, run_id, "training/nimg") == [(8 * i, 8 * i) for i in range(1, 5)]
     assert len(client.get_metric_history(run_id, "clip")) == 1

@@ -198,7 +198,7 @@ def latent_shape(folder: Path) -> tuple[int, int, int]:
 
 
 def make_solver(name: str, folder: Path, steps: int) -> DDIMScheduler | DPMSolverMultistepScheduler:
-    """Return a diffusers sampler with its timesteps set: 'ddim' (eta 0) or 'dpm-solver' (DPM-Solver++ 2M).
+    """Return a diffusers sampler with its timesteps set: 'ddim' (eta 0), 'dpm-solver' (DPM-Solver++ 2M), 'dpm-solver-karras'.
 
     Only the noise schedule comes from the teacher's config. A baseline must not depend on the sampler that the teacher happens to be
     shipped with: its config may set another order or spacing, clip x_0, or let DDIM end at abar_0 instead of at x_0.
@@ -214,6 +214,7 @@ def make_solver(name: str, folder: Path, steps: int) -> DDIMScheduler | DPMSolve
             algorithm_type="dpmsolver++",
             solver_order=2,
             final_sigmas_type="zero",
+            use_karras_sigmas=name == "dpm-solver-karras",
         )
     try:
         solver.set_timesteps(steps)

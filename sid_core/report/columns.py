@@ -12,7 +12,7 @@ from ..config import scale_name
 from .entries import Entry, best
 from .table import Row
 
-SOLVERS = {"ddim": "DDIM", "dpm-solver": "DPM-Solver++"}
+SOLVERS = {"ddim": "DDIM", "dpm-solver": "DPM-Solver++", "dpm-solver-karras": "DPM-Solver++ Karras"}
 
 
 def rounded(estimate: tuple[float, float | None] | None, decimals: int) -> str:

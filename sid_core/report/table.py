@@ -45,7 +45,7 @@ class Row:
     kappa_teacher: float | None = None  # of a teacher row: its guidance scale
     alpha: float | None = None
     seed: int | None = None  # of the training
-    solver: str | None = None  # of a teacher row: ddim | dpm-solver
+    solver: str | None = None  # of a teacher row, as in config.yaml
     steps: int | None = None  # of its solver, or of the generator
     nfe: int  # network evaluations per image: a guided step of the teacher counts two
     train_kimg: float | None = None  # that the weights have seen

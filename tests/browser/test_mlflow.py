@@ -40,7 +40,7 @@ def results(tmp_path_factory):
         (run / "training.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
         for nimg in (0, 1600):
             Image.new("RGB", (64, 64), "teal").save(run / "grids" / f"{nimg:08d}.png")
-    baseline = folder / "baselines" / "teacher-dpm-solver-cfg2-8steps"
+    baseline = folder / "baselines" / "teacher-dpm-solver-karras-cfg2-8steps"
     baseline.mkdir(parents=True)
     for name in ("generate.yaml", "score.json"):
         (baseline / name).write_text("{}")
@@ -52,7 +52,7 @@ def results(tmp_path_factory):
         "protocol,protocol_hash,generator_sha256\n"
         "lsg-1.5,generator,embedded,lsg,1.5,1.5,1.5,0,1,19.2,80,2.5,0.60,0.9,0.6,shapes,abc,a\n"
         "lsg-2,generator,embedded,lsg,2.0,2.0,2.0,0,1,19.2,80,3.5,0.65,0.9,0.5,shapes,abc,b\n"
-        "teacher-dpm-solver-cfg2-8steps,teacher,embedded,,,,2.0,,16,,80,2.0,0.64,0.9,0.7,shapes,abc,\n"
+        "teacher-dpm-solver-karras-cfg2-8steps,teacher,embedded,,,,2.0,,16,,80,2.0,0.64,0.9,0.7,shapes,abc,\n"
         "published-x,published,sd15,lsg,2.0,2.0,2.0,,1,4812,30000,9.56,0.313,,,coco2014-30k,,\n"
     )
     return folder
@@ -109,7 +109,7 @@ def test_scales_are_compared_by_scatter_and_parallel_coordinates(visit, links):
     page.get_by_role("link", name="lsg-2").wait_for()
     for text in ("trade-off", "fid vs. clip", "Parallel Coordinates"):
         page.get_by_text(text).first.wait_for()
-    assert page.get_by_role("link", name="teacher-dpm-solver-cfg2-8steps").is_visible()
+    assert page.get_by_role("link", name="teacher-dpm-solver-karras-cfg2-8steps").is_visible()
     assert page.get_by_role("link", name="published-x").count() == 0  # another protocol
     assert page.locator(".js-plotly-plot").first.is_visible()
 
@@ -120,13 +120,13 @@ def test_the_table_has_the_saved_columns_and_the_best_run_first(visit, links):
     for column in ("fid", "clip", "precision", "kappa_teacher"):
         page.get_by_text(column, exact=True).first.wait_for()
     runs = [name for name in page.get_by_role("link").all_inner_texts() if name.startswith(("lsg", "teacher-"))]
-    assert runs == ["teacher-dpm-solver-cfg2-8steps", "lsg-1.5", "lsg-2"]  # by FID
+    assert runs == ["teacher-dpm-solver-karras-cfg2-8steps", "lsg-1.5", "lsg-2"]  # by FID
 
 
 def test_curves_and_grids_over_images_seen(visit, links):
     page = visit(links["training"])
     page.get_by_role("link", name="lsg-2").wait_for()
-    assert page.get_by_role("link", name="teacher-dpm-solver-cfg2-8steps").count() == 0
+    assert page.get_by_role("link", name="teacher-dpm-solver-karras-cfg2-8steps").count() == 0
     page.get_by_text("curves").first.wait_for()
     page.get_by_text("training/score_gap").first.wait_for()
     page.mouse.move(1000, 700)

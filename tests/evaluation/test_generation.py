@@ -209,7 +209,7 @@ def test_probe_noise_is_not_the_samples_own(tiny_teacher, captions):
     assert torch.nn.functional.cosine_similarity(z.flatten(), eps.flatten(), dim=0).abs() < 0.3
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpm-solver"])
+@pytest.mark.parametrize("name", ["ddim", "dpm-solver", "dpm-solver-karras"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_solver_equals_diffusers_on_the_networks_own_prediction(name, guidance_scale, tiny_teacher):
     """The Denoiser's x_0 and the usual loop over guided epsilon are one sampler."""
@@ -224,10 +224,12 @@ def test_solver_equals_diffusers_on_the_networks_own_prediction(name, guidance_s
             eps = unconditional + guidance_scale * (conditional - unconditional)
             x = solver.step(eps, t, x).prev_sample
         ours = solve(make_solver(name, tiny_teacher, 6), teacher, z, cond, uncond, guidance_scale)
-    assert torch.allclose(ours, x, atol=1e-4, rtol=1e-4)
+    # Karras' noise levels lie between the schedule's: the network is asked at the nearest, where its x_0 is a little another one
+    tolerance = 1e-2 if name == "dpm-solver-karras" else 1e-4
+    assert torch.allclose(ours, x, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpm-solver"])
+@pytest.mark.parametrize("name", ["ddim", "dpm-solver", "dpm-solver-karras"])
 @pytest.mark.parametrize("kind", [PNDMScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler])
 def test_latents_are_not_bounded_by_whatever_scheduler_the_teacher_names(name, kind, tmp_path):
     """Schedulers that know no clip_sample leave it out of their config, and DDIM's default is to clip."""

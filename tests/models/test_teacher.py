@@ -171,7 +171,7 @@ def test_codec_hides_the_scaling_factor(tiny_teacher):
         torch.testing.assert_close(codec.decode(latents), vae.decode(latents / vae.config.scaling_factor).sample)
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpm-solver"])
+@pytest.mark.parametrize("name", ["ddim", "dpm-solver", "dpm-solver-karras"])
 def test_solvers_walk_the_teachers_schedule(tiny_teacher, name):
     solver = make_solver(name, tiny_teacher, 8)
     assert len(solver.timesteps) == 8
@@ -179,7 +179,7 @@ def test_solvers_walk_the_teachers_schedule(tiny_teacher, name):
     assert solver.config.beta_schedule == "scaled_linear"
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpm-solver"])
+@pytest.mark.parametrize("name", ["ddim", "dpm-solver", "dpm-solver-karras"])
 def test_solver_takes_nothing_but_the_noise_schedule_from_the_teacher(tiny_teacher, copy, name):
     sampler = {
         "set_alpha_to_one": False,

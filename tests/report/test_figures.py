@@ -27,7 +27,7 @@ def test_the_trade_off_joins_scales_in_order_with_errors_and_labels(make_experim
     widths = [np.ptp(segment[:, 1]) for bars in axes.collections for segment in bars.get_segments()]
     assert widths.count(pytest.approx(0.9 + 0.8)) == 5  # two scales, one extra run, two teachers
     shown = texts(figure)
-    for text in ("κ 1.5", "3", "SiD-LSG, one step", "CFG 1", "teacher, DPM-Solver++, 8 steps", "none"):
+    for text in ("κ 1.5", "3", "SiD-LSG, one step", "CFG 1", "teacher, DPM-Solver++ Karras, 8 steps", "none"):
         assert text in shown
     assert "VAE floor: FID 5.00 ± 0.43, CLIP 0.650" in shown
     assert not any("published" in text for text in shown)
@@ -40,7 +40,7 @@ def test_guided_and_unguided_rows_of_a_solver_are_one_curve(make_experiment):
     axes = figures.fid_clip(entries).axes[0]
     curves = [line for line in axes.lines if line.get_color() == LIGHT.teacher and line.get_linewidth() == 1.8]
     assert [len(line.get_xdata()) for line in curves] == [2, 2]
-    assert {"teacher, DPM-Solver++, 8 steps", "teacher, DPM-Solver++, 16 steps"} <= set(
+    assert {"teacher, DPM-Solver++ Karras, 8 steps", "teacher, DPM-Solver++ Karras, 16 steps"} <= set(
         texts(figures.fid_clip(entries))
     )
 
@@ -137,8 +137,8 @@ def test_the_sheet_shows_the_stored_pixels_of_different_captions(make_experiment
     grid = samples.read_grid(config, folder, read_entries(config, folder))
     assert grid.indices == [0, *range(2, 25)]  # sample 1 has the caption of sample 0
     assert grid.captions[1] == CAPTION
-    assert grid.rows[0].title == "teacher, CFG 1\nDPM-Solver++\n8 steps"
-    assert [row.name for row in grid.rows] == ["teacher-dpm-solver-cfg1-8steps", "lsg-1.5", "lsg-3", "real"]
+    assert grid.rows[0].title == "teacher, CFG 1\nDPM-Solver++ Karras\n8 steps"
+    assert [row.name for row in grid.rows] == ["teacher-dpm-solver-karras-cfg1-8steps", "lsg-1.5", "lsg-3", "real"]
     image = Image.open(io.BytesIO(to_png(samples.draw(grid)))).convert("RGB")
     sheet = np.asarray(image)
     wanted = samples.fit(grid.rows[1].images[3])

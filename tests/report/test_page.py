@@ -92,7 +92,7 @@ def test_the_page_escapes_what_it_shows(experiment):
     assert "<b>" not in html
     assert CAPTION in page.text
     tips = {attrs["data-run"]: attrs["data-tip"] for _, attrs in page.tags if "data-tip" in attrs}
-    assert "\nDPM-Solver++, CFG 3, 8 steps\n" in tips["teacher-dpm-solver-cfg3-8steps"]
+    assert "\nDPM-Solver++ Karras, CFG 3, 8 steps\n" in tips["teacher-dpm-solver-karras-cfg3-8steps"]
     assert "\nguidance 3, one step\n" in tips["lsg-3"]
     assert tips["real"].startswith("real\nFID")
     assert "a guided step of the teacher takes two" in page.text
@@ -158,8 +158,8 @@ def test_of_an_unfinished_experiment_it_shows_what_is_there(make_experiment):
     lines = (folder / "so-far" / "summary.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines[1:4]] == [
         "lsg-1.5",
-        "teacher-dpm-solver-cfg1-8steps",
-        "teacher-dpm-solver-cfg3-8steps",
+        "teacher-dpm-solver-karras-cfg1-8steps",
+        "teacher-dpm-solver-karras-cfg3-8steps",
     ]
     after = {path for path in folder.rglob("*") if path.is_file()}
     assert all(path.is_relative_to(folder / "so-far") for path in after - before)

@@ -66,7 +66,7 @@ def test_finding_takes_its_verdict_from_the_paired_comparison(make_experiment):
     config = make_config()
     assert headline(config, make_experiment(config)) == (
         "Lowest FID of the generators: 30.00 ± 0.43 (lsg-1.5, one step). FID against the teacher's lowest, 25.00 ± 0.43 "
-        "(teacher-dpm-solver-cfg1-8steps): worse by 5.0 [3.0, 7.0]. Highest CLIP score: 0.6000 ± 0.0012 (lsg-3)."
+        "(teacher-dpm-solver-karras-cfg1-8steps): worse by 5.0 [3.0, 7.0]. Highest CLIP score: 0.6000 ± 0.0012 (lsg-3)."
     )
 
 
@@ -76,17 +76,17 @@ def test_finding_takes_its_verdict_from_the_paired_comparison(make_experiment):
         ((0.1, -0.2, 0.4, "false", ""), None, ": no difference shown (0.10 [-0.20, 0.40]). Highest"),
         (
             (0.1, -0.2, 0.4, "false", ""),
-            (-0.09, -0.1, -0.08, "true", "teacher-dpm-solver-cfg1-8steps"),
+            (-0.09, -0.1, -0.08, "true", "teacher-dpm-solver-karras-cfg1-8steps"),
             ": no difference shown (0.10 [-0.20, 0.40]). But recall is lower by 0.0900 [0.0800, 0.1000]: a loss of diversity, "
             "which FID hides. Highest",
         ),
         (
             (-0.6, -0.7, -0.5, "true", "lsg-1.5"),
-            (-0.2, -0.3, -0.1, "true", "teacher-dpm-solver-cfg1-8steps"),
+            (-0.2, -0.3, -0.1, "true", "teacher-dpm-solver-karras-cfg1-8steps"),
             ": better by 0.600 [0.500, 0.700]. But recall is lower by 0.200 [0.100, 0.300]: a loss of diversity, which FID hides",
         ),
         ((-0.6, -0.7, -0.5, "true", "lsg-1.5"), (-0.2, -0.3, 0.1, "false", ""), ": better by 0.600 [0.500, 0.700]. Highest"),
-        ((0.6, 0.5, 0.7, "true", "teacher-dpm-solver-cfg1-8steps"), None, ": worse by 0.600 [0.500, 0.700]. Highest"),
+        ((0.6, 0.5, 0.7, "true", "teacher-dpm-solver-karras-cfg1-8steps"), None, ": worse by 0.600 [0.500, 0.700]. Highest"),
     ],
     ids=["open", "open but less diverse", "better but less diverse", "better", "worse"],
 )  # fmt: skip
@@ -98,7 +98,7 @@ def test_finding_names_recall_where_fid_hides_a_loss(make_experiment, fid, recal
     for metric, found in (("fid", fid), ("recall", recall)):
         if found:
             value, low, high, excludes_zero, better = found
-            ours, other = "lsg-1.5", "teacher-dpm-solver-cfg1-8steps"
+            ours, other = "lsg-1.5", "teacher-dpm-solver-karras-cfg1-8steps"
             line = (other, ours, metric, -value, -high, -low) if turned else (ours, other, metric, value, low, high)
             lines.append((*line, excludes_zero, better, "samples"))
     write_pairs(folder, *lines)
@@ -110,7 +110,7 @@ def test_finding_over_seeds_takes_the_comparison_over_seeds(make_experiment):
     text = headline(config, make_experiment(config))
     assert "(lsg-1.5, one step; no difference shown from lsg-3)" in text
     assert (
-        "(teacher-dpm-solver-cfg1-8steps): no difference shown (6.0 [-1.0, 13.0]). But recall is lower by 0.100 [0.060, 0.140]"
+        "(teacher-dpm-solver-karras-cfg1-8steps): no difference shown (6.0 [-1.0, 13.0]). But recall is lower by 0.100 [0.060, 0.140]"
         in text
     )
     assert text.endswith("(lsg-3).")
@@ -126,13 +126,18 @@ def test_finding_without_a_comparison_says_so(make_experiment):
     config = make_config()
     folder = make_experiment(config)
     write_pairs(folder)
-    assert "(teacher-dpm-solver-cfg1-8steps): not compared. Highest" in headline(config, folder)
+    assert "(teacher-dpm-solver-karras-cfg1-8steps): not compared. Highest" in headline(config, folder)
 
 
 def test_seeds_are_put_together_as_mean_and_standard_deviation(make_experiment):
     config = make_config(seeds=[0, 1, 2], extra_runs=[{"strategy": "none"}])
     entries = read_entries(config, make_experiment(config))
-    assert [entry.name for entry in entries[:4]] == ["lsg-1.5", "lsg-3", "none", "teacher-dpm-solver-cfg1-8steps"]
+    assert [entry.name for entry in entries[:4]] == [
+        "lsg-1.5",
+        "lsg-3",
+        "none",
+        "teacher-dpm-solver-karras-cfg1-8steps",
+    ]
     assert [row.run for row in entries[1].rows] == ["lsg-3", "lsg-3-seed1", "lsg-3-seed2"]
     mean, sd = entries[1].estimate("fid")
     assert mean == pytest.approx(47)

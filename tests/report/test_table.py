@@ -43,8 +43,8 @@ def test_csv_has_the_columns_and_the_numbers_unrounded(make_experiment):
         "lsg-1.5",
         "lsg-3",
         "long-2.5",
-        "teacher-dpm-solver-cfg1-8steps",
-        "teacher-dpm-solver-cfg3-8steps",
+        "teacher-dpm-solver-karras-cfg1-8steps",
+        "teacher-dpm-solver-karras-cfg3-8steps",
         "vae",
         "real",
     ]
@@ -65,12 +65,12 @@ def test_csv_has_the_columns_and_the_numbers_unrounded(make_experiment):
     columns = ("solver", "steps", "nfe")
     assert [[row[key] for key in columns] for row in list(rows.values())[2:7]] == [
         ["", "1", "1"],
-        ["dpm-solver", "8", "8"],
-        ["dpm-solver", "8", "16"],
+        ["dpm-solver-karras", "8", "8"],
+        ["dpm-solver-karras", "8", "16"],
         ["", "", "0"],
         ["", "", "0"],
     ]
-    assert [rows[name]["kind"] for name in ("teacher-dpm-solver-cfg3-8steps", "vae", "real")] == [
+    assert [rows[name]["kind"] for name in ("teacher-dpm-solver-karras-cfg3-8steps", "vae", "real")] == [
         "teacher",
         "vae",
         "real",

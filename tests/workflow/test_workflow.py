@@ -236,7 +236,7 @@ def test_everything_is_made(finished):
         finished.results / "teacher" / "manifest.json",
         finished.results / "prompts" / "report.json",
         finished.results / "reference" / "features.safetensors",
-        finished.results / "baselines" / "teacher-dpm-solver-cfg1.5-1steps" / "score.json",
+        finished.results / "baselines" / "teacher-dpm-solver-karras-cfg1.5-1steps" / "score.json",
         run / "settings.yaml",
         run / "generator" / "unet" / "diffusion_pytorch_model.safetensors",
         run / "training.jsonl",
@@ -269,7 +269,7 @@ def test_a_second_run_does_nothing(finished):
 
 
 def test_an_unfinished_experiment_has_a_page_so_far(finished):
-    score = finished.results / "baselines" / "teacher-dpm-solver-cfg1.5-1steps" / "score.json"
+    score = finished.results / "baselines" / "teacher-dpm-solver-karras-cfg1.5-1steps" / "score.json"
     score.rename(score.with_suffix(".hidden"))
     paths = ["--settings", str(finished.results / "config.yaml"), "--results", str(finished.results)]
     subprocess.run([sys.executable, "-m", "sid_core", "report", "--so-far", *paths], check=True)
@@ -277,7 +277,7 @@ def test_an_unfinished_experiment_has_a_page_so_far(finished):
     made = {path.name for path in (finished.results / "so-far").iterdir()}
     assert made == {"pairs.csv", "seeds.csv", "summary.csv", "summary.md", "convergence.csv", "figures", "report.html"}
     text = (finished.results / "so-far" / "summary.md").read_text()
-    assert "Unfinished: not scored so far, and missing here: teacher-dpm-solver-cfg1.5-1steps." in text
+    assert "Unfinished: not scored so far, and missing here: teacher-dpm-solver-karras-cfg1.5-1steps." in text
     assert "Nothing to be done" in finished.run()
 
 
@@ -378,7 +378,7 @@ def mirrored(finished):
 def test_mlflow_holds_each_run_once(mirrored):
     names = [run.info.run_name for run in mirrored[1]]
     assert len(names) == len(set(names))
-    assert {"lsg-1.5", "lsg-1.52", "teacher-dpm-solver-cfg1.5-1steps"} <= set(names)
+    assert {"lsg-1.5", "lsg-1.52", "teacher-dpm-solver-karras-cfg1.5-1steps"} <= set(names)
     assert {run.data.tags["kind"] for run in mirrored[1]} == {"generator", "teacher", "published"}
     assert {run.info.status for run in mirrored[1]} == {"FINISHED"}
 
