@@ -269,7 +269,8 @@ class Distill(Block):
     proxy_samples: int = Field(0, ge=0, description="last training captions, held out to watch two scores on; 0: none")
     proxy_every_nimg: Count = Field(100_000, description="images between two looks at those scores")
     keep_best: Literal["fid_proxy"] | None = Field(
-        None, description="the generator is that of the lowest fid_proxy seen; null: the last one"
+        None,
+        description="the generator is that of the lowest fid_proxy seen, with an embedded reference alone; null: the last one",
     )
     alarms: Alarms
 
@@ -387,7 +388,10 @@ class ReferenceSettings(FeatureSettings):
 class BuildReferenceSettings(ReferenceSettings):
     """Everything that shapes the reference features."""
 
-    split: Split = Field("evaluation", description="whose embedded reference images: validation has its own")
+    split: Split | Literal["watch"] = Field(
+        "evaluation",
+        description="whose embedded reference images: validation and the watch over a training have their own",
+    )
 
 
 class Evaluate(ReferenceSettings):
@@ -508,6 +512,11 @@ class Config(Block):
                 f"generate.seed={self.generate.seed}: expected seed + samples up to 2^31 (the validation split has the seeds above); "
                 "choose a smaller seed"
             )
+        if self.distill.keep_best and self.evaluate.reference != "embedded":
+            raise ValueError(
+                f"distill.keep_best={self.distill.keep_best}: expected null with evaluate.reference={self.evaluate.reference}, "
+                "as the generator would be chosen on the images it is scored against"
+            )
         if self.generate.image_size not in (None, self.evaluate.image_size):
             raise ValueError(
                 f"generate.image_size={self.generate.image_size}: expected null or evaluate.image_size="
@@ -531,9 +540,16 @@ class Run(Block):
     fake_train: Positive
     fake_eval: Positive
     teacher: Positive
-    alpha: Positive
+    alpha: Positive | None = Field(description="null: unknown, of an import")
     num_steps: Count
-    seed: int
+    seed: int | None = Field(description="null: unknown, of an import")
+
+    @property
+    def scale(self) -> str:
+        """Return the scale that names the strategy: kappa_1 of short, kappa_4 of long, all of a custom one."""
+        if self.strategy == "custom":
+            return f"{self.fake_train:g}/{self.fake_eval:g}/{self.teacher:g}"
+        return f"{self.fake_train if self.strategy == 'short' else self.teacher:g}"
 
 
 def teacher_folder(imported: "Imported | None" = None) -> str:
@@ -584,16 +600,16 @@ def distillations(config: Config) -> "list[DistillSettings]":
 
 
 def imported_run(imported: Imported) -> Run:
-    """What is known of a published generator's distillation; its seed is not, and 0 stands for it."""
+    """Return what is known of a published generator's distillation: its seed is not, nor its alpha."""
     return Run(
         name=imported.name,
         strategy="lsg",
         fake_train=imported.scale,
         fake_eval=imported.scale,
         teacher=imported.scale,
-        alpha=1.0,
+        alpha=None,
         num_steps=imported.num_steps,
-        seed=0,
+        seed=None,
     )
 
 
@@ -668,6 +684,12 @@ class DistillSettings(Block):
     run: Run
     distill: Distill
 
+    @model_validator(mode="after")
+    def _complete(self) -> "DistillSettings":
+        if self.run.alpha is None or self.run.seed is None:
+            raise ValueError("run: expected alpha and seed; only an import may leave them unknown")
+        return self
+
 
 class ImportSettings(Block):
     """All that shapes an imported generator."""
@@ -706,7 +728,7 @@ class ScoreSettings(Block):
     seed: int
 
 
-def reference_settings(evaluate: Evaluate, split: Split = "evaluation") -> BuildReferenceSettings:
+def reference_settings(evaluate: Evaluate, split: str = "evaluation") -> BuildReferenceSettings:
     """Return the reference's part of a protocol."""
     return BuildReferenceSettings(**_part(ReferenceSettings, evaluate).model_dump(), split=split)
 
@@ -727,6 +749,9 @@ def stage_settings(config: Config) -> dict[str, Block]:
         "features.settings.yaml": _part(FeatureSettings, evaluate),
         "score.settings.yaml": ScoreSettings(evaluate=evaluate, samples=config.generate.samples, seed=seed),
     }
+    if config.distill.proxy_samples:
+        split = "watch" if evaluate.reference == "embedded" else config.prompts.split
+        files["watch/settings.yaml"] = reference_settings(evaluate, split)
     for name, teacher in config.teachers.items():
         files[f"teachers/{name}.settings.yaml"] = teacher
     for settings in distillations(config):

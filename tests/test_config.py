@@ -11,6 +11,7 @@ import pytest
 from sid_core import config as c
 from sid_core.errors import UserError
 from sid_core.evaluation.reference_images import reference_images
+from sid_core.shapes import scenes
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = c.read_yaml(ROOT / "config.yaml")
@@ -67,6 +68,10 @@ def test_shipped_config_is_valid_and_complete():
         ({"distill__t_min": 980}, "t_min=980, t_max=980: expected t_min < t_max"),
         ({"distill__micro_batch": 5}, "micro_batch=5: expected a divisor of batch=32"),
         ({"distill__compile": True, "distill__checkpointing": True}, "compile, checkpointing: what is computed again"),
+        (
+            {"distill__keep_best": "fid_proxy", "distill__proxy_samples": 8, "evaluate__reference": "val2014.zip"},
+            "keep_best=fid_proxy: expected null with evaluate.reference=val2014.zip",
+        ),
         ({"distill__keep_best": "fid_proxy"}, "proxy_samples=0: expected 2, better hundreds"),
         ({"extra_runs": [{"strategy": "long"}]}, "strategy: long needs a scale"),
         ({"extra_runs": [{"strategy": "short", "scale": 2}]}, "scale=2: short guidance"),
@@ -380,3 +385,11 @@ def test_schema_accepts_the_shipped_config():
 def test_schema_refuses_what_the_models_refuse(values):
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(changed(**values), SCHEMA)
+
+
+@pytest.mark.parametrize("split", ["evaluation", "validation"])
+def test_watch_of_an_embedded_reference_shares_no_scene_with_any_score(split):
+    files = c.stage_settings(c.parse_config(changed(distill__proxy_samples=8, prompts__split=split)))
+    assert (files["watch/settings.yaml"].split, files["reference/settings.yaml"].split) == ("watch", split)
+    drawn = [scenes.draw(name, 8)[0].tobytes() for name in scenes.SPLITS]
+    assert len(set(drawn)) == len(scenes.SPLITS)

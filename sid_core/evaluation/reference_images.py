@@ -85,11 +85,11 @@ def cached_features(record: dict, images: dict, networks: dict, code: str) -> Pa
 
 
 class DrawnImages:
-    """Draw the embedded scenes that a split is compared with; the two splits share none."""
+    """Draw the embedded scenes that a split is compared with; no two share one."""
 
     def __init__(self, count: int, split: str):
         self._count = count
-        self._scenes = {"evaluation": "reference", "validation": "validation-reference"}[split]
+        self._scenes = {"evaluation": "reference", "validation": "validation-reference", "watch": "watch"}[split]
         self._block: tuple[int, np.ndarray] | None = None  # scenes are drawn in blocks; neighbours come for nothing
 
     def __len__(self) -> int:

@@ -80,7 +80,7 @@ def _settings(record: dict, weights_sha256: str) -> str:
         "t_init": record["t_init"],
         "network evaluations": record["num_steps"],
         "prediction type": record["prediction_type"],
-        "seed": None if "imported" in record else run["seed"],
+        "seed": run["seed"],
         "sha256 of the weights": f"`{weights_sha256}`",
     }
     return "## Settings\n\n" + _table("setting", {key: "unknown" if v is None else v for key, v in rows.items()})

@@ -60,10 +60,11 @@ def import_file(path: Path, teacher: Path, out: Path, t_init: int | None, num_st
     if t_init is None:
         t_init = 625 if named_t_init is None else named_t_init
     lsg = fake_train == fake_eval == guidance
-    name = f"lsg-{scale_name(guidance)}" if lsg and guidance else path.stem
+    strategy = None if guidance is None else "lsg" if lsg else "custom"
+    name = f"lsg-{scale_name(guidance)}" if strategy == "lsg" else path.stem
     scales = {"fake_train": fake_train, "fake_eval": fake_eval, "teacher": guidance}
-    run = {"name": name, "strategy": "lsg" if lsg else "custom", **scales, "alpha": 1.0, "num_steps": num_steps}
-    import_official(path, teacher, out, run | {"seed": 0}, t_init, train_kimg, {})
+    run = {"name": name, "strategy": strategy, **scales, "alpha": None, "num_steps": num_steps}
+    import_official(path, teacher, out, run | {"seed": None}, t_init, train_kimg, {})
 
 
 def from_name(name: str) -> tuple[tuple[float | None, float | None, float | None], int | None, float | None]:

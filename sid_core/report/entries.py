@@ -121,7 +121,7 @@ def _sweep(config: Config) -> set[str]:
     """Names, without seeds, of the runs over LSG scales: of the usual alpha and steps, and of several at a scale the first."""
     usual, names = (config.distill.alpha, config.distill.num_steps), {}
     for run in runs(config):
-        if run.strategy == "lsg" and (run.alpha, run.num_steps) == usual:
+        if run.strategy == "lsg" and (run.alpha or usual[0], run.num_steps) == usual:
             names.setdefault(run.teacher, base_name(run))
     return set(names.values())
 

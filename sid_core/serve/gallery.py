@@ -55,7 +55,7 @@ class Gallery:
         folder = self.results / "runs" / name
         run = read_json(folder / "generator" / "generator.json")["run"]
         score = read_json(folder / "score.json") if (folder / "score.json").is_file() else {}
-        return {"name": name, "seed": run["seed"], "fid": score.get("fid"), "clip": score.get("clip")}
+        return {"name": name, "seed": run["seed"] or 0, "fid": score.get("fid"), "clip": score.get("clip")}
 
     def draw(self, name: str, prompt: str, seed: int) -> tuple[bytes, float, float]:
         """The PNG that `sid-core sample` would write, seconds of loading, and of drawing.

@@ -16,7 +16,7 @@ rule distill:
         teacher=f"{RESULTS}/teacher/manifest.json",
         prompts=rules.prompts.output.train,
         # where a training is watched by scores of held-out captions
-        watch=[f"{RESULTS}/reference/features.safetensors", f"{RESULTS}/reference/settings.yaml"] if WATCHED else [],
+        watch=[f"{RESULTS}/watch/features.safetensors", f"{RESULTS}/watch/settings.yaml"] if WATCHED else [],
     output:
         manifest=f"{RESULTS}/runs/{{run}}/generator/manifest.json",
         record=f"{RESULTS}/runs/{{run}}/generator/generator.json",

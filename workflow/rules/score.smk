@@ -57,6 +57,22 @@ rule reference:
         " > {log} 2>&1"
 
 
+# what trainings are watched against (distill.proxy_samples): scenes that no score is computed from
+use rule reference as watch with:
+    input:
+        settings=f"{RESULTS}/watch/settings.yaml",
+        extractors=rules.extractors.output,
+    output:
+        features=f"{RESULTS}/watch/features.safetensors",
+        record=f"{RESULTS}/watch/features.json",
+    log:
+        f"{RESULTS}/logs/watch.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/watch.tsv"
+    message:
+        "reference features of the watch"
+
+
 # `ancient`: another reference changes no sample's features
 rule features:
     input:
