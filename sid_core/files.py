@@ -308,6 +308,16 @@ def saved_record(state: Path) -> dict:
     return read_json(min(state.glob("*.json")))["record"]
 
 
+def trained_from(record: dict) -> dict[str, str] | None:
+    """Return what weights were trained from beside their settings, by generator.json or a state's identity.json; None if unknown."""
+    if "imported" in record:
+        return {"file": record["imported"]["sha256"], "teacher": record["teacher_sha256"]}
+    if "trained_from" in record:
+        return record["trained_from"]
+    keys = ("teacher", "prompts", "code")
+    return {key: record[key] for key in keys} if record.keys() >= set(keys) else None
+
+
 def _is_recorded(state: Path) -> bool:
     try:
         return all(sidecar(state / name).is_file() for name in saved_record(state)["files"])

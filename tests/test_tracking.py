@@ -29,7 +29,7 @@ from sid_core.tracking import mirror as mirroring
 from sid_core.tracking import record as syncing
 from sid_core.tracking import registry, views
 from sid_core.tracking import store as places
-from sid_core.tracking.run import FILES, MirroredRun
+from sid_core.tracking.run import FILES, MirroredRun, generator_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -125,6 +125,34 @@ def test_init_makes_a_database_that_many_may_write_to(store, capsys):
     tracking.init("shapes", store["uri"], again)
     assert json.loads(again.read_text())["experiment_id"] == store["experiment_id"]
     assert capsys.readouterr().out == ""
+
+
+def test_init_by_four_processes_at_a_fresh_database_tracks_all(tmp_path):
+    code = (
+        "import pathlib, sys; from sid_core import tracking\n"
+        "print(tracking.init(f'e{sys.argv[2]}', f'sqlite:///{sys.argv[1]}/mlflow.db', pathlib.Path(sys.argv[1], sys.argv[2]))['problem'])"
+    )
+    jobs = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(i)], stdout=subprocess.PIPE, text=True)
+        for i in range(4)
+    ]
+    assert [job.communicate()[0].splitlines()[-1] for job in jobs] == ["None"] * 4
+
+
+@pytest.mark.parametrize(
+    ("strategy", "kappas", "scale"),
+    [
+        ("short", (0.5, 1, 1), "0.5"),
+        ("long", (1, 1, 3), "3"),
+        ("lsg", (2, 2, 2), "2"),
+        ("custom", (1, 1.5, 3), "1/1.5/3"),
+    ],
+)
+def test_scale_tag_of_a_run_is_that_of_its_strategy(store, client, strategy, kappas, scale):
+    settings = make_settings()
+    over = dict(zip(("fake_train", "fake_eval", "teacher"), map(float, kappas), strict=True)) | {"strategy": strategy}
+    settings = settings.model_copy(update={"run": settings.run.model_copy(update=over)})
+    assert client.get_run(generator_run(store, settings).id).data.tags["scale"] == scale
 
 
 def test_a_leftover_file_store_does_not_matter(tmp_path, monkeypatch):
@@ -256,6 +284,34 @@ def test_other_settings_and_other_protocols_are_other_runs(store):
     assert run(1, "q") != while_training
     assert run(1, "p") == while_training
     assert run(2, "p") != while_training
+
+
+def test_training_of_other_code_is_another_run(store, tmp_path):
+    generator, identity = tmp_path / "generator.json", tmp_path / "identity.json"
+    made_from = {"teacher": "t", "prompts": "p", "code": "old"}
+
+    def run() -> str:
+        return generator_run(store, make_settings(lr=3e-5), None, generator, identity).id
+
+    write_json(identity, made_from | {"distill.lr": 3e-5})
+    while_training = run()
+    write_json(generator, {"trained_from": made_from})
+    assert run() == while_training
+    for key in made_from:
+        write_json(generator, {"trained_from": made_from | {key: "new"}})
+        assert run() != while_training
+
+
+def test_mirror_waits_until_the_folder_is_this_trainings(store, state):
+    write_json(state / "identity.json", {"teacher": "t", "prompts": "p", "code": "old"})
+    write_log(state / "training.jsonl", 1, 4)
+    mirror = tracking.Mirror(store["path"], make_settings(lr=4e-5), state)
+    mirror._sync()
+    assert mirror.run is None
+    time.sleep(0.01)
+    write_json(state / "identity.json", {"teacher": "t", "prompts": "p", "code": "new"})
+    mirror._sync()
+    assert mirror.run.run.data.params.get("trained_from.code", "new") == "new"
 
 
 def test_four_jobs_at_once_lose_nothing(store, client, tmp_path):

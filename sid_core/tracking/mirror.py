@@ -22,9 +22,15 @@ class Mirror:
         """`tracking` is what `init` writes; until it is there nothing is mirrored."""
         self.tracking, self.settings, self.state = Path(tracking), settings, Path(state)
         self.run: MirroredRun | None = None
+        self._before = self._claimed()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True)
         self._ended_as = "RUNNING"
+
+    def _claimed(self) -> int | None:
+        """Return when a training last made the state folder its own, in ns; None where none has."""
+        path = self.state / "identity.json"
+        return path.stat().st_mtime_ns if path.is_file() else None
 
     def __enter__(self) -> "Mirror":
         self._thread.start()
@@ -57,7 +63,9 @@ class Mirror:
         if store["problem"] or not is_reachable(store):
             return
         if self.run is None:
-            self.run = generator_run(store, self.settings)
+            if self._before is not None and self._claimed() == self._before:
+                return  # what lies there is of an earlier training, perhaps of other code
+            self.run = generator_run(store, self.settings, None, self.state / "identity.json")
         self.run.status(self._ended_as)
         self.run.points(self.state / "training.jsonl")
         self.run.grids(self.state / "grids")

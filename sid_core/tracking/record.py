@@ -100,7 +100,12 @@ def _sync_row(store: dict, row: dict[str, str], results: Path) -> str:
     folder = results / ("runs" if kind == "generator" else "baselines") / name
     if kind == "generator":
         kept = DistillSettings if (folder / "training.jsonl").is_file() else ImportSettings
-        run = generator_run(store, load_settings(kept, folder / "settings.yaml"), row["protocol_hash"])
+        run = generator_run(
+            store,
+            load_settings(kept, folder / "settings.yaml"),
+            row["protocol_hash"],
+            folder / "generator" / "generator.json",
+        )
         run.points(folder / "training.jsonl")
         run.grids(folder / "grids")
         weights = folder / "generator"
@@ -129,7 +134,8 @@ def _sync_training(store: dict, folder: Path, state: Path) -> str | None:
     source = folder if (folder / "training.jsonl").is_file() else state
     if not (source / "training.jsonl").is_file():
         return None
-    run = generator_run(store, load_settings(DistillSettings, folder / "settings.yaml"))
+    settings = load_settings(DistillSettings, folder / "settings.yaml")
+    run = generator_run(store, settings, None, folder / "generator" / "generator.json", state / "identity.json")
     run.points(source / "training.jsonl")
     run.grids(source / "grids")
     finished = (folder / "generator" / "manifest.json").is_file()

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..config import DistillSettings, ImportSettings
-from ..files import digest, flat, sha256_file
+from ..files import digest, flat, read_json, sha256_file, trained_from
 from .store import make_client
 
 POINTS = 50  # of a training log in one request: MLflow takes 1,000 values
@@ -116,13 +116,21 @@ def _read_points(path: Path) -> list[dict]:
 
 
 def generator_run(
-    store: dict, settings: DistillSettings | ImportSettings, protocol_hash: str | None = None
+    store: dict, settings: DistillSettings | ImportSettings, protocol_hash: str | None = None, *sources: Path
 ) -> MirroredRun:
-    """The MLflow run of a distillation or an import, with its settings as params."""
+    """The MLflow run of a distillation or an import, with its settings as params.
+
+    Args:
+        sources: generator.json and identity.json of the training; the first that is there names teacher, prompts and code, by
+            which a training of other code or data is a run of its own.
+    """
+    records = (read_json(path) for path in sources if path.is_file())
+    origin = next((found for found in map(trained_from, records) if found), None)
     run, others = settings.run, flat(settings.model_dump(mode="json", exclude={"run"}))
-    strategy_tags = {"kind": "generator", "strategy": run.strategy, "scale": f"{run.teacher:g}"}
-    mirrored = MirroredRun(store, run.name, settings.model_dump(mode="json"), strategy_tags, protocol_hash)
+    identity = settings.model_dump(mode="json") | ({"trained_from": origin} if origin else {})
+    strategy_tags = {"kind": "generator", "strategy": run.strategy, "scale": run.scale}
+    mirrored = MirroredRun(store, run.name, identity, strategy_tags, protocol_hash)
     scales = {f"kappa_{key}": getattr(run, key) for key in ("fake_train", "fake_eval", "teacher")}
     named = {key: getattr(run, key) for key in ("strategy", "alpha", "num_steps", "seed")}
-    mirrored.params(scales | named | others)
+    mirrored.params(scales | named | others | flat({"trained_from": origin or {}}))
     return mirrored

@@ -1,10 +1,13 @@
 """Where MLflow keeps things: a server, or a database on a local disk; made before several processes write to it."""
 
+import fcntl
 import logging
 import os
 import re
 import socket
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +55,7 @@ def frozen_config(results: Path) -> Config:
 def init(experiment: str, uri: str | None, out: Path) -> dict:
     """Make database and experiment; write to `out` where they are, and return it. `uri` None: tracking is off.
 
-    Four processes that open a fresh SQLite file at once crash three of them, so this runs first. What goes wrong is said
+    Of several processes that open a fresh SQLite file at once one makes it, the others wait. What goes wrong is said
     once, here, and the pipeline goes on. A server that does not answer is given up after 20 seconds.
     """
     record = {
@@ -66,7 +69,8 @@ def init(experiment: str, uri: str | None, out: Path) -> dict:
         record["problem"] = "switched off (tracking.enabled)"
     else:
         try:
-            record["experiment_id"] = _open_experiment(experiment, uri)
+            with _alone(_database(uri)):
+                record["experiment_id"] = _open_experiment(experiment, uri)
         except Exception as error:
             record["problem"] = first_line(error)
             print(
@@ -88,6 +92,20 @@ def is_reachable(store: dict) -> bool:
 
 def _database(uri: str) -> Path | None:
     return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
+@contextmanager
+def _alone(database: Path | None) -> Iterator[None]:
+    """Keep other processes from opening a database: MLflow makes its tables without a lock, and all but one would fail."""
+    if database is None:
+        yield
+        return
+    folder = os.open(database.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _open_experiment(name: str, uri: str) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..files import atomic_path, digest, lease, read_json, saved_states, write_json
+from ..files import atomic_path, digest, lease, read_json, saved_states, trained_from, write_json
 from ..models.generator import save_generator
 from ..models.teacher import latent_shape, load_denoiser, teacher_sha256
 from ..models.text import PromptSet, TextEncoder
@@ -125,7 +125,8 @@ def distill(
                 f"{settings.run.name}: {str(error).split(',')[0]}; set distill.deterministic: false. Running again continues"
             ) from None
         if is_first():
-            _export(trainer, settings, sha256, state, out)
+            origin = trained_from(identity | {"code": code})
+            _export(trainer, settings, sha256, state, out, origin)
             _end(state, "finished", trainer)
 
 
@@ -146,7 +147,9 @@ def _make_trainer(
     return trainer
 
 
-def _export(trainer: Trainer, settings: "DistillSettings", teacher_sha256: str, state: Path, out: Path) -> None:
+def _export(
+    trainer: Trainer, settings: "DistillSettings", teacher_sha256: str, state: Path, out: Path, origin: dict[str, str]
+) -> None:
     record = {
         "run": settings.run.model_dump(),
         "t_init": settings.distill.t_init,
@@ -156,6 +159,7 @@ def _export(trainer: Trainer, settings: "DistillSettings", teacher_sha256: str, 
         "whole_kimg": trainer.nimg / 1000,  # of the training
         "skipped_updates": trainer.skipped,
         "teacher_sha256": teacher_sha256,
+        "trained_from": origin,
     }
     weights = trainer.ema.unet.state_dict()
     if settings.distill.keep_best:
