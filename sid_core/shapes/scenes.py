@@ -19,7 +19,8 @@ from torch import Tensor
 
 from . import captions
 
-# a training is watched against `watch`; settings are chosen on `validation` against `validation-reference`; numbers are reported on `evaluation` against `reference`
+# a training is watched against `watch`; settings are chosen on `validation` against `validation-reference`;
+# numbers are reported on `evaluation` against `reference`
 SPLITS = ("train", "watch", "validation", "validation-reference", "evaluation", "reference")
 IMAGE_SIZE = 32
 BLOCK = 256
