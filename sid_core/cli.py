@@ -254,7 +254,7 @@ def _report(given: argparse.Namespace) -> None:
 def _tracking_init(given: argparse.Namespace) -> None:
     from . import tracking
 
-    tracking.init(given.experiment, None if given.off else tracking.resolve_uri(given.uri), given.out)
+    tracking.init(given.experiment, None if given.off else tracking.resolve_uri(given.uri), given.out, given.attempt)
 
 
 def _track(given: argparse.Namespace) -> None:
@@ -451,6 +451,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--threads", type=int, metavar="N", help="of torch and numpy")
     named["tracking-init"].add_argument("--uri", help="default: MLFLOW_TRACKING_URI, else mlflow.db in this folder")
     named["tracking-init"].add_argument("--off", action="store_true", help="record that nothing is to be tracked")
+    named["tracking-init"].add_argument(
+        "--attempt",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of this try, by which Snakemake makes a failed one again",
+    )
     named["track"].add_argument(
         "--sync", action="store_true", help="anew, also where MLflow could not be used before; nothing is logged twice"
     )

@@ -155,6 +155,19 @@ def test_scale_tag_of_a_run_is_that_of_its_strategy(store, client, strategy, kap
     assert client.get_run(generator_run(store, settings).id).data.tags["scale"] == scale
 
 
+def test_attempt_after_a_failure_is_another_until_one_succeeds(tmp_path, capsys):
+    first = tmp_path / "state" / "tracking.json"
+    assert places.attempt(tmp_path) == 1
+    tracking.init("shapes", "nonsense://x", first)
+    assert places.attempt(tmp_path) == 2
+    tracking.init("shapes", f"sqlite:///{tmp_path}/mlflow.db", first, 2)
+    assert places.attempt(tmp_path) == 2
+    write_json(tmp_path / "tracking.json", read_json(first) | {"problem": "stopped answering"})
+    assert places.attempt(tmp_path) == 3
+    tracking.init("shapes", None, first, 3)
+    assert places.attempt(tmp_path) == 3
+
+
 def test_a_leftover_file_store_does_not_matter(tmp_path, monkeypatch):
     (tmp_path / "mlruns" / "0").mkdir(parents=True)
     (tmp_path / "mlruns" / "0" / "meta.yaml").write_text("name: Default\n")

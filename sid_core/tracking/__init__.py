@@ -7,6 +7,6 @@ recognised by a digest of their settings: reruns and resumed jobs continue their
 
 from .mirror import Mirror
 from .record import sync, track
-from .store import init, resolve_uri
+from .store import attempt, init, resolve_uri
 
-__all__ = ["Mirror", "init", "resolve_uri", "sync", "track"]
+__all__ = ["Mirror", "attempt", "init", "resolve_uri", "sync", "track"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..config import Config, load_config
 from ..errors import HIDDEN, UserError, redact
-from ..files import write_json
+from ..files import read_json, write_json
 from . import views
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def frozen_config(results: Path) -> Config:
     return load_config(results / "config.yaml")
 
 
-def init(experiment: str, uri: str | None, out: Path) -> dict:
+def init(experiment: str, uri: str | None, out: Path, attempt: int = 1) -> dict:
     """Make database and experiment; write to `out` where they are, and return it. `uri` None: tracking is off.
 
     Of several processes that open a fresh SQLite file at once one makes it, the others wait. What goes wrong is said
@@ -64,6 +64,7 @@ def init(experiment: str, uri: str | None, out: Path) -> dict:
         "experiment": experiment,
         "experiment_id": None,
         "problem": None,
+        "attempt": attempt,
     }
     if uri is None:
         record["problem"] = "switched off (tracking.enabled)"
@@ -78,6 +79,15 @@ def init(experiment: str, uri: str | None, out: Path) -> dict:
             )
     write_json(out, record)
     return record
+
+
+def attempt(results: Path) -> int:
+    """Number the try to open the store: one more than the last one where that failed, so that Snakemake makes it again."""
+    paths = (results / "state" / "tracking.json", results / "tracking.json")
+    records = [read_json(path) for path in paths if path.is_file()]
+    last = max((record.get("attempt", 1) for record in records), default=1)
+    failed = (r["problem"] and r["uri"] is not None and r.get("attempt", 1) == last for r in records)
+    return last + any(failed)
 
 
 def later(results: Path) -> str:

@@ -2,7 +2,7 @@
 # themselves as soon as its file is there (it is no input of theirs: turning tracking on must not train again); `track`
 # brings everything else, and what they missed, once all is done. Both speak to the terminal, and run where the user sits: a
 # cluster's nodes may have no network.
-from sid_core.tracking import resolve_uri
+from sid_core.tracking import attempt, resolve_uri
 
 
 localrules:
@@ -25,10 +25,12 @@ rule tracking_init:
     params:
         experiment=CONFIG.experiment,
         where=["--uri", resolve_uri(CONFIG.tracking.uri)] if CONFIG.tracking.enabled else ["--off"],
+        # a store that could not be used is tried again at the next call
+        attempt=attempt(Path(RESULTS)),
     message:
         "tracking"
     shell:
-        "python -m sid_core tracking-init --experiment {params.experiment} {params.where:q} --out {output} 2>&1 | tee {log}"
+        "python -m sid_core tracking-init --experiment {params.experiment} {params.where:q} --attempt {params.attempt} --out {output} 2>&1 | tee {log}"
 
 
 rule track:
