@@ -24,7 +24,7 @@ ALLOWED = {
     "models": BASE,
     "training": BASE | {"models"},
     "evaluation": BASE | {"models"},
-    "report": BASE,
+    "report": BASE | {"evaluation"},  # the record of a paired difference, which needs no torch
     "recipes": BASE | {"models", "evaluation"},
     "preview": BASE | {"evaluation"},
     "studio": BASE | {"models", "evaluation", "preview"},
