@@ -411,6 +411,8 @@ def _refuse_living_owner(path: Path, watched: Watched | None) -> Watched | None:
     if not path.is_file():
         return None
     owner, beaten_ns, now_s = read_json(path), path.stat().st_mtime_ns, time.monotonic()
+    if not isinstance(owner, dict) or not {"host", "pid", "start", "job"} <= owner.keys():
+        raise UserError(f"{path}: none of this program's, so the folder is not used; give another folder")
     age_s, seen = time.time() - beaten_ns / 1e9, (path.read_text(encoding="utf-8"), beaten_ns)
     if _is_of_this_place(owner):
         alive = _is_running(owner)

@@ -330,6 +330,15 @@ def test_lease_is_gone_afterwards_also_after_an_error(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".lease.guard"]
 
 
+@pytest.mark.parametrize("content", ['{"name": "mine"}', "[]", "null"])
+def test_lease_of_another_program_is_refused_and_stays(tmp_path, content):
+    (tmp_path / "lease.json").write_text(content)
+    os.utime(tmp_path / "lease.json", (0, 0))
+    with pytest.raises(UserError, match=r"lease\.json: none of this program's"), files.lease(tmp_path):
+        pass
+    assert (tmp_path / "lease.json").read_text() == content
+
+
 def test_lease_refuses_a_second_writer_and_names_the_first(tmp_path):
     with files.lease(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()}"), files.lease(tmp_path):
         pass

@@ -99,6 +99,8 @@ def distill(
         TrainingStopped: non-finite numbers or an alarm. Interrupted: a signal arrived; running again continues.
         UserError: the state belongs to other settings, another process holds it, or the GPU's memory is too small.
     """
+    if is_first():
+        refuse_foreign(state)  # before the lease writes into it
     with lease(state) if is_first() else nullcontext(), connected() as (world, device), _Signals(world) as signals:
         sha256 = teacher_sha256(teacher)
         identity = _identity(settings, sha256, prompts)
@@ -168,7 +170,7 @@ def _export(
         record["train_kimg"] = chosen["nimg"] / 1000
     with atomic_path(out.parent / "training.jsonl") as temporary:
         shutil.copy(state / "training.jsonl", temporary)
-    with atomic_path(out.parent / "grids", only=r"\d{8}\.png") as temporary:
+    with atomic_path(out.parent / "grids", only=r"\d{8,}\.png") as temporary:
         shutil.copytree(state / "grids", temporary)
     save_generator(out, trainer.ema.unet, weights, record)
 
@@ -282,7 +284,6 @@ def _due(trainer: Trainer, every_nimg: int) -> bool:
 
 def _claim_state(state: Path, settings: "DistillSettings", identity: dict[str, object], code: str) -> None:
     """Make `state` this run's, or refuse it: what an unfinished run of other settings has computed is never thrown away."""
-    refuse_foreign(state)
     remove_unfinished(state)
     path, mark = state / IDENTITY, state / "ended.json"
     before = read_json(path) if path.is_file() else identity | {"code": code}

@@ -28,6 +28,7 @@ from ..files import (
     saved_record,
     saved_states,
     sha256_file,
+    sidecar,
     verify_sidecar,
     write_sidecar,
 )
@@ -124,13 +125,16 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed writes left behind: gigabytes each."""
+    """Remove what killed writes left behind, best weights without a record among it: gigabytes each."""
     whole = saved_states(folder)
     for path in Path(folder).glob("*state-*"):
         if STATE.fullmatch(path.name.removeprefix(".")) and path not in whole:
             shutil.rmtree(path, ignore_errors=True)
-    for path in Path(folder).glob(".best*.safetensors.????????"):
+    for path in Path(folder).glob(".best*.????????"):
         remove_abandoned(path.with_name(path.stem.removeprefix(".")))
+    for path in Path(folder).glob("best-*"):
+        if BEST.fullmatch(path.name) and not sidecar(path).is_file():
+            path.unlink()
 
 
 def load_newest_state(folder: Path, trainer: Trainer) -> dict[str, Tensor] | None:

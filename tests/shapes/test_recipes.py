@@ -68,6 +68,15 @@ def test_an_unknown_part_and_a_part_without_its_needs_are_refused(tmp_path):
         build.make_assets(tmp_path / "assets", SMALLEST, only={"teacher"})
 
 
+def test_a_work_folder_with_something_of_the_users_is_refused(tmp_path):
+    mine = tmp_path / "assets.work" / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(UserError, match=r"notes\.txt: none of this program's"):
+        build.make_assets(tmp_path / "assets", SMALLEST)
+    assert mine.read_text() == "mine"
+
+
 def test_other_settings_make_a_part_and_what_stands_on_it_anew():
     from dataclasses import replace
 

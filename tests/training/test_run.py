@@ -283,6 +283,7 @@ def test_a_folder_of_another_program_is_no_state(tiny_teacher, folders, name):
     (folders.state / name).write_text('{"name": "mine"}')
     with pytest.raises(UserError, match=f"holds {name}, none of this program's"):
         distill(make_settings(), tiny_teacher, PROMPTS, folders.state, folders.out)
+    assert [path.name for path in folders.state.iterdir()] == [name]
     assert (folders.state / name).read_text() == '{"name": "mine"}'
 
 
@@ -423,15 +424,16 @@ def test_a_full_disk_is_not_passed_over(tiny_teacher, folders, monkeypatch):
 
 
 def test_what_killed_writes_left_is_removed(half_done, uninterrupted, tiny_teacher):
-    """A state that lacks a record, one whose first file was not whole yet, one that was being removed, and best weights not yet renamed."""
+    """A state that lacks a record, one whose first file was not whole yet, one that was being removed, and best weights not yet whole."""
     newest, before = saved_states(half_done.state)
     (newest / "ema.json").unlink()
     begun, going = half_done.state / "state-000000011", half_done.state / ".state-000000006"
     (begun / ".ema.safetensors.abc").mkdir(parents=True)
     going.mkdir()
-    left = half_done.state / ".best.safetensors.abcdefgh"
-    left.mkdir()
-    (left / LOCK).write_text(place())
+    for name in (".best-000000000060.safetensors.abcdefgh", ".best-000000000060.json.abcdefgh"):
+        (half_done.state / name).mkdir()
+        (half_done.state / name / LOCK).write_text(place())
+    (half_done.state / "best-000000000060.safetensors").touch()  # its record was not written yet
     (half_done.state / "best.safetensors").touch()
     remove_unfinished(half_done.state)
     assert [path.name for path in half_done.state.glob("*state-*")] == [before.name]

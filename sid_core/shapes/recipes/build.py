@@ -44,6 +44,7 @@ def make_assets(out: Path, settings: RecipeSettings, only: set[str] | None = Non
         print(f"{out}: made by this recipe already")
         return
     work = out.with_name(out.name + ".work")
+    _refuse_foreign(work)
     work.mkdir(parents=True, exist_ok=True)
     for name in PARTS:
         if only is None or name in only:
@@ -75,6 +76,17 @@ def _make_part(name: str, settings: RecipeSettings, work: Path) -> None:
     result = part.make(settings, work)
     record = {"digest": part_digest(name, settings), "seconds": round(time.monotonic() - started_s), "result": result}
     write_json(_stamp(name, work), record)
+
+
+def _refuse_foreign(work: Path) -> None:
+    """Refuse a folder of parts in which anything but parts lies: it is removed in the end."""
+    own = {written.split("/")[0] for part in PARTS.values() for written in part.writes}
+    own |= {_stamp(name, work).name for name in PARTS}
+    for path in work.iterdir() if work.is_dir() else ():
+        if path.name not in own and not path.name.startswith(tuple(f".{name}." for name in own)):
+            raise UserError(
+                f"{path}: none of this program's; parts are kept in {work}. Fix: move it, or give another --out"
+            )
 
 
 def _stamp(name: str, work: Path) -> Path:
