@@ -9,7 +9,6 @@ are, on one machine, device, precision and number of threads.
 Noise is drawn on the CPU wherever the networks run: a GPU's stream is another one. x_0 and images come back as float32.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +24,7 @@ from ..method import Denoiser
 from ..models.teacher import latent_shape, load_denoiser, teacher_sha256
 from ..models.text import PromptSet, TextEncoder
 from ..models.vae import ImageCodec
+from ..randomness import generator
 from ..shapes import scenes
 from .devices import place
 from .images import dequantise
@@ -133,8 +133,7 @@ class Inputs:
         return (eps_hat - eps).square().mean(dim=(1, 2, 3)).tolist()
 
     def _probe(self, index: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """t () and eps (C, h, w) of a sample's eps error. Its seed is hashed: that of the sample would give eps = z."""
-        hashed = hashlib.sha256(f"eps error {self.sampling.seed + index}".encode()).digest()
-        generator = torch.Generator(NOISE_DEVICE).manual_seed(int.from_bytes(hashed[:4], "big"))
-        t = torch.randint(*EPS_LEVELS, (), generator=generator)
-        return t, torch.randn(shape, generator=generator)
+        """Draw t () and eps (C, h, w) of a sample's eps error from a stream of their own: the sample's would give eps = z."""
+        stream = generator("eps error", self.sampling.seed + index)
+        t = torch.randint(*EPS_LEVELS, (), generator=stream)
+        return t, torch.randn(shape, generator=stream)
