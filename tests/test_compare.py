@@ -182,7 +182,7 @@ def make_experiment(folder: Path, **changes) -> Config:
     shipped = yaml.safe_load((ROOT / "config.yaml").read_text())
     config = parse_config(merge(shipped, {"guidance_scales": [1.5, 2.0]} | changes))
     for number, run in enumerate(generators(config)):
-        make_score(folder / "runs" / run.name, 3.0 + run.teacher + 0.01 * run.seed, number)
+        make_score(folder / "runs" / run.name, 3.0 + run.teacher + 0.01 * (run.seed or 0), number)
     for number, baseline in enumerate(baselines(config)):
         make_score(folder / "baselines" / baseline.name, 2.0, 50 + number)
     return config

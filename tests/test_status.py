@@ -88,6 +88,7 @@ def test_files_are_named_as_the_rules_name_them():
     config = shipped(
         imports=[{"name": "published", "file": "x.pkl", "scale": 2, "train_kimg": 1, "teacher": "other"}],
         teachers={"other": {"source": "embedded"}},
+        distill={"proxy_samples": 100},
     )
     rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
     named = set(re.findall(r'f"\{RESULTS\}/([^"]+)"', rules))

@@ -35,6 +35,8 @@ def jobs(config: Config) -> list[Job]:
     found += [job("prompts", "prompts", "prompts/manifest.json")]
     found += [job("extractors", "extractors", "reference/extractors.json")]
     found += [job("reference", "reference", "reference/features.json")]
+    if config.distill.proxy_samples:
+        found += [job("reference", "watch", "watch/features.json", "watch")]
     for stage, log, names in (("distill", "distill", distilled), ("import-official", "import", imported)):
         for name in names:
             kimg = distilled.get(name, 1.0)
