@@ -43,6 +43,7 @@ CARRIED = (
     "generator_sha256",
     "settings_sha256",
     "nfe",
+    "sampler",
     "images_per_s",
     "samples",
 )

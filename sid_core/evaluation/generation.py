@@ -100,7 +100,8 @@ def generate_run(
 
     sampler = Sampler(lambda indices: inputs.noises(indices, settings.num_steps), networks)
     identity = {"settings_sha256": settings_digest(settings), "generator_sha256": generator_sha256(generator)}
-    _write(inputs, sampler, start, stop, out, identity | {"nfe": settings.num_steps}, workers)
+    how = {"t_init": settings.t_init, "num_steps": settings.num_steps}
+    _write(inputs, sampler, start, stop, out, identity | {"nfe": settings.num_steps, "sampler": how}, workers)
 
 
 def generate_baseline(
@@ -115,7 +116,9 @@ def generate_baseline(
     inputs = Inputs(settings.sampling, teacher, captions)
     sampler = {"teacher": _teacher_sampler, "vae": _vae_sampler, "real": _real_sampler}[baseline.kind]
     identity = {"settings_sha256": settings_digest(settings), "generator_sha256": None}
-    _write(inputs, sampler(settings, inputs, teacher), start, stop, out, identity | {"nfe": baseline.nfe}, workers)
+    how = {key: getattr(baseline, key) for key in ("solver", "steps", "guidance_scale")} if baseline.steps else None
+    identity |= {"nfe": baseline.nfe, "sampler": how}
+    _write(inputs, sampler(settings, inputs, teacher), start, stop, out, identity, workers)
 
 
 def _teacher_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path) -> Sampler:

@@ -72,6 +72,7 @@ def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, 
             "teacher_eps_error": sum(errors) / len(errors) if errors else None,
             "images_per_s": _speed(records),
             "nfe": records[0]["nfe"],
+            "sampler": records[0].get("sampler"),
             "generator_sha256": records[0]["generator_sha256"],
             "generated_in": records[0]["precision"],
             "generated_on": ", ".join(sorted({record["device"] for record in records})),
@@ -115,9 +116,9 @@ def _check_origin(settings: "ScoreSettings", features: Sequence[Path], records: 
             f"{features[0]}: made for {', '.join(sorted(records[0]['extras'])) or 'no further metric'}, expected "
             f"{', '.join(sorted(wanted)) or 'none'}, as evaluate says; extract the features again"
         )
-    # a baseline's solver is told by its settings alone; features of earlier versions name neither them nor the teacher
+    # features of earlier versions do not name all of these
     same = (
-        *("weights", "extras", "noise_device", "precision", "nfe"),
+        *("weights", "extras", "noise_device", "precision", "nfe", "sampler"),
         *("teacher_sha256", "generator_sha256", "settings_sha256"),
     )
     expected = {

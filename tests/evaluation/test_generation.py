@@ -252,6 +252,7 @@ def test_teacher_baseline_does_not_depend_on_the_shard(tiny_teacher, captions, t
     generate_baseline(settings, tiny_teacher, captions, 0, SAMPLES, tmp_path / "all.tar")
     generate_baseline(settings, tiny_teacher, captions, 17, SAMPLES, tmp_path / "end.tar")
     assert np.array_equal(pixels(tmp_path / "all.tar")[17:], pixels(tmp_path / "end.tar"))
+    assert record(tmp_path / "all.tar")["sampler"] == {"solver": "dpm-solver", "steps": 3, "guidance_scale": 2.0}
     assert record(tmp_path / "all.tar")["nfe"] == 6  # both branches of three steps
     assert record(tmp_path / "all.tar")["generator_sha256"] is None
 

@@ -49,7 +49,7 @@ def test_a_score_holds_every_value(scored):
     numbers = ["fid", "fid_se", "fid_inf", "clip", "clip_se", "kid", "precision", "recall", "images_per_s"]
     assert all(math.isfinite(scored[name]) for name in numbers)
     assert scored["samples"] == SAMPLES
-    assert scored["nfe"] == 1
+    assert (scored["nfe"], scored["sampler"]) == (1, {"t_init": 625, "num_steps": 1})
     assert len(scored["generator_sha256"]) == len(scored["protocol_hash"]) == 64
     assert scored["protocol"]["weights"] == scored["weights"]
     assert scored["versions"]["torch"]
@@ -351,10 +351,13 @@ def test_shards_of_different_solvers_or_teachers_are_refused(made, tiny_teacher,
         return out
 
     shards = [features(0, 13, "ddim"), features(13, SAMPLES, "dpm-solver")]
-    with pytest.raises(UserError, match=r"dpm-solver\.safetensors: made otherwise than expected \(settings_sha256: "):
+    with pytest.raises(
+        UserError, match=r"made otherwise than expected \(sampler\.solver: ddim, dpm-solver; settings_sha256: "
+    ):
         score(evaluate_settings(), shards, made.reference, made.captions, tmp_path / "score.json")
     record = read_json(sidecar(shards[0]))["record"]
-    write_sidecar(shards[1], read_json(sidecar(shards[1]))["record"] | {"settings_sha256": record["settings_sha256"]})
+    alike = {key: record[key] for key in ("sampler", "settings_sha256")}
+    write_sidecar(shards[1], read_json(sidecar(shards[1]))["record"] | alike)
     score(evaluate_settings(), shards, made.reference, made.captions, tmp_path / "score.json")
     write_sidecar(shards[0], record | {"teacher_sha256": "e" * 64})
     with pytest.raises(UserError, match=r"dpm-solver\.safetensors: made otherwise than expected \(teacher_sha256: "):
