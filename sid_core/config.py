@@ -6,6 +6,7 @@ never retrains and a new scale trains only itself.
 """
 
 import difflib
+import io
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -842,8 +843,12 @@ class _EveryKeyOnce(yaml.SafeLoader):
 def read_yaml(path: str | Path) -> dict:
     """Read a YAML mapping; a missing or malformed file, or a key that is given twice, is a UserError that names the place."""
     try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.load(file, _EveryKeyOnce)
+        text = Path(path).read_text(encoding="utf-8")
+        if Path(path).suffix == ".json":
+            text = text.replace("\t", " ")  # YAML refuses tabs, which JSON has between its tokens and nowhere else
+        stream = io.StringIO(text)
+        stream.name = str(path)  # of messages
+        values = yaml.load(stream, _EveryKeyOnce)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

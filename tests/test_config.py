@@ -116,6 +116,15 @@ def test_read_yaml_of_a_key_given_twice_names_both_lines(tmp_path, text, message
         c.read_yaml(tmp_path / "config.yaml")
 
 
+def test_read_yaml_of_json_takes_tabs_and_names_a_key_given_twice(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{\n\t"a": {"batch":\t8}\n}')
+    assert c.read_yaml(path) == {"a": {"batch": 8}}
+    path.write_text('{\n\t"a": 1,\n\t"a": 2\n}')
+    with pytest.raises(UserError, match=r"config\.json, lines 2 and 3: 'a' is given twice"):
+        c.read_yaml(path)
+
+
 def test_read_yaml_of_merged_blocks_keeps_what_stands_over_them(tmp_path):
     text = "a: &a {x: 1, y: 1}\nb: &b\n  <<: *a\n  y: 2\nc:\n  <<: *b\n  x: 3\n1: {}\n'1': {}\n"
     (tmp_path / "config.yaml").write_text(text)

@@ -28,8 +28,7 @@ from sid_core.sources import data_digests, stage_digest
 
 try:
     for given in workflow.configfiles:
-        if Path(given).suffix != ".json":
-            read_yaml(given)  # Snakemake has, but took the last of several values of a key
+        read_yaml(given)  # Snakemake has, but took the last of several values of a key
     CONFIG = parse_config(config, files=workflow.configfiles, arguments=sys.argv[1:])
     DATA = data_digests(CONFIG)
     if workflow.is_main_process:

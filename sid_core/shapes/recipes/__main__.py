@@ -21,7 +21,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     import torch
 
+    from ...evaluation.devices import exact_products
+
     torch.set_num_threads(given.threads)
+    exact_products()
     try:
         make_assets(
             given.out, SMALLEST if given.smallest else RecipeSettings(), set(given.only) if given.only else None
