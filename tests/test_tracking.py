@@ -579,6 +579,42 @@ def test_an_experiment_under_way_is_brought_as_far_as_it_is(store, client, tmp_p
     assert status() == "FINISHED"
 
 
+def test_sync_after_the_folder_was_moved_names_the_remedy_which_heals(results, tmp_path_factory, monkeypatch, capsys):
+    """The database holds absolute places, where MLflow would find no file and not say so."""
+    base = tmp_path_factory.mktemp("projects")
+    old, new = base / "old", base / "new"
+    shutil.copytree(results, old / "results")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert sync(old / "results", f"sqlite:///{old / 'mlflow.db'}") == 0
+    shutil.move(old, new)
+    capsys.readouterr()
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow keeps the last one there, in this process
+    assert sync(new / "results", f"sqlite:///{new / 'mlflow.db'}") == 1
+    said = "".join(capsys.readouterr())
+    assert (
+        f"its files are recorded in {old}: the folder was moved or copied. Fix: delete mlflow.db* and mlartifacts"
+        in said
+    )
+    assert f"sid-core track --sync --results {new / 'results'}" in said
+
+    for path in new.glob("mlflow.db*"):
+        path.unlink()
+    shutil.rmtree(new / "mlartifacts")
+    # processes of their own: MLflow keeps a database open, also one that is deleted
+    command = ["track", "--sync", "--results", str(new / "results"), "--uri", f"sqlite:///{new / 'mlflow.db'}"]
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    subprocess.run([sys.executable, "-m", "sid_core", *command], check=True, env=environment)
+    record = json.loads((new / "results" / "tracking.json").read_text())
+    code = (
+        "import sys; from sid_core.tracking.store import make_client\n"
+        "print(make_client(sys.argv[1]).download_artifacts(sys.argv[2], 'score.json'))"
+    )
+    download = [sys.executable, "-c", code, record["uri"], record["runs"]["lsg-1.5"]]
+    done = subprocess.run(download, check=True, capture_output=True, text=True, env=environment)
+    assert Path(done.stdout.strip()).read_text() == (new / "results" / "runs" / "lsg-1.5" / "score.json").read_text()
+
+
 def test_no_experiment_is_a_named_error(tmp_path, capsys):
     assert cli.main(["track", "--results", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith(f"error: --results {tmp_path}: has no config.yaml; ")

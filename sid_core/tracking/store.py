@@ -131,15 +131,35 @@ def _open_experiment(name: str, uri: str) -> str:
         # readers and writers no longer wait for each other: 300 to 460 points/s from four writers against 57 to 210
         with sqlite3.connect(database) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
+    files = database and (database.parent / "mlartifacts" / name).as_uri()
     if experiment is None:
-        files = database and (database.parent / "mlartifacts" / name).as_uri()
         experiment_id = client.create_experiment(name, artifact_location=files)
     elif experiment.lifecycle_stage != "active":
         raise UserError(f"experiment {name!r} was deleted there; restore it, or give this experiment another name")
     else:
+        if database:
+            _check_not_moved(database, experiment.artifact_location, files)
         experiment_id = experiment.experiment_id
     views.save(client, experiment_id)
     return experiment_id
+
+
+def _check_not_moved(database: Path, recorded: str, expected: str) -> None:
+    """Refuse a database that was moved or copied with its folder.
+
+    It holds the absolute place of every file and registered model: MLflow would find none there, and download empty folders
+    without an error.
+
+    Raises:
+        UserError: the experiment's files are recorded elsewhere, in a place of the form that this program writes.
+    """
+    own = f"/mlartifacts/{expected.rsplit('/', 1)[1]}"
+    if recorded != expected and recorded.endswith(own):
+        place = recorded.removesuffix(own).removeprefix("file://")
+        raise UserError(
+            f"its files are recorded in {place}: the folder was moved or copied. Fix: delete {database.name}* and mlartifacts here "
+            "(results/ hold everything but changes made by hand), then track --sync each experiment"
+        )
 
 
 def shared_file_system(path: Path, mounts: str) -> str | None:
