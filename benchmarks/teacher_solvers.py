@@ -1,4 +1,4 @@
-"""How good a baseline is the embedded teacher, by solver, steps and guidance scale? On the validation split alone.
+"""Measure the embedded teacher as a baseline by solver, steps and guidance scale, on the validation split alone.
 
     OMP_NUM_THREADS=1 python benchmarks/teacher_solvers.py [--samples 5000] [--rows dpm-solver-karras:8:2 ddim:50:2 …]
 

@@ -933,7 +933,7 @@ def _not_quoted(location: list, value: Any, files: Sequence[str | Path], argumen
 
 
 def _typed(location: list, value: Any, files: Sequence[str | Path], arguments: Sequence[str]) -> tuple[str, bool]:
-    """What was typed for `value` on Snakemake's command line, whose --config goes over files, or in a file."""
+    """Return what was typed for `value` on Snakemake's command line, whose --config goes over files, or in a file."""
     for argument in arguments:
         key, _, text = argument.removeprefix("--config=").partition("=")
         if [key] == location:

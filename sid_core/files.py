@@ -331,7 +331,7 @@ def _is_recorded(state: Path) -> bool:
 
 
 def place() -> str | None:
-    """Where process numbers mean what they mean here: this boot of a machine, and the PID namespace. None where that is unknown.
+    """Name the place where process numbers mean what they mean here: this boot of a machine, and the PID namespace. None where that is unknown.
 
     A host's name does not tell: containers share it and number their processes from 1 each.
     """

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampler:
-    """How samples are made, in two parts of which the second is timed.
+    """Make samples in two parts, of which the second is timed.
 
     Args:
         start: what the samples at indices (B,) are made from: noises (B, n, C, h, w), or real images (B, 3, H, W) in [-1, 1].

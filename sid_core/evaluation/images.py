@@ -84,7 +84,7 @@ def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
 
 
 def _is_opaque(picture: Image.Image) -> bool:
-    """Whether no pixel is transparent; False for a 16-bit transparent colour, which Pillow compares with 8-bit pixels."""
+    """Tell whether no pixel is transparent; False for a 16-bit transparent colour, which Pillow compares with 8-bit pixels."""
     key = picture.info.get("transparency")
     if picture.mode.startswith("I;16") or (isinstance(key, tuple) and max(key) > 255):
         return False

@@ -88,7 +88,7 @@ def prove_pair(unet: nn.Module) -> None:
 
 
 def shares_prefix(unet: nn.Module) -> bool:
-    """Whether the walk of `guided_pair` is this network's forward, by its blocks and by `prove_pair` where that was called."""
+    """Tell whether the walk of `guided_pair` is this network's forward, by its blocks and by `prove_pair` where that was called."""
     if getattr(unet, "pairs_are_whole", False):
         return False
     if type(unet).__name__ != "UNet2DConditionModel" or any(getattr(unet, name, None) is not None for name in EXTRAS):

@@ -74,7 +74,7 @@ def read_captions(path: str | Path, column: str | None = None, member: str | Non
 
 
 def _batches(file: BinaryIO, kind: str, column: str | None, where: str) -> tuple[str, Iterator[list[str]]]:
-    """What holds one caption in a file of this format, and the captions."""
+    """Name what holds one caption in a file of this format, and return the captions."""
     if kind == ".csv":
         return "row", _csv_cells(file, column, where, ",")
     if kind == ".tsv":

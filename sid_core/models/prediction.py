@@ -1,4 +1,4 @@
-"""What a UNet predicts where its scheduler does not state it: measured as the x_0 error on samples of its own."""
+"""Measure what a UNet predicts where its scheduler does not state it, by the x_0 error on samples of its own."""
 
 import torch
 from torch import Tensor, nn

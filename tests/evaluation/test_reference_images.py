@@ -77,7 +77,7 @@ def reference_of(folder, data: bytes) -> np.ndarray:
     return ImageFiles(folder).read(0)
 
 
-def test_a_reference_of_16_bit_grey_keeps_its_high_byte(tmp_path):
+def test_reference_of_16_bit_grey_keeps_its_high_byte(tmp_path):
     """Pillow's own conversion clips at 255, which made all but 1 of 256 levels white."""
     levels = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
     image = reference_of(tmp_path, png(Image.fromarray(levels)))
@@ -98,12 +98,12 @@ TRANSPARENT = {
 
 
 @pytest.mark.parametrize("kind", TRANSPARENT)
-def test_a_reference_with_transparent_pixels_is_refused(tmp_path, kind):
+def test_reference_with_transparent_pixels_is_refused(tmp_path, kind):
     with pytest.raises(UserError, match=r"one\.png: has transparent pixels.* Fix: .*magick mogrify"):
         reference_of(tmp_path, TRANSPARENT[kind])
 
 
-def test_a_reference_with_an_opaque_alpha_channel_is_its_colours(tmp_path):
+def test_reference_with_an_opaque_alpha_channel_is_its_colours(tmp_path):
     for data in (png(RED), png(GREY.convert("P"), transparency=9), png(GREY, transparency=9)):
         with Image.open(io.BytesIO(data)) as picture:
             expected = np.asarray(picture.convert("RGB"))
@@ -111,7 +111,7 @@ def test_a_reference_with_an_opaque_alpha_channel_is_its_colours(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_a_reference_of_unknown_white_is_refused(tmp_path, mode):
+def test_reference_of_unknown_white_is_refused(tmp_path, mode):
     buffer = io.BytesIO()
     Image.new(mode, (4, 4), 700).save(buffer, "TIFF")  # Pillow goes by the content, whatever the suffix says
     with pytest.raises(UserError, match=rf"one\.png: has pixels of mode {mode}.* Fix: "):

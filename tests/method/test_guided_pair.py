@@ -142,7 +142,7 @@ def test_prove_pair_of_known_networks_keeps_the_shared_prefix_and_draws_nothing(
     assert all(torch.equal(tensor, weights[key]) for key, tensor in network.state_dict().items())
 
 
-def test_a_copy_with_other_weights_keeps_the_verdict():
+def test_copy_with_other_weights_keeps_the_verdict():
     from sid_core.training.flat import with_weights
 
     network = unet()

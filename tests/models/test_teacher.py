@@ -396,7 +396,7 @@ def test_name_type_needs_a_small_error_and_a_margin(errors, expected):
     assert prediction.name_type(dict(zip(prediction.KINDS, errors, strict=True))) == expected
 
 
-def test_a_stated_prediction_type_is_recorded_as_stated(tiny_teacher):
+def test_stated_prediction_type_is_recorded_as_stated(tiny_teacher):
     assert read_json(tiny_teacher / "provenance.json")["prediction_type"] == {"value": "epsilon", "stated": True}
 
 
