@@ -42,6 +42,7 @@ chromium:
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check --line-length 120 Snakefile workflow
 	$(BIN)/snakemake --lint
@@ -67,4 +68,4 @@ bench: setup
 
 # the shipped networks of the embedded experiment, trained from nothing (hours)
 assets: setup
-	$(BIN)/sid-core shapes-assets --out sid_core/shapes/assets
+	$(BIN)/sid-core shapes-assets --out sid_core/data/shapes/assets

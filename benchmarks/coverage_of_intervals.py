@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sid_core.evaluation.frechet import Gaussian, Reference, fid
-from sid_core.evaluation.kernels import cmmd, kid
-from sid_core.evaluation.metrics import clip_score, vendi
-from sid_core.evaluation.neighbours import neighbours
-from sid_core.evaluation.uncertainty import Estimate, mean_of_few
+from sid_core.evaluation.metrics.frechet import Gaussian, Reference, fid
+from sid_core.evaluation.metrics.kernels import cmmd, kid
+from sid_core.evaluation.metrics.neighbours import neighbours
+from sid_core.evaluation.metrics.samples import clip_score, vendi
+from sid_core.evaluation.metrics.uncertainty import Estimate, mean_of_few
 
 GROUPS = 20
 # one experiment: the estimates of one draw, and the targets that are known

@@ -23,9 +23,10 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from sid_core.models.teacher import latent_shape, load_denoiser, scheduler_config
+from sid_core.data.shapes import ASSETS, scenes
+from sid_core.models.scheduler import scheduler_config
+from sid_core.models.teacher import latent_shape, load_denoiser
 from sid_core.models.text import PromptSet, TextEncoder
-from sid_core.shapes import ASSETS, scenes
 from sid_core.training.iteration import Trainer
 from sid_core.training.randomness import Draw
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from scipy.linalg import sqrtm
 
-from sid_core.evaluation.frechet import Gaussian, Reference
+from sid_core.evaluation.metrics.frechet import Gaussian, Reference
 
 
 def correlated_features(n: int, d: int, seed: int) -> torch.Tensor:

@@ -19,14 +19,15 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
-from sid_core.evaluation.devices import DTYPES, exact_products, place
-from sid_core.evaluation.images import encode_png, pixel_sha256, quantise
-from sid_core.evaluation.pool import batches, in_order
-from sid_core.machine import device
-from sid_core.method import Denoiser, NoiseSchedule, one_step
+from sid_core.cluster.machine import device
+from sid_core.data.images import encode_png, pixel_sha256, quantise
+from sid_core.data.pool import batches, in_order
+from sid_core.data.shapes import ASSETS
+from sid_core.method import Denoiser, one_step
+from sid_core.models.devices import DTYPES, exact_products, place
+from sid_core.models.scheduler import noise_schedule
 from sid_core.models.teacher import latent_shape, load_denoiser
 from sid_core.models.vae import ImageCodec
-from sid_core.shapes import ASSETS
 
 SAMPLES = 30_000
 T_INIT = 625
@@ -43,7 +44,7 @@ def of_sd15_shape() -> tuple[Denoiser, ImageCodec, tuple[int, int, int], tuple[i
         layers_per_block=2,
         sample_size=512,
     )
-    schedule = NoiseSchedule.from_config(
+    schedule = noise_schedule(
         dict(DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False).config)
     )
     return Denoiser(unet, schedule, "epsilon").eval().requires_grad_(False), ImageCodec(vae), (4, 64, 64), (77, 768)
@@ -106,8 +107,8 @@ def peak_gib() -> str:
 
 def feature_stages(given: argparse.Namespace, images: np.ndarray) -> dict[str, float]:
     """ms an image of what follows generation, for images (B, H, W, 3) that were just made."""
-    from sid_core.evaluation.extractors import Clip, Features
-    from sid_core.evaluation.images import decode_png, enlarge, shrink
+    from sid_core.data.images import decode_png, enlarge, shrink
+    from sid_core.evaluation.networks.extractors import Clip, Features
 
     network, clip = Features(given.feature_network), Clip(given.clip)
     pngs = [encode_png(image, given.png_level) for image in images]

@@ -18,8 +18,8 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from sid_core.evaluation.images import decode_png, encode_png, enlarge, pixel_sha256, shrink
-from sid_core.evaluation.pool import in_order
+from sid_core.data.images import decode_png, encode_png, enlarge, pixel_sha256, shrink
+from sid_core.data.pool import in_order
 
 AHEAD = 64
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from sid_core import config
-from sid_core.shapes import scenes
+from sid_core.data.shapes import scenes
 
 ROOT = Path(__file__).parents[1]
 

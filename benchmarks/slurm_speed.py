@@ -14,7 +14,7 @@ from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "slurm"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 from cluster import Cluster
 from pipeline import Pipeline, Project, install_plugin
 

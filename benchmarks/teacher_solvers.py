@@ -16,15 +16,16 @@ import numpy as np
 import torch
 
 from sid_core.config import SEEDS, Sampling, Teacher
-from sid_core.evaluation.extractors import Clip, Features
-from sid_core.evaluation.frechet import Gaussian, Reference
-from sid_core.evaluation.generation import solve
-from sid_core.evaluation.images import quantise
-from sid_core.evaluation.inputs import Inputs
-from sid_core.evaluation.metrics import clip_score
-from sid_core.evaluation.pool import batches
-from sid_core.models.teacher import make_solver, prepare_teacher
-from sid_core.shapes import scenes
+from sid_core.data.images import quantise
+from sid_core.data.pool import batches
+from sid_core.data.shapes import scenes
+from sid_core.evaluation.metrics.frechet import Gaussian, Reference
+from sid_core.evaluation.metrics.samples import clip_score
+from sid_core.evaluation.networks.extractors import Clip, Features
+from sid_core.models.scheduler import make_solver
+from sid_core.models.teacher import prepare_teacher
+from sid_core.sampling.generation import solve
+from sid_core.sampling.inputs import Inputs
 
 CONVERGENCE = [f"{solver}:{n}:2" for solver in ("ddim", "dpm-solver", "dpm-solver-karras") for n in (8, 16, 25, 50)]
 SCALES = [f"dpm-solver-karras:8:{scale}" for scale in (1, 1.5, 2.5, 3)]

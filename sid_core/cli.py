@@ -19,7 +19,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import config, gpus
+from . import config
+from .cluster import gpus
 from .errors import UserError, log_to_stderr, redact
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         claim = getattr(given, "claim", None)
         with nullcontext() if claim is None else gpus.claimed(claim):
             if given.stage not in WITHOUT_NETWORKS:
-                from .evaluation.devices import exact_products
+                from .models.devices import exact_products
 
                 exact_products()  # training sets its own, by distill.precision
             given.run(given)
@@ -112,17 +113,17 @@ def _teacher(given: argparse.Namespace) -> None:
 
 
 def _prompts(given: argparse.Namespace) -> None:
-    from .models.prompts import prepare_prompts
+    from .data.prompts import prepare_prompts
 
     prepare_prompts(config.load_settings(config.PromptsSettings, given.settings), given.out, given.teacher)
 
 
 def _distill(given: argparse.Namespace) -> None:
-    from .files import check_place, verify_manifest
-    from .models.prompts import training_prompts
+    from .data.prompts import training_prompts
     from .models.vae import AT_ONCE, ImageCodec
-    from .preview import write_grid
-    from .sources import stage_digest
+    from .pipeline.digests import stage_digest
+    from .sampling.preview import write_grid
+    from .storage.files import check_place, verify_manifest
     from .tracking import Mirror
     from .training.distributed import PeerLost, is_first
     from .training.health import TrainingStopped
@@ -176,28 +177,28 @@ def _proxy(given: argparse.Namespace, settings: config.DistillSettings, prompts:
 
 
 def _generate(given: argparse.Namespace) -> None:
-    from .evaluation.generation import generate_run
+    from .sampling.generation import generate_run
 
     settings = config.load_settings(config.GenerateSettings, given.settings)
     generate_run(settings, given.generator, given.teacher, given.captions, *given.range, given.out, given.threads or 1)
 
 
 def _generate_baseline(given: argparse.Namespace) -> None:
-    from .evaluation.generation import generate_baseline
+    from .sampling.generation import generate_baseline
 
     settings = config.load_settings(config.BaselineSettings, given.settings)
     generate_baseline(settings, given.teacher, given.captions, *given.range, given.out, given.threads or 1)
 
 
 def _extractors(given: argparse.Namespace) -> None:
-    from .evaluation.networks import prepare_networks
+    from .evaluation.networks.weights import prepare_networks
 
     prepare_networks(config.load_settings(config.BuildReferenceSettings, given.settings), given.out)
 
 
 def _reference(given: argparse.Namespace) -> None:
     from .evaluation.features import build_reference
-    from .sources import stage_digest
+    from .pipeline.digests import stage_digest
 
     settings = config.load_settings(config.BuildReferenceSettings, given.settings)
     build_reference(settings, given.out, given.threads or 1, stage_digest("evaluation.features"))
@@ -267,7 +268,7 @@ def _track(given: argparse.Namespace) -> None:
 
 
 def _status(given: argparse.Namespace) -> None:
-    from .status import show
+    from .pipeline.status import show
 
     show(given.results, given.configfile, given.watch)
 
@@ -280,13 +281,13 @@ def _serve(given: argparse.Namespace) -> None:
 
 def _sample(given: argparse.Namespace) -> None:
     logging.getLogger(__name__).info("loading libraries")  # they take seconds, and many on a file server
-    from .studio import sample
+    from .sampling.studio import sample
 
     print(sample(given.generator, given.teacher, given.prompt, given.seed, given.out, given.count))
 
 
 def _import_official(given: argparse.Namespace) -> None:
-    from .models.official import import_file, import_settings
+    from .models.convert.official import import_file, import_settings
 
     if (given.network is None) == (given.settings is None):
         raise UserError("import-official: expected a pickle, or --settings that name one, and not both")
@@ -298,28 +299,28 @@ def _import_official(given: argparse.Namespace) -> None:
 
 
 def _export(given: argparse.Namespace) -> None:
-    from .models.pipeline import export
+    from .models.convert.pipeline import export
 
     export(given.generator, given.teacher, given.out, given.score)
 
 
 def _push(given: argparse.Namespace) -> None:
-    from .models.pipeline import push
+    from .models.convert.pipeline import push
 
     push(given.pipeline, given.repo, given.private)
 
 
 def _shapes_assets(given: argparse.Namespace) -> None:
-    from .shapes.recipes.build import make_assets
-    from .shapes.recipes.settings import SMALLEST, RecipeSettings
+    from .recipes.build import make_assets
+    from .recipes.settings import SMALLEST, RecipeSettings
 
     make_assets(given.out, SMALLEST if given.smallest else RecipeSettings())
 
 
 def _plan(given: argparse.Namespace) -> None:
-    from .machine import has_gpu
-    from .models.captions import check_enough
-    from .plan import to_text
+    from .cluster.machine import has_gpu
+    from .data.captions import check_enough
+    from .pipeline.plan import to_text
 
     settings = config.load_config("config.yaml", given.configfile)
     check_enough(settings.prompts, settings.generate.samples)
@@ -340,9 +341,9 @@ def _plan_memory(given: argparse.Namespace) -> None:
 
 
 def _check_precision(given: argparse.Namespace) -> None:
-    from .files import atomic_path
-    from .models.captions import read_captions
+    from .data.captions import read_captions
     from .report.precision import render
+    from .storage.files import atomic_path
     from .training.fidelity import check_precision, write_csv
 
     runs = config.distillations(config.load_config("config.yaml", given.configfile))
@@ -364,7 +365,7 @@ def _check_precision(given: argparse.Namespace) -> None:
 
 
 def _manual(given: argparse.Namespace) -> None:
-    from . import manual
+    from .pipeline import manual
 
     manual.write(_parser(), Path("config.yaml"), given.out)
 

@@ -10,12 +10,13 @@ import sys
 
 import pytest
 import torch
+from mirrored import make_settings
 from PIL import Image
 from safetensors import SafetensorError
 
 from sid_core import cli
-from sid_core.config import DistillSettings, Prompts, PromptsSettings, dump
-from sid_core.files import write_manifest
+from sid_core.config import Prompts, PromptsSettings, dump
+from sid_core.storage.files import write_manifest
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def test_a_mistake_is_one_message_without_traceback(tmp_path):
     ],
 )
 def test_a_refusal_of_the_machine_names_the_file(settings, tmp_path, monkeypatch, capsys, error):
-    monkeypatch.setattr("sid_core.models.prompts.prepare_prompts", lambda *_: (_ for _ in ()).throw(error))
+    monkeypatch.setattr("sid_core.data.prompts.prepare_prompts", lambda *_: (_ for _ in ()).throw(error))
     assert prompts(settings, tmp_path / "prompts") == 1
     message = capsys.readouterr().err
     assert message.startswith(f"error: results/x.safetensors: {error.strerror.lower()}; ")
@@ -116,20 +117,20 @@ def test_a_refusal_of_the_machine_names_the_file(settings, tmp_path, monkeypatch
     ],
 )
 def test_a_full_disk_is_recognised_where_a_library_wraps_it(settings, tmp_path, monkeypatch, capsys, error):
-    monkeypatch.setattr("sid_core.models.prompts.prepare_prompts", lambda *_: (_ for _ in ()).throw(error))
+    monkeypatch.setattr("sid_core.data.prompts.prepare_prompts", lambda *_: (_ for _ in ()).throw(error))
     assert prompts(settings, tmp_path / "prompts") == 1
     assert capsys.readouterr().err.startswith(f"error: {tmp_path}/prompts: no space left on device; ")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a defect"), FileNotFoundError(errno.ENOENT, "No such file", "x")])
 def test_a_defect_keeps_its_traceback(settings, tmp_path, monkeypatch, error):
-    monkeypatch.setattr("sid_core.models.prompts.prepare_prompts", lambda *_: (_ for _ in ()).throw(error))
+    monkeypatch.setattr("sid_core.data.prompts.prepare_prompts", lambda *_: (_ for _ in ()).throw(error))
     with pytest.raises(type(error)):
         prompts(settings, tmp_path / "prompts")
 
 
 def test_interrupted_anywhere_is_130(settings, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sid_core.models.prompts.prepare_prompts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("sid_core.data.prompts.prepare_prompts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert prompts(settings, tmp_path / "prompts") == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -153,30 +154,6 @@ def test_threads_are_shared_by_a_nodes_processes_and_set_before_torch_is_importe
 
 
 # --- distill and sample --------------------------------------------------------------------------------------------------
-
-
-def make_settings(**values) -> DistillSettings:
-    distill = {
-        "train_kimg": 0.016,
-        "batch": 4,
-        "micro_batch": 4,
-        "lr": 1e-4,
-        "ema_halflife_nimg": 8,
-        "state_every_nimg": 8,
-        "log_every_nimg": 4,
-        "samples_every_nimg": 8,
-        "alarms": {
-            "score_gap_max": 1e9,
-            "latent_std_min": 0,
-            "latent_std_max": 1e9,
-            "generator_loss_max": 1e9,
-            "patience": 2,
-            "warmup_nimg": 0,
-        },
-    }
-    scales = {"fake_train": 1.5, "fake_eval": 1.5, "teacher": 1.5}
-    run = {"name": "lsg-1.5", "strategy": "lsg", **scales, "alpha": 1, "num_steps": 1, "seed": 0}
-    return DistillSettings(run=run, distill=distill | values)
 
 
 @pytest.fixture(scope="module")

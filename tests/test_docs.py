@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sid_core import cli, config, manual
-from sid_core.plan import to_text
+from sid_core import cli, config
+from sid_core.pipeline import manual
+from sid_core.pipeline.plan import to_text
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -7,8 +7,8 @@ import pytest
 
 from sid_core import cli
 from sid_core import config as c
-from sid_core.files import write_json, write_manifest
 from sid_core.models.teacher import teacher_sha256
+from sid_core.storage.files import write_json, write_manifest
 
 ROOT = Path(__file__).parents[1]
 # commands without inputs, and arguments that no command reads

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
+from .metrics.uncertainty import Estimate
 from .pairs import LOWER_IS_BETTER, METRICS, Scored, better, check_comparable, differences_of, places, read
-from .uncertainty import Estimate
 
 NOTE = "95 % intervals over captions and noise drawn anew; another training seed is not in them."
 

@@ -14,21 +14,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..data.images import enlarge, pixel_sha256, shrink
+from ..data.pool import batches, in_order
+from ..data.progress import Progress
+from ..data.reference_images import cached_features, reference_images
+from ..data.shards import captions_sha256, decode_member, ranges, read_members
 from ..errors import UserError
-from ..files import atomic_path, digest, read_lines, verify_sidecar, write_sidecar
-from .extractors import Clip, Features
-from .extras import Preference, extras
-from .images import enlarge, pixel_sha256, shrink
-from .pool import batches, in_order
-from .progress import Progress
+from ..storage.files import atomic_path, digest, read_lines, verify_sidecar, write_sidecar
+from ..storage.versions import versions
+from .networks.extractors import Clip, Features
+from .networks.extras import Preference, extras
 from .protocol import image_record
-from .reference_images import cached_features, reference_images
-from .shards import captions_sha256, decode_member, ranges, read_members
-from .versions import versions
 
 if TYPE_CHECKING:
     from ..config import BuildReferenceSettings, FeatureSettings
-    from .reference_images import ReferenceImages
+    from ..data.reference_images import ReferenceImages
 
 # what a score needs to know of how the samples were made
 CARRIED = (

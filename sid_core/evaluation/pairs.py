@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ..config import Config, baselines, generators, score_paths
 from ..errors import UserError
-from ..files import read_json, write_text
-from .uncertainty import BOOTSTRAP, Estimate, bootstrap, jackknife, mean_of_few
+from ..storage.files import read_json, write_text
+from .metrics.uncertainty import BOOTSTRAP, Estimate, bootstrap, jackknife, mean_of_few
 
 METRICS = (  # in the order of tables
     *("fid", "fid_inf", "clip", "kid", "precision", "recall", "density", "coverage", "cmmd", "vendi"),

@@ -6,10 +6,10 @@ it: they may move a last digit, and a table that refused to compare over them wo
 
 from typing import TYPE_CHECKING
 
+from ..data.images import QUANTISE
+from ..data.shards import captions_sha256
 from ..errors import UserError
-from ..files import digest, flat
-from .images import QUANTISE
-from .shards import captions_sha256
+from ..storage.files import digest, flat
 
 if TYPE_CHECKING:
     from ..config import FeatureSettings, ScoreSettings

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .extractors import Clip, Features
+from ..data.images import quantise
 from .features import for_features, load_features, stored
-from .frechet import Gaussian, Reference
-from .images import quantise
+from .metrics.frechet import Gaussian, Reference
+from .networks.extractors import Clip, Features
 
 if TYPE_CHECKING:
     from ..config import ReferenceSettings

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..cluster.machine import device
 from ..errors import UserError
-from ..files import read_lines, write_json
-from ..machine import device
+from ..storage.files import read_lines, write_json
+from ..storage.versions import versions
 from .features import check_captions, load_features, reference_record
-from .frechet import Gaussian, Reference, fid
-from .kernels import CMMD_SCALE, CMMD_SIGMA, cmmd, kid
-from .metrics import check_samples, clip_score, mean, vendi
-from .neighbours import neighbours
+from .metrics.frechet import Gaussian, Reference, fid
+from .metrics.kernels import CMMD_SCALE, CMMD_SIGMA, cmmd, kid
+from .metrics.neighbours import neighbours
+from .metrics.samples import check_samples, clip_score, mean, vendi
+from .metrics.uncertainty import Estimate
 from .pairs import METRICS, REPLICATES, replicates_record
 from .protocol import KID_SEED, differences, image_record, protocol_hash, protocol_record
-from .uncertainty import Estimate
-from .versions import versions
 
 if TYPE_CHECKING:
     from ..config import Evaluate, ScoreSettings

@@ -10,12 +10,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 
-from .. import shapes
+from ..data import shapes
 from ..errors import UserError
-from ..files import read_json
 from ..method.denoiser import Denoiser
-from ..method.schedule import NoiseSchedule, prediction_type
-from .teacher import latent_shape, scheduler_config
+from ..models.scheduler import prediction_type
+from ..storage.files import read_json
+from .scheduler import noise_schedule, scheduler_config
+from .teacher import latent_shape
 from .vae import AT_ONCE, AutoencoderKL, ImageCodec
 
 SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -102,7 +103,7 @@ def of_directory(folder: Path) -> Architecture:
 def new_denoiser(architecture: Architecture, device: str | torch.device, seed: int = 0) -> Denoiser:
     """A Denoiser of random float32 weights; on the device `meta` it has shapes alone."""
     device = torch.device(device)
-    schedule = NoiseSchedule.from_config(architecture.scheduler).to(device)
+    schedule = noise_schedule(architecture.scheduler).to(device)
     return Denoiser(new_unet(architecture, device, seed), schedule, prediction_type(architecture.scheduler)).eval()
 
 

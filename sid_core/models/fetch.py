@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .. import hub
 from ..errors import UserError
-from ..files import read_json, sha256_file
+from ..storage import hub
+from ..storage.files import read_json, sha256_file
 from .supported import check_configs, check_files
 
 if TYPE_CHECKING:

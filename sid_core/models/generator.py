@@ -8,10 +8,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import atomic_path, read_json, sha256_file, verify_manifest, write_json, write_manifest
 from ..method.denoiser import Denoiser
-from ..method.schedule import NoiseSchedule, prediction_type
-from .teacher import load_component, recorded_sha256, scheduler_config
+from ..models.scheduler import prediction_type
+from ..storage.files import atomic_path, read_json, sha256_file, verify_manifest, write_json, write_manifest
+from .components import load_component
+from .scheduler import noise_schedule, scheduler_config
+from .teacher import recorded_sha256
 
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 
@@ -48,7 +50,7 @@ def load_generator(folder: Path, teacher: Path) -> tuple[Denoiser, dict]:
             "give the teacher it was distilled from"
         )
     unet = load_component(UNet2DConditionModel, folder / "unet")
-    denoiser = Denoiser(unet, NoiseSchedule.from_config(config), prediction_type(config))
+    denoiser = Denoiser(unet, noise_schedule(config), prediction_type(config))
     return denoiser.eval().requires_grad_(False), record
 
 

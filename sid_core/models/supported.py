@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from ..errors import UserError
-from ..files import read_json, write_json
+from ..storage.files import read_json, write_json
 
 PIPELINES = ("StableDiffusionPipeline",)
 CLASSES = {

@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
-from safetensors import SafetensorError
+from diffusers import UNet2DConditionModel
 
-from .. import shapes
+from ..cluster.machine import device
+from ..data import shapes
 from ..errors import UserError
-from ..files import atomic_path, digest, read_json, verify_manifest, write_json, write_manifest
-from ..machine import device
 from ..method.denoiser import Denoiser
 from ..method.guided_pair import prove_pair
-from ..method.schedule import NoiseSchedule, prediction_type
+from ..storage.files import atomic_path, digest, read_json, verify_manifest, write_json, write_manifest
+from .components import load_component
+from .scheduler import noise_schedule, prediction_type, scheduler_config
+from .supported import check_finite, settle_length
+from .text import TextEncoder
+from .vae import ImageCodec
 
 if TYPE_CHECKING:
     from ..config import Teacher
@@ -34,10 +37,6 @@ COMPONENTS = {
     "vae": ("diffusion_pytorch_model.safetensors",),
     "scheduler": ("scheduler_config.json",),
 }
-SCHEDULE_KEYS = (
-    *("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas"),
-    *("rescale_betas_zero_snr", "prediction_type"),
-)
 TIMESTEPS = 1000  # noise levels of t_init, t_min and t_max, and of the eps error
 
 
@@ -67,12 +66,8 @@ def _check_parts(folder: Path, place: str) -> dict:
 
     Returns what was found out, for the record: tokens of a prompt, and the prediction type, stated or measured.
     """
-    from .supported import check_finite, settle_length
-    from .text import TextEncoder
-    from .vae import ImageCodec
-
     config = scheduler_config(folder)
-    steps = len(NoiseSchedule.from_config(config))
+    steps = len(noise_schedule(config))
     if steps != TIMESTEPS:
         raise UserError(
             f"{place}: scheduler: num_train_timesteps={steps}: expected {TIMESTEPS}, to which t_init, t_min and t_max "
@@ -152,32 +147,7 @@ def load_denoiser(folder: Path) -> Denoiser:
     config = scheduler_config(folder)
     unet = load_component(UNet2DConditionModel, Path(folder) / "unet")
     prove_pair(unet)
-    return Denoiser(unet, NoiseSchedule.from_config(config), prediction_type(config)).eval().requires_grad_(False)
-
-
-def load_component(kind: type, folder: Path) -> torch.nn.Module:
-    """A diffusers or transformers model from its folder, float32 safetensors only; UserError names what is wrong with it."""
-    options = {"use_safetensors": True, "torch_dtype": torch.float32, "output_loading_info": True}
-    try:
-        model, found = kind.from_pretrained(folder, **options, **_strict(kind))
-    except (OSError, ValueError, RuntimeError, SafetensorError, KeyError) as error:
-        raise UserError(
-            f"{folder}: cannot be loaded as {kind.__name__}: {' '.join(str(error).split())[:300]}"
-        ) from None
-    missing = sorted(found["missing_keys"])
-    if missing:  # both libraries would go on with random ones
-        raise UserError(f"{folder}: lacks weights of {kind.__name__}: {', '.join(missing[:5])}; get the file again")
-    return model
-
-
-def _strict(kind: type) -> dict:
-    # diffusers' default needs the package accelerate; without it shapes are checked on load just the same
-    return {"low_cpu_mem_usage": False} if kind.__module__.startswith("diffusers") else {}
-
-
-def scheduler_config(folder: Path) -> dict:
-    """The teacher's scheduler_config.json."""
-    return read_json(Path(folder) / "scheduler" / "scheduler_config.json")
+    return Denoiser(unet, noise_schedule(config), prediction_type(config)).eval().requires_grad_(False)
 
 
 def latent_shape(folder: Path) -> tuple[int, int, int]:
@@ -195,29 +165,3 @@ def latent_shape(folder: Path) -> tuple[int, int, int]:
             "unet/config.json of a local copy (64 for images of 512 pixels)"
         )
     return config.get("in_channels", 4), *sides
-
-
-def make_solver(name: str, folder: Path, steps: int) -> DDIMScheduler | DPMSolverMultistepScheduler:
-    """Return a diffusers sampler with its timesteps set: 'ddim' (eta 0), 'dpm-solver' (DPM-Solver++ 2M), 'dpm-solver-karras'.
-
-    Only the noise schedule comes from the teacher's config. A baseline must not depend on the sampler that the teacher happens to be
-    shipped with: its config may set another order or spacing, clip x_0, or let DDIM end at abar_0 instead of at x_0.
-    """
-    config = scheduler_config(folder)
-    schedule = {key: config[key] for key in SCHEDULE_KEYS if key in config}
-    if name == "ddim":
-        solver = DDIMScheduler(**schedule, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True)
-    else:
-        solver = DPMSolverMultistepScheduler(
-            **schedule,
-            timestep_spacing="trailing",
-            algorithm_type="dpmsolver++",
-            solver_order=2,
-            final_sigmas_type="zero",
-            use_karras_sigmas=name == "dpm-solver-karras",
-        )
-    try:
-        solver.set_timesteps(steps)
-    except ValueError as error:
-        raise UserError(f"steps={steps}: {' '.join(str(error).split())[:200]}") from None
-    return solver

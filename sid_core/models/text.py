@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from ..cluster.machine import to_device
 from ..errors import UserError
-from ..machine import to_device
-from .teacher import load_component
+from .components import load_component
 
 transformers_logging.disable_progress_bar()  # it would count the tensors of one file
 

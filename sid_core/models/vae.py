@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, cat, nn
 
-from .teacher import load_component
+from .components import load_component
 
 AT_ONCE = 1  # images decoded together beside a training, which fills a GPU's memory
 

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..config import Config
-from ..files import write_text
+from ..storage.files import write_text
 from . import curves, entries, figures, health, page, paper, precision, samples, summary, table
 from .theme import Picture, to_png, write_png
 

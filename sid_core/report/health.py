@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import Alarms
-from ..files import read_json
+from ..storage.files import read_json
 from .curves import Curves, beyond
 from .entries import base_name
 

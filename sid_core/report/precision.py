@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..files import write_text
+from ..storage.files import write_text
 from .paper import NoData
 from .theme import LIGHT, new_figure, to_png, write_png
 

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from ..config import Config, distillations, dump
-from ..files import flat
+from ..storage.files import flat
 from .entries import base_name
 from .markup import pairs, plain_table
 

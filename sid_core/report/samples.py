@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..config import Config, scale_name, shards
 from ..errors import UserError
-from ..files import read_json, read_lines, sidecar
+from ..storage.files import read_json, read_lines, sidecar
 from .columns import SOLVERS, rounded, steps
 from .entries import Entry, best
 from .theme import DPI, LIGHT, new_figure

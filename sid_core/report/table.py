@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..config import Baseline, Config, Run, baselines, generators, score_paths
 from ..errors import UserError
-from ..files import MANIFEST, flat, read_json
+from ..storage.files import MANIFEST, flat, read_json
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 PUBLISHED_PROTOCOL = "coco2014-30k"

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from ..config import generators, load_config, teacher_folder
 from ..errors import UserError
-from ..files import read_json, read_lines
+from ..storage.files import read_json, read_lines
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..studio import Studio
+    from ..sampling.studio import Studio
 
 EXAMPLES = 12  # evaluation captions offered on the page
 MOST_STEPS = 1000  # of the teacher: its schedule has no more
@@ -87,7 +87,7 @@ class Gallery:
         return _packed(studio.teacher_image(prompt, seed, steps, guidance_scale), started, loaded)
 
     def _studio(self, teacher: Path) -> "Studio":
-        from ..studio import Studio  # takes seconds, which the page need not wait for
+        from ..sampling.studio import Studio  # takes seconds, which the page need not wait for
 
         if teacher not in self._studios:
             self._studios[teacher] = Studio(teacher)
@@ -100,7 +100,7 @@ def _check_prompt(prompt: str) -> None:
 
 
 def _packed(pixels: "np.ndarray", started: float, loaded: float) -> tuple[bytes, float, float]:
-    from ..preview import factor, to_png
+    from ..sampling.preview import factor, to_png
 
     drawn = time.monotonic()
     return to_png(pixels, enlarge=factor(len(pixels))), loaded - started, drawn - loaded

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..config import DistillSettings
 from ..errors import UserError
-from ..files import read_json
+from ..storage.files import read_json
 from .run import MirroredRun, generator_run
 from .store import first_line, is_reachable
 

@@ -7,7 +7,8 @@ from urllib.parse import quote
 
 from ..config import DistillSettings, ImportSettings, load_settings
 from ..errors import HIDDEN, UserError
-from ..files import living_owner, read_json, write_json
+from ..storage.files import read_json, write_json
+from ..storage.lease import living_owner
 from . import views
 from .registry import LARGEST_UPLOAD, register_best, size
 from .run import MirroredRun, generator_run

@@ -8,13 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..config import teacher_folder
-from ..files import sha256_file, write_json
+from ..storage.files import sha256_file, write_json
 from .store import frozen_config, make_client, with_password
 
 LARGEST_UPLOAD = 50_000_000  # bytes of weights that are copied; of larger ones only the path is noted
 ALIAS = "best"
 BETTER = {"fid": min, "clip": max}
-LOADER = "sid_core.registered"  # called by its name: nothing is pickled
+LOADER = "sid_core.sampling.registered"  # called by its name: nothing is pickled
 
 
 def size(*folders: Path) -> int:
@@ -85,7 +85,7 @@ def _register(
 
 
 def _save(out: Path, run: str, results: Path) -> None:
-    """Write `out` in MLflow's layout: what `sid_core.registered` reads, under data/."""
+    """Write `out` in MLflow's layout: what `sid_core.sampling.registered` reads, under data/."""
     import mlflow.pyfunc
     import numpy as np
     from mlflow.models import ModelSignature

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..config import Config, load_config
 from ..errors import HIDDEN, UserError, redact
-from ..files import read_json, write_json
+from ..storage.files import read_json, write_json
 from . import views
 
 if TYPE_CHECKING:

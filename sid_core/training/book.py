@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import atomic_path, read_json, sidecar, verify_sidecar, write_sidecar, write_text
+from ..storage.files import atomic_path, read_json, sidecar, verify_sidecar, write_sidecar, write_text
 from .iteration import Trainer
 from .state import BEST
 

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..cluster.machine import device
 from ..errors import UserError
-from ..machine import device
 
 # a dead process is noticed at once by its closed connection; this is for a stuck one. The others wait while the first looks at samples
 # of held-out captions, several thousand perhaps, and until all have written their share of a state

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from ..machine import to_device
+from ..cluster.machine import to_device
 from ..models.architectures import Architecture, new_denoiser
 from .iteration import Trainer
 from .precision import lay_out, set_determinism

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..cluster.machine import device
 from ..errors import UserError
-from ..files import atomic_path
-from ..machine import device
 from ..method import DTYPES
 from ..models.teacher import latent_shape, load_denoiser
 from ..models.text import PromptSet, TextEncoder
+from ..storage.files import atomic_path
 from .flat import ALIGN, norm
 from .iteration import Trainer
 from .precision import set_arithmetic

@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..machine import to_device
-from ..randomness import generator
+from ..cluster.machine import to_device
+from ..method.randomness import generator
 
 Half = Literal["fake", "generator", "grid", "proxy"]
 

@@ -19,10 +19,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..files import atomic_path, digest, lease, read_json, saved_states, trained_from, write_json
 from ..models.generator import save_generator
 from ..models.teacher import latent_shape, load_denoiser, teacher_sha256
 from ..models.text import PromptSet, TextEncoder
+from ..storage.files import atomic_path, digest, read_json, saved_states, trained_from, write_json
+from ..storage.lease import lease
 from .book import Book, load_best, make_point
 from .distributed import World, connected, is_first
 from .health import AlarmWatch, TrainingStopped

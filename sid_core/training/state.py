@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import (
+from ..storage.files import (
     STATE,
     atomic_path,
     remove_abandoned,

@@ -15,7 +15,7 @@ from PIL import Image
 
 from sid_core import config as c
 from sid_core import tracking
-from sid_core.files import write_manifest
+from sid_core.storage.files import write_manifest
 
 ROOT = Path(__file__).parents[2]
 # of MLflow's own page: it asks who is logged in, where nobody can be, redraws while it resizes, and draws charts that have no size yet

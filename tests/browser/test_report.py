@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from report.made_up import make_config, write_experiment
+from made_up import make_config, write_experiment
 
 from sid_core.report import compare
 

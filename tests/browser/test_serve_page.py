@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from sid_core import config as c
-from sid_core.files import write_json, write_manifest
 from sid_core.models.teacher import teacher_sha256
 from sid_core.serve.gallery import Gallery
 from sid_core.serve.server import make_server
+from sid_core.storage.files import write_json, write_manifest
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,12 +4,12 @@ import pytest
 from small import CAPTIONS
 
 from sid_core.config import ScoreSettings, load_config
+from sid_core.data.prompts import COCO_CAPTIONS
+from sid_core.data.shards import captions_sha256
 from sid_core.evaluation.protocol import differences, protocol_hash, protocol_record
-from sid_core.evaluation.shards import captions_sha256
-from sid_core.evaluation.versions import versions
-from sid_core.files import read_lines, sha256_file
-from sid_core.models.prompts import COCO_CAPTIONS
 from sid_core.report.table import unlike_published
+from sid_core.storage.files import read_lines, sha256_file
+from sid_core.storage.versions import versions
 
 WEIGHTS = {"features": "f" * 64, "clip": "c" * 64}
 REFERENCE = {"source": "embedded", "count": 30, "images_sha256": "a" * 64}

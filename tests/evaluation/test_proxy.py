@@ -5,12 +5,12 @@ import torch
 from safetensors.torch import save_file
 
 from sid_core.config import BuildReferenceSettings
-from sid_core.evaluation.extractors import Clip, Features
-from sid_core.evaluation.frechet import Gaussian, Reference
-from sid_core.evaluation.images import quantise
+from sid_core.data.images import quantise
+from sid_core.data.shapes import scenes
+from sid_core.evaluation.metrics.frechet import Gaussian, Reference
+from sid_core.evaluation.networks.extractors import Clip, Features
 from sid_core.evaluation.proxy import Proxy
-from sid_core.files import write_sidecar
-from sid_core.shapes import scenes
+from sid_core.storage.files import write_sidecar
 
 SETTINGS = BuildReferenceSettings(reference_samples=40, batch=20)
 

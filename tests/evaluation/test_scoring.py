@@ -15,12 +15,12 @@ from small import CAPTIONS, SAMPLES, baseline_settings, build, generate_settings
 from sid_core import cli
 from sid_core.config import BuildReferenceSettings, dump
 from sid_core.errors import UserError
-from sid_core.evaluation.extractors import Clip
 from sid_core.evaluation.features import extract_features
-from sid_core.evaluation.generation import generate_baseline, generate_run
-from sid_core.evaluation.metrics import clip_score
+from sid_core.evaluation.metrics.samples import clip_score
+from sid_core.evaluation.networks.extractors import Clip
 from sid_core.evaluation.scoring import score
-from sid_core.files import read_json, sidecar, write_sidecar
+from sid_core.sampling.generation import generate_baseline, generate_run
+from sid_core.storage.files import read_json, sidecar, write_sidecar
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def test_reference_files_are_seen_again_by_other_code(evaluate_settings, tmp_pat
     values = evaluate_settings().evaluate.model_dump(include=set(BuildReferenceSettings.model_fields))
     (tmp_path / "settings.yaml").write_text(dump(BuildReferenceSettings(**values)))
     for code in ("first", "first", "a fix"):
-        monkeypatch.setattr("sid_core.sources.stage_digest", {"evaluation.features": code}.__getitem__)
+        monkeypatch.setattr("sid_core.pipeline.digests.stage_digest", {"evaluation.features": code}.__getitem__)
         arguments = ["--settings", str(tmp_path / "settings.yaml"), "--out", str(tmp_path / "out.safetensors")]
         assert cli.main(["reference", *arguments]) == 0
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2

@@ -4,13 +4,12 @@ The reference works on eps (or v) and schedule tables, in float64, one sample at
 on x_0 in float32, batched. kappas, strategies, alpha and steps are varied.
 """
 
-from types import SimpleNamespace
-
 import pytest
 import torch
-from torch import nn
+from toy import ToyUNet
 
-from sid_core.method import Denoiser, Guidance, NoiseSchedule, fake_score_loss, generator_loss, n_step, step_timesteps
+from sid_core.method import Denoiser, Guidance, fake_score_loss, generator_loss, n_step, step_timesteps
+from sid_core.models.scheduler import noise_schedule
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 STRATEGIES = {
@@ -24,34 +23,12 @@ STRATEGIES = {
 B, SHAPE, L, D = 3, (2, 4, 4), 5, 6
 
 
-class ToyUNet(nn.Module):
-    """A smooth conditional network with few parameters, called like diffusers' UNet."""
-
-    def __init__(self, seed: int):
-        super().__init__()
-        g = torch.Generator().manual_seed(seed)
-        self.conv = nn.Parameter(torch.randn(2, 2, 3, 3, generator=g) * 0.2)
-        self.text = nn.Parameter(torch.randn(2, D, generator=g) * 0.2)
-        self.time = nn.Parameter(torch.randn(2, generator=g) * 0.2)
-
-    @property
-    def dtype(self):
-        return self.conv.dtype
-
-    def forward(self, x, t, encoder_hidden_states):
-        h = nn.functional.conv2d(x, self.conv, padding=1) + (t / 1000).to(x.dtype).view(-1, 1, 1, 1) * self.time.view(
-            1, 2, 1, 1
-        )
-        h = h + (encoder_hidden_states.mean(1) @ self.text.T)[:, :, None, None]
-        return SimpleNamespace(sample=torch.tanh(h) + 0.3 * x)
-
-
 class Problem:
     """Networks, inputs and an independent float64 reference."""
 
     def __init__(self, kind: str, num_steps: int):
         self.kind = kind
-        schedule = NoiseSchedule.from_config(SD)
+        schedule = noise_schedule(SD)
         self.nets = {
             name: Denoiser(ToyUNet(seed), schedule, kind) for seed, name in enumerate(("teacher", "fake", "generator"))
         }
@@ -167,7 +144,7 @@ def test_generator_loss(strategy, kind, num_steps, alpha):
 
 def test_v_loss_is_snr_weighted_v_error():
     """SNR |x0 error|^2 = SNR / (SNR + 1) |v error|^2."""
-    schedule = NoiseSchedule.from_config(SD)
+    schedule = noise_schedule(SD)
     t, x_g, eps, v = torch.tensor([10, 500]), *torch.randn(3, 2, 4, 3, 3)
     x_t = schedule.add_noise(x_g, eps, t)
     x0_hat = schedule.alpha(t) * x_t - schedule.sigma(t) * v

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from sid_core.errors import UserError
-from sid_core.method import NoiseSchedule
+from sid_core.models.scheduler import noise_schedule
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 ALL_T = torch.arange(1000)
@@ -22,7 +22,7 @@ ALL_T = torch.arange(1000)
     ],
 )
 def test_equals_diffusers(config):
-    ours, theirs = NoiseSchedule.from_config(config), DDPMScheduler(**config, clip_sample=False)
+    ours, theirs = noise_schedule(config), DDPMScheduler(**config, clip_sample=False)
     t = torch.arange(len(ours))
     torch.testing.assert_close(ours.alpha(t).flatten() ** 2, theirs.alphas_cumprod, rtol=1e-5, atol=1e-7)
     x0, eps = torch.randn(2, len(ours), 4, 2, 2)
@@ -30,7 +30,7 @@ def test_equals_diffusers(config):
 
 
 def test_published_constants():
-    schedule = NoiseSchedule.from_config(SD)
+    schedule = noise_schedule(SD)
     t = torch.tensor([625])
     assert schedule.alpha(t).item() ** 2 == pytest.approx(0.1378, abs=5e-5)
     assert schedule.sigma(t).item() == pytest.approx(0.9286, abs=5e-5)
@@ -39,7 +39,7 @@ def test_published_constants():
 
 
 def test_identities():
-    schedule = NoiseSchedule.from_config(SD)
+    schedule = noise_schedule(SD)
     torch.testing.assert_close(schedule.alpha(ALL_T) ** 2 + schedule.sigma(ALL_T) ** 2, torch.ones(1000, 1, 1, 1))
     torch.testing.assert_close(
         schedule.snr(ALL_T), schedule.alpha(ALL_T) ** 2 / schedule.sigma(ALL_T) ** 2, rtol=1e-4, atol=0
@@ -59,7 +59,7 @@ def test_identities():
 )
 def test_refuses_by_name(change, named):
     with pytest.raises(UserError, match=named):
-        NoiseSchedule.from_config({**SD, **change})
+        noise_schedule({**SD, **change})
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
@@ -69,7 +69,7 @@ def test_x0_equals_schedulers_step(kind):
 
     scheduler = DDIMScheduler(**SD, clip_sample=False, prediction_type=kind)
     scheduler.set_timesteps(1000)
-    denoiser = Denoiser(torch.nn.Identity(), NoiseSchedule.from_config(SD), kind)
+    denoiser = Denoiser(torch.nn.Identity(), noise_schedule(SD), kind)
     x_t, output = torch.randn(2, 5, 4, 3, 3)
     t = torch.tensor([20, 300, 625, 900, 979])
     theirs = [scheduler.step(output[i], t[i], x_t[i]).pred_original_sample for i in range(5)]

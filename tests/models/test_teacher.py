@@ -13,23 +13,18 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
-from sid_core import shapes
 from sid_core.config import Teacher
+from sid_core.data import shapes
 from sid_core.errors import UserError
-from sid_core.files import read_json
 from sid_core.method import Denoiser
 from sid_core.models import build, prediction
+from sid_core.models.components import load_component
 from sid_core.models.generator import load_generator, save_generator
-from sid_core.models.teacher import (
-    latent_shape,
-    load_component,
-    load_denoiser,
-    make_solver,
-    prepare_teacher,
-    teacher_sha256,
-)
+from sid_core.models.scheduler import make_solver
+from sid_core.models.teacher import latent_shape, load_denoiser, prepare_teacher, teacher_sha256
 from sid_core.models.text import TextEncoder
 from sid_core.models.vae import ImageCodec
+from sid_core.storage.files import read_json
 
 
 @pytest.fixture

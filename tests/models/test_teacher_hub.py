@@ -11,9 +11,9 @@ from tiny_parts import LICENSE, sd_repository
 
 from sid_core.config import Teacher
 from sid_core.errors import UserError
-from sid_core.files import read_json, sha256_file, write_json
 from sid_core.models.teacher import load_denoiser, prepare_teacher, teacher_sha256
 from sid_core.models.text import TextEncoder
+from sid_core.storage.files import read_json, sha256_file, write_json
 
 REPO = "tiny/stable-diffusion"
 WEIGHTS = {

@@ -11,9 +11,9 @@ from made_up import CAPTION, PROTOCOL_HASH, make_config, write_experiment
 from PIL import Image
 
 from sid_core.errors import UserError
-from sid_core.files import write_json, write_text
 from sid_core.report import compare
 from sid_core.report.table import COLUMNS
+from sid_core.storage.files import write_json, write_text
 
 
 class Page(HTMLParser):

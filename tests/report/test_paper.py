@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from made_up import make_config, use_published_protocol
 
-from sid_core.files import read_json, write_json
 from sid_core.report import curves, paper, table
 from sid_core.report.theme import LIGHT, Picture
+from sid_core.storage.files import read_json, write_json
 
 
 def read_summary(config, folder):

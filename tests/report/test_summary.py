@@ -4,9 +4,9 @@ import math
 import pytest
 from made_up import make_config, make_score, read_entries, use_published_protocol, write_csv
 
-from sid_core.files import write_json
 from sid_core.report import columns, curves, health, page, summary
 from sid_core.report.entries import read_differences
+from sid_core.storage.files import write_json
 
 # points are at 320, 640, 960, … images with a score gap of 1.5, 1, 0.83, …: the first one is in the warm-up
 ALARMS = {"warmup_nimg": 640, "score_gap_max": 0.9}

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from cluster import Cluster
 from pipeline import Pipeline, Project, install_plugin, read_scores
 

@@ -10,7 +10,7 @@ import torch
 from cluster import Cluster
 from training import Training
 
-from sid_core.files import saved_states
+from sid_core.storage.files import saved_states
 
 TWO = ("--gpus=2", "--nodes=2")
 # as the plugin submits what several_nodes in workflow/rules/distill.smk asks for

@@ -238,9 +238,9 @@ def test_with_accounting(whole, place, plugin, local):
 
 HOLD = """
 import sys, time
-from sid_core import files
-files.HEARTBEAT_S = 0.5
-with files.lease(sys.argv[1]):
+from sid_core.storage import heartbeat, lease
+heartbeat.PERIOD_S = 0.5
+with lease.lease(sys.argv[1]):
     print("holds", flush=True)
     time.sleep(float(sys.argv[2]))
 """

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from small_run import PROMPTS, load_state, make_settings
 
 from sid_core.errors import UserError
-from sid_core.files import saved_states
 from sid_core.models import architectures
 from sid_core.models.text import PromptSet
+from sid_core.storage.files import saved_states
 from sid_core.training import dry_run, state
 from sid_core.training.distributed import PeerLost, World
 from sid_core.training.health import TrainingStopped

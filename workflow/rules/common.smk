@@ -19,12 +19,12 @@ from sid_core.config import (
     teacher_folder,
 )
 from sid_core.errors import UserError
-from sid_core.gpus import visible
-from sid_core.machine import be_home, has_gpu, put_python_first
-from sid_core.models.captions import check_enough
-from sid_core.plan import to_text
-from sid_core.slurm import adapt
-from sid_core.sources import data_digests, stage_digest
+from sid_core.cluster.gpus import visible
+from sid_core.cluster.machine import be_home, has_gpu, put_python_first
+from sid_core.data.captions import check_enough
+from sid_core.pipeline.plan import to_text
+from sid_core.cluster.slurm import adapt
+from sid_core.pipeline.digests import data_digests, stage_digest
 
 try:
     for given in workflow.configfiles:

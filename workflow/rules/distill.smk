@@ -52,7 +52,7 @@ rule distill:
     message:
         "distil {wildcards.run} (progress: {log})"
     shell:
-        "exec python -m sid_core.launch --gpus {resources.processes} --nodes {resources.nodes} --threads {threads}"
+        "exec python -m sid_core.cluster.launch --gpus {resources.processes} --nodes {resources.nodes} --threads {threads}"
         f" --state {RESULTS}/state/{{wildcards.run}}"
         " --continuations {resources.continuations} --save-s {resources.save_s} --attempt {resources.attempt}"
         " -- distill --settings {input.settings} --teacher {params.teacher} --prompts {input.prompts}"

@@ -23,7 +23,7 @@ rule generate_run:
         generator=subpath(input.generator, parent=True),
         teacher=subpath(input.teacher, parent=True),
         range=shard_range,
-        code=stage_digest("evaluation.generation"),
+        code=stage_digest("sampling.generation"),
     message:
         "generate {wildcards.run}, shard {wildcards.shard}"
     shell:
@@ -54,7 +54,7 @@ rule generate_baseline:
     params:
         teacher=subpath(input.teacher, parent=True),
         range=shard_range,
-        code=stage_digest("evaluation.generation"),
+        code=stage_digest("sampling.generation"),
     message:
         "generate {wildcards.name}, shard {wildcards.shard}"
     shell:

@@ -25,7 +25,7 @@ rule import_generator:
         teacher=subpath(input.teacher, parent=True),
         out=subpath(output.manifest, parent=True),
         data=lambda wildcards: DATA[f"imports/{wildcards.run}"],
-        code=stage_digest("models.official"),
+        code=stage_digest("models.convert.official"),
     message:
         "import {wildcards.run}"
     shell:

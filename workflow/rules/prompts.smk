@@ -23,7 +23,7 @@ rule prompts:
         teacher=subpath(input.teacher, parent=True),
         out=subpath(output.manifest, parent=True),
         data=DATA["prompts"],
-        code=stage_digest("models.prompts"),
+        code=stage_digest("data.prompts"),
     message:
         "prompts"
     shell:

@@ -19,7 +19,7 @@ rule extractors:
     params:
         data=DATA["evaluate"],
         reference=DATA["reference"],
-        code=stage_digest("evaluation.networks"),
+        code=stage_digest("evaluation.networks.weights"),
     message:
         "networks and reference images"
     shell:

@@ -1,0 +1,105 @@
+"""Whose GPU is it? Where no scheduler gives them out, each job takes its own and sees no other.
+
+Snakemake counts GPUs (`resources: gpu`) and names none. A job holds those it takes by locks on empty folders in /tmp: the
+kernel lets go of a lock when the last process that holds it ends, however it ends. All users of a machine, and containers
+that share its /tmp, see the same ones. The folders stay.
+"""
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import UserError
+from .machine import HOME_JOB
+
+log = logging.getLogger(__name__)
+POLL_S = 0.5
+FOLDER = Path("/tmp")  # not TMPDIR, which may differ from job to job
+PREFIX = "sid-core-gpu-"
+
+
+def visible() -> list[str]:
+    """Names of the GPUs that may be used: CUDA_VISIBLE_DEVICES where it is set, else all of this machine."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name]
+    return [str(i) for i, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+@contextmanager
+def claimed(count: int) -> Iterator[list[int]]:
+    """Hold `count` of the visible GPUs, waiting for them where others hold them, and make them the only visible ones.
+
+    Slurm has chosen the GPUs of jobs that Snakemake submits, and numbers them from 0 in each; where Snakemake itself runs within
+    a Slurm job, its local jobs share that one's. A machine without GPUs has none to choose.
+
+    Yields:
+        File descriptors that hold them, for child processes that are to hold them too.
+
+    Raises:
+        UserError: more than there are.
+    """
+    names = visible()
+    if os.environ.get("SLURM_JOB_ID") != os.environ.get(HOME_JOB) or not names:
+        yield []
+        return
+    if count > len(names):
+        raise UserError(f"gpu={count}: expected at most {len(names)}, the GPUs {','.join(names)} of this machine")
+    before, held = os.environ.get("CUDA_VISIBLE_DEVICES"), _take(names, count)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
+    try:
+        yield list(held.values())
+    finally:
+        for each in held.values():
+            os.close(each)
+        os.environ.pop("CUDA_VISIBLE_DEVICES")
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+def _take(names: list[str], count: int) -> dict[str, int]:
+    """One job collects at a time: of two that each hold half of what they need, neither would ever start."""
+    held: dict[str, int] = {}
+    gate, told = None, False
+    while len(held) < count:
+        gate = _hold("gate") if gate is None else gate
+        for name in names if gate is not None else ():
+            if name not in held and len(held) < count and (one := _hold(name)) is not None:
+                held[name] = one
+        if len(held) < count:
+            if not told:
+                log.info("waiting for %d of the GPUs %s", count, ",".join(names))
+                told = True
+            time.sleep(POLL_S)
+    if gate is not None:
+        os.close(gate)
+    return held
+
+
+def _hold(name: str) -> int | None:
+    """A file descriptor that keeps `name` from all others on this machine; None where another has it."""
+    place = FOLDER / f"{PREFIX}{name.replace('/', '_')}"
+    with suppress(FileExistsError):
+        place.mkdir()
+        place.chmod(0o755)  # whatever the umask: other users are to see the lock
+    try:
+        # a folder, since systemd, which clears /tmp of what is old, passes over those that are locked
+        held = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(
+            f"{place}: {error.strerror}; expected a folder that all may read, made by this program"
+        ) from None
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(held).st_nlink:  # it was not cleared away meanwhile
+            return held
+    except BlockingIOError:
+        pass
+    os.close(held)
+    return None

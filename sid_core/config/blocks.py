@@ -1,0 +1,472 @@
+"""Define the blocks of config.yaml: every setting once, with its unit, range and default."""
+
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    pass
+
+
+SEEDS = 2**32  # torch's CPU generator reads the low 32 bits of a seed
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+Count = Annotated[int, Field(ge=1)]
+
+
+Timestep = Annotated[int, Field(ge=0, le=999)]
+
+
+SHA256, COMMIT, NAME, LIMIT = r"^[0-9a-f]{64}$", r"^[0-9a-f]{40}$", r"^[A-Za-z0-9][A-Za-z0-9._-]*$", r"^[1-9]\d*[mhd]$"
+
+
+IN_WORDS = {
+    SHA256: "64 digits 0-9 a-f",
+    COMMIT: "a full commit, 40 digits 0-9 a-f",
+    NAME: "letters, digits, '.', '_' and '-', the first a letter or digit",
+    LIMIT: "minutes, hours or days, such as '30m', '12h', '5d'",
+}
+
+
+Sha256 = Annotated[str, Field(pattern=SHA256)]
+
+
+Commit = Annotated[str, Field(pattern=COMMIT)]
+
+
+Name = Annotated[str, Field(pattern=NAME, max_length=80)]
+
+
+NULLS = ("null", "Null", "NULL", "~")
+
+
+class Block(BaseModel):
+    """A frozen group of settings; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_null(cls, values: Any) -> Any:
+        """Take YAML's words for null as null, and an empty text where a setting may be null.
+
+        Snakemake's --config hands over the words as text, and a run called null, or a store, is nobody's wish.
+        """
+        if not isinstance(values, dict):
+            return values
+        optional = {key for key, field in cls.model_fields.items() if type(None) in get_args(field.annotation)}
+        null = {key for key, value in values.items() if value in NULLS or (value == "" and key in optional)}
+        return values | dict.fromkeys(null & cls.model_fields.keys())
+
+
+class Teacher(Block):
+    """Where the teacher comes from: `embedded` (ships with sid_core), `local` (a diffusers directory) or `hub`."""
+
+    source: Literal["embedded", "local", "hub"] = "embedded"
+    path: str | None = Field(None, description="the diffusers directory, for source: local")
+    repo: str | None = Field(None, description="OWNER/NAME, for source: hub")
+    revision: str | None = Field(None, description="commit of repo; a branch or tag is resolved, with a warning")
+    variant: Literal["fp16"] | None = Field(
+        None,
+        description="fp16: half the download; loaded as float32 all the same; null: fp16 where there is nothing else",
+    )
+    sha256: dict[str, Sha256] | None = Field(None, description="of files of repo, by name there; null: recorded only")
+
+    @model_validator(mode="after")
+    def _keys_belong_to_their_source(self) -> "Teacher":
+        if (self.source == "local") != (self.path is not None):
+            raise ValueError("path: give the diffusers directory with source: local, and only there")
+        place = (self.repo, self.revision)
+        if None in place if self.source == "hub" else any((*place, self.sha256)):
+            raise ValueError("repo, revision: give both with source: hub, and only there; so sha256")
+        if self.source == "embedded" and self.variant is not None:
+            raise ValueError(
+                "repo, revision: give both with source: hub; variant belongs to source: hub and source: local"
+            )
+        return self
+
+
+class ExtraRun(Block):
+    """A distillation beside the sweep: a strategy at a scale, or four scales of its own (`custom`)."""
+
+    name: Name | None = Field(None, description="default: <strategy>-<scale>; a custom run needs one")
+    strategy: Literal["lsg", "long", "short", "none", "custom"]
+    scale: Positive | None = Field(
+        None, description="kappa of lsg (all), long (teacher > 1) and short (fake_train < 1)"
+    )
+    fake_train: Positive | None = Field(None, description="kappa_1, for strategy: custom")
+    fake_eval: Positive | None = Field(None, description="kappa_2 = kappa_3, for strategy: custom")
+    teacher: Positive | None = Field(None, description="kappa_4, for strategy: custom")
+    alpha: Positive | None = Field(None, description="default: distill.alpha")
+    num_steps: Count | None = Field(None, description="default: distill.num_steps")
+    train_kimg: Positive | None = Field(None, description="default: distill.train_kimg")
+
+    @model_validator(mode="after")
+    def _scales_fit_strategy(self) -> "ExtraRun":
+        kappas = (self.fake_train, self.fake_eval, self.teacher)
+        if self.strategy == "custom":
+            if None in kappas or self.name is None or self.scale is not None:
+                raise ValueError("strategy: custom needs name, fake_train, fake_eval and teacher, and no scale")
+        elif any(k is not None for k in kappas):
+            raise ValueError(
+                f"fake_train, fake_eval and teacher belong to strategy: custom; {self.strategy} has one scale"
+            )
+        elif (self.strategy == "none") == (self.scale is not None):
+            raise ValueError(f"strategy: {self.strategy} {'has no' if self.strategy == 'none' else 'needs a'} scale")
+        if self.strategy == "long" and self.scale <= 1:
+            raise ValueError(f"scale={self.scale:g}: long guidance strengthens the teacher, expected more than 1")
+        if self.strategy == "short" and self.scale >= 1:
+            raise ValueError(f"scale={self.scale:g}: short guidance weakens the fake score, expected less than 1")
+        return self
+
+
+class Imported(Block):
+    """A published generator, taken as it is instead of distilled: a pickle, read by a restricted unpickler."""
+
+    name: Name
+    file: str = Field(description="a path, or with `repo` the name of a file there")
+    repo: str | None = Field(None, description="hub repository; null: `file` is a path")
+    revision: str | None = Field(None, description="commit of `repo`")
+    teacher: Name | None = Field(None, description="a key of `teachers`; null: `teacher`")
+    scale: Positive = Field(description="kappa it was distilled with (LSG: all four)")
+    train_kimg: Positive = Field(description="thousand images it was distilled with")
+    t_init: Timestep = 625
+    num_steps: Count = 1
+
+
+Split = Literal["evaluation", "validation"]
+
+
+COCO2014_30K = "coco2014-30k"  # the 30,000 captions of the published evaluation, which ship with sid_core
+
+
+TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+
+
+ARCHIVES = (".tar", ".tar.gz", ".tgz")
+
+
+def caption_format(name: str) -> str:
+    """Return '.tar', a table's suffix or '' for text, by how a file's name ends in any case; .gz does not count.
+
+    Raises:
+        ValueError: the name ends in another suffix.
+    """
+    name = name.lower()
+    if name.endswith(ARCHIVES):
+        return ".tar"
+    suffix = PurePosixPath(name.removesuffix(".gz")).suffix
+    if suffix not in ("", ".txt", *TABLES):
+        raise ValueError(
+            f"expected .txt, {', '.join(TABLES)}, any of them with .gz, or .tar, got {suffix}. "
+            "Fix: convert the file; a text of one caption a line may be renamed to .txt"
+        )
+    return "" if suffix == ".txt" else suffix
+
+
+class Prompts(Block):
+    """Captions: `embedded` draws them with the scenes, `file` reads them, `hub` reads them from a repository's file."""
+
+    source: Literal["embedded", "file", "hub"] = "embedded"
+    train: Count | str = Field(
+        20_000, description="captions to distil with: a number (embedded), a path (file) or a file of `repo` (hub)"
+    )
+    evaluation: Count | str = Field(
+        5_000, description="captions to score with: a number (embedded), else a path or coco2014-30k"
+    )
+    column: str | None = Field(None, description="of a table: the one that holds the captions")
+    member: str | None = Field(None, description="of a .tar: the file that holds the training captions")
+    repo: str | None = Field(None, description="the hub's repository, for source: hub")
+    revision: str | None = Field(None, description="its commit; null: what `main` is on the day")
+    split: Split = Field(
+        "evaluation",
+        description="which captions, noise and embedded reference are scored; choose settings on `validation`, report on `evaluation`",
+    )
+
+    @model_validator(mode="after")
+    def _kinds_agree(self) -> "Prompts":
+        for key in ("train", "evaluation"):
+            value = getattr(self, key)
+            if isinstance(value, str) != (self.source != "embedded"):
+                expected = "a number of captions" if self.source == "embedded" else "a caption file"
+                raise ValueError(f"{key}={value!r}: expected {expected} with source: {self.source}")
+        if (self.source == "hub") != (self.repo is not None) or (self.revision is not None and self.repo is None):
+            raise ValueError("repo, revision: give the repository with source: hub, and only there")
+        if self.source == "embedded" and (self.column is not None or self.member is not None):
+            raise ValueError("column, member: belong to source: file and source: hub")
+        if self.source != "embedded":
+            self._check_formats()
+        return self
+
+    def _check_formats(self) -> None:
+        """Refuse files by name that no stage could read, and a column that no file has."""
+        formats = {}
+        for key in ("train", "evaluation", "member"):
+            if (name := getattr(self, key)) is not None:
+                try:
+                    formats[key] = caption_format(name)
+                except ValueError as error:
+                    raise ValueError(f"{key}={name!r}: {error}") from None
+        if formats["evaluation"] == ".tar":
+            raise ValueError(f"evaluation={self.evaluation!r}: an archive, expected a text or a table. Fix: unpack it")
+        # an archive holds its member, which may be a table where none is named yet
+        holds = {formats.get("member", formats["train"]), formats["evaluation"]}
+        if self.column is not None and holds == {""}:
+            raise ValueError(
+                f"column={self.column!r}: train and evaluation are text of one caption a line, no table. "
+                f"Fix: leave column out, or give a table ({', '.join(TABLES)})"
+            )
+
+
+class Alarms(Block):
+    """Limits on health metrics; a run that stays beyond one for `patience` logged points ends as failed."""
+
+    score_gap_max: Positive = Field(description="RMS of f_teacher - f_fake, latent units")
+    latent_std_min: NonNegative = Field(description="std of x_g; below: the generator makes nothing")
+    latent_std_max: Positive = Field(description="std of x_g; above: it diverges")
+    generator_loss_max: Positive = Field(description="|generator loss|")
+    patience: Count = Field(description="logged points in a row beyond a limit")
+    warmup_nimg: int = Field(ge=0, description="images before the alarms listen; an untrained generator trips them")
+
+
+class Distill(Block):
+    """One distillation; METHOD: Adam, constant lr 1e-6, batch 512, t_init 625 for the published runs."""
+
+    train_kimg: Positive = Field(description="thousand images seen by the generator")
+    batch: Count = Field(description="images per iteration and half")
+    micro_batch: Count = Field(description="images per backward pass; divides batch, changes memory only")
+    lr: Positive = Field(description="learning rate of both networks")
+    fake_lr: Positive | None = Field(None, description="learning rate of the fake score; null: lr")
+    lr_final: Positive | None = Field(None, description="linear decay towards it over the run; null: constant")
+    adam_beta1: float = Field(0.0, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_eps: Positive = 1e-8
+    weight_decay: NonNegative = Field(0.0, description="above 0: AdamW")
+    alpha: Positive = Field(1.0, description="of the generator loss")
+    t_init: Timestep = Field(625, description="noise level the generator starts at")
+    t_min: Timestep = Field(20, description="training noise levels: t_min <= t < t_max")
+    t_max: Annotated[int, Field(ge=1, le=1000)] = 980
+    num_steps: Count = Field(1, description="network evaluations per image")
+    prompt_dropout: float = Field(0.1, ge=0, lt=1, description="in the fake score's half, where its guidance is not 1")
+    ema_halflife_nimg: NonNegative = Field(description="images; ramps up as ema_ramp * images seen")
+    ema_ramp: Positive = Field(0.05, description="half-life at most this fraction of the images seen")
+    nonfinite: Literal["stop", "skip"] = Field("stop", description="what a NaN or infinity in a loss or gradient does")
+    nonfinite_limit: Count = Field(10, description="skips in a row that stop the run")
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = Field(
+        "float32", description="of the networks' arithmetic; weights, gradients and losses are float32 in all"
+    )
+    checkpointing: bool = Field(False, description="compute activations again in backward: a third slower, less memory")
+    offload: Literal["none", "ema", "optimizer", "all"] = Field(
+        "none", description="what lives in the host's memory: averages, or float32 weights and second moments, or both"
+    )
+    shard: Literal["none", "optimizer", "all"] = Field(
+        "none", description="of what each of several GPUs keeps a part alone: of both of these; all: of the teacher too"
+    )
+    compile: bool = Field(False, description="compile blocks of the networks; minutes at the start, faster on GPUs")
+    deterministic: bool = Field(
+        True,
+        description="kernels of a GPU that give the same bits whenever a run is repeated or continued; may be slower",
+    )
+    text_cache: int = Field(4096, ge=0, description="distinct prompts whose encodings are kept in memory")
+    state_every_nimg: Count = Field(description="images between saved states")
+    state_every_s: Positive = Field(1800, description="seconds between saved states, at most")
+    keep_states: Count = Field(2, description="newest states kept")
+    log_every_nimg: Count = Field(description="images between logged points")
+    samples_every_nimg: Count = Field(description="images between sample grids")
+    proxy_samples: int = Field(0, ge=0, description="last training captions, held out to watch two scores on; 0: none")
+    proxy_every_nimg: Count = Field(100_000, description="images between two looks at those scores")
+    keep_best: Literal["fid_proxy"] | None = Field(
+        None,
+        description="the generator is that of the lowest fid_proxy seen, with an embedded reference alone; null: the last one",
+    )
+    alarms: Alarms
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Distill":
+        if self.compile and self.checkpointing:
+            raise ValueError(
+                "compile, checkpointing: what is computed again in backward is not compiled; set one to false"
+            )
+        if self.proxy_samples == 1 or (self.keep_best and not self.proxy_samples):
+            raise ValueError(
+                f"proxy_samples={self.proxy_samples}: expected 2, better hundreds, or 0 and keep_best: null"
+            )
+        if self.lr_final is not None and self.lr_final > self.lr:
+            raise ValueError(
+                f"lr_final={self.lr_final:g}: expected at most lr={self.lr:g}, which decays to it; or null, for a constant rate"
+            )
+        if self.t_min >= self.t_max:
+            raise ValueError(f"t_min={self.t_min}, t_max={self.t_max}: expected t_min < t_max")
+        if self.batch % self.micro_batch:
+            raise ValueError(f"micro_batch={self.micro_batch}: expected a divisor of batch={self.batch}")
+        if self.num_steps > max(self.t_init, 1):
+            raise ValueError(f"num_steps={self.num_steps}: expected at most t_init={self.t_init}")
+        return self
+
+
+class Sampling(Block):
+    """What shapes a sample: sample i has caption i and noise from seed + i, whatever the batch or shard."""
+
+    batch: Count = Field(description="images at once; changes speed and memory only")
+    seed: int = Field(0, ge=0, description="sample i is seeded with seed + i")
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of the networks; noise, x_0 and quantisation stay float32"
+    )
+    vae_slicing: Count | None = Field(None, description="images decoded at once, to save memory; null: a whole block")
+    image_size: Count | None = Field(
+        None, description="stored after centre crop and LANCZOS to this side, evaluate.image_size; null: as decoded"
+    )
+    png_level: int = Field(1, ge=0, le=9, description="packing of stored images: 0 fast and large, 9 slow and small")
+    eps_error_samples: int = Field(ge=0, description="samples on which the teacher's own eps error is measured")
+
+
+class Generate(Sampling):
+    """The samples that are scored, in shards."""
+
+    samples: Count = Field(description="images per run; as many captions are used, in order")
+    samples_per_shard: Count = Field(description="images per file and job; more samples add shards")
+
+
+Solver = Literal["ddim", "dpm-solver", "dpm-solver-karras"]
+
+
+class Baselines(Block):
+    """What the generators are set beside: the teacher at several steps and guidance scales, its VAE, real images."""
+
+    solver: Solver = Field(
+        "dpm-solver", description="DDIM (eta 0), DPM-Solver++ (2M), or the latter on Karras' noise levels"
+    )
+    steps: list[Count] = Field(description="of the teacher's solver; a guided step is two network evaluations")
+    guidance_scales: list[Positive]
+    vae: bool = Field(description="real images through encoder and decoder: the floor of every latent model")
+    real: bool = Field(description="a second draw of real images: the floor of the metric")
+
+
+class Network(Block):
+    """The network of a further metric."""
+
+    source: str = Field(description="a folder with its files, or OWNER/NAME on a hub")
+    revision: Commit | None = Field(None, description="full commit on the hub; null: source is a folder")
+    sha256: Sha256 | None = Field(None, description="of its weight file; null: recorded only")
+
+
+class FeatureSettings(Block):
+    """What is done to images, and which networks look at them: all that shapes the features of samples."""
+
+    feature_network: str = Field(
+        "embedded",
+        description="`embedded`, a folder with config.json and model.safetensors, or the path or URL of a TorchScript file",
+    )
+    feature_network_sha256: Sha256 | None = Field(None, description="of its weight file; null: recorded only")
+    clip: str = Field("embedded", description="`embedded`, a folder in open_clip's layout, or OWNER/NAME on a hub")
+    clip_revision: Commit | None = Field(None, description="full commit of clip on the hub; null: clip is not there")
+    clip_sha256: Sha256 | None = Field(None, description="of its weight file; null: recorded only")
+    clip_strict: bool = Field(
+        False, description="lower 63 of 256 levels by one before CLIP, as the published script's rounding does"
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of both networks; 16 bits are faster on a GPU, and another protocol"
+    )
+    dinov2: Network | None = Field(
+        None, description="config.json, model.safetensors of transformers' Dinov2, for fd_dinov2; null: not computed"
+    )
+    hps: Network | None = Field(None, description="HPS_v2.1_compressed.pt, for hps (HPSv2.1); null: not computed")
+    pickscore: Network | None = Field(
+        None, description="config.json, model.safetensors of PickScore, for pickscore; null: not computed"
+    )
+    caption_prefix: str = Field("", description="put before a caption for the CLIP score")
+    image_size: Count | None = Field(None, description="centre crop and LANCZOS to this side first; null: as stored")
+    feature_size: Count | None = Field(
+        None, description="per-channel float bicubic (clean-fid) to this side; null: as is"
+    )
+    batch: Count = Field(description="images at once in feature extraction")
+
+
+class ReferenceSettings(FeatureSettings):
+    """The images that samples are compared with: all that shapes their features."""
+
+    reference: str = Field(
+        "embedded", description="`embedded`, a folder or zip of images, or the URL of a zip (passwords: ~/.netrc)"
+    )
+    reference_sha256: Sha256 | None = Field(None, description="of the zip behind a URL; null: recorded on first use")
+    reference_samples: Count = Field(description="reference images; a folder or zip must hold exactly as many")
+
+
+class Evaluate(ReferenceSettings):
+    """A protocol: how images are seen, what they are compared with, and the formulas of the scores."""
+
+    protocol: Name
+    kid_subsets: Count = 100
+    kid_subset_size: Count = 1000
+    neighbours: Count = Field(3, description="k of precision, recall, density and coverage")
+    jackknife_groups: Annotated[int, Field(ge=3)] = Field(
+        20, description="groups of samples left out in turn, for all intervals but those of means over samples"
+    )
+    bootstrap: Annotated[int, Field(ge=10)] = Field(
+        1000, description="resamples for the intervals of means over samples: CLIP score, hps, pickscore"
+    )
+
+
+class Plan(Block):
+    """What `sid-core plan` reckons with: sizes and speeds of one GPU (or process). It changes no result."""
+
+    unet_million: Positive = Field(description="million parameters of the UNet")
+    train_images_per_s: Positive = Field(description="of a distillation, per GPU")
+    generate_images_per_s: Positive = Field(description="of a one-step generator with its VAE, per job")
+    evaluations_per_s: Positive = Field(description="of the teacher (a guided pair is two), per job")
+    feature_images_per_s: Positive = Field(description="per job")
+    image_kb: Positive = Field(description="of a stored sample")
+    download_gb: NonNegative = Field(description="of all that is fetched")
+
+
+class JobResources(Block):
+    """What one job of a stage asks for; a profile's --set-resources goes over it."""
+
+    gpu: int | None = Field(None, ge=0, description="GPUs; null: one where the machine has one")
+    threads: Count = 1
+    mem_mb: Count = 6000
+    runtime: str = Field("4h", pattern=LIMIT, description="limit, such as 30m, 12h, 5d")
+
+    def gpus(self, here: int) -> int:
+        """GPUs of a job; `here`: how many it gets where nothing is said."""
+        return here if self.gpu is None else self.gpu
+
+
+class DistillResources(JobResources):
+    """What a distillation asks for; longer ones than `runtime` are continued."""
+
+    nodes: Count = Field(1, description="of a Slurm job; its GPUs are shared equally among them")
+    continuations: int = Field(100, ge=0, description="of one call of Snakemake, at most")
+    save_s: Count = Field(180, description="seconds of the time limit that are kept for saving")
+
+
+class Resources(Block):
+    """Of each stage's jobs, in one place."""
+
+    teacher: JobResources
+    prompts: JobResources
+    distill: DistillResources
+    generate: JobResources
+    reference: JobResources
+    features: JobResources
+    score: JobResources
+
+
+class Tracking(Block):
+    """MLflow mirrors the record; the files are the record."""
+
+    enabled: bool = True
+    uri: str | None = Field(
+        None,
+        description="null: MLFLOW_TRACKING_URI (a password belongs there alone), else sqlite:///mlflow.db in the working folder",
+    )
+    best: Literal["fid", "clip"] | None = Field(
+        "fid", description="the generator of the lowest FID or highest CLIP score is registered as a model; null: none"
+    )

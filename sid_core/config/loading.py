@@ -1,0 +1,183 @@
+"""Read and validate settings, and explain mistakes: key, value, expectation, remedy."""
+
+import difflib
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from ..errors import UserError, redact
+from .blocks import IN_WORDS, Block
+from .schema import Config
+
+
+def load_config(path: str | Path, over: str | Path | None = None) -> Config:
+    """Read and validate a configuration file, with what `over` says differently, as Snakemake's --configfile does it.
+
+    Raises UserError naming key, value, expectation and remedy.
+    """
+    values = read_yaml(path)
+    merged = merge(values, read_yaml(over)) if over else values
+    return parse_config(merged, str(over or path), [over, path] if over else [path])
+
+
+def merge(values: dict, over: dict) -> dict:
+    """`values` with the mappings of `over` laid over its own; lists and values are replaced."""
+    merged = dict(values)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(values.get(key), dict)
+        merged[key] = merge(values[key], value) if both else value
+    return merged
+
+
+def load_settings(kind: type[Block], path: str | Path) -> Any:
+    """Read a stage's settings file as `kind`."""
+    return parse(kind, read_yaml(path), str(path), [path])
+
+
+def parse_config(
+    values: dict, source: str = "config", files: Sequence[str | Path] = (), arguments: Sequence[str] = ()
+) -> Config:
+    """Validate an already merged configuration.
+
+    Args:
+        source: what messages begin with.
+        files, arguments: configuration files and Snakemake's command line, to show in messages what was typed there.
+    """
+    return parse(Config, values, source, files, arguments)
+
+
+class _EveryKeyOnce(yaml.SafeLoader):
+    """YAML itself takes the last of several values of a key, and drops a whole block without a word."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node, seen = super().compose_mapping_node(anchor), {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (first := seen.setdefault((key.tag, key.value), key)) is not key:
+                lines = f"lines {first.start_mark.line + 1} and {key.start_mark.line + 1}"
+                raise UserError(f"{self.name}, {lines}: {key.value!r} is given twice; keep one")
+        return node
+
+
+def read_yaml(path: str | Path) -> dict:
+    """Read a YAML mapping; a missing or malformed file, or a key that is given twice, is a UserError that names the place."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        if Path(path).suffix == ".json":
+            text = text.replace("\t", " ")  # YAML refuses tabs, which JSON has between its tokens and nowhere else
+        stream = io.StringIO(text)
+        stream.name = str(path)  # of messages
+        values = yaml.load(stream, _EveryKeyOnce)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+    return values
+
+
+def parse(
+    kind: type[Block], values: dict, source: str, files: Sequence[str | Path] = (), arguments: Sequence[str] = ()
+) -> Any:
+    """Validate `values` as `kind`; all mistakes are listed in one UserError, a line each."""
+    if secret := [_without_secret(key, text) for key, text in _texts(values) if redact(text) != text]:
+        raise UserError("\n".join(f"{source}: {line}" for line in secret))
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(kind, problem, files, arguments) for problem in error.errors()]
+        raise UserError("\n".join(f"{source}: {line}" for line in lines)) from None
+
+
+def _texts(values: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in settings, with its key."""
+    if isinstance(values, str):
+        yield key.removeprefix("."), values
+    elif isinstance(values, dict | list):
+        for part, value in values.items() if isinstance(values, dict) else enumerate(values):
+            yield from _texts(value, f"{key}.{part}")
+
+
+def _without_secret(key: str, text: str) -> str:
+    """One line on a URL with a password: settings are frozen under results/, and shown in the report and in MLflow."""
+    if key.startswith("tracking."):
+        fix = (
+            "set MLFLOW_TRACKING_URI to it in the environment, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    else:
+        fix = "put user and password into ~/.netrc, or download the file by hand and give its path"
+    return f"{key}={text}: expected a URL without user, password or token, since settings are copied into results/. Fix: {fix}"
+
+
+def _explain(kind: type[Block], problem: dict, files: Sequence[str | Path], arguments: Sequence[str]) -> str:
+    """One line of a validation error: key, value, expectation, remedy."""
+    location = [part for part in problem["loc"] if not (isinstance(part, str) and "[" in part)]
+    key = ".".join(str(part) for part in location)
+    value = problem["input"]
+    if problem["type"] == "string_type" and isinstance(value, bool | int | float | date):
+        if problem["loc"][-1] == "[key]":
+            return f"{key}: expected text as a key, which YAML reads as another value. Fix: quote the key"
+        return f"{key}={_not_quoted(location, value, files, arguments)}"
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(location[-1]), _keys(kind, location[:-1]), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(_keys(kind, location[:-1]))}"
+        return f"unknown key {key!r}; {hint}"
+    if problem["type"] == "missing":
+        return f"{key}: missing; add it (config.yaml shows every key with its unit)"
+    if problem["type"] == "string_pattern_mismatch":
+        return f"{key}={value!r}: expected {IN_WORDS[problem['ctx']['pattern']]}"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:] if message.startswith("Input") else message
+    if problem["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    message = message.replace("input should be", "expected")
+    if value is None:
+        return f"{key}=null: {message}, got no value. Fix: give it one"
+    return f"{key}={value!r}: {message}"
+
+
+def _not_quoted(location: list, value: Any, files: Sequence[str | Path], arguments: Sequence[str]) -> str:
+    """The end of a message about a text that YAML, or Snakemake, reads as a number, a date or a truth value."""
+    typed, by_command = _typed(location, value, files, arguments)
+    read = (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f"the {'date' if isinstance(value, date) else 'number'} {value}"
+    )
+    fix = f'quote it: {location[-1]}: "{typed}"'
+    if by_command:
+        fix = f'quote it in a --configfile: {location[-1]}: "{typed}" (Snakemake takes quotes off --config: there, begin it with a letter)'
+    return f"{typed}: expected text, which {'Snakemake' if by_command else 'YAML'} reads as {read}. Fix: {fix}"
+
+
+def _typed(location: list, value: Any, files: Sequence[str | Path], arguments: Sequence[str]) -> tuple[str, bool]:
+    """Return what was typed for `value` on Snakemake's command line, whose --config goes over files, or in a file."""
+    for argument in arguments:
+        key, _, text = argument.removeprefix("--config=").partition("=")
+        if [key] == location:
+            return text, True
+    for file in files:
+        with suppress(OSError, yaml.YAMLError, LookupError, TypeError):
+            text = yaml.load(Path(file).read_text(encoding="utf-8"), yaml.BaseLoader)  # leaves every value as text
+            for part in location:
+                text = text[part]
+            if isinstance(text, str) and yaml.safe_load(text) == value:
+                return text, False
+    return str(value), False
+
+
+def _keys(kind: type[Block], location: list) -> list[str]:
+    """Names that are allowed at a place in the settings."""
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = kind.model_fields[part].annotation
+        inner = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, Block)]
+        kind = inner[0] if inner else annotation
+    return list(kind.model_fields)

@@ -1,0 +1,169 @@
+"""Expand a configuration to its runs and baselines, by name."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from ..errors import UserError
+from .blocks import Block, Count, Distill, ExtraRun, Imported, Name, Positive, Solver
+
+if TYPE_CHECKING:
+    from .schema import Config
+
+
+class Run(Block):
+    """One distillation: its four guidance scales (kappa_2 = kappa_3 share one), alpha, steps and seed."""
+
+    name: Name
+    strategy: Literal["lsg", "long", "short", "none", "custom"]
+    fake_train: Positive
+    fake_eval: Positive
+    teacher: Positive
+    alpha: Positive | None = Field(description="null: unknown, of an import")
+    num_steps: Count
+    seed: int | None = Field(description="null: unknown, of an import")
+
+    @property
+    def scale(self) -> str:
+        """Return the scale that names the strategy: kappa_1 of short, kappa_4 of long, all of a custom one."""
+        if self.strategy == "custom":
+            return f"{self.fake_train:g}/{self.fake_eval:g}/{self.teacher:g}"
+        return f"{self.fake_train if self.strategy == 'short' else self.teacher:g}"
+
+
+def teacher_folder(imported: "Imported | None" = None) -> str:
+    """Where a generator's teacher lies below results/<experiment>/."""
+    return "teacher" if imported is None or imported.teacher is None else f"teachers/{imported.teacher}"
+
+
+def scale_name(scale: float) -> str:
+    """The exact shortest decimal: 2.0 -> '2', 1.5 -> '1.5', 1.52 -> '1.52'. Two scales never share a name."""
+    return repr(float(scale)).removesuffix(".0")
+
+
+def runs(config: "Config") -> list[Run]:
+    """All distillations, in the order of the tables."""
+    return [settings.run for settings in distillations(config)]
+
+
+def distillations(config: "Config") -> "list[DistillSettings]":
+    """Each run with its settings. Seed 0 carries no suffix, so that adding seeds renames nothing."""
+    wanted = [ExtraRun(strategy="lsg", scale=scale) for scale in config.guidance_scales] + list(config.extra_runs)
+    result = []
+    for extra in wanted:
+        scale = extra.scale or 1.0
+        fake_train, fake_eval, teacher = {
+            "lsg": (scale, scale, scale),
+            "long": (1.0, 1.0, scale),
+            "short": (scale, 1.0, 1.0),
+            "none": (1.0, 1.0, 1.0),
+            "custom": (extra.fake_train, extra.fake_eval, extra.teacher),
+        }[extra.strategy]
+        base = extra.name or (extra.strategy if extra.scale is None else f"{extra.strategy}-{scale_name(scale)}")
+        distill = config.distill
+        if extra.train_kimg is not None:
+            distill = distill.model_copy(update={"train_kimg": extra.train_kimg})
+        for seed in config.seeds:
+            run = Run(
+                name=base if seed == 0 else f"{base}-seed{seed}",
+                strategy=extra.strategy,
+                fake_train=fake_train,
+                fake_eval=fake_eval,
+                teacher=teacher,
+                alpha=extra.alpha or config.distill.alpha,
+                num_steps=extra.num_steps or config.distill.num_steps,
+                seed=seed,
+            )
+            result.append(DistillSettings(run=run, distill=distill))
+    return result
+
+
+def imported_run(imported: Imported) -> Run:
+    """Return what is known of a published generator's distillation: its seed is not, nor its alpha."""
+    return Run(
+        name=imported.name,
+        strategy="lsg",
+        fake_train=imported.scale,
+        fake_eval=imported.scale,
+        teacher=imported.scale,
+        alpha=None,
+        num_steps=imported.num_steps,
+        seed=None,
+    )
+
+
+def generators(config: "Config") -> list[Run]:
+    """All that is sampled and scored as a generator: distillations and imports."""
+    return runs(config) + [imported_run(imported) for imported in config.imports]
+
+
+class Baseline(Block):
+    """One row of comparison that needs no distillation."""
+
+    name: Name
+    kind: Literal["teacher", "vae", "real"]
+    solver: Solver | None = None
+    steps: int = Field(0, description="of the solver")
+    guidance_scale: Positive | None = None
+
+    @property
+    def nfe(self) -> int:
+        """Count network evaluations per image: a guided step of the teacher evaluates both branches."""
+        return self.steps if self.guidance_scale in (None, 1) else 2 * self.steps
+
+
+def baselines(config: "Config") -> list[Baseline]:
+    """All baselines: teacher by steps and scale, then VAE and real images."""
+    block = config.baselines
+    result = [
+        Baseline(
+            name=f"teacher-{block.solver}-cfg{scale_name(scale)}-{steps}steps",
+            kind="teacher",
+            solver=block.solver,
+            steps=steps,
+            guidance_scale=scale,
+        )
+        for steps in block.steps
+        for scale in block.guidance_scales
+    ]
+    result += [Baseline(name=kind, kind=kind) for kind in ("vae", "real") if getattr(block, kind)]
+    return result
+
+
+def score_paths(config: "Config", results: Path, so_far: bool = False) -> dict[str, Path]:
+    """Where the scores lie: by name of generator or baseline, in the order of the tables.
+
+    Args:
+        so_far: of an unfinished experiment, those that are there.
+
+    Raises:
+        UserError: `so_far`, and no generator is scored.
+    """
+    folders = {"runs": generators(config), "baselines": baselines(config)}
+    paths = {one.name: results / kind / one.name / "score.json" for kind, items in folders.items() for one in items}
+    if not so_far:
+        return paths
+    found = {name: path for name, path in paths.items() if path.is_file()}
+    if not any(run.name in found for run in generators(config)):
+        raise UserError(f"{results}: no run is scored yet; sid-core status --results {results} tells how far they are")
+    return found
+
+
+def shards(config: "Config") -> list[str]:
+    """Shard names '00000', '00001', …: shard k holds samples k * samples_per_shard onwards."""
+    return [f"{k:05d}" for k in range(math.ceil(config.generate.samples / config.generate.samples_per_shard))]
+
+
+class DistillSettings(Block):
+    """All that shapes a distillation (the teacher and the prompts are inputs beside it)."""
+
+    run: Run
+    distill: Distill
+
+    @model_validator(mode="after")
+    def _complete(self) -> "DistillSettings":
+        if self.run.alpha is None or self.run.seed is None:
+            raise ValueError("run: expected alpha and seed; only an import may leave them unknown")
+        return self

@@ -1,0 +1,87 @@
+"""Define the whole configuration and what must agree between its blocks."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from .blocks import (
+    COCO2014_30K,
+    SEEDS,
+    Baselines,
+    Block,
+    Distill,
+    Evaluate,
+    ExtraRun,
+    Generate,
+    Imported,
+    Name,
+    Plan,
+    Positive,
+    Prompts,
+    Resources,
+    Teacher,
+    Tracking,
+)
+from .runs import generators
+
+
+class Config(Block):
+    """The whole experiment."""
+
+    experiment: Name
+    teacher: Teacher
+    teachers: dict[Name, Teacher] = Field({}, description="further ones, by name, for `imports`")
+    guidance_scales: list[Positive] = Field(description="one LSG distillation each")
+    extra_runs: list[ExtraRun] = Field([])
+    imports: list[Imported] = Field([])
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
+    prompts: Prompts
+    distill: Distill
+    generate: Generate
+    baselines: Baselines
+    evaluate: Evaluate
+    resources: Resources
+    plan: Plan
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        names = [run.name for run in generators(self)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"two runs would be called {name!r}; give extra_runs a name of their own, seeds and scales once"
+                )
+        if not names:
+            raise ValueError("nothing to distil: give guidance_scales, extra_runs or imports")
+        for imported in self.imports:
+            if imported.teacher is not None and imported.teacher not in self.teachers:
+                raise ValueError(
+                    f"imports.{imported.name}: teacher={imported.teacher}: expected a key of teachers"
+                    f" ({', '.join(self.teachers) or 'none there'}), or null"
+                )
+        captions = 30_000 if self.prompts.evaluation == COCO2014_30K else self.prompts.evaluation
+        if isinstance(captions, int) and captions < self.generate.samples:
+            raise ValueError(
+                f"generate.samples={self.generate.samples}: only prompts.evaluation={captions} captions; lower one or raise the other"
+            )
+        if self.generate.seed + self.generate.samples > SEEDS // 2:
+            raise ValueError(
+                f"generate.seed={self.generate.seed}: expected seed + samples up to 2^31 (the validation split has the seeds above); "
+                "choose a smaller seed"
+            )
+        if self.distill.keep_best and self.evaluate.reference != "embedded":
+            raise ValueError(
+                f"distill.keep_best={self.distill.keep_best}: expected null with evaluate.reference={self.evaluate.reference}, "
+                "as the generator would be chosen on the images it is scored against"
+            )
+        if self.generate.image_size not in (None, self.evaluate.image_size):
+            raise ValueError(
+                f"generate.image_size={self.generate.image_size}: expected null or evaluate.image_size="
+                f"{self.evaluate.image_size}; an image must not be resized twice"
+            )
+        if (self.baselines.vae or self.baselines.real) and self.prompts.source != "embedded":
+            raise ValueError(
+                "baselines.vae and baselines.real need real images of the captions; set both to false with prompts.source: file"
+            )
+        return self

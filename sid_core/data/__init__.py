@@ -1,0 +1,1 @@
+"""Read and write captions, prompts, images and shards; draw the scenes of the embedded experiment."""

@@ -1,0 +1,308 @@
+"""Captions as they are published: a text or a table, packed with gzip or in a .tar; and lines of a file by index.
+
+Everything but .json streams, so that 10 million captions cost no memory but 8 bytes a line of the index.
+"""
+
+import csv
+import gzip
+import json
+import os
+import tarfile
+import zlib
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from ..config import COCO2014_30K, caption_format
+from ..errors import UserError
+from ..storage.files import LONGEST_LINE
+
+if TYPE_CHECKING:
+    from ..config import Prompts
+
+BLOCK = 1 << 20  # bytes read at once
+BATCH = 8192  # cells of a table at once
+# what JSON's values are called
+KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
+
+
+def read_captions(path: str | Path, column: str | None = None, member: str | None = None) -> Iterator[list[str]]:
+    """The captions of a file, in order and stripped, some thousands at a time; '' for a blank line or an empty cell.
+
+    Line breaks inside a cell become spaces.
+
+    Args:
+        path: .csv, .tsv, .jsonl, .json and .parquet are tables, .tar is an archive, .txt or no suffix is text of one caption a
+            line; .gz unpacks. Upper case is the same.
+        column: of a table; not of text, nor of JSON that holds captions and no objects.
+        member: of an archive: its path in there, or its name.
+
+    Raises:
+        UserError: no such file, member or column; another suffix; damaged; not UTF-8; a caption over 100,000 characters.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"{path}: no such caption file")
+    where = f"{path}:{member}" if member else str(path)
+    try:
+        with ExitStack() as stack:
+            file, name = _open(path, member, stack)
+            if name.endswith(".gz"):
+                file, name = stack.enter_context(gzip.open(file)), name.removesuffix(".gz")
+            unit, batches = _batches(file, _format(name, where), column, where)
+            before = 0
+            for batch in batches:
+                for number, caption in enumerate(batch, before + 1) if len(max(batch, key=len)) > LONGEST_LINE else ():
+                    if len(caption) > LONGEST_LINE:
+                        raise _too_long(where, unit, number)
+                before += len(batch)
+                yield [caption.strip() for caption in batch]
+    except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
+        raise UserError(f"{where}: truncated or damaged ({error}); fetch or write it again") from None
+
+
+def _batches(file: BinaryIO, kind: str, column: str | None, where: str) -> tuple[str, Iterator[list[str]]]:
+    """Name what holds one caption in a file of this format, and return the captions."""
+    if kind == ".csv":
+        return "row", _csv_cells(file, column, where, ",")
+    if kind == ".tsv":
+        return "row", _csv_cells(file, column, where, "\t")
+    if kind == ".jsonl":
+        return "line", _jsonl_cells(file, column, where)
+    if kind == ".json":
+        return "entry", _json_cells(file, column, where)
+    if kind == ".parquet":
+        return "row", _parquet_cells(file, column, where)
+    return "line", _lines(file, where)
+
+
+def check_enough(prompts: "Prompts", samples: int) -> None:
+    """Refuse a file of fewer evaluation captions than there are samples, before anything is trained for them.
+
+    Numbers of captions are compared where the configuration is read.
+    """
+    if isinstance(prompts.evaluation, int) or prompts.evaluation == COCO2014_30K:
+        return
+    count = 0
+    for batch in read_captions(prompts.evaluation, prompts.column):
+        count += len(batch)
+        if count >= samples:
+            return
+    raise UserError(
+        f"generate.samples={samples}: prompts.evaluation={prompts.evaluation} holds only {count:,} captions; "
+        "lower one or raise the other"
+    )
+
+
+def _open(path: Path, member: str | None, stack: ExitStack) -> tuple[BinaryIO, str]:
+    """The file, or the archive's member, and the name that tells its format."""
+    if _format(path.name, str(path)) != ".tar":
+        if member:
+            raise UserError(f"prompts.member={member}: {path} is no archive; take the setting out, or give a .tar")
+        return stack.enter_context(open(path, "rb")), path.name.lower()
+    archive = stack.enter_context(tarfile.open(path))  # noqa: SIM115  the stack is the context manager
+    files = [entry for entry in archive.getmembers() if entry.isfile()]
+    names = [entry.name for entry in files]
+    found = [entry for entry in files if member in (entry.name, Path(entry.name).name, entry.name.removeprefix("./"))]
+    if len(found) != 1:
+        raise UserError(f"prompts.member={member}: expected one of the files in {path}: {_listed(names)}")
+    return stack.enter_context(archive.extractfile(found[0])), found[0].name.lower()
+
+
+def _format(name: str, where: str) -> str:
+    try:
+        return caption_format(name)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _lines(file: BinaryIO, where: str) -> Iterator[list[str]]:
+    """Lines of UTF-8 text without their ends (\\n, \\r\\n or \\r). A byte order mark is dropped."""
+    rest, number = b"", 1  # what follows the last \n, and which line that is
+    while block := file.read(BLOCK):
+        whole, newline, rest = (rest + block).rpartition(b"\n")
+        if newline:
+            lines = _split(whole + newline, where, number)
+            number += len(lines)
+            yield lines
+        if len(rest) > 4 * LONGEST_LINE:
+            raise _too_long(where, "line", number)
+    if rest:
+        yield _split(rest, where, number)
+
+
+def _split(data: bytes, where: str, number: int) -> list[str]:
+    """Lines of data that begins with line `number` and ends with a line."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        number += data.count(b"\n", 0, error.start)
+        raise UserError(
+            f"{where}, line {number}: not UTF-8 ({error.reason}); convert the file, for example with iconv"
+        ) from None
+    text = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
+    return (text.removeprefix("\ufeff") if number == 1 else text).split("\n")
+
+
+def _csv_cells(file: BinaryIO, column: str | None, where: str, delimiter: str) -> Iterator[list[str]]:
+    """Cells of a column of comma- or tab-separated text with a header."""
+    rows = csv.reader((line + "\n" for lines in _lines(file, where) for line in lines), delimiter=delimiter)
+    try:
+        header = next(rows, [])
+        index, batch = _column(header, column, where), []
+        for row in rows:
+            if row and len(row) != len(header):
+                raise UserError(
+                    f"{where}, line {rows.line_num}: {len(row)} cells under {len(header)} column names; quote a cell that holds the separator"
+                )
+            batch.append(_one_line(row[index]) if row else "")
+            if len(batch) == BATCH:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+    except csv.Error as error:
+        raise UserError(f"{where}, line {rows.line_num}: {error}; is a quote never closed?") from None
+
+
+def _jsonl_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[list[str]]:
+    """Captions of JSON lines: texts, or objects that hold them under `column`; '' for a blank line."""
+    before = 0
+    for lines in _lines(file, where):
+        batch = []
+        for number, line in enumerate(lines, before + 1):
+            entry = _json(line, f"{where}, line {number}") if line.strip() else ""
+            batch.append(_caption(entry, column, f"{where}, line {number}"))
+        before += len(lines)
+        yield batch
+
+
+def _json_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[list[str]]:
+    """Captions of a JSON list: texts, or objects that hold them under `column`. The file is read whole."""
+    entries = _json(file.read(), where)
+    if not isinstance(entries, list):
+        names = (
+            [name for name, value in entries.items() if isinstance(value, list)] if isinstance(entries, dict) else []
+        )
+        fix = f", for example jq -c '.{names[0]}[]' FILE > captions.jsonl" if names else ""
+        raise UserError(
+            f"{where}: holds {KINDS[type(entries)]}, expected a list. Fix: take the list of captions out{fix}"
+        )
+    for start in range(0, len(entries), BATCH):
+        some = enumerate(entries[start : start + BATCH], start + 1)
+        yield [_caption(entry, column, f"{where}, entry {number}") for number, entry in some]
+
+
+def _json(text: str | bytes, where: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also what is not UTF-8
+        raise UserError(f"{where}: not JSON ({error}). Fix: correct it there, or fetch it again") from None
+
+
+def _caption(entry: object, column: str | None, where: str) -> str:
+    """The caption of one entry; null is ''."""
+    what = "expected a caption" if column is None else f"expected an object with prompts.column={column!r}"
+    if isinstance(entry, dict):
+        if column not in entry:
+            lacks = "" if column is None else f" without {column!r}"
+            raise UserError(
+                f"{where}: an object{lacks}, {what}. Fix: set prompts.column to one of: {_listed(list(entry))}"
+            )
+        entry = entry[column]
+        what = f"expected text as prompts.column={column!r}"
+    elif column is not None and entry != "":  # a blank line
+        raise UserError(
+            f"{where}: {KINDS[type(entry)]}, {what}. Fix: leave prompts.column out, or write these captions to a .txt where the other file needs it"
+        )
+    if entry is not None and not isinstance(entry, str):
+        raise UserError(f"{where}: {KINDS[type(entry)]}, {what}. Fix: correct it there, or choose another column")
+    caption = _one_line(entry or "")
+    try:
+        caption.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: half a character (a lone surrogate), {what}. Fix: correct it there") from None
+    return caption
+
+
+def _parquet_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[list[str]]:
+    """Cells of a column of text; null is ''."""
+    import pyarrow
+    from pyarrow import parquet, types
+
+    try:
+        table = parquet.ParquetFile(file, buffer_size=BLOCK)
+        _column(table.schema_arrow.names, column, where)
+        kind = table.schema_arrow.field(column).type
+        text = kind.value_type if types.is_dictionary(kind) else kind
+        if not (types.is_string(text) or types.is_large_string(text) or types.is_string_view(text)):
+            raise UserError(f"{where}: column {column!r} holds {kind}, expected text; choose another prompts.column")
+        for batch in table.iter_batches(BATCH, columns=[column], use_threads=False):
+            if batch.num_rows:
+                yield [_one_line(cell or "") for cell in batch.column(0).to_pylist()]
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise UserError(f"{where}: truncated or damaged ({cause}); fetch or write it again") from None
+
+
+def _one_line(cell: str) -> str:
+    return " ".join(cell.splitlines())
+
+
+def _column(names: Sequence[str], column: str | None, where: str) -> int:
+    """Position of the column; it must be there once."""
+    if list(names).count(column) != 1:
+        given = "not set" if column is None else repr(column)
+        raise UserError(f"prompts.column: {given}; expected one of the columns of {where}: {_listed(names)}")
+    return list(names).index(column)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return (", ".join(names[:20]) or "none") + more
+
+
+def _too_long(where: str, unit: str, number: int) -> UserError:
+    return UserError(f"{where}, {unit} {number}: over {LONGEST_LINE:,} characters; expected one caption a {unit}")
+
+
+class LineFile(Sequence[str]):
+    """Lines of a UTF-8 text file by index, read from disk when asked for; the index takes 8 bytes a line.
+
+    Args:
+        path: as the prompts stage writes it: every line ends with \\n.
+        sha256: of the file; stands for the list wherever its identity matters, since hashing 10 million lines takes long.
+    """
+
+    def __init__(self, path: Path, sha256: str):
+        self.path, self.sha256 = Path(path), sha256
+        self._file = open(path, "rb")  # noqa: SIM115  open as long as the sequence lives
+        ends, offset = array("q"), 0
+        while block := self._file.read(BLOCK):
+            ends.frombytes((np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + offset).tobytes())
+            offset += len(block)
+        self._ends = ends  # position of every \n
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        index = range(len(self))[index]  # raises IndexError, takes negative ones
+        start = self._ends[index - 1] + 1 if index else 0
+        return os.pread(self._file.fileno(), self._ends[index] - start, start).decode("utf-8")
+
+    def __iter__(self) -> Iterator[str]:
+        with open(self.path, encoding="utf-8", newline="\n") as file:
+            yield from (line.removesuffix("\n") for line in file)

@@ -1,0 +1,219 @@
+"""Prompt files of an experiment: one caption a line, from the embedded scenes, a file, or a file of a hub repository.
+
+10 million training captions stream through: what is remembered of each is 8 bytes.
+"""
+
+import logging
+import random
+from array import array
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..config import COCO2014_30K
+from ..errors import UserError
+from ..storage import hub
+from ..storage.files import atomic_path, read_json, sha256_file, write_json, write_manifest
+from .captions import LineFile, read_captions
+from .shapes import scenes
+
+if TYPE_CHECKING:
+    from ..config import Prompts, PromptsSettings
+
+log = logging.getLogger(__name__)
+
+COCO_CAPTIONS = Path(__file__).with_name("coco2014_captions_30k.txt")
+COCO_SHA256 = "edabd2a556026cbf5d36a5fffa35ad43d7ba71b72f6d640b727c1edefb7f1945"
+TOKEN_SAMPLE = 10_000  # captions whose tokens are counted; each takes 0.1 ms
+
+
+def prepare_prompts(settings: "PromptsSettings", out: Path, teacher: Path | None = None) -> None:
+    """Write `out`/train.txt, `out`/evaluation.txt, report.json (counts, tokens, overlap) and a manifest, all or nothing.
+
+    Captions are stripped, their case is kept. A blank line is skipped (and counted) where captions are drawn at random, and
+    refused among the evaluation captions, where it would shift the numbering.
+
+    Args:
+        teacher: a prepared teacher, whose tokenizer counts tokens; None: they are not counted.
+
+    Raises:
+        UserError: a file is missing, empty, damaged, not UTF-8 or not of captions; the hub does not give it; the teacher has no
+            tokenizer (transformers would count by an empty one, after minutes of asking the hub).
+    """
+    prompts = settings.prompts
+    if teacher and not any((teacher / "tokenizer" / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise UserError(f"--teacher {teacher}: has no tokenizer; expected results/EXPERIMENT/teacher, or leave it out")
+    with atomic_path(out) as folder:
+        folder.mkdir()
+        evaluation = _Written(folder / "evaluation.txt")
+        evaluation.write(_evaluation_captions(prompts), f"prompts.evaluation={prompts.evaluation}", blanks=False)
+        train, overlap = _Written(folder / "train.txt"), _Overlap(folder / "evaluation.txt")
+        captions, origin = _train_captions(prompts)
+        train.write(overlap.watch(captions), f"prompts.train={prompts.train}", blanks=True)
+        report = {
+            "source": {"kind": prompts.source, "file": prompts.train, **origin},
+            "train": train.report(teacher),
+            "evaluation": evaluation.report(teacher),
+            "overlap": overlap.report(),
+        }
+        write_json(folder / "report.json", report)
+        write_manifest(folder)
+    _tell(report, embedded=prompts.source == "embedded")
+
+
+def training_prompts(path: Path) -> LineFile:
+    """The training captions that the prompts stage wrote, by index, with the hash their manifest records."""
+    return LineFile(path, read_json(Path(path).parent / "manifest.json")["files"][Path(path).name]["sha256"])
+
+
+# --- where captions come from ------------------------------------------------------------------------------------------
+
+
+def _train_captions(prompts: "Prompts") -> tuple[Iterator[list[str]], dict[str, object]]:
+    """The training captions in batches, and where they come from."""
+    if prompts.source == "embedded":
+        return iter([scenes.draw("train", prompts.train)[1]]), {}
+    if prompts.source == "file":
+        return _file_captions(prompts.train, prompts.column, prompts.member), {}
+    repository = hub.find(prompts.repo, prompts.revision or "main", ("prompts.repo", "prompts.revision"))
+    origin = {"repo": prompts.repo, "commit": repository.commit}
+    return read_captions(repository.fetch(prompts.train), prompts.column, prompts.member), origin
+
+
+def _evaluation_captions(prompts: "Prompts") -> Iterator[list[str]]:
+    if prompts.source == "embedded":
+        return iter([scenes.draw(prompts.split, prompts.evaluation)[1]])
+    return _file_captions(prompts.evaluation, prompts.column)
+
+
+def _file_captions(name: str, column: str | None, member: str | None = None) -> Iterator[list[str]]:
+    """Captions of a path, or those that ship."""
+    if name != COCO2014_30K:
+        return read_captions(Path(name), column, member)
+    if sha256_file(COCO_CAPTIONS) != COCO_SHA256:
+        raise UserError(f"{COCO_CAPTIONS}: not the published captions (sha256 {COCO_SHA256}); install sid_core again")
+    return read_captions(COCO_CAPTIONS)
+
+
+# --- writing and counting ----------------------------------------------------------------------------------------------
+
+
+class _Written:
+    """A caption file being written, and what is known of its lines: a 64-bit hash of each, to count duplicates.
+
+    Two of 10 million captions share a hash by chance once in 400,000 files, which would make `distinct` one too small.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self._hashes, self.blanks = path, array("q"), 0
+
+    def write(self, batches: Iterable[list[str]], source: str, blanks: bool) -> None:
+        """Write captions, one a line; `blanks`: whether empty ones are left out or refused."""
+        with open(self.path, "w", encoding="utf-8", newline="\n") as file:
+            for batch in batches:
+                if "" in batch:
+                    if not blanks:
+                        number = len(self._hashes) + batch.index("") + 1
+                        raise UserError(f"{source}: line {number} is blank; expected one caption a line")
+                    self.blanks += batch.count("")
+                    batch = [caption for caption in batch if caption]
+                self._hashes.extend(map(hash, batch))
+                file.writelines(f"{caption}\n" for caption in batch)
+        if not self._hashes:
+            raise UserError(f"{source}: empty; expected one caption a line")
+
+    def report(self, teacher: Path | None) -> dict[str, object]:
+        """Counts, and lengths in tokens of a sample."""
+        hashes = np.frombuffer(self._hashes, np.int64)
+        hashes.sort()
+        distinct = 1 + int(np.count_nonzero(hashes[1:] != hashes[:-1]))
+        counts = {"captions": len(hashes), "distinct": distinct, "duplicates": len(hashes) - distinct}
+        return counts | {
+            "blank_lines": self.blanks,
+            "tokens": token_lengths(self.path, len(hashes), teacher) if teacher else None,
+        }
+
+
+class _Overlap:
+    """Which evaluation captions occur among the training captions, exactly and up to case, spaces and final punctuation."""
+
+    def __init__(self, evaluation: Path):
+        self._exact = set(evaluation.read_text(encoding="utf-8").split("\n")[:-1])
+        self._normalised = {normalised(caption) for caption in self._exact}
+        self._found: dict[str, set[str]] = {"exact": set(), "normalised": set()}
+        self._training = 0
+
+    def watch(self, batches: Iterable[list[str]]) -> Iterator[list[str]]:
+        """Pass training captions on, looking at each."""
+        for batch in batches:
+            keys = [normalised(caption) for caption in batch]
+            if not self._normalised.isdisjoint(keys):
+                self._training += sum(key in self._normalised for key in keys)
+                self._found["normalised"] |= self._normalised.intersection(keys)
+                self._found["exact"] |= self._exact.intersection(batch)
+            yield batch
+
+    def report(self) -> dict[str, int]:
+        """Distinct evaluation captions that training sees, exactly or normalised, and how many training captions they make."""
+        return {
+            "exact": len(self._found["exact"]),
+            "normalised": len(self._found["normalised"]),
+            "training_captions": self._training,
+        }
+
+
+def normalised(caption: str) -> str:
+    """A caption up to case, runs of white space and final punctuation."""
+    return " ".join(caption.casefold().split()).rstrip(" .,;:!?")
+
+
+def token_lengths(path: Path, count: int, teacher: Path) -> dict[str, object]:
+    """Lengths in tokens, start and end token included, of up to 10,000 of a file's `count` captions, by a fixed seed."""
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(Path(teacher) / "tokenizer")
+    chosen = set(random.Random(0).sample(range(count), min(TOKEN_SAMPLE, count)))
+    lengths: list[int] = []
+    with open(path, encoding="utf-8", newline="\n") as file:
+        captions = (line for index, line in enumerate(file) if index in chosen)
+        while some := list(islice(captions, 1000)):
+            lengths += [len(ids) for ids in tokenizer(some, truncation=False, verbose=False).input_ids]
+    return {
+        "sample": len(lengths),
+        "min": min(lengths),
+        "mean": sum(lengths) / len(lengths),
+        "max": max(lengths),
+        "limit": tokenizer.model_max_length,
+        "truncated": sum(length > tokenizer.model_max_length for length in lengths),
+    }
+
+
+def _tell(report: dict, embedded: bool) -> None:
+    """The report in lines; an overlap with the evaluation captions is a warning, unless both are drawn from one grammar."""
+    train, evaluation, overlap = report["train"], report["evaluation"], report["overlap"]
+    log.info(
+        "training captions: %s, %s of them distinct; blank lines left out: %s",
+        *(f"{train[key]:,}" for key in ("captions", "distinct", "blank_lines")),
+    )
+    if tokens := train["tokens"]:
+        log.info(
+            "tokens a caption: %d to %d, %.1f on average; %.2f %% are cut at %d",
+            *(tokens[key] for key in ("min", "max", "mean")),
+            100 * tokens["truncated"] / tokens["sample"],
+            tokens["limit"],
+        )
+    seen = f"{overlap['normalised']:,} of {evaluation['distinct']:,} distinct evaluation captions"
+    if embedded:
+        log.info("%s are also trained on, as intended: both are drawn from one grammar", seen)
+    elif overlap["normalised"]:
+        log.warning(
+            "%s are also trained on (%s of them to the letter, the others up to case, spaces and final punctuation): "
+            "scores on them are not zero-shot; take them out of prompts.train",
+            seen,
+            f"{overlap['exact']:,}",
+        )
+    else:
+        log.info("no evaluation caption is trained on")

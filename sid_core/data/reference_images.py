@@ -1,0 +1,173 @@
+"""The images that samples are compared with: drawn (`embedded`), or the files of a folder or zip (COCO's val2014).
+
+A zip is read where it lies, never unpacked. Reading is by index, so that a pool of processes can share the work: objects are
+pickled by their description, and each process opens the archive itself.
+"""
+
+import io
+import os
+import warnings
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from PIL import Image
+
+from ..errors import UserError
+from ..storage.downloads import cache_folder, cached, is_url
+from ..storage.files import digest
+from ..storage.versions import versions
+from .images import to_rgb
+from .shapes import scenes
+
+if TYPE_CHECKING:
+    from ..config import BuildReferenceSettings, Evaluate
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+# what PIL and zipfile raise over damaged or encrypted files
+DAMAGED = (OSError, SyntaxError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError)
+
+
+class ReferenceImages(Protocol):
+    """What feature extraction sees. Picklable; `read` may be called in any order and from several processes."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> np.ndarray:
+        """Image `index` as (H, W, 3) uint8. Raises UserError naming a file that is damaged or has transparent pixels."""
+
+    def record(self) -> dict:
+        """{"source", "count"} and, for files, "files_sha256": equal records are equal images."""
+
+
+def reference_images(evaluate: "BuildReferenceSettings") -> ReferenceImages:
+    """The images of `evaluate.reference`, `evaluate.reference_samples` of them; a URL is downloaded into the cache first.
+
+    Raises:
+        UserError: they cannot be had, are damaged, or are of another number than the setting says.
+    """
+    if evaluate.reference == "embedded":
+        return DrawnImages(evaluate.reference_samples, evaluate.split)
+    images = ImageFiles(reference_path(evaluate))
+    if len(images) != evaluate.reference_samples:
+        raise UserError(
+            f"evaluate.reference_samples={evaluate.reference_samples}: {images.path} holds {len(images)} images; "
+            "give the complete set (COCO's val2014 has 40504), or set the number that is meant"
+        )
+    return images
+
+
+def reference_path(evaluate: "Evaluate") -> Path:
+    """The local folder or zip of `evaluate.reference`. Raises UserError where it is missing or cannot be downloaded."""
+    if is_url(evaluate.reference):
+        return cached(evaluate.reference, evaluate.reference_sha256, "evaluate.reference_sha256")
+    path = Path(evaluate.reference).expanduser()
+    if not path.exists():
+        raise UserError(f"evaluate.reference={evaluate.reference}: no such folder or zip; give its path or URL")
+    return path
+
+
+def cached_features(record: dict, images: dict, networks: dict, code: str) -> Path | None:
+    """Where features of reference files are kept for other experiments; None for drawn images, which cost seconds.
+
+    Args:
+        record: of the reference images.
+        images: how they are transformed (`protocol.image_record`).
+        networks: what identifies all that looked at them.
+        code: digest of the code that did. Samples are seen anew by other code or libraries; the reference must be, too.
+    """
+    if "files_sha256" not in record:
+        return None
+    made = {"reference": record, "images": images, "networks": networks, "code": code, "versions": versions()}
+    return cache_folder() / "reference" / f"{digest(made)}.safetensors"
+
+
+class DrawnImages:
+    """Draw the embedded scenes that a split is compared with; no two share one."""
+
+    def __init__(self, count: int, split: str):
+        self._count = count
+        self._scenes = {"evaluation": "reference", "validation": "validation-reference", "watch": "watch"}[split]
+        self._block: tuple[int, np.ndarray] | None = None  # scenes are drawn in blocks; neighbours come for nothing
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, index: int) -> np.ndarray:
+        number, block = index // scenes.BLOCK, self._block
+        if block is None or block[0] != number:
+            block = self._block = number, scenes.draw(self._scenes, scenes.BLOCK, number * scenes.BLOCK)[0]
+        return block[1][index % scenes.BLOCK]  # not of self: another thread may be at the next block
+
+    def record(self) -> dict:
+        return {"source": "embedded", "count": self._count}
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_block": None}
+
+
+class ImageFiles:
+    """The image files below a folder or in a zip, sorted by name; other files are passed over."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._archive: tuple[int, zipfile.ZipFile] | None = None  # with the process that opened it
+        if path.is_dir():
+            files = (p.relative_to(path) for p in path.rglob("*") if p.is_file())
+            self._names = sorted(str(name) for name in files if _is_image(name))
+        else:
+            self._names = sorted(name for name in self._open().namelist() if _is_image(PurePosixPath(name)))
+        if not self._names:
+            raise UserError(f"evaluate.reference: {path} holds no images ({', '.join(sorted(SUFFIXES))})")
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def read(self, index: int) -> np.ndarray:
+        name = self._names[index]
+        where = f"{self.path}: {name}"
+        try:
+            with warnings.catch_warnings(), Image.open(io.BytesIO(self._bytes(name))) as picture:
+                warnings.simplefilter("ignore")  # odd EXIF data; pixels that are damaged raise
+                return to_rgb(picture, f"evaluate.reference: {where}")
+        except DAMAGED as error:
+            raise UserError(
+                f"evaluate.reference: {where} is damaged or no image ({error}); get the set again"
+            ) from None
+
+    def record(self) -> dict:
+        """The same for a zip and the folder it unpacks to: names without the folder all share, sizes, CRC-32."""
+        common = os.path.commonpath([PurePosixPath(name).parent for name in self._names])
+        files = [[os.path.relpath(name, common or "."), *self._size_and_crc(name)] for name in self._names]
+        return {"source": "files", "count": len(self), "files_sha256": digest(files)}
+
+    def _size_and_crc(self, name: str) -> tuple[int, int]:
+        if self.path.is_dir():
+            data = self._bytes(name)
+            return len(data), zlib.crc32(data)
+        info = self._open().getinfo(name)
+        return info.file_size, info.CRC
+
+    def _bytes(self, name: str) -> bytes:
+        return (self.path / name).read_bytes() if self.path.is_dir() else self._open().read(name)
+
+    def _open(self) -> zipfile.ZipFile:
+        # a forked process shares its parent's file position, so it must not share the open file
+        if self._archive is None or self._archive[0] != os.getpid():
+            try:
+                self._archive = os.getpid(), zipfile.ZipFile(self.path)
+            except (zipfile.BadZipFile, OSError) as error:
+                raise UserError(
+                    f"evaluate.reference: {self.path} is no readable zip ({error}); get it again, or give a folder"
+                ) from None
+        return self._archive[1]
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_archive": None}
+
+
+def _is_image(path: PurePosixPath | Path) -> bool:
+    # names that start with a dot, and __MACOSX, hold what archivers add
+    return path.suffix.lower() in SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)

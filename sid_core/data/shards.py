@@ -1,0 +1,115 @@
+"""Samples on disk: a tar of PNGs named by index, in index order, with a sidecar that records every sample.
+
+A shard appears whole or not at all, and two writers of the same images write the same bytes. Reading checks the shard against
+its record image by image, because a gap that shifted images against captions would still give a plausible score.
+"""
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+from ..storage.files import atomic_path, verify_sidecar, write_sidecar
+from .images import decode_png, pixel_sha256
+from .pool import batches
+
+
+def captions_sha256(captions: list[str]) -> str:
+    """Hex sha256 of captions joined by line feeds."""
+    return hashlib.sha256("\n".join(captions).encode()).hexdigest()
+
+
+def file_name(index: int) -> str:
+    """The name of sample `index` inside its shard."""
+    return f"{index:08d}.png"
+
+
+def write_shard(path: Path, samples: Iterable[tuple[int, bytes]], record: dict) -> None:
+    """Write `path` (.tar) and its sidecar from pairs of index and PNG.
+
+    The iterable is consumed as it is written, so memory stays flat; it may fill `record` meanwhile, which is read at the end.
+    """
+    with atomic_path(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for index, data in samples:
+            header = tarfile.TarInfo(file_name(index))  # mtime, uid and gid are 0: equal images make equal bytes
+            header.size = len(data)
+            archive.addfile(header, io.BytesIO(data))
+            archive.members = []  # tarfile keeps every header otherwise
+    write_sidecar(path, record)
+
+
+def read_shard(path: Path, batch: int) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Yield (indices, images (b, H, W, 3) uint8) in index order, `batch` images at a time.
+
+    Raises:
+        UserError: the shard differs from its record: missing, truncated, a gap, another image; the message names the file.
+    """
+    for members in batches(read_members(path, verify_sidecar(path)["record"]["samples"]), batch):
+        yield [entry["index"] for entry, _ in members], np.stack([decode_member(path, member) for member in members])
+
+
+def read_members(path: Path, entries: list[dict]) -> Iterator[tuple[dict, bytes]]:
+    """Yield each of a shard's recorded samples with its PNG, one in memory at a time.
+
+    Args:
+        entries: "samples" of the shard's record, after `verify_sidecar`.
+
+    Raises:
+        UserError: no readable tar, a gap, another order; the message names the file.
+    """
+    _check_complete(path, {entry["index"] for entry in entries})
+    with tarfile.open(path, "r:") as archive:
+        for entry in entries:
+            name = file_name(entry["index"])
+            member = archive.next()
+            if member is None or member.name != name:
+                found = "its end" if member is None else member.name
+                raise UserError(f"{path}: expected {name}, found {found}; delete it and run again")
+            try:
+                data = archive.extractfile(member).read()
+            except tarfile.TarError:
+                data = b""  # the archive ends inside the image; decoding names it
+            yield entry, data
+            archive.members = []
+
+
+def decode_member(path: Path, member: tuple[dict, bytes]) -> np.ndarray:
+    """The image (H, W, 3) uint8 of what `read_members` yielded.
+
+    Raises:
+        UserError: truncated, or not the image that was recorded.
+    """
+    entry, data = member
+    name = file_name(entry["index"])
+    image = decode_png(data, f"{path}: {name}")
+    if pixel_sha256(image) != entry["sha256"]:
+        raise UserError(f"{path}: {name} is not the image that was recorded; delete it and run again")
+    return image
+
+
+def _check_complete(path: Path, recorded: set[int]) -> None:
+    """Every recorded index is in the archive; a listing costs little beside decoding."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            stored = set(archive.getnames())
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(f"{path}: no readable tar ({error}); delete it and run again") from None
+    missing = [index for index in recorded if file_name(index) not in stored]
+    if missing or not recorded:
+        raise UserError(f"{path}: samples missing: {ranges(missing) or 'all'}; delete it and run again")
+
+
+def ranges(indices: Iterable[int]) -> str:
+    """Indices for people: 3, 7–9, 12; long lists end in an ellipsis."""
+    runs: list[list[int]] = []
+    for index in sorted(indices):
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    shown = [str(low) if low == high else f"{low}–{high}" for low, high in runs[:10]]
+    return ", ".join(shown) + (", …" if len(runs) > 10 else "")

@@ -1,0 +1,1 @@
+"""Load the networks that turn images and captions into features."""

@@ -1,0 +1,116 @@
+"""Networks whose features FID is computed on: Inception for photographs, as TorchScript; a small one of ours for scenes."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ...errors import UserError
+from ...storage.files import read_json, write_json
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+INCEPTION_SIZE = 299
+
+
+class FeatureNetwork(nn.Module):
+    """Images to features; each level halves the image, and the last map is flattened, so that positions count.
+
+    Args:
+        image_size: height and width of the images it takes.
+        channels: channels of each level.
+        features: length D of a feature vector.
+    """
+
+    def __init__(self, image_size: int, channels: list[int], features: int):
+        super().__init__()
+        self.image_size = image_size
+        self.config = {"image_size": image_size, "channels": list(channels), "features": features}
+        layers: list[nn.Module] = [nn.Conv2d(3, channels[0], 3, padding=1)]
+        for before, after in pairwise(channels):
+            layers += [nn.GroupNorm(8, before), nn.SiLU(), nn.Conv2d(before, after, 3, stride=2, padding=1)]
+            layers += [nn.GroupNorm(8, after), nn.SiLU(), nn.Conv2d(after, after, 3, padding=1)]
+        layers += [nn.GroupNorm(8, channels[-1]), nn.SiLU(), nn.Flatten()]
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(channels[-1] * (image_size >> (len(channels) - 1)) ** 2, features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, D) float32 of images (B, 3, H, W), float, 0 to 255."""
+        size = self.image_size
+        assert images.shape[1:] == (3, size, size), f"images {tuple(images.shape)}: expected (B, 3, {size}, {size})"
+        return self.head(self.body(images.float() / 127.5 - 1))
+
+    @classmethod
+    def from_directory(cls, path: str | Path) -> "FeatureNetwork":
+        """Load config.json and model.safetensors of a directory, in evaluation mode without gradients.
+
+        Raises:
+            UserError: a file is missing or damaged, or the weights do not fit the config; the message names it.
+        """
+        path = Path(path)
+        config = read_json(path / CONFIG)
+        try:
+            network = cls(config["image_size"], config["channels"], config["features"])
+            network.load_state_dict(load_file(path / WEIGHTS))
+        except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"{path}: not a feature network ({type(error).__name__}: {reason}); "
+                f"expected {CONFIG} (image_size, channels, features) and {WEIGHTS} that fits it"
+            ) from None
+        return network.eval().requires_grad_(False)
+
+    def save(self, path: str | Path) -> None:
+        """Write config.json and model.safetensors into the directory `path`, creating it."""
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / CONFIG, self.config)
+        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, path / WEIGHTS)
+
+
+class Inception(nn.Module):
+    """NVIDIA's TorchScript of the Inception network that FID was defined with, called as clean-fid's InceptionV3W calls it."""
+
+    def __init__(self, script: torch.jit.ScriptModule):
+        super().__init__()
+        self.image_size = INCEPTION_SIZE
+        self.layers = script.layers
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, D) of images (B, 3, 299, 299), float, 0 to 255."""
+        return self.layers((images - 128) / 128).flatten(1)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Inception":
+        """Load a TorchScript file, in evaluation mode without gradients.
+
+        Raises:
+            UserError: it is damaged, or another network; the message names it.
+        """
+        try:
+            network = cls(torch.jit.load(path, map_location="cpu"))
+        except (RuntimeError, AttributeError, ValueError, OSError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"{path}: not a feature network ({type(error).__name__}: {reason}); expected a TorchScript file with a "
+                "submodule `layers`, such as inception-2015-12-05.pt"
+            ) from None
+        return network.eval().requires_grad_(False)
+
+
+def load_feature_network(path: Path) -> "FeatureNetwork | Inception":
+    """A network from its weight file: model.safetensors beside its config, or TorchScript; it takes images of `image_size`.
+
+    Raises UserError as its loader does.
+    """
+    return FeatureNetwork.from_directory(path.parent) if path.name == WEIGHTS else Inception.from_file(path)
+
+
+def standardise(network: FeatureNetwork, features: Tensor) -> None:
+    """Rescale the last layer so that each column of `features` (N, D), which it made, has mean 0 and std 1."""
+    mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
+    with torch.no_grad():
+        network.head.weight.div_(std[:, None])
+        network.head.bias.sub_(mean).div_(std)

@@ -1,0 +1,82 @@
+"""Two published networks of transformers that look at images: DINOv2, and PickScore's CLIP. Nothing is fetched here."""
+
+import math
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from ...errors import UserError
+
+# what transformers raises over folders it cannot make a model of
+UNLOADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
+
+
+class Dinov2(nn.Module):
+    """Image features of DINOv2 (arXiv 2304.07193) from a folder with config.json and model.safetensors.
+
+    Its positions were learnt for images of 518. For those of `side` they are resized as in torch.hub's DINOv2, which the code of
+    arXiv 2306.04675 uses; transformers resizes them otherwise.
+    """
+
+    def __init__(self, folder: Path, side: int, where: str):
+        from transformers import Dinov2Model
+
+        super().__init__()
+        self._model = _load(Dinov2Model, folder, where)
+        embeddings = self._model.embeddings
+        positions = _resized(embeddings.position_embeddings, side // self._model.config.patch_size)
+        embeddings.position_embeddings = nn.Parameter(positions, requires_grad=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, side, side), ImageNet's normalisation -> (B, D): the class token, normed."""
+        return self._model(pixel_values=images).pooler_output
+
+
+def _resized(positions: Tensor, patches: int) -> Tensor:
+    """Positions (1, 1 + M^2, D) of the class token and of M x M patches, for patches x patches."""
+    side = math.isqrt(positions.shape[1] - 1)
+    if side == patches:
+        return positions
+    maps = positions[:, 1:].transpose(1, 2).unflatten(2, (side, side))  # (1, D, M, M)
+    # the hub's 0.1 guards against rounding of the size, and its resize samples at the ratio it is told, not at the sizes'
+    maps = interpolate(maps, scale_factor=(patches + 0.1) / side, mode="bicubic")
+    return torch.cat([positions[:, :1], maps.flatten(2).transpose(1, 2)], dim=1)
+
+
+class ScoredClip(nn.Module):
+    """A CLIP of transformers with the scale it was trained with, as PickScore (arXiv 2305.01569) uses it."""
+
+    def __init__(self, folder: Path, where: str):
+        from transformers import CLIPModel
+
+        super().__init__()
+        self._model = _load(CLIPModel, folder, where)
+        self.image_size = self._model.config.vision_config.image_size
+        self.context_length = self._model.config.text_config.max_position_embeddings
+        self.scale = float(self._model.logit_scale.exp())
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S), CLIP's normalisation -> (B, E), not of unit length."""
+        return self._model.get_image_features(pixel_values=images).pooler_output
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """(B, L) int64, zeros after the end -> (B, E); attention is causal, so what follows the end does not count."""
+        return self._model.get_text_features(input_ids=tokens).pooler_output
+
+
+def _load(kind: type, folder: Path, where: str) -> nn.Module:
+    """A model in float32 and evaluation mode. Raises UserError where the folder does not hold one, or not all of it."""
+    try:
+        model, found = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
+        )
+    except UNLOADABLE as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{where}: {folder} cannot be loaded as {kind.__name__}: {reason}") from None
+    missing = sorted(found["missing_keys"])
+    if missing:  # transformers would go on with random ones
+        raise UserError(f"{where}: {folder} lacks weights of {kind.__name__}: {', '.join(missing[:5])}; get it again")
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,1 @@
+"""Convert generators: import the official checkpoints, export diffusers pipelines with a model card."""

@@ -1,0 +1,195 @@
+"""Published generators: pickles `dict(ema=UNet2DConditionModel)`, written by another diffusers and torch, to ours.
+
+The pickle is read as data (unpickle.py), its weights are checked against the teacher's architecture, and what comes out is a
+generator like any distilled one. File names of the release tell how it was distilled: batch512_cfg222_t625_4812_v2.pkl is
+kappa 2 throughout, t_init 625, 4,812 thousand images.
+"""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from ...config import scale_name
+from ...errors import UserError
+from ...models.scheduler import prediction_type
+from ...storage import hub
+from ...storage.files import read_json, sha256_file
+from ..generator import save_generator
+from ..scheduler import scheduler_config
+from ..teacher import teacher_sha256
+from .unpickle import Thing, read_pickle
+
+if TYPE_CHECKING:
+    from ...config import ImportSettings
+
+MOST_MODULES, LONGEST_NAME = 20_000, 500  # a UNet of Stable Diffusion has 2,000 modules
+# settings of a UNet that change what it computes and no shape of its weights
+WITHOUT_SHAPE = (
+    "act_fn",
+    "attention_head_dim",
+    "center_input_sample",
+    "downsample_padding",
+    "flip_sin_to_cos",
+    "freq_shift",
+    "mid_block_scale_factor",
+    "norm_eps",
+    "norm_num_groups",
+    "num_attention_heads",
+    "resnet_time_scale_shift",
+    "time_embedding_type",
+)
+
+
+def import_settings(settings: "ImportSettings", teacher: Path, out: Path) -> None:
+    """Write the generator that settings name, from a path or from the hub; Raises as `import_official`."""
+    imported = settings.imported
+    path, source = Path(imported.file).expanduser(), {}
+    if imported.repo is not None:
+        keys = (f"imports.{imported.name}.repo", f"imports.{imported.name}.revision")
+        repository = hub.find(imported.repo, imported.revision or "main", keys)
+        path, source = repository.fetch(imported.file), {"repo": imported.repo, "commit": repository.commit}
+    import_official(path, teacher, out, settings.run.model_dump(), imported.t_init, imported.train_kimg, source)
+
+
+def import_file(path: Path, teacher: Path, out: Path, t_init: int | None, num_steps: int) -> None:
+    """Write the generator of a file; how it was distilled is read off its name where that is one of the release's."""
+    (fake_train, fake_eval, guidance), named_t_init, train_kimg = from_name(path.name)
+    if t_init is None:
+        t_init = 625 if named_t_init is None else named_t_init
+    lsg = fake_train == fake_eval == guidance
+    strategy = None if guidance is None else "lsg" if lsg else "custom"
+    name = f"lsg-{scale_name(guidance)}" if strategy == "lsg" else path.stem
+    scales = {"fake_train": fake_train, "fake_eval": fake_eval, "teacher": guidance}
+    run = {"name": name, "strategy": strategy, **scales, "alpha": None, "num_steps": num_steps}
+    import_official(path, teacher, out, run | {"seed": None}, t_init, train_kimg, {})
+
+
+def from_name(name: str) -> tuple[tuple[float | None, float | None, float | None], int | None, float | None]:
+    """(kappa_1, kappa_2 = kappa_3, kappa_4), t_init and thousand images that a file name tells; None where it does not."""
+    match = re.search(r"_cfg([\d.]+)_t(\d+)_(\d+)", name)
+    if match is None:
+        return (None, None, None), None, None
+    third = len(match[1]) // 3  # three numbers without anything between them: 1.51.51.5
+    scales = [match[1][i * third : (i + 1) * third] for i in range(3)]
+    if "".join(scales) != match[1] or not all(re.fullmatch(r"\d+(\.\d+)?", scale) for scale in scales):
+        return (None, None, None), int(match[2]), float(match[3])
+    return tuple(float(scale) for scale in scales), int(match[2]), float(match[3])
+
+
+def import_official(
+    path: Path, teacher: Path, out: Path, run: dict, t_init: int, train_kimg: float | None, source: dict[str, str]
+) -> None:
+    """Write the generator in a pickle to `out` (runs/<run>/generator), float32, with the file's sha256 in generator.json.
+
+    Args:
+        teacher: a prepared teacher; the generator must have its architecture.
+        run: how it was distilled, as far as that is known.
+        source: where the file comes from, for the record.
+
+    Raises:
+        UserError: the file is no such pickle, holds anything but a network, or one of another architecture.
+    """
+    if not 0 <= t_init <= 999 or not 1 <= run["num_steps"] <= max(t_init, 1):
+        raise UserError(f"t_init={t_init}, num_steps={run['num_steps']}: expected 0–999, and 1 to t_init steps")
+    sha256 = teacher_sha256(teacher)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(read_json(teacher / "unet" / "config.json"))
+    network = _network(path)
+    weights = state_dict(network)
+    _check_weights(weights, unet, path, teacher)
+    _check_settings(network, unet, path, teacher)
+    record = {
+        "run": run,
+        "t_init": t_init,
+        "num_steps": run["num_steps"],
+        "prediction_type": prediction_type(scheduler_config(teacher)),
+        "train_kimg": train_kimg,
+        "teacher_sha256": sha256,
+        "imported": {"file": path.name, "sha256": sha256_file(path), **source},
+    }
+    save_generator(out, unet, {name: tensor.float() for name, tensor in weights.items()}, record)
+
+
+def _network(path: Path) -> Thing:
+    """The UNet under the key `ema`."""
+    content = read_pickle(path)
+    if not isinstance(content, dict) or "ema" not in content:
+        found = f"a dict of {', '.join(map(str, content))}" if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{path}: expected a pickle of dict(ema=UNet2DConditionModel), found {found[:200]}")
+    network = content["ema"]
+    kind = network.symbol.name if isinstance(network, Thing) else type(network).__name__
+    if kind != "UNet2DConditionModel":
+        raise UserError(f"{path}: ema is a {kind}, expected a UNet2DConditionModel")
+    return network
+
+
+def state_dict(network: Thing) -> dict[str, Tensor]:
+    """What torch's `state_dict` gives for a module that was read as data: parameters and persistent buffers, by name.
+
+    Raises:
+        UserError: modules in a circle or without end, or tables of parameters that are none.
+    """
+    result: dict[str, Tensor] = {}
+    waiting, walked = [("", network)], 0
+    while waiting:
+        prefix, module = waiting.pop()
+        walked += 1
+        if walked > MOST_MODULES or len(prefix) > LONGEST_NAME:
+            raise UserError(f"{prefix[:100]}: modules in modules without end; this is no UNet")
+        transient = module.state.get("_non_persistent_buffers_set") or ()
+        for table, kind in (("_parameters", Tensor), ("_buffers", Tensor), ("_modules", Thing)):
+            entries = module.state.get(table, {})
+            wrong = "" if isinstance(entries, dict) else type(entries).__name__
+            for name, value in () if wrong else entries.items():
+                if isinstance(value, kind) and isinstance(name, str):
+                    if kind is Thing:
+                        waiting.append((f"{prefix}{name}.", value))
+                    elif name not in transient or table != "_buffers":
+                        result[prefix + name] = value
+                elif value is not None:
+                    wrong = type(value).__name__
+            if wrong:
+                raise UserError(f"{prefix}{table}: {wrong} in a network's tables of parameters; this is no UNet")
+    return result
+
+
+def _check_weights(weights: dict[str, Tensor], unet: UNet2DConditionModel, path: Path, teacher: Path) -> None:
+    """Names and shapes are the teacher's, and all values are numbers."""
+    expected = {name: tuple(tensor.shape) for name, tensor in unet.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    differences = [f"{name} is missing" for name in expected if name not in found]
+    differences += [f"{name} is not of a UNet like that" for name in found if name not in expected]
+    differences += [
+        f"{name} is {list(found[name])}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if found.get(name, shape) != shape
+    ]
+    if differences:
+        more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise UserError(
+            f"{path}: not of the architecture of {teacher}: {'; '.join(differences[:3])}{more}; give the teacher it was "
+            "distilled from"
+        )
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise UserError(f"{path}: {name} holds {tensor.dtype} that are no finite numbers; fetch it again")
+
+
+def _check_settings(network: Thing, unet: UNet2DConditionModel, path: Path, teacher: Path) -> None:
+    """Settings without a shape: two networks of the same weights would compute different things."""
+    config = network.state.get("_internal_dict")
+    own = config.items if isinstance(config, Thing) else {}
+    for key in WITHOUT_SHAPE:
+        ours, theirs = unet.config.get(key), own.get(key, unet.config.get(key))
+        if _plain(ours) != _plain(theirs):
+            raise UserError(
+                f"{path}: its {key} is {theirs}, that of {teacher} is {ours}; give the teacher it was distilled from"
+            )
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple | list) else value

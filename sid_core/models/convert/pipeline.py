@@ -1,0 +1,125 @@
+"""A generator as a diffusers pipeline directory that stands alone, with a model card; and its way to a hub.
+
+A generator sees sigma(t_init) z and answers with x_0 in closed form. Most samplers would feed it z itself. diffusers' Euler
+scheduler has exactly this as its only step: it thinks in x / alpha, so it starts from (sigma / alpha) z, scales the network's
+input by alpha, and steps from its level straight to 0, which is x_0. Given the teacher's betas up to t_init and no further,
+"trailing" spacing puts the one step at t_init.
+"""
+
+import shutil
+from pathlib import Path
+
+from diffusers import EulerDiscreteScheduler
+
+from ...errors import UserError
+from ...models.scheduler import prediction_type
+from ...storage.files import atomic_path, read_json, verify_manifest, write_json, write_manifest, write_text
+from ..build import write_model_index
+from ..generator import generator_folder, generator_sha256
+from ..scheduler import make_solver, scheduler_config
+from ..teacher import latent_shape, teacher_sha256
+from .card import model_card
+
+MARKS = ("model_index.json", "generator.json")  # together they tell an export from teachers and generators
+
+
+def export(generator: Path, teacher: Path, out: Path, score: Path | None = None) -> None:
+    """Write the pipeline of a one-step generator to `out`: DiffusionPipeline.from_pretrained(out) loads it.
+
+    Args:
+        generator: runs/RUN, or the folder `generator` in it. teacher: the prepared teacher it was distilled from.
+        score: its score.json, for the model card.
+
+    Raises:
+        UserError: something is missing or damaged, does not belong together, or takes several steps.
+    """
+    generator = generator_folder(generator)
+    if not teacher.is_dir():
+        raise UserError(f"--teacher {teacher}: no such folder; expected results/EXPERIMENT/… of a finished run")
+    verify_manifest(generator)
+    record, weights = read_json(generator / "generator.json"), generator_sha256(generator)
+    if record["teacher_sha256"] != teacher_sha256(teacher):
+        raise UserError(f"--teacher {teacher}: not the one that {generator} was distilled from; give that one")
+    if record["num_steps"] != 1:
+        raise UserError(
+            f"{generator}: takes {record['num_steps']} steps with fresh noise between them, which no scheduler of "
+            "diffusers does; only one-step generators can be exported"
+        )
+    scores = read_json(score) if score else None
+    if score and not (isinstance(scores, dict) and {"generator_sha256", "protocol_hash"} <= set(scores)):
+        raise UserError(f"--score {score}: no score of a run; expected results/EXPERIMENT/runs/RUN/score.json")
+    if scores and scores["generator_sha256"] != weights:
+        raise UserError(f"--score {score}: of other weights than {generator}; score this generator, or leave it out")
+    with atomic_path(out, *MARKS) as folder:
+        folder.mkdir()
+        for name in ("tokenizer", "text_encoder", "vae"):
+            shutil.copytree(teacher / name, folder / name)
+        shutil.copytree(generator / "unet", folder / "unet")
+        shutil.copy(generator / "generator.json", folder)
+        one_step_scheduler(teacher, record["t_init"]).save_pretrained(folder / "scheduler")
+        write_model_index(folder)
+        index = read_json(folder / "model_index.json")
+        write_json(folder / "model_index.json", index | {"scheduler": ["diffusers", "EulerDiscreteScheduler"]})
+        side = latent_shape(teacher)[1] * 2 ** (
+            len(read_json(teacher / "vae" / "config.json")["block_out_channels"]) - 1
+        )
+        write_text(folder / "README.md", model_card(record, weights, _provenance(teacher), scores, side))
+        write_manifest(folder)
+
+
+def one_step_scheduler(teacher: Path, t_init: int) -> EulerDiscreteScheduler:
+    """diffusers' Euler scheduler whose only step goes from t_init of the teacher's schedule to x_0.
+
+    Raises:
+        UserError: nothing of x_0 is left at t_init, so that x_t / alpha does not exist.
+    """
+    betas = make_solver("ddim", teacher, 1).betas[: t_init + 1].tolist()
+    if betas[-1] >= 1:
+        raise UserError(
+            f"t_init={t_init}: alpha is 0 there, and diffusers' schedulers divide by it; distil from a lower t_init"
+        )
+    return EulerDiscreteScheduler(
+        num_train_timesteps=t_init + 1,
+        trained_betas=betas,
+        prediction_type=prediction_type(scheduler_config(teacher)),
+        timestep_spacing="trailing",
+        steps_offset=1,  # not used; the pipeline warns of any other value
+    )
+
+
+def push(pipeline: Path, repo: str, private: bool = False) -> str:
+    """Upload an exported pipeline to a repository of a hub (HF_TOKEN, HF_ENDPOINT), made if need be; return its URL.
+
+    Raises:
+        UserError: the folder is no export or was changed, or the hub refuses; the message says why.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
+
+    if not all((pipeline / mark).is_file() for mark in MARKS):
+        raise UserError(f"--pipeline {pipeline}: no exported pipeline; expected what sid-core export wrote")
+    verify_manifest(pipeline)
+    try:
+        api = HfApi()
+        api.create_repo(repo, private=private, exist_ok=True)
+        commit = api.upload_folder(repo_id=repo, folder_path=pipeline, commit_message="One-step generator by sid_core")
+    except HFValidationError:
+        raise UserError(f"--repo {repo}: expected OWNER/NAME, an id on the hub") from None
+    except OfflineModeIsEnabled:
+        raise UserError(f"--repo {repo}: HF_HUB_OFFLINE is set; unset it to upload") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        remedy = {
+            401: "set HF_TOKEN to a token that may write",
+            403: "HF_TOKEN may not write there; give a repository of its owner, or another token",
+            404: f"no such owner for this token; check the id and HF_TOKEN ({constants.ENDPOINT})",
+        }.get(status, "run again later; what has arrived is not sent twice")
+        raise UserError(f"--repo {repo}: the hub answers {status}; {remedy}") from None
+    except (HTTPError, OSError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"--repo {repo}: {reason} ({constants.ENDPOINT}); check the connection, run again") from None
+    return commit.commit_url
+
+
+def _provenance(teacher: Path) -> dict:
+    return read_json(teacher / "provenance.json") if (teacher / "provenance.json").is_file() else {}

@@ -1,0 +1,147 @@
+"""A teacher's scheduler_config.json: its noise schedule, what its network predicts, and samplers on it.
+
+Betas follow diffusers' DDPMScheduler.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from torch import Tensor
+
+from ..errors import UserError
+from ..method.schedule import NoiseSchedule
+from ..storage.files import read_json
+
+# diffusers' samplers of a discrete DDPM schedule of betas; flow matching, EDM and consistency models have others
+SCHEDULERS = {
+    f"{name}Scheduler"
+    for name in (
+        *(
+            "DDPM",
+            "DDIM",
+            "DDIMParallel",
+            "DDPMParallel",
+            "PNDM",
+            "LMSDiscrete",
+            "EulerDiscrete",
+            "EulerAncestralDiscrete",
+        ),
+        *("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep"),
+        *("DPMSolverSDE", "DEISMultistep", "UniPCMultistep", "SASolver"),
+    )
+}
+SCHEDULE_KEYS = (
+    *("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas"),
+    *("rescale_betas_zero_snr", "prediction_type"),
+)
+
+
+def scheduler_config(folder: Path) -> dict:
+    """The teacher's scheduler_config.json."""
+    return read_json(Path(folder) / "scheduler" / "scheduler_config.json")
+
+
+def noise_schedule(config: dict) -> NoiseSchedule:
+    """Build from a diffusers scheduler_config.json.
+
+    Raises:
+        UserError: a setting this method cannot honour (a scheduler of another family or without betas, clipping or
+            thresholding of x_0, an unknown beta schedule, a prediction type other than epsilon and v_prediction, zero
+            terminal SNR with epsilon prediction).
+    """
+    name = config.get("_class_name")
+    if name is not None and name.removesuffix("Scheduler") + "Scheduler" not in SCHEDULERS:
+        raise UserError(
+            f"scheduler: _class_name={name}: expected a scheduler of a discrete DDPM schedule, such as DDIMScheduler. "
+            "Fix: give another teacher"
+        )
+    if config.get("use_flow_sigmas", False) or config.get("timestep_type", "discrete") != "discrete":
+        key = "use_flow_sigmas" if config.get("use_flow_sigmas", False) else "timestep_type"
+        raise UserError(
+            f"scheduler: {key}={config[key]}: expected integer noise levels of a DDPM schedule. Fix: give another teacher"
+        )
+    for key in ("clip_sample", "thresholding"):
+        if config.get(key, False):
+            raise UserError(
+                f"scheduler: {key}=true bounds x_0, which latents are not; set it to false in scheduler_config.json"
+            )
+    prediction_type(config)
+    abar = torch.cumprod(1 - _betas(config), 0)
+    if config.get("rescale_betas_zero_snr", False):
+        if prediction_type(config) == "epsilon":
+            raise UserError(
+                "scheduler: rescale_betas_zero_snr=true with prediction_type=epsilon has no x_0 at the last step; "
+                "expected v_prediction, or rescale_betas_zero_snr=false"
+            )
+        abar = _zero_terminal_snr(abar)
+    try:
+        return NoiseSchedule(abar)
+    except ValueError as error:
+        raise UserError(f"noise schedule: {error}; check the scheduler's betas") from None
+
+
+def prediction_type(config: dict) -> str:
+    """'epsilon' or 'v_prediction'; anything else is refused by name (diffusers' default is epsilon)."""
+    kind = config.get("prediction_type") or "epsilon"
+    if kind not in ("epsilon", "v_prediction"):
+        raise UserError(f"scheduler: prediction_type={kind}: expected epsilon or v_prediction")
+    return kind
+
+
+def _betas(config: dict) -> Tensor:
+    """beta_t in float32, as diffusers computes them (its rounding is part of the trained network)."""
+    if config.get("trained_betas") is not None:
+        return torch.tensor(config["trained_betas"], dtype=torch.float32)
+    kind, steps = config.get("beta_schedule"), config.get("num_train_timesteps", 1000)
+    needed = ("beta_schedule",) if kind == "squaredcos_cap_v2" else ("beta_schedule", "beta_start", "beta_end")
+    if missing := [key for key in needed if config.get(key) is None]:
+        raise UserError(
+            f"scheduler: {', '.join(missing)} missing; expected the betas the teacher was trained with. Fix: state them in "
+            "scheduler_config.json (0.00085, 0.012 and scaled_linear are Stable Diffusion's)"
+        )
+    start, end = config.get("beta_start"), config.get("beta_end")
+    if kind == "linear":
+        return torch.linspace(start, end, steps, dtype=torch.float32)
+    if kind == "scaled_linear":
+        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float32) ** 2
+    if kind == "squaredcos_cap_v2":
+
+        def abar(u: float) -> float:
+            return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+
+        return torch.tensor([min(1 - abar((i + 1) / steps) / abar(i / steps), 0.999) for i in range(steps)])
+    raise UserError(f"scheduler: beta_schedule={kind}: expected scaled_linear, linear or squaredcos_cap_v2")
+
+
+def _zero_terminal_snr(abar: Tensor) -> Tensor:
+    """Shift and scale sqrt(abar) so that its last value is 0 and its first unchanged (arXiv 2305.08891, algorithm 1)."""
+    root = abar.sqrt()
+    return ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
+
+
+def make_solver(name: str, folder: Path, steps: int) -> DDIMScheduler | DPMSolverMultistepScheduler:
+    """Return a diffusers sampler with its timesteps set: 'ddim' (eta 0), 'dpm-solver' (DPM-Solver++ 2M), 'dpm-solver-karras'.
+
+    Only the noise schedule comes from the teacher's config. A baseline must not depend on the sampler that the teacher happens to be
+    shipped with: its config may set another order or spacing, clip x_0, or let DDIM end at abar_0 instead of at x_0.
+    """
+    config = scheduler_config(folder)
+    schedule = {key: config[key] for key in SCHEDULE_KEYS if key in config}
+    if name == "ddim":
+        solver = DDIMScheduler(**schedule, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True)
+    else:
+        solver = DPMSolverMultistepScheduler(
+            **schedule,
+            timestep_spacing="trailing",
+            algorithm_type="dpmsolver++",
+            solver_order=2,
+            final_sigmas_type="zero",
+            use_karras_sigmas=name == "dpm-solver-karras",
+        )
+    try:
+        solver.set_timesteps(steps)
+    except ValueError as error:
+        raise UserError(f"steps={steps}: {' '.join(str(error).split())[:200]}") from None
+    return solver

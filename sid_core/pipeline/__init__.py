@@ -1,0 +1,1 @@
+"""Tell the Snakefile about the pipeline: digests, plan, status."""

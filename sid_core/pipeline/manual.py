@@ -1,0 +1,147 @@
+"""docs/reference/{config,cli}.md, made from what the program checks by: the settings' schema and the argument parser."""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+from ..config import Config
+from ..errors import UserError
+from ..storage.files import write_text
+
+MADE = "<!-- made by `sid-core manual --out docs/reference`; edit sid_core/config.py, config.yaml and sid_core/cli.py instead -->"
+
+PATTERNS = {
+    "^[A-Za-z0-9][A-Za-z0-9._-]*$": "a name",
+    "^[0-9a-f]{64}$": "a sha256",
+    "^[0-9a-f]{40}$": "a full commit",
+    r"^[1-9]\d*[mhd]$": "a time, such as `30m`",
+}
+
+
+def write(parser: argparse.ArgumentParser, config_yaml: Path, out: Path) -> None:
+    """Write config.md and cli.md into the folder `out`.
+
+    Raises:
+        UserError: `config_yaml`, whose values and comments are shown, is missing.
+    """
+    if not config_yaml.is_file():
+        raise UserError(f"{config_yaml}: no such file; run this in the project's folder")
+    write_text(out / "config.md", config_page(config_yaml.read_text(encoding="utf-8")))
+    write_text(out / "cli.md", cli_page(parser))
+
+
+# --- settings ----------------------------------------------------------------------------------------------------------
+
+
+def config_page(text: str) -> str:
+    """Every key by block: what it takes, its value in config.yaml, what it is."""
+    schema = Config.model_json_schema()
+    comments = _comments(text)
+    lines = [
+        *(MADE, "", "# Settings", ""),
+        "Every key of config.yaml, which has a reason beside each value. A file given with `--configfile` says what differs. Unknown keys and",
+        "values out of range are refused before anything starts. `sid-core schema` prints the same as a JSON schema, which editors read",
+        "(`workflow/schemas/config.schema.json`). Where the last column is empty, the name says it.",
+    ]
+    for block, (path, properties, required) in _blocks(schema).items():
+        lines += ["", f"## {block}", "", "| key | takes | here | |", "|---|---|---|---|"]
+        for key, field in properties.items():
+            here, comment = comments.get(f"{path}{key}", ("", ""))
+            needed = " (needed)" if key in required and not here and "$ref" not in field else ""
+            takes = _takes(field)
+            lines.append(
+                f"| `{key}` | {takes}{needed} | {here and f'`{here}`'} | {_cell(field.get('description') or comment)} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _blocks(schema: dict) -> dict[str, tuple[str, dict, list[str]]]:
+    """Title -> (path in config.yaml, properties, needed keys), in the order of the file; lists of blocks after their owner."""
+    found = {"top": ("", schema["properties"], schema["required"])}
+
+    def visit(path: str, field: dict) -> None:
+        for reference in re.findall(r'"#/\$defs/(\w+)"', json.dumps(field)):
+            block = schema["$defs"][reference]
+            if "properties" in block and not any(block["properties"] is known for _, known, _ in found.values()):
+                repeated = field.get("type") in ("array", "object")
+                title = f"{path}, each" if repeated else path
+                found[title] = (f"{path}.", block["properties"], block.get("required", []))
+                for key, inner in block["properties"].items():
+                    visit(f"{path}.{key}", inner)
+
+    for key, field in schema["properties"].items():
+        visit(key, field)
+    return found
+
+
+def _takes(field: dict) -> str:
+    """What a value may be, in words."""
+    if "$ref" in field:
+        return "a block"
+    if "anyOf" in field:
+        return " or ".join(_takes(one) for one in field["anyOf"])
+    if "allOf" in field:
+        return _takes(field["allOf"][0])
+    if "const" in field:
+        return f"`{field['const']}`"
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    if field.get("type") == "array":
+        return f"a list: {_takes(field['items'])}"
+    if field.get("type") == "object":
+        return f"by name: {_takes(field['additionalProperties'])}" if "additionalProperties" in field else "a block"
+    words = {"integer": "integer", "number": "number", "string": "text", "boolean": "`true`, `false`", "null": "`null`"}
+    limits = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    said = [f"{sign} {field[key]:g}" for key, sign in limits.items() if key in field]
+    if "pattern" in field:
+        return PATTERNS[field["pattern"]]
+    return " ".join([words[field["type"]], *said])
+
+
+def _comments(text: str) -> dict[str, tuple[str, str]]:
+    """Value and comment of each line of config.yaml, by dotted key."""
+    found, above = {}, []
+    for line in text.splitlines():
+        match = re.match(r"( *)([\w-]+):(?: +(.*?))?(?: *# (.*))?$", line)
+        if match:
+            depth = len(match[1]) // 2
+            above = [*above[:depth], match[2]]
+            found[".".join(above)] = (match[3] or "", match[4] or "")
+    return found
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+# --- command line ------------------------------------------------------------------------------------------------------
+
+
+def cli_page(parser: argparse.ArgumentParser) -> str:
+    """Every subcommand with its arguments."""
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    lines = [
+        MADE,
+        "",
+        "# Command line",
+        "",
+        f"{parser.description} A user's mistake ends in one message and exit code 1,",
+    ]
+    lines += ["a signal in 128 and its number; everything else is a defect and shows a traceback."]
+    for name, command in commands.choices.items():
+        arguments = [action for action in command._actions if not isinstance(action, argparse._HelpAction)]
+        lines += ["", f"## sid-core {name}", "", f"{command.description[:1].upper()}{command.description[1:]}.", ""]
+        lines += ["| argument | |", "|---|---|"]
+        for action in sorted(arguments, key=lambda action: (not action.required, bool(action.option_strings))):
+            lines.append(f"| `{_spelt(action)}` | {_cell(action.help or '')}{' (needed)' if action.required else ''} |")
+    return "\n".join(lines) + "\n"
+
+
+def _spelt(action: argparse.Action) -> str:
+    """An argument as it is typed."""
+    if action.nargs == 0:
+        return action.option_strings[0]
+    name = action.metavar or ("{" + ",".join(action.choices) + "}" if action.choices else action.dest.upper())
+    values = " ".join(name) if isinstance(name, tuple) else name + (" …" if action.nargs == "+" else "")
+    return f"{action.option_strings[0]} {values}" if action.option_strings else values

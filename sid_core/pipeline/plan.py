@@ -1,0 +1,126 @@
+"""What an experiment will take, before anything starts: jobs, hours, GPU hours, memory and disk, stage by stage.
+
+Arithmetic on the configuration: sizes and speeds are its `plan` block, what a job asks for its `resources` block. Hours are
+estimates, no limits; those are `resources.STAGE.runtime`.
+"""
+
+from dataclasses import dataclass
+
+from ..config import Config, JobResources, baselines, distillations, generators, shards
+
+FEATURE_KB = 16  # of a sample, at most: 2,048 features and two CLIP embeddings of 1,024, float32
+MADE_FOR_SHAPES = ("reference", "feature_network", "clip")  # where `evaluate` says `embedded`
+ADAM_BETA1_ZERO = 5  # copies of the weights in a training state: three networks, two second moments
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The jobs of one stage."""
+
+    name: str
+    jobs: int
+    asks: JobResources
+    hours: float  # of one job
+    disk_gb: float  # of all jobs together
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.jobs * self.hours * (self.asks.gpu or 0)
+
+
+def make_plan(config: Config, gpus_here: int = 0) -> list[Stage]:
+    """The stages in their order. `gpus_here`: what a job gets where `resources` says null."""
+    plan, asks = config.plan, _resolved(config, gpus_here)
+    runs, count, parts = distillations(config), config.generate.samples, len(shards(config))
+    weights_gb = plan.unet_million * 4 / 1000
+    stages = [
+        Stage("teacher", 1 + len(config.teachers), asks["teacher"], 0.0, plan.download_gb),
+        Stage("prompts", 1, asks["prompts"], 0.0, 0.0),
+    ]
+    for kimg in sorted({run.distill.train_kimg for run in runs}):
+        same = [run for run in runs if run.distill.train_kimg == kimg]
+        hours = _hours(1000 * kimg, plan.train_images_per_s * max(asks["distill"].gpu or 0, 1))
+        state = config.distill.keep_states * (ADAM_BETA1_ZERO + (2 if config.distill.adam_beta1 else 0))
+        stages.append(
+            Stage(f"distill {kimg:,g} kimg", len(same), asks["distill"], hours, len(same) * (1 + state) * weights_gb)
+        )
+    if config.imports:
+        stages.append(Stage("import", len(config.imports), asks["teacher"], 0.0, len(config.imports) * weights_gb))
+    samples_gb = count * plan.image_kb / 1e6
+    sampled = len(generators(config))
+    stages.append(
+        Stage(
+            "generate",
+            sampled * parts,
+            asks["generate"],
+            _hours(count / parts, plan.generate_images_per_s),
+            sampled * samples_gb,
+        )
+    )
+    for baseline in baselines(config):
+        speed = plan.evaluations_per_s / baseline.nfe if baseline.nfe else plan.generate_images_per_s
+        stages.append(
+            Stage(f"generate {baseline.name}", parts, asks["generate"], _hours(count / parts, speed), samples_gb)
+        )
+    scored = sampled + len(baselines(config))
+    stages += [
+        Stage(
+            "reference",
+            1,
+            asks["reference"],
+            _hours(config.evaluate.reference_samples, plan.feature_images_per_s),
+            config.evaluate.reference_samples * FEATURE_KB / 2e6,
+        ),
+        Stage(
+            "features",
+            scored * parts,
+            asks["features"],
+            _hours(count / parts, plan.feature_images_per_s),
+            scored * count * FEATURE_KB / 1e6,
+        ),
+        Stage("score", scored, asks["score"], 0.0, 0.0),
+    ]
+    return stages
+
+
+def to_text(config: Config, gpus_here: int = 0) -> str:
+    """The plan as a table for the terminal."""
+    stages = make_plan(config, gpus_here)
+    width = max(34, *(len(stage.name) for stage in stages))
+    lines = [
+        f"plan of {config.experiment} (estimates from config `plan`, limits from `resources`)",
+        f"{'stage':{width}s} {'jobs':>5s} {'GPUs':>5s} {'memory':>8s} {'time each':>10s} {'GPU hours':>10s} {'disk':>9s} {'limit':>6s}",
+    ]
+    for stage in stages:
+        lines.append(
+            f"{stage.name:{width}s} {stage.jobs:5d} {stage.asks.gpu or 0:5d} {stage.asks.mem_mb / 1000:5.0f} GB "
+            f"{_duration(stage.hours):>10s} {stage.gpu_hours:10,.1f} {stage.disk_gb:6,.1f} GB {stage.asks.runtime:>6s}"
+        )
+    total_h = sum(stage.jobs * stage.hours for stage in stages)
+    gpu_h, disk = sum(stage.gpu_hours for stage in stages), sum(stage.disk_gb for stage in stages)
+    lines.append(
+        f"{'all':{width}s} {sum(stage.jobs for stage in stages):5d} {'':5s} {'':8s} {_duration(total_h):>10s} {gpu_h:10,.1f} {disk:6,.1f} GB"
+    )
+    embedded = [f"evaluate.{key}" for key in MADE_FOR_SHAPES if getattr(config.evaluate, key) == "embedded"]
+    if config.prompts.source != "embedded" and embedded:
+        lines.append(
+            f"note: {', '.join(embedded)}: embedded, made for the shapes; scores by them of other captions mean nothing"
+            " (docs/how-to/own-prompts.md)"
+        )
+    return "\n".join(lines)
+
+
+def _duration(hours: float) -> str:
+    if hours == 0:
+        return "minutes"
+    if hours < 1:
+        return f"{60 * hours:.1f} min"
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} d"
+
+
+def _hours(count: float, per_s: float) -> float:
+    return count / per_s / 3600
+
+
+def _resolved(config: Config, gpus_here: int) -> dict[str, JobResources]:
+    return {name: asks.model_copy(update={"gpu": asks.gpus(gpus_here)}) for name, asks in config.resources}

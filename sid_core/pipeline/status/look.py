@@ -1,0 +1,209 @@
+"""What of an experiment is done, running, failed, and how long still: from files, without torch, in half a second.
+
+Done means that a job's files are there (they appear whole or not at all); what a changed setting makes anew, `snakemake -n` says.
+Running is read off, in this order: the lease on a training state, held on whatever host; the processes of this host; Snakemake's
+marks in .snakemake/incomplete, which a kill leaves behind and which therefore count only with a fresh log or a cluster's job. That
+such a job is still there squeue is asked, once, if there is one that answers.
+Times are those of finished jobs (benchmarks/), of what running jobs say, and before either the estimates of `plan`.
+"""
+
+import json
+import re
+import subprocess
+import time
+from base64 import urlsafe_b64decode
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+from ...config import Config
+from ...storage.lease import living_owner
+from ..plan import make_plan
+from .jobs import Job, jobs
+
+FRESH_S = 120.0  # a log this young may be of a process on another machine
+SHORT_S = 15.0  # of a job of which nothing is known; nearly all of it is imports
+SQUEUE_S = 10.0  # after which a controller is taken to be away
+TAIL = 4096  # bytes of a log that are looked at
+PROGRESS = re.compile(r"([\d,]+) of ([\d,]+) images, ([\d.]+) images/s")
+INTERRUPTED = re.compile(r"(^|: )interrupted; ")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a job stands, what is known beyond that, and the seconds it still takes."""
+
+    job: Job
+    state: str
+    text: str = ""
+    left_s: float = 0.0
+
+
+def look(config: Config, folder: Path) -> list[Standing]:
+    """How every job of `config` stands in `folder` (results/EXPERIMENT, two levels below where Snakemake runs)."""
+    everything, here = jobs(config), _processes()
+    marks = _marks(folder.resolve())
+    gone = _gone({cluster_job for cluster_job, _ in marks.values() if cluster_job}, folder)
+    states = {job: _state(job, folder, here, marks, gone) for job in everything}
+    speed = _expectations(config, folder, states)
+    return [
+        Standing(job, state, text, 0.0 if state == "done" else _left_s(job, folder, state, speed))
+        for job, (state, text) in states.items()
+    ]
+
+
+def _state(
+    job: Job, folder: Path, here: set[tuple[str, Path]], marks: dict[str, tuple[str | None, float]], gone: set[str]
+) -> tuple[str, str]:
+    """Its state and a text. `gone`: cluster jobs that have ended."""
+    output, log = folder / job.output, folder / job.log
+    owner = living_owner(folder / "state" / job.name) if job.stage == "distill" else None
+    if owner:
+        where = f"process {owner['pid']}" if owner["job"] is None else f"Slurm job {owner['job']}"
+        return "running", _said(
+            job, folder, f"{where} on {owner['host']}, last sign of life {owner['age_s']:.0f} s ago"
+        )
+    # what a stage is told to write: the output, the folder it lies in, or the file that it is the record of
+    targets = {output, output.parent, output.with_suffix(".tar"), output.with_suffix(".safetensors")}
+    if any((job.stage, target.resolve()) in here for target in targets):
+        return "running", _said(job, folder)
+    if output.is_file():
+        return "done", ""
+    logged = log.stat().st_mtime if log.is_file() else 0.0
+    if job.output in marks:
+        cluster_job, marked = marks[job.output]
+        if cluster_job in gone:
+            if logged < marked:
+                return "stopped", f"cluster job {cluster_job} is gone before it began: cancelled, or it could not start"
+        elif cluster_job and logged < marked:
+            return "queued", f"cluster job {cluster_job}"
+        elif cluster_job or time.time() - logged < FRESH_S:
+            return "running", _said(job, folder, f"cluster job {cluster_job}" if cluster_job else "on another machine")
+    if not logged or (job.benchmark and (folder / job.benchmark).is_file()):
+        return "waiting", ""  # a benchmark is of a job that ended well, whose files were deleted since
+    message = _message(log)
+    return ("stopped" if message is None or INTERRUPTED.search(message) else "failed"), (
+        message or "ended without a word: killed, or out of memory or time"
+    )
+
+
+def _message(log: Path) -> str | None:
+    """The error that a log ends with: the first line of the command line's message, or a traceback's last; None without one."""
+    lines = _tail(log).splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if errors:
+        return errors[-1]
+    raised = [i for i, line in enumerate(lines) if line.startswith("Traceback ")]
+    last = [line for line in lines[raised[-1] + 1 :] if line[:1].strip()] if raised else []
+    return last[0] if last else None
+
+
+def _tail(path: Path) -> str:
+    with suppress(FileNotFoundError), open(path, "rb") as handle:
+        handle.seek(max(0, handle.seek(0, 2) - TAIL))
+        return handle.read().decode(errors="replace")
+    return ""
+
+
+def _images(job: Job, folder: Path) -> tuple[float, float, float] | None:
+    """Images done, images in all, images a second, as far as a job has said."""
+    if job.stage == "distill":
+        for line in reversed(_tail(folder / "state" / job.name / "training.jsonl").splitlines()):
+            with suppress(
+                json.JSONDecodeError, KeyError, TypeError
+            ):  # the last line may be under way, the first is cut
+                point = json.loads(line)
+                return point["nimg"], 1000 * job.kimg, point["images_per_s"]
+        return None
+    found = PROGRESS.findall(_tail(folder / job.log))
+    return tuple(float(number.replace(",", "")) for number in found[-1]) if found else None
+
+
+def _said(job: Job, folder: Path, *more: str) -> str:
+    """What a running job has said, and `more`."""
+    images = _images(job, folder)
+    if images is None:
+        return ", ".join(more)
+    done, total, speed = images
+    return ", ".join([f"{done:,.0f} of {total:,.0f} images ({done / total:.0%}), {speed:.0f} images/s", *more])
+
+
+def _processes() -> set[tuple[str, Path]]:
+    """Stages that run on this host and what they write, as their command lines say."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, StopIteration, IndexError):  # it ended, is another user's, or is no stage
+            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            start = next(i for i, word in enumerate(words) if word == "sid_core" or word.endswith("/sid-core"))
+            out = next(words[i + 1] for i, word in enumerate(words) if word in ("--out", "--results"))
+            found.add((words[start + 1], ((process / "cwd").readlink() / out).resolve()))
+    return found
+
+
+def _marks(results: Path) -> dict[str, tuple[str | None, float]]:
+    """Snakemake's marks of unfinished outputs: cluster job and time, by path below `results`."""
+    root = results.parents[1]
+    folder, found = root / ".snakemake" / "incomplete", {}
+    for mark in folder.rglob("*"):
+        with suppress(OSError, ValueError):  # it is gone, no mark, or another experiment's
+            name = "".join(part.removeprefix("@") for part in mark.relative_to(folder).parts)  # long names are split
+            output = (root / urlsafe_b64decode(name).decode()).relative_to(results)
+            found[str(output)] = (json.loads(mark.read_text())["external_jobid"], mark.stat().st_mtime)
+    # a Slurm job's own Snakemake writes its marks anew, without the job; sid_core.cluster.slurm keeps a book of them
+    for line in _read(root / ".snakemake" / "slurm_jobs.jsonl").splitlines():
+        with suppress(json.JSONDecodeError):  # it is being written
+            entry = json.loads(line)
+            for output in {str(root / name) for name in entry["output"]}:
+                name = output.removeprefix(f"{results}/")
+                if name in found:
+                    found[name] = (entry["job"], found[name][1])
+    return found
+
+
+def _gone(cluster_jobs: set[str], folder: Path) -> set[str]:
+    """Those of Slurm's jobs that it lists no more, as after a kill of Snakemake; none where squeue is missing or does not answer."""
+    if not cluster_jobs:
+        return set()
+    user = folder.stat().st_uid  # who looks may be somebody else
+    command = ["squeue", "--noheader", f"--user={user}", "--array", "--format=%i"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SQUEUE_S)
+    except (OSError, subprocess.SubprocessError):
+        return set()
+    return cluster_jobs - set(asked.stdout.split())
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+# --- how long ----------------------------------------------------------------------------------------------------------
+
+
+def _expectations(config: Config, folder: Path, states: dict[Job, tuple[str, str]]) -> dict[str, float]:
+    """Seconds of a job by stage; of a distillation per thousand images."""
+    measured: dict[str, list[float]] = {}
+    for job, (state, _) in states.items():
+        if job.benchmark and state == "done":
+            with suppress(OSError, ValueError, IndexError):  # written by hand, or by another version
+                seconds = float((folder / job.benchmark).read_text().splitlines()[1].split("\t")[0])
+                measured.setdefault(job.stage, []).append(seconds / job.kimg)
+    expected = {stage: mean(values) for stage, values in measured.items()}
+    said = [_images(job, folder) for job, (state, _) in states.items() if job.stage == "distill" and state == "running"]
+    if any(said):
+        expected.setdefault("distill", mean(1000 / images[2] for images in said if images))
+    for planned in make_plan(config):
+        name, *rest = planned.name.split()
+        stage = "generate-baseline" if name == "generate" and rest else name
+        seconds = 3600 * planned.hours / (float(rest[0].replace(",", "")) if name == "distill" else 1)
+        expected.setdefault(stage, seconds or SHORT_S)
+    return expected
+
+
+def _left_s(job: Job, folder: Path, state: str, expected: dict[str, float]) -> float:
+    images = _images(job, folder) if job.stage == "distill" or state == "running" else None
+    if images and state == "running":
+        return (images[1] - images[0]) / images[2]
+    part = 1 - images[0] / images[1] if images else 1  # a distillation goes on from its saved state
+    return part * job.kimg * expected.get(job.stage, SHORT_S)

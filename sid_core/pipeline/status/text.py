@@ -1,0 +1,100 @@
+"""How an experiment stands, as lines for a terminal or a log."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from ...config import Config, load_config
+from ...errors import UserError
+from .look import Standing, look
+
+REFRESH_S = 2.0
+STATES = ("done", "running", "queued", "failed", "stopped", "waiting")
+TOLD = STATES[1:5]  # job by job
+
+
+def headline(experiment: str, standings: list[Standing]) -> str:
+    """One line: how many jobs are done, running, failed, and about how long still."""
+    count = Counter(standing.state for standing in standings)
+    parts = [f"{count['done']} of {len(standings)} jobs done"]
+    parts += [f"{count[state]} {state}" for state in TOLD if count[state]]
+    if count["done"] < len(standings):
+        at_once = max(count["running"], 1)
+        left = max(
+            sum(s.left_s for s in standings) / at_once, *(s.left_s for s in standings if s.state != "waiting"), 0
+        )
+        parts.append(f"about {_duration(left)} {'left' if count['running'] else 'of work left, and nothing runs'}")
+    return f"{experiment}: {', '.join(parts)}"
+
+
+def to_text(experiment: str, folder: Path, standings: list[Standing]) -> str:
+    """The headline, a line for each stage, and one for each job that runs, failed or was stopped."""
+    lines = [headline(experiment, standings), ""]
+    for stage in dict.fromkeys(standing.job.stage for standing in standings):
+        count = Counter(standing.state for standing in standings if standing.job.stage == stage)
+        others = ", ".join(f"{count[state]} {state}" for state in STATES[1:] if count[state])
+        lines.append(f"  {stage:18s} {count['done']:4d} of {sum(count.values()):4d}  {others}".rstrip())
+    for state in TOLD:
+        chosen = [standing for standing in standings if standing.state == state]
+        lines += ["", f"{state}:"] if chosen else []
+        for standing in chosen:
+            left = f"about {_duration(standing.left_s)} left" if state == "running" else ""
+            said = ", ".join(part for part in (standing.text, left) if part)
+            lines.append(f"  {standing.job.stage} {standing.job.name}".rstrip() + f": {said}")
+            if state in ("failed", "stopped"):
+                lines.append(f"    {folder / standing.job.log}")
+    return "\n".join(lines)
+
+
+def show(results: Path | None, configfile: Path | None, watch: bool) -> None:
+    """Print how an experiment stands; with `watch` again and again, until all is done or Ctrl-C.
+
+    Args:
+        results: results/EXPERIMENT, judged by the settings that were frozen there; None: that of config.yaml with `configfile`.
+
+    Raises:
+        UserError: the folder or its frozen settings are missing.
+    """
+    if results is None:
+        config = load_config("config.yaml", configfile)
+        results = Path("results") / config.experiment
+    elif not (results / "config.yaml").is_file():
+        raise UserError(
+            f"--results {results}: has no config.yaml; expected results/EXPERIMENT of a pipeline that was started"
+        )
+    else:
+        config = load_config(results / "config.yaml")
+    terminal = sys.stdout.isatty()
+    with suppress(KeyboardInterrupt):
+        for standings in _looks(config, results, watch):
+            if watch and terminal:
+                text = to_text(config.experiment, results, standings)
+                print(f"\033[H\033[J{text}\n\n{time.strftime('%H:%M:%S')}, again every {REFRESH_S:.0f} s; Ctrl-C ends")
+            elif watch:
+                print(headline(config.experiment, standings), flush=True)
+            else:
+                print(to_text(config.experiment, results, standings))
+
+
+def _looks(config: Config, results: Path, watch: bool) -> Iterator[list[Standing]]:
+    """One look; with `watch` one every REFRESH_S until all is done, on a terminal all of them, else those that differ."""
+    said = None
+    while True:
+        standings = look(config, results)
+        states = [standing.state for standing in standings]
+        if states != said or sys.stdout.isatty():
+            yield standings
+        if not watch or set(states) == {"done"}:
+            return
+        said = states
+        time.sleep(REFRESH_S)
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,69 @@
+"""The feature network of the embedded FID: trained to read every parameter of a scene off its clean picture.
+
+No noise, no augmentation: a network trained with them forgives samples that visibly need no forgiving.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from ..data.shapes.captions import COLOURS, SHAPES
+from ..data.shapes.scenes import IMAGE_SIZE, Scenes
+from ..evaluation.networks.feature_network import FeatureNetwork, standardise
+from .common import Training, batches
+from .settings import FeatureSettings
+
+STANDARDISED_ON = 4096
+
+
+def train_features(settings: FeatureSettings, seed: int, out: Path) -> None:
+    """Train the network with a linear read-out, drop the read-out, standardise the features, save to `out`."""
+    torch.manual_seed(seed)
+    network = FeatureNetwork(IMAGE_SIZE, list(settings.channels), settings.features)
+    stream = batches(settings.batch)
+    width = scene_targets(next(stream)[2]).shape[1]
+    model = nn.Sequential(network, nn.SiLU(), nn.Linear(settings.features, width))
+    training = Training(model, settings.steps, settings.learning_rate, "features")
+    for _ in range(settings.steps):
+        images, _, scenes = next(stream)
+        training.update(mse_loss(model(images), scene_targets(scenes)))
+    product = training.average[0]
+    stream = batches(512)
+    with torch.no_grad():
+        standardise(product, torch.cat([product(next(stream)[0]) for _ in range(STANDARDISED_ON // 512)]))
+    product.save(out)
+
+
+def scene_targets(scenes: Scenes) -> Tensor:
+    """(n, 33) numbers of order 1 that describe a scene; angles and cyclic positions as points on circles."""
+    kinds = torch.arange(len(SHAPES))
+    steps = (scenes.kind[:, None] - kinds).abs()
+    kind = (1 - torch.minimum(steps, len(SHAPES) - steps)).clamp(min=0)  # (n, 6) blending weights
+    colours = torch.arange(len(COLOURS))
+
+    def weights(position: Tensor) -> Tensor:
+        steps = (position[:, None] - colours).abs()
+        return (1 - torch.minimum(steps, len(COLOURS) - steps)).clamp(min=0)
+
+    striped = 4 * scenes.stripes
+    columns = [
+        3 * (scenes.radius - 0.55),
+        1.5 * scenes.x,
+        1.5 * scenes.y,
+        2 * scenes.rotation,
+        2.5 * scenes.shading * scenes.light.cos(),
+        2.5 * scenes.shading * scenes.light.sin(),
+        6 * (scenes.paleness - 0.55),
+        striped,
+        striped * (2 * scenes.stripe_angle).cos(),
+        striped * (2 * scenes.stripe_angle).sin(),
+        striped * (scenes.stripe_count - 2.25) / 0.75,
+        striped * scenes.stripe_phase.cos() * math.sqrt(0.5),
+        striped * scenes.stripe_phase.sin() * math.sqrt(0.5),
+    ]
+    return torch.cat(
+        [2 * kind, 2 * weights(scenes.hue), 2 * weights(scenes.background), torch.stack(columns, dim=1)], dim=1
+    )

@@ -1,0 +1,75 @@
+"""What the parts are worth, on the validation split: recorded beside them. (The experiment's scores are evaluation's.)"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.images import dequantise, quantise
+from ..data.shapes.scenes import draw
+from ..evaluation.metrics.frechet import Gaussian, Reference
+from ..evaluation.metrics.samples import clip_score
+from ..evaluation.networks.extractors import Clip, Features
+from ..models.scheduler import make_solver
+from ..models.teacher import load_denoiser
+from ..models.text import TextEncoder
+from ..models.vae import ImageCodec
+from ..sampling.generation import solve
+from .common import Progress
+from .settings import QualitySettings
+
+BATCH = 128
+
+
+@torch.no_grad()
+def measure(settings: QualitySettings, seed: int, folder: Path) -> dict:
+    """Frechet distances to reference pictures and CLIP scores of real, encoded-and-decoded, and teacher's pictures.
+
+    Returns:
+        {name: {"fid", "clip"}}; names "real", "vae" and "teacher-cfg-SCALE".
+    """
+    network, clip = Features(str(folder / "features")), Clip(str(folder / "clip"))
+    codec, encoder = ImageCodec.from_directory(folder / "teacher"), TextEncoder.from_directory(folder / "teacher")
+    images, texts = draw("validation", settings.samples)
+    embeddings = clip.texts(texts)
+
+    def features(pictures: np.ndarray) -> Tensor:
+        return torch.cat([network(part) for part in _parts(pictures)])
+
+    reference = Reference(Gaussian.fit(features(draw("reference", settings.reference)[0])))
+
+    def scores(pictures: np.ndarray) -> dict[str, float]:
+        seen = torch.cat([clip.images(part) for part in _parts(pictures)])
+        distance = reference.distance(Gaussian.fit(features(pictures)))
+        return {"fid": round(distance, 3), "clip": round(clip_score(seen, embeddings, resamples=2).value, 4)}
+
+    decoded = [quantise(codec.decode(codec.encode(dequantise(part)))) for part in _parts(images)]
+    table = {"real": scores(images), "vae": scores(np.concatenate(decoded))}
+    prompts = encoder.encode(texts)
+    for scale in settings.guidance_scales:
+        sampled = sample(folder / "teacher", codec, prompts, encoder.empty(), scale, settings.sampling_steps, seed)
+        table[f"teacher-cfg-{scale:g}"] = scores(sampled)
+    return table
+
+
+@torch.no_grad()
+def sample(
+    teacher: Path, codec: ImageCodec, prompts: Tensor, empty: Tensor, scale: float, steps: int, seed: int
+) -> np.ndarray:
+    """The teacher's DDIM samples, (n, H, W, 3) uint8; prompts (n, L, D), empty (1, L, D)."""
+    denoiser = load_denoiser(teacher)
+    config = denoiser.unet.config
+    generator = torch.Generator().manual_seed(seed)
+    pictures: list[np.ndarray] = []
+    progress = Progress(f"teacher at guidance {scale:g}: samples", len(prompts))
+    for cond in prompts.split(BATCH):
+        noise = torch.randn(len(cond), config.in_channels, *[config.sample_size] * 2, generator=generator)
+        latents = solve(make_solver("ddim", teacher, steps), denoiser, noise, cond, empty, scale)
+        pictures.append(quantise(codec.decode(latents)))
+        progress.update(sum(map(len, pictures)))
+    return np.concatenate(pictures)
+
+
+def _parts(pictures: np.ndarray) -> list[np.ndarray]:
+    return [pictures[i : i + BATCH] for i in range(0, len(pictures), BATCH)]

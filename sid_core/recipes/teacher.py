@@ -1,0 +1,56 @@
+"""The teacher: a text-conditional latent diffusion model trained exactly as Stable Diffusion states its noise and target."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from ..data.shapes.captions import all_captions
+from ..models.build import new_scheduler, new_unet, write_model_index
+from ..models.text import TextEncoder
+from ..models.vae import ImageCodec
+from .common import CHUNK, Progress, Training, batches, to_signed
+from .settings import TeacherSettings
+
+
+def train_teacher(settings: TeacherSettings, seed: int, folder: Path) -> None:
+    """Train the UNet on the VAE and the text encoder already in `folder`; add unet, scheduler and model_index.json."""
+    codec, encoder = ImageCodec.from_directory(folder), TextEncoder.from_directory(folder)
+    prompts = [*all_captions(), ""]
+    embeddings = encoder.encode(prompts)  # (1153, 12, 64)
+    mean, std, caption = encode_scenes(codec, settings.scenes, {text: row for row, text in enumerate(prompts)})
+
+    torch.manual_seed(seed)
+    latent_channels, latent_size = mean.shape[1:3]
+    unet = new_unet(settings.channels, latent_channels, latent_size, embeddings.shape[2])
+    scheduler = new_scheduler()
+    training = Training(unet, settings.steps, settings.learning_rate, "teacher")
+    for _ in range(settings.steps):
+        chosen = torch.randint(len(mean), (settings.batch,))
+        x_0 = mean[chosen].float() + std[chosen].float() * torch.randn(settings.batch, *mean.shape[1:])
+        dropped = torch.rand(settings.batch) < settings.prompt_dropout
+        cond = embeddings[torch.where(dropped, len(prompts) - 1, caption[chosen])]
+        eps, t = torch.randn_like(x_0), torch.randint(1000, (settings.batch,))
+        training.update(mse_loss(unet(scheduler.add_noise(x_0, eps, t), t, cond).sample, eps))
+    training.average.save_pretrained(folder / "unet")
+    scheduler.save_pretrained(folder / "scheduler")
+    write_model_index(folder)
+
+
+@torch.no_grad()
+def encode_scenes(codec: ImageCodec, n: int, rows: dict[str, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Posterior mean and std of n training scenes' scaled latents, float16 (n, C, h, w), and their captions' rows (n,)."""
+    means, stds, captions = [], [], []
+    progress = Progress("teacher: scenes encoded", n)
+    stream = batches(CHUNK)
+    scale = codec.vae.config.scaling_factor
+    for done in range(0, n, CHUNK):
+        images, texts, _ = next(stream)
+        for part in images[: n - done].split(128):  # small enough for the cache
+            posterior = codec.vae.encode(to_signed(part)).latent_dist
+            means.append((posterior.mean * scale).half())
+            stds.append((posterior.std * scale).half())
+        captions += [rows[text] for text in texts[: n - done]]
+        progress.update(len(captions))
+    return torch.cat(means), torch.cat(stds), torch.tensor(captions)

@@ -1,0 +1,1 @@
+"""Turn a generator or a teacher into images."""

@@ -1,0 +1,240 @@
+"""Samples of a generator or of a baseline, into shards.
+
+Sample i has caption i and noise of its own seed; networks see it inside a fixed block (inputs.py). So images depend neither on
+batch nor on shard, and a shard that is made again is the same file. Images are packed and hashed by threads beside the
+networks; what waits is a batch, so memory does not grow with a shard.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import SEEDS, settings_digest
+from ..data.images import encode_png, pixel_sha256, quantise, shrink
+from ..data.pool import in_order
+from ..data.progress import Progress
+from ..data.shards import captions_sha256, ranges, write_shard
+from ..errors import UserError
+from ..method import Denoiser, n_step
+from ..models.devices import place
+from ..models.generator import generator_sha256, load_generator
+from ..models.scheduler import make_solver
+from ..storage.versions import versions
+from .inputs import NOISE_DEVICE, Inputs
+
+if TYPE_CHECKING:
+    from ..config import BaselineSettings, GenerateSettings, Sampling
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Make samples in two parts, of which the second is timed.
+
+    Args:
+        start: what the samples at indices (B,) are made from: noises (B, n, C, h, w), or real images (B, 3, H, W) in [-1, 1].
+        networks: from indices and that to images (B, 3, H, W) in [-1, 1] and their scaled latents (B, C, h, w). None: the images of
+            `start` are the samples, and no network has a speed.
+    """
+
+    start: Callable[[Tensor], Tensor]
+    networks: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample on its way to disk: its image (H, W, 3) uint8 as decoded, and the teacher's error on it if it is probed."""
+
+    index: int
+    image: np.ndarray
+    eps_error: float | None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The same, packed."""
+
+    index: int
+    png: bytes
+    sha256: str
+    eps_error: float | None
+
+
+def generate_run(
+    settings: "GenerateSettings",
+    generator: Path,
+    teacher: Path,
+    captions: Path,
+    start: int,
+    stop: int,
+    out: Path,
+    workers: int = 1,
+) -> None:
+    """Write samples start .. stop of a distilled generator to the shard `out` (.tar); `workers` threads pack images.
+
+    Raises:
+        UserError: too few captions, an input that differs from its manifest, a generator made with other settings,
+            images that are not finite.
+    """
+    network, record = load_generator(generator, teacher)
+    for key in ("t_init", "num_steps"):
+        if record[key] != getattr(settings, key):
+            raise UserError(
+                f"{generator}: distilled with {key}={record[key]}, the settings say {getattr(settings, key)}; distil it again"
+            )
+    inputs = Inputs(settings.sampling, teacher, captions)
+    network = place(network, settings.sampling.precision)
+
+    def latents(noises: Tensor, cond: Tensor) -> Tensor:
+        return n_step(network, noises.unbind(1), settings.t_init, cond)
+
+    def networks(indices: Tensor, noises: Tensor) -> tuple[Tensor, Tensor]:
+        x_g = inputs.by_block(latents, noises, inputs.prompts(indices))
+        return inputs.by_block(inputs.codec.decode, x_g), x_g
+
+    sampler = Sampler(lambda indices: inputs.noises(indices, settings.num_steps), networks)
+    identity = {"settings_sha256": settings_digest(settings), "generator_sha256": generator_sha256(generator)}
+    how = {"t_init": settings.t_init, "num_steps": settings.num_steps}
+    _write(inputs, sampler, start, stop, out, identity | {"nfe": settings.num_steps, "sampler": how}, workers)
+
+
+def generate_baseline(
+    settings: "BaselineSettings", teacher: Path, captions: Path, start: int, stop: int, out: Path, workers: int = 1
+) -> None:
+    """Write samples start .. stop of a baseline to the shard `out` (.tar): teacher, VAE round trip, or real images.
+
+    Raises:
+        UserError: as generate_run; captions that the real images do not belong to.
+    """
+    baseline = settings.baseline
+    inputs = Inputs(settings.sampling, teacher, captions)
+    sampler = {"teacher": _teacher_sampler, "vae": _vae_sampler, "real": _real_sampler}[baseline.kind]
+    identity = {"settings_sha256": settings_digest(settings), "generator_sha256": None}
+    how = {key: getattr(baseline, key) for key in ("solver", "steps", "guidance_scale")} if baseline.steps else None
+    identity |= {"nfe": baseline.nfe, "sampler": how}
+    _write(inputs, sampler(settings, inputs, teacher), start, stop, out, identity, workers)
+
+
+def _teacher_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path) -> Sampler:
+    baseline = settings.baseline
+    solver = make_solver(baseline.solver, teacher, baseline.steps)
+
+    def latents(noises: Tensor, cond: Tensor) -> Tensor:
+        solver.set_timesteps(
+            baseline.steps, device=inputs.device
+        )  # forgets the block before: multistep solvers keep a history
+        return solve(solver, inputs.teacher, noises[:, 0], cond, inputs.empty_prompt, baseline.guidance_scale)
+
+    def networks(indices: Tensor, noises: Tensor) -> tuple[Tensor, Tensor]:
+        x_0 = inputs.by_block(latents, noises, inputs.prompts(indices))
+        return inputs.by_block(inputs.codec.decode, x_0), x_0
+
+    return Sampler(lambda indices: inputs.noises(indices, 1), networks)
+
+
+def _vae_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path) -> Sampler:
+    def networks(indices: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        x_0 = inputs.by_block(inputs.codec.encode, images)
+        return inputs.by_block(inputs.codec.decode, x_0), x_0
+
+    return Sampler(partial(inputs.real_images, settings.split), networks)
+
+
+def _real_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path) -> Sampler:
+    return Sampler(partial(inputs.real_images, settings.split), None)
+
+
+def solve(solver, teacher: Denoiser, noise: Tensor, cond: Tensor, uncond: Tensor, guidance_scale: float) -> Tensor:
+    """Latents (B, C, h, w) from noise of that shape, by a diffusers solver with its timesteps set.
+
+    The Denoiser answers with x_0 whatever its network predicts, so the solver is told to expect that.
+    """
+    solver.register_to_config(prediction_type="sample")
+    x_t = noise * solver.init_noise_sigma
+    for step in solver.timesteps:
+        x0_hat = teacher(solver.scale_model_input(x_t, step), step.expand(len(x_t)), cond, uncond, guidance_scale)
+        x_t = solver.step(x0_hat, step, x_t).prev_sample
+    return x_t
+
+
+def _write(inputs: Inputs, sampler: Sampler, start: int, stop: int, out: Path, identity: dict, workers: int) -> None:
+    """Sample start .. stop and write shard and sidecar."""
+    sampling, captions = inputs.sampling, inputs.captions
+    if not 0 <= start < stop <= len(captions):
+        raise UserError(
+            f"samples {start}–{stop - 1}: expected a range inside the {len(captions)} captions; give more captions or fewer samples"
+        )
+    if sampling.seed + stop > SEEDS:
+        raise UserError(f"generate.seed={sampling.seed}: expected seed + samples up to 2^32; choose a smaller seed")
+    record = {
+        "start": start,
+        "stop": stop,
+        "seed": sampling.seed,
+        "noise_device": NOISE_DEVICE,
+        "device": inputs.device,
+        "precision": sampling.precision,
+        "image_size": sampling.image_size,
+        "captions_sha256": captions_sha256(captions[start:stop]),
+        "teacher_sha256": inputs.teacher_sha256,
+        **identity,
+        "versions": versions(),
+        "images_per_s": None,
+        "samples": [],
+    }
+    samples = _samples(inputs, sampler, start, stop, record)
+    stored = in_order(partial(_stored, sampling), samples, workers, ahead=inputs.batch)
+    write_shard(out, _recorded(stored, record, Progress(stop - start, out.stem)), record)
+
+
+@torch.inference_mode()
+def _samples(inputs: Inputs, sampler: Sampler, start: int, stop: int, record: dict) -> Iterator[Sample]:
+    """Yield samples start .. stop, and keep the speed at which networks make them, if any do, in `record`."""
+    probes = inputs.sampling.eps_error_samples
+    elapsed_s, computed = 0.0, 0
+    for indices in inputs.batches(start, stop):
+        given = sampler.start(indices)
+        began_s = time.perf_counter()
+        decoded, latents = sampler.networks(indices, given) if sampler.networks else (given, None)
+        images = quantise(_finite(decoded, indices))  # on the CPU: a GPU has finished by then
+        elapsed_s += time.perf_counter() - began_s
+        computed += len(indices)
+        if sampler.networks:
+            record["images_per_s"] = computed / elapsed_s
+
+        errors: list[float | None] = [None] * len(indices)
+        if indices[0] < probes:
+            known = inputs.by_block(inputs.codec.encode, decoded) if latents is None else latents
+            errors = inputs.eps_errors(known, indices)
+        for index, image, error in zip(indices.tolist(), images, errors, strict=True):
+            if start <= index < stop:
+                yield Sample(index, image, error if index < probes else None)
+
+
+def _stored(sampling: "Sampling", sample: Sample) -> Stored:
+    """A sample as it goes to disk; its hash is that of the stored pixels."""
+    image = shrink(sample.image, sampling.image_size) if sampling.image_size else sample.image
+    return Stored(sample.index, encode_png(image, sampling.png_level), pixel_sha256(image), sample.eps_error)
+
+
+def _recorded(stored: Iterable[Stored], record: dict, progress: Progress) -> Iterator[tuple[int, bytes]]:
+    """Index and PNG of every sample, which is entered into `record` meanwhile."""
+    for sample in stored:
+        known = {"index": sample.index, "seed": record["seed"] + sample.index}
+        record["samples"].append(known | {"sha256": sample.sha256, "eps_error": sample.eps_error})
+        progress.update(len(record["samples"]))
+        yield sample.index, sample.png
+
+
+def _finite(images: Tensor, indices: Tensor) -> Tensor:
+    bad = indices[~images.isfinite().flatten(1).all(1)].tolist()
+    if bad:
+        raise UserError(
+            f"samples {ranges(bad)} are not finite: the network has diverged; train it again with a lower lr"
+        )
+    return images

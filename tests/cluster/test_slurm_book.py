@@ -1,0 +1,187 @@
+"""What is known of the jobs that a killed Snakemake has left; on a real Slurm: tests/slurm."""
+
+import json
+import threading
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+
+from sid_core.cluster import slurm
+
+
+@pytest.fixture
+def squeue(tmp_path, monkeypatch):
+    """A squeue that fails once, as while the controller is away, and then tells these jobs."""
+    program = tmp_path / "bin" / "squeue"
+    program.parent.mkdir()
+    program.write_text(
+        f"#!/bin/sh\nmv {tmp_path}/away {tmp_path}/back 2> /dev/null && exit 1\ncase $* in *%r) cat {tmp_path}/listed;; *) echo 5; echo 7_2;; esac\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    monkeypatch.setattr(slurm.time, "sleep", lambda _: None)
+    return tmp_path
+
+
+def test_a_job_waits_for_those_that_still_make_its_files(squeue):
+    (squeue / "away").touch()
+    before = [{"job": "5", "output": ["a", "b"]}, {"job": "6", "output": ["c"]}, {"job": "7_2", "output": ["d"]}]
+    path = squeue / "jobs.jsonl"
+    path.write_text(
+        "".join(json.dumps(entry) + "\n" for entry in before) + '{"job": "8", "out'
+    )  # killed while it wrote
+    book = slurm.Book(path)
+    assert book.before == ["5", "7_2"]
+    assert book.dependency(["b", "d", "e"]) == " --dependency=afterany:5:7_2"
+    assert book.dependency(["c", "e"]) == ""  # it has ended
+    book.note("9", ["c"])
+    assert [json.loads(line)["job"] for line in path.read_text().splitlines()] == ["5", "7_2", "9"]
+
+
+def test_a_controller_that_stays_away_is_told(squeue, monkeypatch, capsys):
+    (squeue / "away").touch()
+    monkeypatch.setattr(slurm, "PATIENCE_S", -60)
+    with pytest.raises(slurm.WorkflowError, match="run again when Slurm answers"):
+        slurm.ask_squeue("--me")
+    assert "waiting for Slurm to answer" in capsys.readouterr().err
+
+
+def test_who_is_cancelled_does_not_wait_for_a_controller_that_is_away(squeue):
+    (squeue / "away").touch()
+    cancelled = threading.Event()
+    cancelled.set()
+    with pytest.raises(slurm.WorkflowError):
+        slurm.ask_squeue("--me", wait=cancelled.wait)
+
+
+@pytest.fixture
+def commands(squeue, monkeypatch):
+    """What is asked of Slurm beside squeue."""
+    (squeue / "listed").write_text("5|RUNNING|None\n7_2|PENDING|Priority\n")
+    for name in ("scontrol", "scancel"):
+        (squeue / "bin" / name).write_text(f"#!/bin/sh\necho {name} $* >> {squeue}/commands\n")
+        (squeue / "bin" / name).chmod(0o755)
+    return squeue / "commands"
+
+
+def test_a_job_that_is_not_listed_for_a_while_is_given_up(squeue, commands, clock):
+    watch = slurm.Watch()
+    assert watch.look(["5", "6"]) == {}
+    assert watch.look(["5", "6", "8"]) == {}
+    (squeue / "away").touch()
+    assert watch.look(["5", "6", "8"]) == {}  # no answer tells nothing
+    assert watch.look(["5", "6", "8"]).keys() == {"6"}
+    assert "knows nothing of job 8" in watch.look(["5", "8"])["8"]
+    assert not commands.exists()
+
+
+def test_a_job_that_could_not_be_started_is_released_and_in_the_end_given_up(squeue, commands):
+    held = "PENDING|launch failed requeued held"
+    (squeue / "listed").write_text(f"5|{held}\n6|{held}\n7_2|PENDING|Priority\n")
+    watch = slurm.Watch()
+    for _ in range(slurm.RELEASES):
+        assert watch.look(["5", "7_2"]) == {}  # 6 is not this pipeline's
+    assert "could not start job 5 in 4 attempts; sinfo -R" in watch.look(["5", "7_2"])["5"]
+    assert commands.read_text().splitlines() == ["scontrol release 5"] * 3 + ["scancel 5"]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Half a minute goes by at each look."""
+    times = iter(range(0, 3000, 30))
+    monkeypatch.setattr(slurm.time, "monotonic", lambda: next(times))
+
+
+def test_an_end_that_the_plugin_does_not_see_is_told_after_a_while(squeue, commands, clock):
+    """It waits on for those preempted, and for those whose node failed and who may not be put back."""
+    (squeue / "listed").write_text("5|PREEMPTED|None\n6|NODE_FAIL|NodeDown\n7_2|COMPLETED|None\n")
+    watch = slurm.Watch()
+    assert [watch.look(["5", "7_2"]) for _ in range(2)] == [{}, {}]
+    given_up = watch.look(["5", "6", "7_2"])
+    assert given_up == {"5": "SLURM-job '5' failed, SLURM status is: 'PREEMPTED'"}
+    assert slurm.INTERRUPTED.search(given_up["5"])
+
+
+def test_what_is_done_is_not_done_again_after_a_crash_of_the_controller(squeue, commands):
+    (squeue / "listed").write_text("5|PENDING|BeginTime\n6|RUNNING|None\n7_2|COMPLETED|None\n8|RUNNING|None\n")
+    assert slurm.Watch().look(["8"], done={"5", "7_2", "8", "9"}) == {}  # 8: another job under the same number
+    assert commands.read_text() == "scancel 5\n"
+
+
+def test_where_sacct_tells_ends_squeue_may_forget(squeue, commands, clock):
+    (squeue / "listed").write_text("5|PENDING|launch failed requeued held\n")
+    sacct = squeue / "bin" / "sacct"
+    sacct.write_text("#!/bin/sh\necho $* >> $0.asked; echo '8|CANCELLED by 1000'; echo '9|COMPLETED'\n")
+    sacct.chmod(0o755)
+    watch = slurm.Watch()
+    assert [watch.look(["5", "8", "9", "10"], by_sacct=True) for _ in range(2)] == [{}, {}]
+    given_up = watch.look(["5", "8", "9", "10"], by_sacct=True)
+    assert given_up == {"8": "SLURM-job '8' failed, SLURM status is: 'CANCELLED'"}
+    assert commands.read_text().splitlines() == ["scontrol release 5"] * 3
+    assert "--jobs=8,9,10" in sacct.with_name("sacct.asked").read_text()
+
+
+# --- the executor, over a plugin in its place --------------------------------------------------------------------------------
+
+
+class Upstream:
+    """What is used of the plugin's executor."""
+
+    run_uuid, _submitted_job_clusters, workflow = "shapes_1", set(), None
+
+    def __init__(self):
+        self._interrupted, self._told, self._cancelled = Counter(), set(), threading.Event()
+        self.errors, self.logged, self.shut_down = [], [], {}
+        self.logger = SimpleNamespace(error=self.logged.append)
+        self._job_submission_executor = SimpleNamespace(shutdown=self.shut_down.update)
+
+    def run_job(self, job):
+        try:
+            raise slurm.WorkflowError("The given account appears to be invalid.")
+        except Exception:
+            raise AttributeError(job.rule.name) from None
+
+    def _report_job_error_threadsafe(self, job_info, message):
+        self.errors.append((job_info.job, message))
+
+    def report_job_error(self, job_info, msg=None):
+        self.errors.append((job_info.job, msg))
+
+
+class Job:
+    def is_group(self):
+        return True
+
+
+def make_job(**resources):
+    job = Job()
+    job.resources, job.attempt, job.jobs = resources, 1, []
+    return job
+
+
+def test_a_group_that_cannot_be_submitted_has_failed():
+    executor, job = slurm._make(Upstream, "shapes")(), make_job()
+    executor.run_job(job)
+    why = "Job submission failed: The given account appears to be invalid."
+    assert executor.errors == [(job, why)]
+    executor.report_job_error(SimpleNamespace(job=job), msg=why)
+    assert executor.logged == [why]  # as Snakemake itself does of single jobs alone
+
+
+def test_interruptions_use_no_retries_up_to_their_cap():
+    executor, job = slurm._make(Upstream, "shapes")(), make_job(continuations=2)
+    attempts = []
+    for end in ("TIMEOUT", "FAILED", "NODE_FAIL", "TIMEOUT", "TIMEOUT"):
+        job.attempt += 1  # as Snakemake does after it
+        executor.report_job_error(SimpleNamespace(job=job), msg=f"SLURM status is: '{end}'")
+        attempts.append(job.attempt)
+    assert attempts == [1, 2, 2, 3, 4]
+
+
+def test_ctrl_c_cancels_by_name_whatever_is_in_no_list(squeue, commands):
+    executor = slurm._make(Upstream, "shapes")()
+    executor.cancel_jobs([])
+    assert commands.read_text() == "scancel --name=shapes_1\n"
+    assert executor.shut_down == {"wait": True, "cancel_futures": True}
+    assert executor._cancelled.is_set()

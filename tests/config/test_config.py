@@ -1,0 +1,404 @@
+"""The configuration: mistakes are named with their remedy, and each stage's settings hold what concerns it alone."""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from sid_core import config as c
+from sid_core.data.reference_images import reference_images
+from sid_core.data.shapes import scenes
+from sid_core.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = c.read_yaml(ROOT / "config.yaml")
+
+
+def changed(**values) -> dict:
+    """The shipped configuration with `block__key=value` changed; `...` takes a key away."""
+    result = copy.deepcopy(SHIPPED)
+    for path, value in values.items():
+        *blocks, key = path.split("__")
+        target = result
+        for block in blocks:
+            target = target[block]
+        if value is ...:
+            del target[key]
+        else:
+            target[key] = value
+    return result
+
+
+def test_shipped_config_is_valid_and_complete():
+    parsed = c.parse_config(SHIPPED)
+    assert [run.name for run in c.runs(parsed)] == ["lsg-1.5", "lsg-2", "lsg-3", "lsg-4.5"]
+
+    def complete(block: c.Block, given: dict, where: str):
+        for key, value in block:
+            assert key in given, f"{where}.{key} is not in config.yaml"
+            if isinstance(value, c.Block):
+                complete(value, given[key], f"{where}.{key}")
+
+    given = changed()
+    given["teacher"].setdefault("path", None)  # belongs to source: local, and would be wrong to set here
+    complete(parsed, given, "config")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"distill__train_kimgs": 1}, "unknown key 'distill.train_kimgs'; did you mean 'train_kimg'?"),
+        ({"guidance_scale": [1]}, "unknown key 'guidance_scale'; did you mean 'guidance_scales'?"),
+        ({"distill__lr": ...}, "distill.lr: missing"),
+        ({"guidance_scales": [1.5, 0]}, "guidance_scales.1=0: expected greater than 0"),
+        ({"guidance_scales": [-2]}, "guidance_scales.0=-2"),
+        ({"guidance_scales": [float("nan")]}, "guidance_scales.0=nan"),
+        ({"guidance_scales": ["much"]}, "guidance_scales.0='much'"),
+        ({"guidance_scales": [1.5, 1.50]}, "two runs would be called 'lsg-1.5'"),
+        ({"guidance_scales": [], "extra_runs": []}, "nothing to distil"),
+        (
+            {"resources__score": {"runtime": "12"}},
+            "resources.score.runtime='12': expected minutes, hours or days, such as",
+        ),
+        ({"distill__t_init": 1200}, "distill.t_init=1200: expected less than or equal to 999"),
+        ({"distill__lr": 1e-6}, "distill: lr_final=0.0001: expected at most lr=1e-06, which decays to it; or null"),
+        ({"distill__t_min": 980}, "t_min=980, t_max=980: expected t_min < t_max"),
+        ({"distill__micro_batch": 5}, "micro_batch=5: expected a divisor of batch=32"),
+        ({"distill__compile": True, "distill__checkpointing": True}, "compile, checkpointing: what is computed again"),
+        (
+            {"distill__keep_best": "fid_proxy", "distill__proxy_samples": 8, "evaluate__reference": "val2014.zip"},
+            "keep_best=fid_proxy: expected null with evaluate.reference=val2014.zip",
+        ),
+        ({"distill__keep_best": "fid_proxy"}, "proxy_samples=0: expected 2, better hundreds"),
+        ({"extra_runs": [{"strategy": "long"}]}, "strategy: long needs a scale"),
+        ({"extra_runs": [{"strategy": "short", "scale": 2}]}, "scale=2: short guidance"),
+        ({"extra_runs": [{"strategy": "lsg", "scale": 2, "teacher": 3}]}, "belong to strategy: custom"),
+        ({"teacher": {"source": "local"}}, "give the diffusers directory"),
+        ({"teacher": {"source": "hub", "repo": "a/b"}}, "repo, revision: give both with source: hub"),
+        ({"teacher": {"source": "embedded", "variant": "fp16"}}, "repo, revision: give both with source: hub"),
+        ({"evaluate__clip_revision": "main"}, "evaluate.clip_revision='main'"),
+        ({"evaluate__reference_sha256": "abc"}, "evaluate.reference_sha256='abc'"),
+        ({"prompts__train": "captions.txt"}, "expected a number of captions with source: embedded"),
+        ({"generate__image_size": 16}, "generate.image_size=16: expected null or evaluate.image_size=None"),
+        ({"generate__png_level": 10}, "generate.png_level=10: expected less than or equal to 9"),
+        ({"prompts__evaluation": 10}, "only prompts.evaluation=10 captions"),
+        ({"experiment": "a/b"}, "experiment='a/b'"),
+        ({"teachers": {20260901: {}}}, "teachers.20260901: expected text as a key, which YAML reads as another value."),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(values, message):
+    with pytest.raises(UserError) as caught:
+        c.parse_config(changed(**values))
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_several_mistakes_are_listed_together():
+    with pytest.raises(UserError) as caught:
+        c.parse_config(changed(distill__t_init=1200, distill__lr="fast", seeds=[-1]))
+    assert len(str(caught.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seeds: [0]\ndistill:\n  lr: 1.0e-6\n\ndistill: {t_init: 600}\n", "lines 2 and 5: 'distill' is given twice"),
+        ('distill:\n  lr: 1.0e-6\n  batch: 8\n  "lr": 2.0e-6\n', "lines 2 and 4: 'lr' is given twice"),
+        ("imports:\n- {name: a, name: b}\n", "lines 2 and 2: 'name' is given twice"),
+    ],
+)
+def test_read_yaml_of_a_key_given_twice_names_both_lines(tmp_path, text, message):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=rf"config\.yaml, {message}"):
+        c.read_yaml(tmp_path / "config.yaml")
+
+
+def test_read_yaml_of_json_takes_tabs_and_names_a_key_given_twice(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{\n\t"a": {"batch":\t8}\n}')
+    assert c.read_yaml(path) == {"a": {"batch": 8}}
+    path.write_text('{\n\t"a": 1,\n\t"a": 2\n}')
+    with pytest.raises(UserError, match=r"config\.json, lines 2 and 3: 'a' is given twice"):
+        c.read_yaml(path)
+
+
+def test_read_yaml_of_merged_blocks_keeps_what_stands_over_them(tmp_path):
+    text = "a: &a {x: 1, y: 1}\nb: &b\n  <<: *a\n  y: 2\nc:\n  <<: *b\n  x: 3\n1: {}\n'1': {}\n"
+    (tmp_path / "config.yaml").write_text(text)
+    read = c.read_yaml(tmp_path / "config.yaml")
+    assert read == {"a": {"x": 1, "y": 1}, "b": {"x": 1, "y": 2}, "c": {"x": 3, "y": 2}, 1: {}, "1": {}}
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "\x00"])
+def test_a_file_that_is_no_mapping_is_named(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        c.load_config(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("word", ["null", "Null", "NULL", "~", ""])
+def test_null_in_words_is_null_for_every_optional_setting(word):
+    """Snakemake's --config hands over text: 'distill={lr_final: null}' became the text 'null'."""
+    parsed = c.parse_config(
+        changed(
+            distill__lr_final=word,
+            distill__keep_best=word,
+            tracking__uri=word,
+            tracking__best=word,
+            teacher__path=word,
+            evaluate__dinov2=word,
+            resources__score__gpu=word,
+        )
+    )
+    assert parsed.distill.lr_final is parsed.distill.keep_best is parsed.tracking.uri is parsed.tracking.best is None
+    assert parsed.teacher.path is parsed.evaluate.dinov2 is parsed.resources.score.gpu is None
+
+
+def test_empty_text_of_a_setting_that_takes_no_null_stays():
+    assert c.parse_config(changed(evaluate__caption_prefix="")).evaluate.caption_prefix == ""
+
+
+@pytest.mark.parametrize("word", [None, "null", "~"])
+def test_experiment_called_null_is_refused(word):
+    with pytest.raises(
+        UserError, match=r"config: experiment=null: expected a valid string, got no value\. Fix: give it one"
+    ):
+        c.parse_config(changed(experiment=word))
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("2026_09_01", "the number 20260901"),
+        ("2026-09-01", "the date 2026-09-01"),
+        ("1.5", "the number 1.5"),
+        ("on", "true"),
+        ("007", "the number 7"),
+    ],
+)
+def test_name_that_yaml_takes_for_another_value_is_shown_as_typed(tmp_path, typed, read):
+    text = (ROOT / "config.yaml").read_text().replace("experiment: shapes", f"experiment: {typed}")
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        c.load_config(tmp_path / "config.yaml")
+    assert f"experiment={typed}: expected text, which YAML reads as {read}. Fix: quote it" in str(caught.value)
+    assert f'experiment: "{typed}"' in str(caught.value)
+    (tmp_path / "config.yaml").write_text(text.replace(f"experiment: {typed}", f'experiment: "{typed}"'))
+    assert c.load_config(tmp_path / "config.yaml").experiment == typed
+    (tmp_path / "over.yaml").write_text(f"extra_runs: [{{strategy: lsg, scale: 9, name: {typed}}}]")
+    with pytest.raises(UserError, match=rf"extra_runs\.0\.name={typed}: .*name: \"{typed}\""):
+        c.load_config(ROOT / "config.yaml", tmp_path / "over.yaml")
+
+
+@pytest.mark.parametrize(("typed", "value"), [("2026_09_01", 20260901), ("1e3", 1000.0), ("True", True)])
+def test_name_on_snakemakes_command_line_is_shown_as_typed(typed, value):
+    arguments = ["snakemake", "--cores", "all", "--config", "seeds=[0]", f"experiment={typed}"]
+    with pytest.raises(UserError) as caught:
+        c.parse_config(changed(experiment=value), arguments=arguments)
+    assert f"experiment={typed}: expected text" in str(caught.value)
+    assert "Snakemake takes quotes off --config: there, begin it with a letter" in str(caught.value)
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers():
+    # YAML 1.1 wants a dot before the exponent
+    assert c.parse_config(changed(distill__lr="1e-3")).distill.lr == 1e-3
+
+
+# --- runs --------------------------------------------------------------------------------------------------------------
+
+
+def runs_of(**values) -> dict[str, c.Run]:
+    return {run.name: run for run in c.runs(c.parse_config(changed(**values)))}
+
+
+def test_close_scales_have_names_of_their_own():
+    assert list(runs_of(guidance_scales=[1.5, 1.52, 2, 10])) == ["lsg-1.5", "lsg-1.52", "lsg-2", "lsg-10"]
+
+
+def test_seeds_rename_nothing():
+    assert list(runs_of(guidance_scales=[2], seeds=[0, 1])) == ["lsg-2", "lsg-2-seed1"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "name", "kappas"),
+    [
+        ({"strategy": "lsg", "scale": 7}, "lsg-7", (7, 7, 7)),
+        ({"strategy": "long", "scale": 3}, "long-3", (1, 1, 3)),
+        ({"strategy": "short", "scale": 0.5}, "short-0.5", (0.5, 1, 1)),
+        ({"strategy": "none"}, "none", (1, 1, 1)),
+        ({"strategy": "custom", "name": "x", "fake_train": 1, "fake_eval": 2, "teacher": 3}, "x", (1, 2, 3)),
+    ],
+)
+def test_strategies_are_four_scales(extra, name, kappas):
+    run = runs_of(extra_runs=[extra])[name]
+    assert (run.fake_train, run.fake_eval, run.teacher) == kappas
+
+
+def test_an_extra_run_may_have_its_own_alpha_and_steps():
+    run = runs_of(extra_runs=[{"strategy": "lsg", "scale": 2, "name": "two", "alpha": 1.2, "num_steps": 2}])["two"]
+    assert (run.alpha, run.num_steps) == (1.2, 2)
+
+
+def test_baselines_and_shards():
+    parsed = c.parse_config(changed(generate__samples=5000, generate__samples_per_shard=2000, baselines__steps=[2, 8]))
+    names = [baseline.name for baseline in c.baselines(parsed)]
+    assert names[0] == "teacher-dpm-solver-karras-cfg1-2steps"
+    assert names[-2:] == ["vae", "real"]
+    assert len(names) == 2 * 3 + 2
+    assert c.shards(parsed) == ["00000", "00001", "00002"]
+
+
+def test_baselines_of_two_solvers_share_no_name():
+    ddim, dpm = (
+        {one.name for one in c.baselines(c.parse_config(changed(baselines__solver=solver))) if one.kind == "teacher"}
+        for solver in ("ddim", "dpm-solver")
+    )
+    assert len(ddim | dpm) == len(ddim) + len(dpm) > 0
+
+
+@pytest.mark.parametrize(("scale", "nfe"), [(1.0, 8), (2.0, 16), (0.5, 16)])
+def test_baseline_nfe_guided_counts_both_branches(scale, nfe):
+    baseline = c.Baseline(name="x", kind="teacher", solver="ddim", steps=8, guidance_scale=scale)
+    assert baseline.nfe == nfe
+
+
+def test_splits_share_no_noise_and_no_reference_image():
+    evaluation, validation = (
+        c.stage_settings(c.parse_config(changed(prompts__split=split))) for split in ("evaluation", "validation")
+    )
+    generate = "runs/lsg-2/generate.yaml"
+    samples = 2**31  # the most that one split may have
+    seeds = [
+        range(files[generate].sampling.seed, files[generate].sampling.seed + samples)
+        for files in (evaluation, validation)
+    ]
+    assert not set(seeds[0][:: samples - 1]) & set(seeds[1][:: samples - 1])
+    assert seeds[0].stop <= seeds[1].start
+    assert seeds[1].stop <= c.SEEDS
+    assert validation["score.settings.yaml"].seed == seeds[1].start
+    drawn = [reference_images(files["reference/settings.yaml"]) for files in (evaluation, validation)]
+    assert not (drawn[0].read(0) == drawn[1].read(0)).all()
+    assert [files["reference/settings.yaml"].split for files in (evaluation, validation)] == [
+        "evaluation",
+        "validation",
+    ]
+
+
+def test_noise_seed_beyond_the_split_is_refused():
+    with pytest.raises(UserError, match=r"generate\.seed=2147483648: expected seed \+ samples up to 2\^31"):
+        c.parse_config(changed(generate__seed=2**31))
+
+
+# --- settings of one stage -----------------------------------------------------------------------------------------------
+
+
+def changed_files(**values) -> set[str]:
+    """Which stages' settings differ from the shipped configuration's; new ones too."""
+    before, after = (c.stage_settings(c.parse_config(v)) for v in (SHIPPED, changed(**values)))
+    return {re.sub(r"^(runs|baselines)/[^/]+", r"\1", name) for name in after if after[name] != before.get(name)}
+
+
+@pytest.mark.parametrize(
+    ("values", "files"),
+    [
+        ({"evaluate__neighbours": 5}, {"score.settings.yaml"}),
+        ({"generate__samples": 4000}, {"score.settings.yaml"}),
+        ({"evaluate__reference_samples": 40}, {"reference/settings.yaml", "score.settings.yaml"}),
+        (
+            {"evaluate__clip": "x"},
+            {"features.settings.yaml", "reference/settings.yaml", "score.settings.yaml"},
+        ),
+        ({"generate__batch": 100}, {"runs/generate.yaml", "baselines/generate.yaml"}),
+        ({"distill__lr": 1e-3}, {"runs/settings.yaml"}),
+        ({"distill__t_init": 600}, {"runs/settings.yaml", "runs/generate.yaml"}),
+        ({"tracking__enabled": False}, set()),
+        ({"guidance_scales": [1.5, 2.0, 3.0, 4.5, 6.0]}, {"runs/settings.yaml", "runs/generate.yaml"}),
+        ({"teacher": {"source": "local", "path": "x"}}, {"teacher.settings.yaml"}),
+    ],
+)
+def test_a_change_reaches_the_stages_it_concerns(values, files):
+    assert changed_files(**values) == files
+
+
+def test_a_new_scale_changes_no_other_run():
+    before = c.stage_settings(c.parse_config(SHIPPED))
+    after = c.stage_settings(c.parse_config(changed(guidance_scales=[1.5, 2.0, 2.5, 3.0, 4.5])))
+    assert {name for name in after if after[name] != before.get(name)} == {
+        "runs/lsg-2.5/settings.yaml",
+        "runs/lsg-2.5/generate.yaml",
+    }
+
+
+def test_settings_survive_their_file(tmp_path):
+    for name, settings in c.stage_settings(c.parse_config(SHIPPED)).items():
+        path = tmp_path / name.replace("/", "-")
+        path.write_text(c.dump(settings))
+        assert c.load_settings(type(settings), path) == settings
+    (tmp_path / "config.yaml").write_text(c.dump(c.parse_config(SHIPPED)))
+    assert c.load_config(tmp_path / "config.yaml") == c.parse_config(SHIPPED)
+
+
+def test_every_setting_is_read():
+    """A setting that no module mentions would be obeyed by nobody."""
+    text = "\n".join(p.read_text() for p in (ROOT / "sid_core").rglob("*.py"))
+    code = text.replace((ROOT / "sid_core" / "config.py").read_text().split("# --- runs")[0], "")
+    blocks = (
+        c.ExtraRun,
+        c.Imported,
+        c.Plan,
+        c.JobResources,
+        c.Prompts,
+        c.Alarms,
+        c.Distill,
+        c.Sampling,
+        c.Baselines,
+        c.Evaluate,
+        c.Run,
+        c.Baseline,
+    )
+    unread = [
+        f"{block.__name__}.{key}"
+        for block in blocks
+        for key in block.model_fields
+        if not re.search(rf"\b{key}\b", code)
+    ]
+    assert not unread
+
+
+# --- the schema for editors ----------------------------------------------------------------------------------------------
+
+SCHEMA = json.loads((ROOT / "workflow" / "schemas" / "config.schema.json").read_text())
+
+
+def test_schema_is_the_models():
+    assert c.Config.model_json_schema() == SCHEMA, "run: sid-core schema > workflow/schemas/config.schema.json"
+
+
+def test_schema_accepts_the_shipped_config():
+    jsonschema.validate(SHIPPED, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"distill__train_kimgs": 1},
+        {"distill__lr": ...},
+        {"guidance_scales": [0]},
+        {"distill__t_init": 1200},
+        {"experiment": "a/b"},
+    ],
+)
+def test_schema_refuses_what_the_models_refuse(values):
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(changed(**values), SCHEMA)
+
+
+@pytest.mark.parametrize("split", ["evaluation", "validation"])
+def test_watch_of_an_embedded_reference_shares_no_scene_with_any_score(split):
+    files = c.stage_settings(c.parse_config(changed(distill__proxy_samples=8, prompts__split=split)))
+    assert (files["watch/settings.yaml"].split, files["reference/settings.yaml"].split) == ("watch", split)
+    drawn = [scenes.draw(name, 8)[0].tobytes() for name in scenes.SPLITS]
+    assert len(set(drawn)) == len(scenes.SPLITS)

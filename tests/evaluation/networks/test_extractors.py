@@ -1,0 +1,320 @@
+"""Networks from wherever: the right file, called as the reference calls it; everything else is refused by name."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from serving import Corrupt, Server, Status
+from tiny_parts import clip_repository, inception
+
+from sid_core.config import BuildReferenceSettings, FeatureSettings
+from sid_core.data.shapes import ASSETS
+from sid_core.errors import UserError
+from sid_core.evaluation.networks.extractors import PUBLISHED_LEVELS, Clip, Features
+from sid_core.evaluation.networks.weights import clip_weights, feature_weights, prepare_networks
+from sid_core.storage.files import read_json, sha256_file
+
+REPO = "tiny/clip"
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory):
+    """A folder with the TorchScript stand-in, and an open_clip repository."""
+    folder = tmp_path_factory.mktemp("parts")
+    inception(folder / "inception-2015-12-05.pt")
+    clip_repository(folder / "clip")
+    return folder
+
+
+@pytest.fixture
+def server(parts, tmp_path, monkeypatch):
+    with Server(files=parts, repos={REPO: parts / "clip"}) as server:
+        server.use_as_hub(monkeypatch, tmp_path / "cache")
+        monkeypatch.setattr("sid_core.storage.downloads.BACKOFF_S", 0.001)
+        yield server
+
+
+def photos(count: int, side: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return list((rng.random((count, side, side, 3)) * 255).astype(np.float32))
+
+
+# --- Inception -----------------------------------------------------------------------------------------------------------
+
+
+def test_inception_is_called_as_clean_fid_calls_it(parts, monkeypatch):
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    theirs = InceptionV3W(str(parts), download=False)
+    images = photos(3, 299)
+    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = theirs.layers((batch - 128) / 128)
+        # clean-fid's own call takes 2048 features for granted
+        theirs.layers = torch.nn.Sequential(theirs.layers, torch.nn.ConstantPad1d((0, 2048 - expected.shape[1]), 0.0))
+        padded = theirs(batch)
+    found = Features(str(parts / "inception-2015-12-05.pt"))(images)
+    assert torch.equal(found, padded[:, : found.shape[1]])
+    assert found.shape == (3, 12)
+    assert found.std(dim=0).max() > 0
+
+
+def test_inception_takes_299(parts):
+    with pytest.raises(
+        UserError, match=r"evaluate\.feature_size: the feature network takes 299 x 299, it is given 256 x 256"
+    ):
+        Features(str(parts / "inception-2015-12-05.pt"))(photos(1, 256))
+
+
+def test_inception_from_a_url_is_fetched_once_and_verified(server, parts):
+    path = "/files/inception-2015-12-05.pt"
+    sha256 = sha256_file(parts / "inception-2015-12-05.pt")
+    server.faults[path] = [Status(503)]
+    assert Features(server.url + path, sha256).identity == sha256
+    assert Features(server.url + path, sha256).identity == sha256
+    assert len(server.requests) == 2
+
+
+def test_a_wrong_inception_is_never_loaded(server, parts, monkeypatch):
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("loaded before it was verified"))
+    url = f"{server.url}/files/inception-2015-12-05.pt"
+    for setting in (url, str(parts / "inception-2015-12-05.pt")):
+        with pytest.raises(UserError, match="0" * 64):
+            Features(setting, "0" * 64)
+    server.faults["/files/inception-2015-12-05.pt"] = [Corrupt(500)]
+    with pytest.raises(UserError, match="what arrived has sha256"):
+        Features(url, sha256_file(parts / "inception-2015-12-05.pt"))
+
+
+@pytest.mark.parametrize("content", ["damaged", "another"])
+def test_no_inception(tmp_path, content):
+    path = tmp_path / "x.pt"
+    if content == "damaged":
+        path.write_bytes(b"PK\x03\x04 no archive")
+    else:
+        torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
+    with pytest.raises(UserError, match=r"x\.pt: not a feature network .*expected a TorchScript file"):
+        Features(str(path))
+
+
+def test_a_path_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"evaluate\.feature_network=.*nowhere\.pt: no file"):
+        Features(str(tmp_path / "nowhere.pt"))
+
+
+# --- CLIP ----------------------------------------------------------------------------------------------------------------
+
+
+def pictures(count: int, side: int = 40) -> list[np.ndarray]:
+    return [image.astype(np.uint8) for image in photos(count, side)]
+
+
+def test_clip_from_the_hub_is_the_one_on_disk(server, parts):
+    there = Clip(REPO, server.commit(REPO))
+    here = Clip(str(parts / "clip"))
+    assert there.identity == here.identity
+    assert torch.equal(there.images(pictures(2)), here.images(pictures(2)))
+    assert torch.equal(there.texts(["A photo depicts A dog."]), here.texts(["A photo depicts A dog."]))
+    fetched = {path.rsplit("/", 1)[1] for path in server.fetched(f"/{REPO}/")}
+    assert fetched == {"open_clip_config.json", "open_clip_model.safetensors"}
+
+
+def test_jobs_after_the_first_ask_nobody(server):
+    clip_weights(REPO, server.commit(REPO), None)
+    before = len(server.requests)
+    clip_weights(REPO, server.commit(REPO), None)
+    assert len(server.requests) == before
+
+
+def test_the_model_is_float32_and_in_evaluation_mode(parts):
+    model = Clip(str(parts / "clip"))._model
+    assert not model.training
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_weights_of_older_repositories(parts, tmp_path, monkeypatch):
+    clip_repository(tmp_path / "old", binary=True)
+    with Server(repos={REPO: tmp_path / "old"}) as server:
+        server.use_as_hub(monkeypatch, tmp_path / "cache")
+        old = Clip(REPO, server.commit(REPO))
+    assert torch.equal(old.images(pictures(2)), Clip(str(parts / "clip")).images(pictures(2)))
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+def test_pickled_code_is_refused(tmp_path, capsys):
+    folder = clip_repository(tmp_path / "evil", binary=True)
+    torch.save({"state_dict": Evil()}, folder / "open_clip_pytorch_model.bin")
+    with pytest.raises(UserError, match="cannot be loaded by open_clip"):
+        Clip(str(folder))
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_weights_of_another_model(parts, tmp_path):
+    folder = shutil.copytree(parts / "clip", tmp_path / "clip")
+    config = read_json(folder / "open_clip_config.json")
+    config["model_cfg"]["embed_dim"] = 16
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="cannot be loaded by open_clip"):
+        Clip(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("revision", "sha256", "message"),
+    [
+        ("0" * 40, None, r"evaluate\.clip_revision=0+: no such revision"),
+        ("commit", "0" * 64, r"evaluate\.clip_sha256=0+: .*open_clip_model\.safetensors has"),
+        (None, None, r"evaluate\.clip=tiny/clip: no file .*for a hub's repository set evaluate\.clip_revision"),
+    ],
+)
+def test_wrong_settings_are_named(server, revision, sha256, message):
+    with pytest.raises(UserError, match=message):
+        Clip(REPO, server.commit(REPO) if revision == "commit" else revision, sha256)
+
+
+def test_a_repository_that_is_not_for_open_clip(parts, tmp_path, monkeypatch):
+    folder = shutil.copytree(parts / "clip", tmp_path / "other", ignore=shutil.ignore_patterns("open_clip_model*"))
+    with Server(repos={REPO: folder}) as server:
+        server.use_as_hub(monkeypatch, tmp_path / "cache")
+        with pytest.raises(UserError, match=r"evaluate\.clip=tiny/clip: expected open_clip_config\.json and"):
+            clip_weights(REPO, server.commit(REPO), None)
+
+
+def test_a_config_that_wants_its_own_tokenizer_gets_it(parts, tmp_path, monkeypatch):
+    folder = shutil.copytree(parts / "clip", tmp_path / "other")
+    config = read_json(folder / "open_clip_config.json")
+    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "somewhere/else"
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with Server(repos={REPO: folder}) as server:
+        server.use_as_hub(monkeypatch, tmp_path / "cache")
+        clip_weights(REPO, server.commit(REPO), None)
+        assert any(path.endswith("/tokenizer.json") for path in server.fetched())
+
+
+# --- what identifies a network -----------------------------------------------------------------------------------------------
+
+
+def edited(folder, part: str, **changes):
+    """The folder with another open_clip_config.json."""
+    config = read_json(folder / "open_clip_config.json")
+    within = config["model_cfg"][part] if part in config["model_cfg"] else config[part]
+    within.update(changes)
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return clip_weights(str(folder), None, None)
+
+
+def test_a_network_is_its_weights_and_its_config(parts, tmp_path):
+    folder = shutil.copytree(parts / "clip", tmp_path / "clip")
+    first = clip_weights(str(folder), None, None)
+    assert first.sha256 == sha256_file(folder / "open_clip_model.safetensors")
+    other = edited(folder, "preprocess_cfg", mean=[0.5, 0.5, 0.5])
+    assert other.sha256 == first.sha256
+    assert other.identity != first.identity
+
+
+def test_a_tokenizer_counts_where_it_is_used(parts, tmp_path):
+    folder = shutil.copytree(parts / "clip", tmp_path / "clip")
+    found = []
+    for name in ("", "its/own"):
+        found.append(edited(folder, "text_cfg", hf_tokenizer_name=name).identity)
+        (folder / "tokenizer.json").write_text(f'{{"as": "{name}"}}')
+        found.append(clip_weights(str(folder), None, None).identity)
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+
+
+def test_the_weights_that_are_hashed_are_those_that_are_loaded(parts, tmp_path):
+    folder = clip_repository(tmp_path / "clip", binary=True)
+    weights = torch.load(folder / "open_clip_pytorch_model.bin", weights_only=True)
+    weights = {name: tensor + 0.1 if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    save_file(weights, folder / "open_clip_pytorch_model.safetensors")
+    assert clip_weights(str(folder), None, None).path.suffix == ".safetensors"
+    loaded = Clip(str(folder))._model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
+
+
+def test_a_feature_network_is_its_config_too(tmp_path):
+    folder = shutil.copytree(ASSETS / "features", tmp_path / "features")
+    first = feature_weights(str(folder), None)
+    assert feature_weights(str(folder / "model.safetensors"), None) == first
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    assert feature_weights(str(folder), None).identity != first.identity
+
+
+# --- the published script's rounding -------------------------------------------------------------------------------------------
+
+
+def test_strict_lowers_63_of_256_levels_by_one():
+    levels = np.arange(256)
+    lowered = levels - PUBLISHED_LEVELS
+    assert lowered.sum() == 63
+    assert set(lowered) == {0, 1}
+
+
+def test_strict_is_the_round_trip_of_tensors(parts):
+    image = pictures(1, 32)[0]
+    tensor = (
+        torch.from_numpy(image).permute(2, 0, 1).float().div(255).sub(0.5).div(0.5)
+    )  # torchvision's ToTensor, Normalize
+    lowered = tensor.mul(0.5).add(0.5).mul(255).to(torch.uint8).permute(1, 2, 0).numpy()
+    strict, plain = Clip(str(parts / "clip"), strict=True), Clip(str(parts / "clip"))
+    assert torch.equal(strict.prepare(image), plain.prepare(lowered))
+    assert not torch.equal(strict.prepare(image), plain.prepare(image))
+
+
+def test_16_bits_are_near_and_of_unit_length(parts):
+    exact, fast = (Clip(str(parts / "clip"), precision=precision) for precision in ("float32", "bfloat16"))
+    images = pictures(3, 32)
+    for a, b in ((exact.images(images), fast.images(images)), (exact.texts(["a", "b"]), fast.texts(["a", "b"]))):
+        assert not torch.equal(a, b)
+        torch.testing.assert_close(b.norm(dim=-1), torch.ones(len(b)))
+        assert (a * b).sum(-1).min() > 0.99
+    network = str(parts / "inception-2015-12-05.pt")
+    exact, fast = (Features(network, precision=precision)(photos(2, 299)) for precision in ("float32", "bfloat16"))
+    assert not torch.equal(exact, fast)
+    torch.testing.assert_close(exact, fast, rtol=0.05, atol=0.05)
+
+
+# --- settings and the stage ------------------------------------------------------------------------------------------------------
+
+
+def test_settings_reach_the_networks(parts):
+    values = {"feature_network": str(parts / "inception-2015-12-05.pt"), "clip": str(parts / "clip"), "batch": 2}
+    settings = FeatureSettings(**values, clip_strict=True)
+    image = pictures(1)[0]
+    assert torch.equal(Clip.of(settings).prepare(image), Clip(str(parts / "clip"), strict=True).prepare(image))
+    for key, load in (("feature_network_sha256", Features.of), ("clip_sha256", Clip.of)):
+        with pytest.raises(UserError, match=f"evaluate.{key}={'0' * 64}"):
+            load(FeatureSettings(**values, **{key: "0" * 64}))
+
+
+def test_the_stage_fetches_everything_and_records_hashes(server, parts, tmp_path):
+    url = f"{server.url}/files/inception-2015-12-05.pt"
+    settings = BuildReferenceSettings(
+        **{
+            "feature_network": url,
+            "clip": REPO,
+            "clip_revision": server.commit(REPO),
+            "batch": 2,
+            "reference_samples": 1,
+        }
+    )
+    prepare_networks(settings, tmp_path / "extractors.json")
+    record = read_json(tmp_path / "extractors.json")
+    assert record["feature_network"]["sha256"] == sha256_file(parts / "inception-2015-12-05.pt")
+    assert record["clip"]["sha256"] == sha256_file(parts / "clip" / "open_clip_model.safetensors")
+    assert record["reference"] == {"setting": "embedded"}
+    before = len(server.requests)
+    Features.of(settings), Clip.of(settings)
+    assert len(server.requests) == before
+
+
+def test_embedded_networks_are_found():
+    assert feature_weights("embedded", None).path.is_file()
+    assert clip_weights("embedded", None, None).path.is_file()

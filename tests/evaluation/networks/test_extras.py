@@ -1,0 +1,225 @@
+"""Networks of further metrics, tiny and random in the published layouts: called as their authors call them, and named when missing."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from serving import Server
+from small import CAPTIONS, SAMPLES, build, generate_settings
+from tiny_parts import HPS_SIZES, dinov2, hps, pickscore
+
+from sid_core.config import FeatureSettings
+from sid_core.data.shards import read_shard
+from sid_core.errors import UserError
+from sid_core.evaluation.features import extract_features
+from sid_core.evaluation.features import stored as stored_image
+from sid_core.evaluation.networks import extras
+from sid_core.evaluation.networks.weights import prepare_networks
+from sid_core.evaluation.scoring import score
+from sid_core.sampling.generation import generate_run
+from sid_core.storage.files import read_json, sha256_file, sidecar
+
+METRICS = {"dinov2": "fd_dinov2", "hps": "hps", "pickscore": "pickscore"}
+TEXTS = ["a red circle", "Two blue squares, on green."]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("extras")
+    return {
+        "dinov2": dinov2(folder / "dinov2"),
+        "hps": hps(folder / "hps"),
+        "pickscore": pickscore(folder / "pickscore"),
+    }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_hps():
+    import open_clip
+
+    with pytest.MonkeyPatch.context() as patch:
+        open_clip.factory._MODEL_CONFIGS["tiny-hps"] = HPS_SIZES
+        patch.setattr(extras, "HPS_MODEL", "tiny-hps")
+        yield
+        del open_clip.factory._MODEL_CONFIGS["tiny-hps"]
+
+
+def settings(folders, *keys: str, **changes) -> FeatureSettings:
+    return FeatureSettings(batch=2, **{key: {"source": str(folders[key])} | changes for key in keys})
+
+
+def pictures(count: int = 2, side: int = 40) -> list[np.ndarray]:
+    return list(np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8))
+
+
+def rows(folders, key: str) -> torch.Tensor:
+    [extra] = extras.extras(settings(folders, key))
+    assert (extra.column, extra.metric) == (key, METRICS[key])
+    return extra.rows([extra.prepare(image) for image in pictures()], TEXTS)
+
+
+def seen_by_clip(image: np.ndarray, side: int) -> torch.Tensor:
+    """CLIPProcessor's steps: PIL's bicubic, 0 to 1, OpenAI's mean and spread."""
+    small = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)) / 255
+    normed = (small - [0.48145466, 0.4578275, 0.40821073]) / [0.26862954, 0.26130258, 0.27577711]
+    return torch.from_numpy(normed).permute(2, 0, 1).float()
+
+
+def hub_positions(positions: torch.Tensor) -> torch.Tensor:
+    """torch.hub's, written out: cubic convolution (a = -0.75) on 37 places, seen at (i + 0.5) 37 / 16.1 - 0.5, edges repeated."""
+
+    def cubic(x: float) -> float:
+        a, x = -0.75, abs(x)
+        if x <= 1:
+            return (a + 2) * x**3 - (a + 3) * x**2 + 1
+        return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+    matrix = torch.zeros(16, 37)
+    for i in range(16):
+        centre = (i + 0.5) * 37 / 16.1 - 0.5
+        for place in range(math.floor(centre) - 1, math.floor(centre) + 3):
+            matrix[i, min(max(place, 0), 36)] += cubic(centre - place)
+    grid = torch.einsum("im, jn, mnd -> ijd", matrix, matrix, positions[0, 1:].view(37, 37, -1))
+    return torch.cat([positions[:, :1], grid.reshape(1, 256, -1)], dim=1)
+
+
+def test_dinov2_is_the_normed_class_token_of_the_hubs(folders):
+    from cleanfid.resize import make_resizer
+    from transformers import Dinov2Model
+
+    model = Dinov2Model.from_pretrained(folders["dinov2"]).eval()
+    model.embeddings.position_embeddings.data = hub_positions(model.embeddings.position_embeddings.data)
+    resize = make_resizer("PIL", False, "bicubic", (224, 224))
+    images = [(resize(image) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225] for image in pictures()]
+    with torch.no_grad():
+        states = model(torch.tensor(np.stack(images)).permute(0, 3, 1, 2).float()).last_hidden_state
+    torch.testing.assert_close(rows(folders, "dinov2"), states[:, 0])
+
+
+def test_pickscore_is_its_model_cards(folders):
+    from transformers import CLIPModel
+
+    model = CLIPModel.from_pretrained(folders["pickscore"]).eval()
+    import open_clip
+
+    tokens = open_clip.tokenize(TEXTS)
+    # the card's processor pads with the end token, and masks it
+    padded = torch.where(tokens == 0, 49407, tokens)
+    with torch.no_grad():
+        images = torch.stack([seen_by_clip(image, 32) for image in pictures()])
+        said = model(input_ids=padded, pixel_values=images, attention_mask=(tokens != 0).long())
+    torch.testing.assert_close(rows(folders, "pickscore"), said.logits_per_image.diagonal(), rtol=1e-4, atol=1e-4)
+
+
+def test_hps_is_its_scripts(folders):
+    import open_clip
+
+    model = open_clip.CLIP(**HPS_SIZES, output_dict=True).eval()
+    weights = torch.load(folders["hps"] / "HPS_v2.1_compressed.pt", weights_only=True)["state_dict"]
+    model.load_state_dict(weights)
+    with torch.no_grad():
+        out = model(torch.stack([seen_by_clip(image, 32) for image in pictures()]), open_clip.tokenize(TEXTS))
+    expected = (out["image_features"] @ out["text_features"].T).diagonal()
+    torch.testing.assert_close(rows(folders, "hps"), expected)
+
+
+def test_from_samples_to_a_score(folders, tiny_generator, tiny_teacher, captions, evaluate_settings, tmp_path):
+    plain = evaluate_settings(caption_prefix="A photo depicts ")
+    full = evaluate_settings(
+        caption_prefix="A photo depicts ", **{key: {"source": str(folder)} for key, folder in folders.items()}
+    )
+    generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, 0, SAMPLES, tmp_path / "00000.tar")
+    scores = {}
+    for name, chosen in (("plain", plain), ("full", full)):
+        reference, features = tmp_path / f"{name}-reference.safetensors", tmp_path / f"{name}.safetensors"
+        build(chosen.evaluate, reference)
+        extract_features(chosen.evaluate, tmp_path / "00000.tar", captions, features)
+        score(chosen, [features], reference, captions, tmp_path / name / "score.json")
+        scores[name] = read_json(tmp_path / name / "score.json")
+    assert scores["full"]["protocol_hash"] == scores["plain"]["protocol_hash"]
+    assert scores["full"]["fid"] == scores["plain"]["fid"]
+    assert not scores["full"]["not_computed"]
+    stored = load_file(tmp_path / "full.safetensors")
+    for key, metric in METRICS.items():
+        low, high = scores["full"]["intervals"][metric]
+        assert low <= scores["full"][metric] <= high
+        network = extras.extras(settings(folders, key))[0]
+        assert scores["full"]["recipes"][metric]["weights"] == network.record["weights"]
+        assert len(stored[key]) == SAMPLES
+    assert scores["full"]["hps"] == pytest.approx(float(stored["hps"].mean()))
+    # each image with its own caption, which has no prefix here
+    [hps_network] = extras.extras(full.evaluate.model_copy(update={"dinov2": None, "pickscore": None}))
+    [(_, images)] = read_shard(tmp_path / "00000.tar", SAMPLES)
+    prepared = [hps_network.prepare(stored_image(image, full.evaluate)) for image in images]
+    torch.testing.assert_close(stored["hps"], hps_network.rows(prepared, CAPTIONS))
+    assert set(read_json(sidecar(tmp_path / "full-reference.safetensors"))["record"]["extras"]) == {"fd_dinov2"}
+
+    with pytest.raises(UserError, match=r"made with another feature network, CLIP, DINOv2"):
+        score(
+            full, [tmp_path / "full.safetensors"], _other_dinov2(tmp_path, full, folders), captions, tmp_path / "x.json"
+        )
+
+
+def _other_dinov2(tmp_path, full, folders):
+    """A reference that was seen by another DINOv2."""
+    other = shutil.copytree(folders["dinov2"], tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    save_file({name: tensor + 0.01 for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    evaluate = full.evaluate.model_copy(
+        update={"dinov2": full.evaluate.dinov2.model_copy(update={"source": str(other)})}
+    )
+    build(evaluate, tmp_path / "other.safetensors")
+    return tmp_path / "other.safetensors"
+
+
+def test_from_the_hub_at_a_commit(folders, evaluate_settings, tmp_path, monkeypatch):
+    with Server(repos={f"tiny/{key}": folder for key, folder in folders.items()}) as server:
+        server.use_as_hub(monkeypatch, tmp_path / "cache")
+        networks = {key: {"source": f"tiny/{key}", "revision": server.commit(f"tiny/{key}")} for key in folders}
+        prepare_networks(evaluate_settings(**networks).evaluate, tmp_path / "extractors.json")
+        before = len(server.requests)
+        there = extras.extras(FeatureSettings(batch=2, **networks))
+        assert len(server.requests) == before
+    record = read_json(tmp_path / "extractors.json")
+    for extra, here in zip(there, extras.extras(settings(folders, *folders)), strict=True):
+        assert extra.record == here.record
+        assert record[extra.column]["sha256"] == sha256_file(record[extra.column]["path"])
+
+
+@pytest.mark.parametrize("key", ["dinov2", "pickscore"])
+def test_another_config_is_another_network(folders, tmp_path, key):
+    """Activations, say, do not show in the weights."""
+    other = shutil.copytree(folders[key], tmp_path / key)
+    config = read_json(other / "config.json")
+    (other / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 0.1}))
+    ours, theirs = (extras.extras(settings(where, key))[0].record for where in (folders, {key: other}))
+    assert {name for name in ours if ours[name] != theirs[name]} == {"weights"}
+
+
+@pytest.mark.parametrize("key", METRICS)
+def test_what_is_missing_or_damaged_is_named(folders, tmp_path, key):
+    with pytest.raises(UserError, match=rf"evaluate\.{key}\.source=.*nowhere: no file .*set evaluate\.{key}\.revision"):
+        extras.extras(settings({key: tmp_path / "nowhere"}, key))
+    with pytest.raises(UserError, match=rf"evaluate\.{key}\.sha256=0+: "):
+        extras.extras(settings(folders, key, sha256="0" * 64))
+    damaged = shutil.copytree(folders[key], tmp_path / "damaged")
+    for path in damaged.iterdir():
+        if path.suffix in (".safetensors", ".pt"):
+            path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match=rf"evaluate\.{key}: .*damaged"):
+        extras.extras(settings({key: damaged}, key))
+
+
+def test_weights_that_lack_a_layer_are_refused(folders, tmp_path):
+    """transformers itself would go on with random ones."""
+    folder = shutil.copytree(folders["dinov2"], tmp_path / "lacking")
+    weights = load_file(folder / "model.safetensors")
+    del weights["layernorm.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"evaluate\.dinov2: .*lacks weights of Dinov2Model: layernorm\.weight"):
+        extras.extras(settings({"dinov2": folder}, "dinov2"))

@@ -1,0 +1,38 @@
+"""Settings of a distillation of the tiny teacher that takes seconds."""
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sid_core.config import Alarms, Distill, DistillSettings, Run
+from sid_core.storage.files import saved_states
+
+PROMPTS = ["a red dot", "a blue dot", "two dots", "no dots", "a dot"]
+
+
+def make_settings(run: dict | None = None, alarms: dict | None = None, **distill) -> DistillSettings:
+    """20 iterations of batch 4 with everything saved often; keyword arguments override."""
+    quiet = Alarms(
+        score_gap_max=1e9, latent_std_min=0, latent_std_max=1e9, generator_loss_max=1e9, patience=2, warmup_nimg=0
+    )
+    values = {
+        "train_kimg": 0.08,
+        "batch": 4,
+        "micro_batch": 4,
+        "lr": 1e-4,
+        "ema_halflife_nimg": 20,
+        "state_every_nimg": 12,
+        "log_every_nimg": 8,
+        "samples_every_nimg": 40,
+        "alarms": quiet.model_copy(update=alarms or {}),
+    }
+    scales = {"fake_train": 1.5, "fake_eval": 1.5, "teacher": 1.5}
+    base = {"name": "lsg-1.5", "strategy": "lsg", **scales, "alpha": 1.0, "num_steps": 1, "seed": 0}
+    return DistillSettings(run=Run(**(base | (run or {}))), distill=Distill(**(values | distill)))
+
+
+def load_state(folder: Path) -> dict[str, Tensor]:
+    """All tensors of the newest state, by "file/parameter"."""
+    files = saved_states(folder)[0].glob("*.safetensors")
+    return {f"{path.stem}/{name}": tensor for path in files for name, tensor in load_file(path).items()}

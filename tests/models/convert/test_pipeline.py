@@ -1,0 +1,316 @@
+"""Exported pipelines: diffusers loads them and draws what `sid-core sample` draws; the model card; the way to a hub."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import DiffusionPipeline, EulerDiscreteScheduler, LCMScheduler
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from official_style import network
+from PIL import Image
+
+from sid_core import cli
+from sid_core.config import Teacher
+from sid_core.method import one_step
+from sid_core.models.convert.card import model_card
+from sid_core.models.generator import generator_sha256, load_generator, save_generator
+from sid_core.models.scheduler import scheduler_config
+from sid_core.models.teacher import prepare_teacher, teacher_sha256
+from sid_core.models.text import TextEncoder
+from sid_core.storage.files import read_json, verify_manifest, write_json, write_manifest
+
+SEED = 3
+PROMPT = "a red dot"
+
+
+def change_scheduler(source: Path, out: Path, **changes: object) -> Path:
+    """The teacher with another scheduler config, after the teacher stage."""
+    shutil.copytree(source, out / "source")
+    path = out / "source" / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    prepare_teacher(Teacher(source="local", path=str(out / "source")), out / "teacher")
+    return out / "teacher"
+
+
+def make_generator(teacher: Path, out: Path, t_init: int = 625, num_steps: int = 1) -> Path:
+    """A generator with small random weights."""
+    unet = network(teacher)
+    scales = {"fake_train": 1.5, "fake_eval": 1.5, "teacher": 1.5, "alpha": 1.0}
+    record = {
+        "run": {"name": "lsg-1.5", "strategy": "lsg", **scales, "num_steps": num_steps, "seed": 0},
+        "t_init": t_init,
+        "num_steps": num_steps,
+        "prediction_type": scheduler_config(teacher)["prediction_type"],
+        "train_kimg": 12.8,
+        "teacher_sha256": teacher_sha256(teacher),
+    }
+    weights = {name: 0.1 * tensor for name, tensor in unet.state_dict().items()}
+    save_generator(out, unet, weights, record)
+    return out
+
+
+def export(generator: Path, teacher: Path, out: Path, *more: str) -> int:
+    return cli.main(["export", "--generator", str(generator), "--teacher", str(teacher), "--out", str(out), *more])
+
+
+def pixels_of(pipeline: DiffusionPipeline) -> np.ndarray:
+    generator = torch.Generator().manual_seed(SEED)
+    return np.asarray(pipeline(PROMPT, num_inference_steps=1, guidance_scale=1, generator=generator).images[0])
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def exported(request, tiny_teacher_source, tmp_path_factory):
+    """(teacher, generator, pipeline folder)"""
+    folder = tmp_path_factory.mktemp(request.param)
+    teacher = change_scheduler(tiny_teacher_source, folder, prediction_type=request.param)
+    generator = make_generator(teacher, folder / "generator")
+    assert export(generator, teacher, folder / "pipeline") == 0
+    return teacher, generator, folder / "pipeline"
+
+
+def test_the_image_is_that_of_sample(exported, tmp_path):
+    teacher, generator, folder = exported
+    options = {"generator": generator, "teacher": teacher, "prompt": PROMPT, "seed": SEED, "out": tmp_path / "x.png"}
+    assert cli.main(["sample", *(text for key, value in options.items() for text in (f"--{key}", str(value)))]) == 0
+    with Image.open(tmp_path / "x.png") as image:
+        enlarged = np.asarray(image)
+    pixels = pixels_of(DiffusionPipeline.from_pretrained(folder))
+    assert pixels.shape == (16, 16, 3)
+    assert pixels.std() > 5  # a picture, not a plain surface that all would agree on
+    np.testing.assert_array_equal(enlarged, pixels.repeat(8, axis=0).repeat(8, axis=1))
+
+
+def test_latents_are_those_of_the_method(exported):
+    teacher, folder, pipeline = exported[0], exported[1], DiffusionPipeline.from_pretrained(exported[2])
+    denoiser, record = load_generator(folder, teacher)
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(SEED))
+    with torch.inference_mode():
+        expected = one_step(denoiser, z, record["t_init"], TextEncoder.from_directory(teacher).encode([PROMPT]))
+    generator = torch.Generator().manual_seed(SEED)
+    latents = pipeline(PROMPT, num_inference_steps=1, guidance_scale=1, generator=generator, output_type="latent")
+    torch.testing.assert_close(latents.images, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_another_scheduler_draws_another_image(exported):
+    """The trap: a scheduler that feeds the network z itself."""
+    pipeline = DiffusionPipeline.from_pretrained(exported[2])
+    expected = pixels_of(pipeline)
+    pipeline.scheduler = LCMScheduler.from_pretrained(exported[0] / "scheduler")
+    generator = torch.Generator().manual_seed(SEED)
+    image = pipeline(PROMPT, timesteps=[625], num_inference_steps=None, guidance_scale=1, generator=generator).images[0]
+    assert np.abs(np.asarray(image).astype(int) - expected).max() > 2
+
+
+def test_an_export_replaces_an_export_and_nothing_else(exported, tmp_path, monkeypatch, capsys):
+    teacher, generator, pipeline = exported
+    for place, source in (("teacher", teacher), ("generator", generator), ("model", teacher.parent / "source")):
+        shutil.copytree(source, tmp_path / place)
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for out in (".", "teacher", "generator", "model", "file", "file/x"):
+        assert export(generator, teacher, Path(out)) == 1
+        assert capsys.readouterr().err.startswith(f"error: {out}: ")
+    assert sorted(tmp_path.rglob("*")) == before
+    shutil.copytree(pipeline, "pipeline")
+    Path("pipeline/README.md").unlink()
+    assert export(generator, teacher, Path("pipeline")) == 0
+    assert Path("pipeline/README.md").is_file()
+
+
+@pytest.mark.parametrize("t_init", [1, 20, 400, 999])
+def test_the_scheduler_feeds_sigma_z_at_any_level(tiny_teacher, tmp_path, t_init):
+    assert export(make_generator(tiny_teacher, tmp_path / "g", t_init), tiny_teacher, tmp_path / "p") == 0
+    scheduler = EulerDiscreteScheduler.from_pretrained(tmp_path / "p" / "scheduler")
+    scheduler.set_timesteps(1)
+    assert scheduler.timesteps.tolist() == [t_init]
+    schedule, t = load_generator(tmp_path / "g", tiny_teacher)[0].schedule, torch.tensor([t_init])
+    z = torch.randn(1, 4, 8, 8)
+    fed = scheduler.scale_model_input(z * scheduler.init_noise_sigma, scheduler.timesteps[0])
+    torch.testing.assert_close(fed, schedule.sigma(t) * z, atol=1e-6, rtol=1e-5)
+
+
+def test_the_folder_is_whole_and_has_its_record(exported):
+    verify_manifest(exported[2])
+    assert read_json(exported[2] / "generator.json") == read_json(exported[1] / "generator.json")
+    index = read_json(exported[2] / "model_index.json")
+    assert index["scheduler"] == ["diffusers", "EulerDiscreteScheduler"]
+    assert not list(exported[2].rglob("*.bin"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "t_init", "num_steps", "message"),
+    [
+        ({}, 625, 2, "takes 2 steps with fresh noise between them"),
+        ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, 999, 1, "t_init=999: alpha is 0 there"),
+    ],
+)
+def test_what_diffusers_cannot_do_is_refused(
+    tiny_teacher_source, tmp_path, capsys, changes, t_init, num_steps, message
+):
+    teacher = change_scheduler(tiny_teacher_source, tmp_path, **changes)
+    assert export(make_generator(teacher, tmp_path / "g", t_init, num_steps), teacher, tmp_path / "p") == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "p").exists()
+
+
+def test_another_teacher_is_refused(exported, tiny_teacher_source, tmp_path, capsys):
+    other = change_scheduler(tiny_teacher_source, tmp_path, beta_end=0.013, prediction_type="epsilon")
+    assert export(exported[1], other, tmp_path / "p") == 1
+    assert "not the one that" in capsys.readouterr().err
+
+
+# --- model card --------------------------------------------------------------------------------------------------------
+
+SCORE = {
+    "samples": 30000,
+    "fid": 8.7123,
+    "fid_se": 0.0512,
+    "clip": 0.30211,
+    "clip_se": 0.00031,
+    "kid": 0.00123,
+    "precision": 0.61234,
+    "recall": 0.51234,
+    "protocol": {"name": "coco2014-30k", "samples": 30000},
+    "protocol_hash": "0123456789abcdef" * 4,
+}
+
+
+def test_the_card_says_what_it_is_and_how_it_scored(exported, tmp_path):
+    teacher, generator, _ = exported
+    write_json(tmp_path / "score.json", SCORE | {"generator_sha256": generator_sha256(generator)})
+    assert export(generator, teacher, tmp_path / "p", "--score", str(tmp_path / "score.json")) == 0
+    card = (tmp_path / "p" / "README.md").read_text()
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["library_name"] == "diffusers"
+    assert "license" not in metadata  # of a local teacher nobody knows it
+    for line in (
+        "# lsg-1.5: text to 16 x 16 images in one step",
+        "| FID | 8.71 ± 0.05 |",
+        "| CLIP score | 0.3021 ± 0.0003 |",
+        "| protocol | coco2014-30k, `0123456789abcdef` |",
+        "| kappa_4 (teacher) | 1.5 |",
+        "| images seen in training | 12,800 |",
+        "num_inference_steps=1, guidance_scale=1",
+        "zhou2025guided",
+    ):
+        assert line in card
+
+
+def test_a_score_of_other_weights_is_refused(exported, tmp_path, capsys):
+    teacher, generator, _ = exported
+    write_json(tmp_path / "score.json", SCORE | {"generator_sha256": "0" * 64})
+    assert export(generator, teacher, tmp_path / "p", "--score", str(tmp_path / "score.json")) == 1
+    assert "of other weights than" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ['{"a": 1}', "[]", '{"generator_sha256": "0"}', "a,b\n1,2\n"])
+def test_another_file_than_a_score_is_refused(exported, tmp_path, capsys, content):
+    (tmp_path / "x.json").write_text(content)
+    assert export(exported[1], exported[0], tmp_path / "p", "--score", str(tmp_path / "x.json")) == 1
+    said = capsys.readouterr().err
+    assert "x.json: no score of a run; expected" in said or (
+        "x.json: not valid JSON" in said and "give that one" in said
+    )
+    assert not (tmp_path / "p").exists()
+
+
+def test_the_license_is_the_teachers(tiny_teacher, tmp_path):
+    teacher = tmp_path / "teacher"
+    shutil.copytree(tiny_teacher, teacher)
+    generator = make_generator(teacher, tmp_path / "g")
+    found = {"source": "hub", "repo": "owner/sd", "revision": "1" * 40, "license": "creativeml-openrail-m"}
+    for provenance, terms in ((found, "creativeml-openrail-m"), ({"source": "embedded"}, "apache-2.0")):
+        write_json(teacher / "provenance.json", provenance)
+        write_manifest(teacher)
+        assert export(generator, teacher, tmp_path / "p") == 0
+        card = (tmp_path / "p" / "README.md").read_text()
+        metadata = yaml.safe_load(card.split("---")[1])
+        assert (metadata["license"], metadata.get("base_model")) == (terms, provenance.get("repo"))
+        assert f"`{terms}`, the license of the teacher" in card
+
+
+# --- push --------------------------------------------------------------------------------------------------------------
+
+
+class Api:
+    """Stands for the hub's API: notes what it is asked, and refuses with `status`."""
+
+    status, asked = 200, []
+
+    def create_repo(self, repo, private, exist_ok):
+        if self.status != 200:
+            raise HfHubHTTPError("no", response=SimpleNamespace(headers={}, status_code=self.status, request=None))
+        self.asked.append((repo, private, exist_ok))
+
+    def upload_folder(self, repo_id, folder_path, commit_message):
+        self.asked.append((repo_id, folder_path))
+        return SimpleNamespace(commit_url="http://hub/commit")
+
+
+@pytest.fixture
+def api(monkeypatch):
+    class Fresh(Api):
+        asked: list = []  # noqa: RUF012  a new one for each test
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Fresh)
+    return Fresh
+
+
+def push(folder: Path, *more: str) -> int:
+    return cli.main(["push", "--pipeline", str(folder), "--repo", "me/mine", *more])
+
+
+def test_a_teacher_is_not_pushed(exported, api, capsys):
+    assert push(exported[0]) == 1
+    assert "no exported pipeline; expected what sid-core export wrote" in capsys.readouterr().err
+    assert api.asked == []
+
+
+def test_push_uploads_the_folder(exported, api):
+    assert push(exported[2], "--private") == 0
+    assert api.asked == [("me/mine", True, True), ("me/mine", exported[2])]
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [(401, "answers 401; set HF_TOKEN"), (403, "answers 403; HF_TOKEN may not write"), (500, "answers 500; run again")],
+)
+def test_a_refusal_of_the_hub_is_named(exported, api, capsys, status, message):
+    api.status = status
+    assert push(exported[2]) == 1
+    assert f"--repo me/mine: the hub {message}" in capsys.readouterr().err
+
+
+def test_push_without_a_hub_is_named(exported, monkeypatch, capsys):
+    def no_connection(*_, **__):
+        raise HTTPError("no route")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", no_connection)
+    assert push(exported[2]) == 1
+    assert "--repo me/mine: no route (" in capsys.readouterr().err
+
+
+def test_push_wants_a_whole_export(exported, api, tmp_path, capsys):
+    assert push(tmp_path) == 1
+    assert "no exported pipeline" in capsys.readouterr().err
+    shutil.copytree(exported[2], tmp_path / "p")
+    (tmp_path / "p" / "README.md").write_text("changed")
+    assert push(tmp_path / "p") == 1
+    assert "differs from its recorded sha256" in capsys.readouterr().err
+    assert not api.asked
+
+
+def test_card_of_an_earlier_point_shows_its_images_and_the_whole_training():
+    run = {"name": "x", "fake_train": 2.0, "fake_eval": 2.0, "teacher": 2.0, "alpha": 1.0, "seed": 0}
+    record = {"run": run, "t_init": 625, "num_steps": 1, "prediction_type": "epsilon", "train_kimg": 9.6}
+    chosen = {"rule": "lowest fid_proxy", "nimg": 9600, "value": 1.0}
+    whole = model_card(record | {"whole_kimg": 9.6}, "abc", {}, None, 32)
+    assert "| images seen in training | 9,600 |" in whole
+    early = model_card(record | {"whole_kimg": 12.8, "chosen": chosen}, "abc", {}, None, 32)
+    assert "| images seen in training | 9,600 of 12,800, chosen by the lowest fid_proxy |" in early

@@ -1,0 +1,78 @@
+"""The plan is arithmetic on the configuration: jobs as the workflow has them, hours and disk as its `plan` block says."""
+
+from pathlib import Path
+
+import pytest
+
+from sid_core import config as c
+from sid_core.pipeline.plan import make_plan, to_text
+
+ROOT = Path(__file__).parents[2]
+
+
+def shipped(**over) -> c.Config:
+    values = c.merge(c.read_yaml(ROOT / "config.yaml"), {"distill": {"train_kimg": 12.8}})
+    return c.parse_config(c.merge(values, over))
+
+
+def stages(config: c.Config, **more) -> dict:
+    return {stage.name: stage for stage in make_plan(config, **more)}
+
+
+def test_jobs_follow_runs_seeds_shards_and_baselines():
+    planned = stages(shipped(seeds=[0, 1], generate={"samples_per_shard": 1000}))
+    assert planned["distill 12.8 kimg"].jobs == 4 * 2
+    assert planned["generate"].jobs == 4 * 2 * 5
+    assert planned["features"].jobs == (4 * 2 + 3 + 2) * 5
+    assert planned["score"].jobs == 4 * 2 + 3 + 2
+
+
+def test_hours_gpu_hours_and_disk_of_a_distillation():
+    config = shipped(
+        guidance_scales=[],
+        extra_runs=[{"strategy": "lsg", "scale": 2, "train_kimg": 7200}, {"strategy": "none", "train_kimg": 3600}],
+        resources={"distill": {"gpu": 4}},
+        plan={"train_images_per_s": 10, "unet_million": 1000},
+        distill={"keep_states": 2},
+    )
+    planned = stages(config)
+    long = planned["distill 7,200 kimg"]
+    assert (long.jobs, long.hours, long.gpu_hours) == (1, pytest.approx(50), pytest.approx(200))
+    assert planned["distill 3,600 kimg"].hours == pytest.approx(25)
+    assert long.disk_gb == pytest.approx(4 * (1 + 2 * 5))
+
+
+def test_a_guided_evaluation_of_the_teacher_counts_twice():
+    planned = stages(shipped())
+    assert planned["generate teacher-dpm-solver-karras-cfg2-8steps"].hours == pytest.approx(
+        2 * planned["generate teacher-dpm-solver-karras-cfg1-8steps"].hours
+    )
+
+
+def test_null_is_what_the_machine_has():
+    assert stages(shipped())["distill 12.8 kimg"].gpu_hours == 0
+    assert stages(shipped(), gpus_here=1)["distill 12.8 kimg"].gpu_hours > 0
+
+
+def test_the_table_names_every_stage_and_the_sum():
+    text = to_text(shipped())
+    for stage in make_plan(shipped()):
+        assert stage.name in text
+    assert text.splitlines()[-1].startswith("all")
+
+
+def test_the_table_keeps_its_columns_beside_the_longest_name():
+    lines = to_text(shipped(baselines={"steps": [100], "guidance_scales": [1.25]})).splitlines()
+    assert any("teacher-dpm-solver-karras-cfg1.25-100steps" in line for line in lines)
+    assert len({len(line) for line in lines[1:-1]}) == 1
+
+
+def test_scores_by_the_networks_of_the_shapes_are_told_to_mean_nothing_elsewhere():
+    own = {
+        "prompts": {"source": "file", "train": "a.txt", "evaluation": "b.txt"},
+        "baselines": {"vae": False, "real": False},
+    }
+    assert "note: evaluate.reference, evaluate.feature_network, evaluate.clip: embedded" in to_text(shipped(**own))
+    own["evaluate"] = {"reference": "images", "feature_network": "x.pt", "clip": "folder"}
+    assert "note" not in to_text(shipped(**own))
+    assert "note" not in to_text(shipped())

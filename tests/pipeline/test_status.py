@@ -1,0 +1,353 @@
+"""How an experiment stands, read off made-up files: each state, the time left, and that it is cheap to ask."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from base64 import urlsafe_b64encode
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from sid_core import cli
+from sid_core import config as c
+from sid_core.pipeline.status import look, text
+from sid_core.pipeline.status.jobs import jobs
+from sid_core.storage import heartbeat, lease
+
+ROOT = Path(__file__).parents[2]
+
+
+def shipped(**over) -> c.Config:
+    return c.parse_config(c.merge(c.read_yaml(ROOT / "config.yaml"), over))
+
+
+CONFIG = shipped(
+    guidance_scales=[1.5, 2],
+    extra_runs=[{"strategy": "none", "train_kimg": 9.6}],
+    baselines={"steps": [8], "guidance_scales": [1], "vae": False, "real": False},
+    generate={"samples_per_shard": 2500},
+)
+
+
+@pytest.fixture
+def results(tmp_path):
+    """results/shapes of a pipeline that has just started."""
+    folder = tmp_path / "results" / "shapes"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(c.dump(CONFIG))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def squeue(tmp_path, monkeypatch):
+    """squeue(text): what Slurm lists from now on; before, and with None, it does not answer. squeue.asked: the questions."""
+    answer, asked = tmp_path / "queue", tmp_path / "asked"
+    write(tmp_path, "bin/squeue", f"#!/bin/sh\necho $@ >> {asked}\nexec cat {answer}\n")
+    (tmp_path / "bin" / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+
+    def say(text: str | None) -> None:
+        answer.unlink(missing_ok=True) if text is None else answer.write_text(text)
+
+    say.asked = asked
+    return say
+
+
+def job(stage: str, name: str = ""):
+    return next(job for job in jobs(CONFIG) if (job.stage, job.name) == (stage, name))
+
+
+def write(folder: Path, path: str, text: str = "") -> None:
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    (folder / path).write_text(text)
+
+
+def finish(folder: Path, stage: str, name: str = "", seconds: float = 10) -> None:
+    done = job(stage, name)
+    write(folder, done.output)
+    write(folder, done.log, "00000: 5 of 5 images, 1 images/s\n")
+    if done.benchmark:
+        write(folder, done.benchmark, f"s\th:m:s\n{seconds}\t0:00:10\n")
+
+
+def standing(folder: Path, stage: str, name: str = ""):
+    return next(s for s in look.look(CONFIG, folder) if s.job == job(stage, name))
+
+
+def point(nimg: int, speed: float) -> str:
+    return json.dumps({"nimg": nimg, "iteration": nimg // 32, "images_per_s": speed}) + "\n"
+
+
+# --- the graph ---------------------------------------------------------------------------------------------------------
+
+
+def test_files_are_named_as_the_rules_name_them():
+    config = shipped(
+        imports=[{"name": "published", "file": "x.pkl", "scale": 2, "train_kimg": 1, "teacher": "other"}],
+        teachers={"other": {"source": "embedded"}},
+        distill={"proxy_samples": 100},
+    )
+    rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
+    named = set(re.findall(r'f"\{RESULTS\}/([^"]+)"', rules))
+    patterns = [re.escape(re.sub(r"\{\{\w+\}\}", "*", name)).replace(r"\*", ".+") for name in named]
+
+    def is_named(path: str) -> bool:
+        return any(re.fullmatch(pattern, path) for pattern in patterns)
+
+    found = jobs(config)
+    unknown = [path for job in found for path in (job.output, job.log, job.benchmark) if path and not is_named(path)]
+    assert unknown == []
+    logs = {name for name in named if name.startswith("logs/") and not name.startswith("logs/settings/")}
+    for log in logs:
+        pattern = re.escape(re.sub(r"\{\{\w+\}\}", "*", log)).replace(r"\*", ".+")
+        assert any(re.fullmatch(pattern, job.log) for job in found), f"no job of status has {log}"
+
+
+def test_every_job_is_one_of_a_stage_of_the_command_line():
+    assert {job.stage for job in jobs(CONFIG)} <= set(cli.STAGES)
+    assert len({job.output for job in jobs(CONFIG)}) == len(jobs(CONFIG))
+
+
+# --- states ------------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_started(results):
+    assert {s.state for s in look.look(CONFIG, results)} == {"waiting"}
+
+
+def test_done_failed_stopped(results):
+    finish(results, "prompts")
+    write(results, "logs/teacher.log", "loading\nerror: teacher: no such folder\nsee the settings\n")
+    trace = 'Traceback (most recent call last):\n  File "x.py", line 1\n    f()\nKeyError: 3\n'
+    write(results, "logs/distill/none.log", trace)
+    write(results, "logs/distill/lsg-2.log", "error: lsg-2: interrupted; its state is saved, running again continues\n")
+    write(results, "logs/extractors.log", "half a li")
+    assert standing(results, "prompts").state == "done"
+    failed = standing(results, "teacher", "")
+    assert (failed.state, failed.text) == ("failed", "teacher: no such folder")
+    assert (standing(results, "distill", "none").state, standing(results, "distill", "none").text) == (
+        "failed",
+        "KeyError: 3",
+    )
+    assert standing(results, "distill", "lsg-2").state == "stopped"
+    assert standing(results, "extractors").state == "stopped"
+
+
+def test_a_deleted_result_waits_and_did_not_fail(results):
+    finish(results, "generate", "lsg-2 00001")
+    (results / job("generate", "lsg-2 00001").output).unlink()
+    assert standing(results, "generate", "lsg-2 00001").state == "waiting"
+
+
+def test_a_distillation_runs_while_its_lease_is_held(results):
+    state = results / "state" / "lsg-2"
+    write(results, "state/lsg-2/training.jsonl", point(3200, 99) + point(9600, 160) + '{"nimg": 99')
+    with lease.lease(state):
+        running = standing(results, "distill", "lsg-2")
+        assert running.state == "running"
+        assert running.text.startswith("9,600 of 19,200 images (50%), 160 images/s, process ")
+        assert running.left_s == pytest.approx(60)
+    assert standing(results, "distill", "lsg-2").state == "waiting"
+    # killed: its lease stays behind, and holds nothing
+    owner = {"host": "elsewhere", "pid": 1, "start": "1", "job": "77", "token": "x"}
+    write(results, "state/lsg-2/lease.json", json.dumps(owner))
+    assert "Slurm job 77 on elsewhere" in standing(results, "distill", "lsg-2").text
+    long_ago = time.time() - 5 * heartbeat.PERIOD_S
+    os.utime(state / "lease.json", (long_ago, long_ago))
+    assert standing(results, "distill", "lsg-2").state == "waiting"
+
+
+@contextmanager
+def stage_process(folder: Path, *arguments: str):
+    """A process whose command line is that of a stage."""
+    command = [sys.executable, "-c", "print(flush=True); open(0).read()", "sid_core", *arguments]
+    process = subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        process.stdout.readline()
+        yield
+    finally:
+        process.communicate()
+
+
+def test_a_stage_runs_while_its_process_does(results):
+    write(results, "logs/generate/lsg-2.00001.log", "x\n00001: 500 of 2,500 images, 400 images/s\n")
+    out = "results/shapes/runs/lsg-2/samples/00001.tar"
+    with stage_process(results.parents[1], "generate", "--out", out):
+        running = standing(results, "generate", "lsg-2 00001")
+        assert (running.state, running.left_s) == ("running", 5)
+        assert standing(results, "generate", "lsg-2 00000").state == "waiting"
+    assert standing(results, "generate", "lsg-2 00001").state == "stopped"
+    with stage_process(results.parents[2], "generate", "--out", out):  # another clone's
+        assert standing(results, "generate", "lsg-2 00001").state == "stopped"
+
+
+def mark(results: Path, path: str, cluster_job: str | None) -> None:
+    """As Snakemake does while a job runs."""
+    name = urlsafe_b64encode(f"results/shapes/{path}".encode()).decode()
+    write(results.parents[1], f".snakemake/incomplete/{name}", json.dumps({"external_jobid": cluster_job}))
+
+
+def test_a_cluster_job_that_slurm_does_not_list_is_stopped(results, squeue, monkeypatch):
+    """As after Ctrl-C with pending jobs, or a killed Snakemake and a job that died."""
+    pending, begun = job("score", "lsg-2"), job("score", "none")
+    for one, number in ((pending, "123"), (begun, "124_3")):
+        mark(results, one.output, number)
+    write(results, begun.log, "reading\n")
+
+    def states() -> list[str]:
+        return [standing(results, "score", name).state for name in ("lsg-2", "none")]
+
+    assert states() == ["queued", "running"]
+    squeue("123\n124_3\n125\n")
+    assert states() == ["queued", "running"]
+    squeue("124_3\n")
+    assert states() == ["stopped", "running"]
+    assert standing(results, "score", "lsg-2").text.startswith("cluster job 123 is gone before it began: ")
+    squeue("")
+    assert states() == ["stopped", "stopped"]
+    write(results, begun.log, "error: no such folder\n")
+    assert standing(results, "score", "none").state == "failed"
+    squeue(None)
+    assert states() == ["queued", "running"]
+    monkeypatch.setenv("PATH", str(results))
+    assert states() == ["queued", "running"]
+
+
+def test_slurm_is_asked_once_a_look_and_only_of_its_jobs(results, squeue):
+    squeue("")
+    mark(results, job("score", "lsg-1.5").output, None)
+    look.look(CONFIG, results)
+    assert not squeue.asked.exists()
+    for name in ("lsg-2", "none"):
+        mark(results, job("score", name).output, "123")
+    look.look(CONFIG, results)
+    assert squeue.asked.read_text() == f"--noheader --user={os.getuid()} --array --format=%i\n"
+
+
+def test_a_cluster_job_is_queued_then_runs(results):
+    waiting = job("score", "lsg-2")
+    mark(results, waiting.output, "123")
+    queued = standing(results, "score", "lsg-2")
+    assert (queued.state, queued.text) == ("queued", "cluster job 123")
+    write(results, waiting.log, "reading\n")
+    assert standing(results, "score", "lsg-2").state == "running"
+
+
+def test_the_book_of_slurm_jobs_is_read(results):
+    score = job("score", "lsg-2")
+    book = {"job": "77", "output": [f"results/shapes/{score.output}", "results/other/x"]}
+    write(results.parents[1], ".snakemake/slurm_jobs.jsonl", json.dumps(book) + '\n{"job": "7')
+    assert standing(results, "score", "lsg-2").state == "waiting"  # that job has ended
+    mark(results, score.output, None)
+    write(results, score.log, "reading\n")
+    running = standing(results, "score", "lsg-2")
+    assert (running.state, running.text) == ("running", "cluster job 77")
+
+
+def test_a_mark_left_by_a_kill_is_nobodys(results):
+    score = job("score", "lsg-2")
+    mark(results, score.output, None)
+    write(results, score.log, "reading\n")
+    assert standing(results, "score", "lsg-2").state == "running"  # on another machine, it may be
+    long_ago = time.time() - 2 * look.FRESH_S
+    os.utime(results / score.log, (long_ago, long_ago))
+    assert standing(results, "score", "lsg-2").state == "stopped"
+
+
+# --- how long ----------------------------------------------------------------------------------------------------------
+
+
+def test_time_left_follows_what_was_measured(results):
+    assert standing(results, "distill", "none").left_s == pytest.approx(9600 / CONFIG.plan.train_images_per_s)
+    finish(results, "distill", "lsg-1.5", seconds=192)
+    assert standing(results, "distill", "lsg-2").left_s == pytest.approx(192)
+    assert standing(results, "distill", "none").left_s == pytest.approx(96)  # half as long
+    write(results, "state/none/training.jsonl", point(7200, 100))
+    assert standing(results, "distill", "none").left_s == pytest.approx(24)  # goes on from there
+    finish(results, "features", "lsg-2 00000", seconds=7)
+    assert standing(results, "features", "lsg-2 00001").left_s == pytest.approx(7)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(5, "5 s"), (119, "119 s"), (600, "10 min"), (7200, "2 h"), (9e5, "10 d")]
+)
+def test_durations_are_read_at_a_glance(seconds, said):
+    assert text._duration(seconds) == said
+
+
+# --- what is printed ---------------------------------------------------------------------------------------------------
+
+
+def status(*arguments: object) -> int:
+    return cli.main(["status", *map(str, arguments)])
+
+
+def test_lines_name_stages_failures_and_logs(results, capsys):
+    finish(results, "prompts")
+    write(results, "logs/teacher.log", "error: teacher: no such folder\n")
+    assert status("--results", results) == 0
+    said = capsys.readouterr().out
+    assert re.match(r"shapes: 1 of \d+ jobs done, 1 failed, about .* of work left, and nothing runs\n", said)
+    assert "  prompts               1 of    1\n" in said
+    assert f"failed:\n  teacher: teacher: no such folder\n    {results}/logs/teacher.log\n" in said
+    assert "\033" not in said
+
+
+def test_watching_prints_a_line_for_each_change_until_all_is_done(results, capsys, monkeypatch):
+    todo = jobs(CONFIG)
+
+    def make_some(_: float) -> None:
+        for _ in range(10):
+            if todo:
+                done = todo.pop(0)
+                finish(results, done.stage, done.name)
+
+    monkeypatch.setattr(text.time, "sleep", make_some)
+    assert status("--results", results, "--watch") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [int(re.match(r"shapes: (\d+) of", line)[1]) for line in lines] == [
+        *range(0, len(jobs(CONFIG)), 10),
+        len(jobs(CONFIG)),
+    ]
+
+
+def test_watching_on_a_terminal_draws_over_itself_and_ends_on_ctrl_c(results, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(text.time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert status("--results", results, "--watch") == 0
+    assert capsys.readouterr().out.startswith("\033[H\033[Jshapes: 0 of")
+
+
+def test_a_configuration_may_be_asked_for_instead(results, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text((ROOT / "config.yaml").read_text())
+    (tmp_path / "more.yaml").write_text("experiment: more\nguidance_scales: [7]\n")
+    assert status() == 0
+    assert capsys.readouterr().out.startswith("shapes: 0 of")
+    assert status("--configfile", "more.yaml") == 0
+    assert capsys.readouterr().out.startswith("more: 0 of")
+
+
+def test_no_experiment_is_a_named_error(tmp_path, capsys):
+    assert status("--results", tmp_path / "nowhere") == 1
+    assert capsys.readouterr().err.startswith(f"error: --results {tmp_path}/nowhere: has no config.yaml; ")
+
+
+def test_a_reader_that_has_enough_is_no_error(results):
+    command = f"{sys.executable} -m sid_core status --results {results} | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert (done.stdout.count("\n"), done.stderr, done.returncode) == (1, "", 0)
+
+
+def test_asking_imports_nothing_heavy(results):
+    code = (
+        "import sys; from sid_core import cli\n"
+        "assert cli.main(['status', '--results', sys.argv[1]]) == 0\n"
+        "heavy = {'torch', 'numpy', 'pandas', 'mlflow', 'snakemake', 'diffusers', 'PIL'} & sys.modules.keys()\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code, str(results)], check=True, stdout=subprocess.DEVNULL)

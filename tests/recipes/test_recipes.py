@@ -1,0 +1,85 @@
+"""The recipe at its smallest: it goes on where it stopped, and what it makes loads."""
+
+import json
+import logging
+
+import pytest
+import torch
+
+from sid_core.errors import UserError
+from sid_core.recipes import build
+from sid_core.recipes.settings import SMALLEST
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Assets of the smallest recipe, made in two calls."""
+    out = tmp_path_factory.mktemp("recipes") / "assets"
+    build.make_assets(out, SMALLEST, only={"features", "clip"})
+    assert not out.exists()
+    assert (out.with_name("assets.work") / "features.made.json").is_file()
+    build.make_assets(out, SMALLEST)
+    return out
+
+
+def test_the_smallest_recipe_makes_parts_that_load_and_fit_together(made):
+    from sid_core.evaluation.networks.feature_network import FeatureNetwork
+    from sid_core.models.teacher import load_denoiser
+    from sid_core.models.text import TextEncoder
+    from sid_core.models.vae import ImageCodec
+
+    cond = TextEncoder.from_directory(made / "teacher").encode(["a red circle", ""])
+    codec = ImageCodec.from_directory(made / "teacher")
+    latents = codec.encode(torch.zeros(2, 3, 32, 32))
+    assert latents.shape == (2, 4, 8, 8)
+    denoiser = load_denoiser(made / "teacher")
+    assert denoiser.unet(latents, torch.tensor([5, 5]), cond).sample.shape == latents.shape
+    assert FeatureNetwork.from_directory(made / "features")(codec.decode(latents)).shape == (2, 64)
+
+
+def test_the_recipe_records_settings_quality_and_files(made):
+    recipe = json.loads((made / build.RECIPE).read_text())
+    assert recipe["settings"]["teacher"]["steps"] == SMALLEST.teacher.steps
+    assert set(recipe["quality"]) == {"real", "vae", "teacher-cfg-1", "teacher-cfg-3"}
+    on_disk = {path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()}
+    assert set(recipe["files"]) == on_disk - {build.RECIPE}
+    assert not made.with_name("assets.work").exists()
+
+
+def test_a_second_call_has_nothing_to_do(made, monkeypatch):
+    monkeypatch.setattr(build, "_make_part", lambda *_: pytest.fail("made again"))
+    build.make_assets(made, SMALLEST)
+
+
+def test_the_pipeline_of_diffusers_loads_the_teacher(made):
+    from diffusers import StableDiffusionPipeline
+
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    pipeline = StableDiffusionPipeline.from_pretrained(made / "teacher", low_cpu_mem_usage=False)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline("a red circle", num_inference_steps=2, output_type="np", height=32, width=32).images
+    assert images.shape == (1, 32, 32, 3)
+
+
+def test_an_unknown_part_and_a_part_without_its_needs_are_refused(tmp_path):
+    with pytest.raises(UserError, match="unknown part vea: expected some of autoencoder"):
+        build.make_assets(tmp_path / "assets", SMALLEST, only={"vea"})
+    with pytest.raises(UserError, match="teacher stands on autoencoder, clip"):
+        build.make_assets(tmp_path / "assets", SMALLEST, only={"teacher"})
+
+
+def test_a_work_folder_with_something_of_the_users_is_refused(tmp_path):
+    mine = tmp_path / "assets.work" / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(UserError, match=r"notes\.txt: none of this program's"):
+        build.make_assets(tmp_path / "assets", SMALLEST)
+    assert mine.read_text() == "mine"
+
+
+def test_other_settings_make_a_part_and_what_stands_on_it_anew():
+    from dataclasses import replace
+
+    other = replace(SMALLEST, clip=replace(SMALLEST.clip, steps=5))
+    changed = {name for name in build.PARTS if build.part_digest(name, other) != build.part_digest(name, SMALLEST)}
+    assert changed == {"clip", "teacher", "quality"}
