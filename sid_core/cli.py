@@ -340,30 +340,6 @@ def _plan_memory(given: argparse.Namespace) -> None:
     print(memory.to_markdown(rows), memory.advice(rows), memory.NOTE, sep="\n\n")
 
 
-def _check_precision(given: argparse.Namespace) -> None:
-    from .data.captions import read_captions
-    from .report.precision import render
-    from .storage.files import atomic_path
-    from .training.fidelity import check_precision, write_csv
-
-    runs = config.distillations(config.load_config("config.yaml", given.configfile))
-    if not runs:
-        raise UserError(
-            f"--configfile {given.configfile}: distils nothing; give one with guidance_scales or extra_runs"
-        )
-    if given.images < 1:
-        raise UserError(f"--prompts {given.images}: expected 1 or more")
-    captions = [caption for part in read_captions(given.captions) for caption in part]
-    with atomic_path(given.out, only=r"gradients\.(csv|md|png)") as folder:
-        rows = check_precision(
-            runs[0], given.teacher, captions, given.images, given.precision, given.bins, given.warmup, given.from_state
-        )
-        folder.mkdir()
-        write_csv(rows, folder / "gradients.csv")
-        render(folder)
-    print((given.out / "gradients.md").read_text(encoding="utf-8"), end="")
-
-
 def _manual(given: argparse.Namespace) -> None:
     from .pipeline import manual
 
@@ -419,11 +395,6 @@ STAGES = {
     "shapes-assets": (_shapes_assets, "train the shipped networks of the embedded experiment (hours)", "out"),
     "plan": (_plan, "what an experiment will take: jobs, GPU hours, memory, disk", ""),
     "plan-memory": (_plan_memory, "GPU memory of a training run by its settings, and which fit which card", ""),
-    "check-precision": (
-        _check_precision,
-        "gradients in 16 bits beside float32's, by noise level",
-        "teacher captions out",
-    ),
     "schema": (_schema, "print the JSON schema of config.yaml", ""),
     "manual": (_manual, "write the reference pages of settings and command line", "out"),
 }
@@ -510,17 +481,6 @@ def _parser() -> argparse.ArgumentParser:
         default=["bfloat16", "float32"],
         help="float16 takes what bfloat16 does, tf32 what float32",
     )
-    check = named["check-precision"]
-    check.add_argument(
-        "--prompts", type=int, default=64, dest="images", metavar="N", help="images of a gradient (default: 64)"
-    )
-    check.add_argument(
-        "--configfile", type=Path, help="whose first run's settings are used (default: config.yaml alone)"
-    )
-    check.add_argument("--precision", nargs="+", default=["bfloat16", "float16"], help="to set beside float32")
-    check.add_argument("--bins", type=int, default=8, help="of noise levels (default: 8)")
-    check.add_argument("--warmup", type=int, default=20, help="iterations in float32 before (default: 20)")
-    check.add_argument("--from-state", type=Path, help="a run's state folder to begin at, instead of warming up")
     named["shapes-assets"].add_argument("--smallest", action="store_true", help="a minute's worth: loadable, not good")
     for name in USING_GPUS:
         named[name].add_argument(

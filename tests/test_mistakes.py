@@ -89,7 +89,7 @@ def cases() -> list[tuple[str, str]]:
     found = []
     for stage, (_, _, options) in cli.STAGES.items():
         names = [name for name in options.split() if name not in OUTPUTS | {"range", "prompt"}] + optional(stage)
-        if stage in ("plan", "status", "check-precision"):
+        if stage in ("plan", "status"):
             names.append("configfile")
         found += [(stage, name) for name in names]
     return found
@@ -175,10 +175,6 @@ def test_a_web_project_is_left_as_it_is(inputs, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("stage", "spoilt", "message"),
     [
-        ("check-precision", {"prompts": 0}, "--prompts 0: expected 1 or more"),
-        ("check-precision", {"prompts": -1}, "--prompts -1: expected 1 or more"),
-        ("check-precision", {"configfile": ROOT / "experiments" / "published.yaml"}, "published.yaml: distils nothing"),
-        ("check-precision", {"from-state": "nowhere"}, "--from-state nowhere: no saved state there"),
         ("plan-memory", {"size": "shapes", "gpus": 0}, "--gpus 0: expected 1 or more"),
         ("plan-memory", {"size": "shapes", "gpus": -2}, "--gpus -2: expected 1 or more"),
         ("plan-memory", {"size": "shapes", "kappa": -1}, "--kappa -1: expected more than 0"),

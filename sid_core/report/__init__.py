@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ..config import Config
 from ..storage.files import write_text
-from . import curves, entries, figures, health, page, paper, precision, samples, summary, table
+from . import curves, entries, figures, health, page, paper, samples, summary, table
 from .theme import Picture, to_png, write_png
 
 
@@ -31,7 +31,6 @@ def compare(config: Config, experiment_dir: str | Path, so_far: bool = False) ->
     settings = entries.make_entries(config, rows, scores, entries.read_intervals(out / "seeds.csv"))
     differences = entries.read_differences(out / "pairs.csv", settings)
     logs = curves.read_curves(config, folder, so_far)
-    gradients = precision.of_experiment(folder)
     grid = samples.read_grid(config, folder, settings)
     condition = health.examine(config.distill.alarms, logs, folder)
     warnings = [*summary.unfinished(config, scores), *summary.warnings(config, settings), *health.warnings(condition)]
@@ -45,10 +44,9 @@ def compare(config: Config, experiment_dir: str | Path, so_far: bool = False) ->
         "scales": lambda narrow: paper.scales(frames["summary"], narrow),
         "strategies": lambda narrow: paper.strategies(frames["summary"], narrow),
         "convergence": lambda narrow: paper.convergence(frames["convergence"], narrow),
-        "precision": lambda narrow: precision.draw(gradients, narrow),
     }
     pictures, reasons = _render(draw)
-    lists = page.Lists(headline, notes, warnings, reasons, condition, precision.cells(gradients), differences)
+    lists = page.Lists(headline, notes, warnings, reasons, condition, differences)
     html = page.render(config, settings, scores, grid, pictures, lists)
     sheet = to_png(samples.draw(grid))
 

@@ -35,12 +35,10 @@ PAIRS_WORDS = (
     "of two generators, each against a row that has none. "
     "A verdict is given where the 95 % interval leaves out 0. Other pairs: pairs.csv."
 )
-PRECISION = ("Network", "Precision", "Cosine with float32's gradient", "Relative error", "Ratio of norms")
 MORE = {  # title and words of the further figures
     "scales": ("Scores over guidance scales", "Hollow: a further run of that scale, such as a longer one. Bars: the spread over seeds, or the 95 % interval of a single one."),
     "strategies": ("Strategies of guidance", "Without guidance, with it in the teacher alone (long), in training of the fake score alone (short), in both (LSG)."),
     "convergence": ("Convergence", "Measured on few samples for held-out captions: to follow a run by, not to compare with other numbers."),
-    "precision": ("Precision", "How far gradients in 16 bits lie from float32's, by noise level (sid-core check-precision)."),
 }  # fmt: skip
 
 
@@ -53,7 +51,6 @@ class Lists:
     warnings: list[str]
     reasons: dict[str, str]  # why a figure of MORE shows nothing
     health: list[Health]
-    gradients: list[list[str]]  # of 16 bits, as PRECISION names them
     differences: Differences
 
 
@@ -222,6 +219,4 @@ def _more(pictures: dict[str, Picture], lists: Lists) -> str:
     for name, (title, words) in MORE.items():
         if name not in lists.reasons:
             body += f"<h3>{escape(title)}</h3>\n{figure(pictures[name], title, words)}"
-    if lists.gradients:
-        body += plain_table(PRECISION, ((None, cells) for cells in lists.gradients), "Gradients in 16 bits")
     return body + bullets(f"{MORE[name][0]}: {reason}." for name, reason in lists.reasons.items())

@@ -6,7 +6,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sid_core.config import Alarms, Distill, DistillSettings, Run
+from sid_core.models.teacher import latent_shape, load_denoiser
+from sid_core.models.text import PromptSet, TextEncoder
 from sid_core.storage.files import saved_states
+from sid_core.training.iteration import Trainer
 
 PROMPTS = ["a red dot", "a blue dot", "two dots", "no dots", "a dot"]
 
@@ -30,6 +33,12 @@ def make_settings(run: dict | None = None, alarms: dict | None = None, **distill
     scales = {"fake_train": 1.5, "fake_eval": 1.5, "teacher": 1.5}
     base = {"name": "lsg-1.5", "strategy": "lsg", **scales, "alpha": 1.0, "num_steps": 1, "seed": 0}
     return DistillSettings(run=Run(**(base | (run or {}))), distill=Distill(**(values | distill)))
+
+
+def make_trainer(teacher: Path, **kwargs) -> Trainer:
+    settings = make_settings(**kwargs)
+    prompts = PromptSet(TextEncoder.from_directory(teacher), PROMPTS, settings.distill.text_cache)
+    return Trainer(load_denoiser(teacher), prompts, latent_shape(teacher), settings.run, settings.distill)
 
 
 def load_state(folder: Path) -> dict[str, Tensor]:

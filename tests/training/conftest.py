@@ -1,10 +1,11 @@
 """A distillation of the tiny teacher that takes seconds."""
 
 import os
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from small_run import PROMPTS, make_settings
+import small_run
 
 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read once, by whichever test is the first on a GPU
 
@@ -16,13 +17,4 @@ def folders(tmp_path):
 
 @pytest.fixture
 def make_trainer(tiny_teacher):
-    from sid_core.models.teacher import latent_shape, load_denoiser
-    from sid_core.models.text import PromptSet, TextEncoder
-    from sid_core.training.iteration import Trainer
-
-    def make(**kwargs) -> Trainer:
-        settings = make_settings(**kwargs)
-        prompts = PromptSet(TextEncoder.from_directory(tiny_teacher), PROMPTS, settings.distill.text_cache)
-        return Trainer(load_denoiser(tiny_teacher), prompts, latent_shape(tiny_teacher), settings.run, settings.distill)
-
-    return make
+    return partial(small_run.make_trainer, tiny_teacher)

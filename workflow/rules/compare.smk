@@ -4,7 +4,6 @@ FIGURES = {
     "fid_clip": "Results",
     "scales": "Results",
     "strategies": "Results",
-    "precision": "Training",
     "convergence": "Training",
     "training": "Training",
     "samples": "Results",
@@ -20,8 +19,6 @@ rule compare:
         generators=expand(f"{RESULTS}/runs/{{run}}/generator/generator.json", run=RUNS),
         training=expand(rules.distill.output.training, run=DISTILLED),
         captions=rules.prompts.output.evaluation,
-        # of sid-core check-precision, where that was asked for
-        gradients=list(map(str, Path(RESULTS).glob("precision/gradients.csv"))),
     output:
         csv=f"{RESULTS}/summary.csv",
         summary=report(

@@ -1,38 +1,44 @@
-"""What 16-bit arithmetic does to the gradients: both networks' in each precision, against float32, by noise level.
+"""How much do 16-bit gradients differ from float32's? Both networks', by timestep.
 
-The same weights, prompts, noise and t in all precisions; t is drawn from one bin of [t_min, t_max) at a time, as the generator's
-gradient is a small difference of close numbers, amplified by sigma / alpha. `another batch` compares float32 with float32 on other
-draws: rounding well below it is lost in what a batch's choice changes anyway.
+    python benchmarks/gradient_precision.py                          # the embedded teacher, two CPU minutes
+    python benchmarks/gradient_precision.py --configfile experiments/sd15.yaml --teacher results/sd15/teacher \\
+        --captions results/sd15/prompts/train.txt --from-state results/sd15/state/lsg-1.5 --out gradients
 
-At the very start of a run both scores are equal and the generator's gradient is rounding alone, so the check begins after some
-iterations, or at a saved state.
+Weights, prompts, noise and t are the same in every dtype; t is sampled from one bin of [t_min, t_max) at a time,
+because the generator's gradient is a small difference of close numbers, amplified by sigma / alpha. `another batch`
+compares float32 with float32 on other prompts and noise: rounding far below it does not matter.
+
+At the start of a run both scores are equal and the generator's gradient is rounding alone, so that the comparison
+begins after some iterations, or at a checkpoint.
 """
 
+import argparse
 import csv
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..cluster.machine import device
-from ..errors import UserError
-from ..method import DTYPES
-from ..models.teacher import latent_shape, load_denoiser
-from ..models.text import PromptSet, TextEncoder
-from ..storage.files import atomic_path
-from .flat import ALIGN, norm
-from .iteration import Trainer
-from .precision import set_arithmetic
-from .state import load_newest_state
+from sid_core import config
+from sid_core.cluster.machine import device
+from sid_core.config import DistillSettings
+from sid_core.data.captions import read_captions
+from sid_core.data.shapes.captions import all_captions
+from sid_core.errors import UserError
+from sid_core.method import DTYPES
+from sid_core.models.teacher import latent_shape, load_denoiser
+from sid_core.models.text import PromptSet, TextEncoder
+from sid_core.training.flat import ALIGN, norm
+from sid_core.training.iteration import Trainer
+from sid_core.training.precision import set_arithmetic
+from sid_core.training.state import load_newest_state
 
-if TYPE_CHECKING:
-    from ..config import DistillSettings
-
+ROOT = Path(__file__).parents[1]
 NETWORKS = {"fake": "fake score", "generator": "generator"}
 ANOTHER = "another batch"
 SCALINGS = 24  # float16's loss scale may overflow so often before it fits
@@ -53,7 +59,7 @@ class Row:
 
 
 def check_precision(
-    settings: "DistillSettings",
+    settings: DistillSettings,
     teacher: Path,
     captions: Sequence[str],
     images: int,
@@ -98,12 +104,28 @@ def check_precision(
     return rows
 
 
-def write_csv(rows: list[Row], path: Path) -> None:
-    """One line a row; report.precision draws from it."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+def to_markdown(rows: list[Row]) -> str:
+    """Format a line for each network, dtype and bin; the last bin of each dtype is the whole range."""
+    lines = [
+        "| network | dtype | t | cosine | 1 − cosine | relative error | norm ratio |",
+        "|---|---|---|--:|--:|--:|--:|",
+    ]
+    for row in sorted(rows, key=lambda row: row.network):
+        lines.append(
+            f"| {row.network} | {row.precision} | {row.t_low}–{row.t_high - 1} | {row.cosine:.5f} "
+            f"| {1 - row.cosine:.1e} | {row.relative_error:.2e} | {row.norm_ratio:.4f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def write(rows: list[Row], folder: Path) -> None:
+    """Write gradients.csv and gradients.md into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "gradients.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
+    (folder / "gradients.md").write_text(to_markdown(rows), encoding="utf-8")
 
 
 def _edges(t_min: int, t_max: int, bins: int) -> list[tuple[int, int]]:
@@ -113,7 +135,7 @@ def _edges(t_min: int, t_max: int, bins: int) -> list[tuple[int, int]]:
     return list(pairwise(cuts))
 
 
-def _trainer(settings: "DistillSettings", teacher: Path, captions: Sequence[str], precision: str) -> Trainer:
+def _trainer(settings: DistillSettings, teacher: Path, captions: Sequence[str], precision: str) -> Trainer:
     """A Trainer whose weights `_gradients` will not move, whatever is not finite."""
     changes = {
         "precision": precision,
@@ -178,3 +200,41 @@ def _compare(expected: Tensor, found: Tensor) -> tuple[float, float, float]:
         return math.nan, math.nan, math.nan
     product = (expected.view(-1, ALIGN) * found.view(-1, ALIGN)).sum(dim=1).double().sum().item()
     return product / (size * other), norm(found - expected).item() / size, other / size
+
+
+def main() -> None:
+    given = _arguments()
+    runs = config.distillations(config.load_config(ROOT / "config.yaml", given.configfile))
+    if not runs:
+        raise UserError(f"--configfile {given.configfile}: expected guidance_scales or extra_runs, got neither")
+    if given.prompts < 1:
+        raise UserError(f"--prompts {given.prompts}: expected 1 or more")
+    batches = read_captions(given.captions) if given.captions else [all_captions()]
+    captions = [caption for batch in batches for caption in batch]
+    rows = check_precision(
+        runs[0], given.teacher, captions, given.prompts, given.precision, given.bins, given.warmup, given.from_state
+    )
+    print(to_markdown(rows), end="")
+    if given.out:
+        write(rows, given.out)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--configfile", type=Path, help="its first run's settings are used (default: config.yaml)")
+    parser.add_argument("--teacher", type=Path, default=ROOT / "sid_core/data/shapes/assets/teacher")
+    parser.add_argument("--captions", type=Path, help="prompts, one a line (default: all of the embedded ones)")
+    parser.add_argument("--prompts", type=int, default=64, help="images of a gradient")
+    parser.add_argument("--precision", nargs="+", default=["bfloat16", "float16"], help="compared with float32")
+    parser.add_argument("--bins", type=int, default=8, help="of timesteps")
+    parser.add_argument("--warmup", type=int, default=20, help="iterations in float32 before the comparison")
+    parser.add_argument("--from-state", type=Path, help="a run's state folder to begin at, instead of warming up")
+    parser.add_argument("--out", type=Path, help="folder for gradients.csv and gradients.md")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
