@@ -16,7 +16,6 @@ from ..method.denoiser import Denoiser
 from ..models.scheduler import prediction_type
 from ..storage.files import read_json
 from .scheduler import noise_schedule, scheduler_config
-from .teacher import latent_shape
 from .vae import AT_ONCE, AutoencoderKL, ImageCodec
 
 SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -87,6 +86,8 @@ def named(name: str) -> Architecture:
 
 def of_directory(folder: Path) -> Architecture:
     """A teacher directory's; its weights are not read."""
+    from .teacher import latent_shape  # needs transformers, which training on random weights does not
+
     folder = Path(folder)
     unet, text = read_json(folder / "unet" / "config.json"), read_json(folder / "text_encoder" / "config.json")
     text_shape = text["max_position_embeddings"], unet["cross_attention_dim"]
