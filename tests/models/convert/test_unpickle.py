@@ -255,6 +255,20 @@ def test_nesting_and_length_have_an_end(tmp_path, monkeypatch):
         load(tmp_path, b"\x80\x04" + b"]" * 2000 + b".")
 
 
+@pytest.mark.parametrize(
+    "copies",
+    [
+        b"ccollections\ndeque\n\x94](" + b"N" * 1000 + b"e\x85\x94" + b"h\x00h\x01R" * 6000,
+        b"}(" + b"".join(b"M" + i.to_bytes(2, "little") + b"N" for i in range(1000)) + b"u\x94"
+        b"ctorch.nn.modules.linear\nLinear\n)\x81" + b"h\x00b" * 6000,
+    ],
+    ids=["a list as an argument", "a dict as attributes"],
+)
+def test_read_pickle_of_copies_of_what_is_large_refuses_them(tmp_path, copies):
+    with pytest.raises(UserError, match="more than 5,000,000 instructions"):
+        load(tmp_path, b"\x80\x04" + copies + b".")
+
+
 def test_a_zip_and_a_missing_file_are_named(tmp_path):
     torch.save({"ema": 1}, tmp_path / "x.pkl")
     with pytest.raises(UserError, match=r"a zip archive \(of torch.save\?\)"):
