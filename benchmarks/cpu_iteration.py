@@ -27,7 +27,7 @@ from sid_core.data.shapes import ASSETS, scenes
 from sid_core.models.scheduler import scheduler_config
 from sid_core.models.teacher import latent_shape, load_denoiser
 from sid_core.models.text import PromptSet, TextEncoder
-from sid_core.training.iteration import Trainer
+from sid_core.training.iteration import EMA_RAMP, Trainer
 from sid_core.training.randomness import Draw
 
 BATCH, KAPPA, LR, T_INIT = 32, 1.5, 1e-4, 625
@@ -37,7 +37,7 @@ RUN = SimpleNamespace(
 SETTINGS = SimpleNamespace(
     train_kimg=1.0, batch=BATCH, micro_batch=BATCH, lr=LR, fake_lr=None, lr_final=None, adam_beta1=0.0, adam_beta2=0.999,
     adam_eps=1e-8, weight_decay=0.0, t_init=T_INIT, t_min=20, t_max=980, prompt_dropout=0.1, ema_halflife_nimg=2000,
-    ema_ramp=0.05, nonfinite="stop", nonfinite_limit=10, precision="float32", checkpointing=False, offload="none", shard="none", compile=False,
+    nonfinite="stop", precision="float32", checkpointing=False, offload="none", shard="none", compile=False,
 )  # fmt: skip
 
 
@@ -87,7 +87,7 @@ class PublishedWay:
             gc.collect()
         draws = self.ours._draw("fake", BATCH, 0.1), self.ours._draw("generator", BATCH, 0.0)
         losses = self.fake_half(draws[0]), self.generator_half(draws[1])
-        halflife = min(SETTINGS.ema_halflife_nimg, SETTINGS.ema_ramp * self.iteration * BATCH)
+        halflife = min(SETTINGS.ema_halflife_nimg, EMA_RAMP * self.iteration * BATCH)
         beta = 0.5 ** (BATCH / max(halflife, 1e-8))
         with self.timed("Adam, NaNs and EMA in loops"), torch.no_grad():
             for p_ema, p in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
@@ -147,7 +147,7 @@ def main() -> None:
 
     folder = ASSETS / "teacher"
     encoder, captions = TextEncoder.from_directory(folder), scenes.draw("train", 5000)[1]
-    ours = Trainer(load_denoiser(folder), PromptSet(encoder, captions, 4096), latent_shape(folder), RUN, SETTINGS)
+    ours = Trainer(load_denoiser(folder), PromptSet(encoder, captions), latent_shape(folder), RUN, SETTINGS)
     config = {k: v for k, v in scheduler_config(folder).items() if not k.startswith("_")}
     scheduler = DDPMScheduler.from_config(config)
     published = PublishedWay(ours, encoder, captions, scheduler)

@@ -137,19 +137,15 @@ def _edges(t_min: int, t_max: int, bins: int) -> list[tuple[int, int]]:
 
 def _trainer(settings: DistillSettings, teacher: Path, captions: Sequence[str], precision: str) -> Trainer:
     """A Trainer whose weights `_gradients` will not move, whatever is not finite."""
-    changes = {
-        "precision": precision,
-        "nonfinite": "skip",
-        "nonfinite_limit": 10**9,
-        "offload": "none",
-        "shard": "none",
-        "compile": False,
-    }
+    changes = {"precision": precision, "nonfinite": "skip", "offload": "none", "shard": "none", "compile": False}
     denoiser = load_denoiser(teacher)
     encoder = TextEncoder.from_directory(teacher).to(device())
-    prompts = PromptSet(encoder, captions, settings.distill.text_cache)
+    prompts = PromptSet(encoder, captions)
     distill = settings.distill.model_copy(update=changes)
-    return Trainer(denoiser, prompts, latent_shape(teacher), settings.run, distill, device=torch.device(device()))
+    trainer = Trainer(denoiser, prompts, latent_shape(teacher), settings.run, distill, device=torch.device(device()))
+    for student in trainer.students.values():
+        student.guard.limit = 10**9
+    return trainer
 
 
 def _gradients(trainer: Trainer, edges: list[tuple[int, int]], first: int = LAST) -> Iterator[dict[str, Tensor]]:

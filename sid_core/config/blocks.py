@@ -255,10 +255,10 @@ class Distill(Block):
     t_max: Annotated[int, Field(ge=1, le=1000)] = 980
     num_steps: Count = Field(1, description="network evaluations per image")
     prompt_dropout: float = Field(0.1, ge=0, lt=1, description="in the fake score's half, where its guidance is not 1")
-    ema_halflife_nimg: NonNegative = Field(description="images; ramps up as ema_ramp * images seen")
-    ema_ramp: Positive = Field(0.05, description="half-life at most this fraction of the images seen")
-    nonfinite: Literal["stop", "skip"] = Field("stop", description="what a NaN or infinity in a loss or gradient does")
-    nonfinite_limit: Count = Field(10, description="skips in a row that stop the run")
+    ema_halflife_nimg: NonNegative = Field(description="images; at first 5 % of the images seen")
+    nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="what a NaN or infinity in a loss or gradient does; ten skips in a row stop the run too"
+    )
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = Field(
         "float32", description="of the networks' arithmetic; weights, gradients and losses are float32 in all"
     )
@@ -274,7 +274,6 @@ class Distill(Block):
         True,
         description="kernels of a GPU that give the same bits whenever a run is repeated or continued; may be slower",
     )
-    text_cache: int = Field(4096, ge=0, description="distinct prompts whose encodings are kept in memory")
     state_every_nimg: Count = Field(description="images between saved states")
     state_every_s: Positive = Field(1800, description="seconds between saved states, at most")
     keep_states: Count = Field(2, description="newest states kept")

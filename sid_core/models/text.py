@@ -15,6 +15,9 @@ from .components import load_component
 
 transformers_logging.disable_progress_bar()  # it would count the tensors of one file
 
+CACHED = (
+    4096  # distinct prompts encoded ahead, at most: 1 GB at Stable Diffusion's size; the embedded grammar has 1,152
+)
 CHUNK = 256  # prompts encoded at once when a whole set is encoded ahead
 
 
@@ -65,7 +68,7 @@ class PromptSet:
     must see the same bits. Embeddings arrive on the encoder's device; what is kept of them stays on the host.
     """
 
-    def __init__(self, encoder: TextEncoder, prompts: Sequence[str], cache_size: int):
+    def __init__(self, encoder: TextEncoder, prompts: Sequence[str], cache_size: int = CACHED):
         self.encoder, self.prompts = encoder, prompts
         self.empty = encoder.empty()  # (1, L, D)
         self._table = None

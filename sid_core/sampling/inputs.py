@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 LARGEST_BLOCK = 64
 BLOCK_PIXELS = 64 * 32 * 32  # of the latents
 NOISE_DEVICE = "cpu"
-TEXT_CACHE = 2048  # distinct captions encoded ahead: the embedded grammar has 1,152; 0.5 GB at Stable Diffusion's size
 EPS_LEVELS = (20, 980)  # noise levels of the eps error: those the method trains at
 
 
@@ -59,7 +58,7 @@ class Inputs:
         self.teacher_sha256 = teacher_sha256(teacher)
         self.codec = place(ImageCodec.from_directory(teacher, sampling.vae_slicing), sampling.precision)
         encoder = place(TextEncoder.from_directory(teacher), sampling.precision)
-        self._prompts = PromptSet(encoder, self.captions, TEXT_CACHE)
+        self._prompts = PromptSet(encoder, self.captions)
         self._latent_shape = latent_shape(teacher)
         self.block = block_size(self._latent_shape)
 

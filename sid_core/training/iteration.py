@@ -28,6 +28,9 @@ FAKE = ("fake_loss",)
 GENERATOR = ("generator_loss", "teacher_residual", "fake_residual", "gap_square", "latent", "latent_square")
 
 
+EMA_RAMP = 0.05  # the averages' half-life is at most this fraction of the images seen
+
+
 class Abandoned(Exception):
     """An iteration was left between two micro-batches. Updates made before stay; `step` goes on from there."""
 
@@ -172,9 +175,7 @@ class Trainer:
                 raise TrainingStopped(
                     f"{what}; expected finite numbers. Lower distill.lr, or set distill.nonfinite: skip"
                 )
-            raise TrainingStopped(
-                f"{what}; {student.guard.limit} non-finite updates in a row (distill.nonfinite_limit). Lower distill.lr"
-            )
+            raise TrainingStopped(f"{what}; {student.guard.limit} non-finite updates in a row. Lower distill.lr")
 
     # --- the two halves ----------------------------------------------------------------------------------------------
 
@@ -275,7 +276,7 @@ class Trainer:
     @torch.no_grad()
     def _update_ema(self) -> None:
         """beta = 0.5^(batch / half-life), half-life from the images seen before this iteration: the first update copies."""
-        halflife = min(self.settings.ema_halflife_nimg, self.settings.ema_ramp * self.nimg)
+        halflife = min(self.settings.ema_halflife_nimg, EMA_RAMP * self.nimg)
         beta = 0.5 ** (self.settings.batch / max(halflife, 1e-8))
         theta = self.students["generator"].master
         for rows, (averages,) in on_device(self.device, self.settings.offload != "none", self.ema_weights):

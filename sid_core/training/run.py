@@ -58,8 +58,6 @@ FREE = (
     "samples_every_nimg",
     "alarms",
     "nonfinite",
-    "nonfinite_limit",
-    "text_cache",
 )
 # settings that may change too, and alter the weights by rounding
 ROUNDING = ("micro_batch", "checkpointing", "compile", "offload", "shard", "deterministic")
@@ -139,7 +137,7 @@ def _make_trainer(
     denoiser = load_denoiser(teacher)
     lay_out(denoiser.unet, settings.distill.precision, device)
     encoder = TextEncoder.from_directory(teacher).to(device)
-    prompt_set = PromptSet(encoder, prompts, settings.distill.text_cache)
+    prompt_set = PromptSet(encoder, prompts)
     held_out = settings.distill.proxy_samples
     if held_out >= len(prompts):
         raise UserError(f"distill.proxy_samples={held_out}: expected fewer than the {len(prompts)} training captions")

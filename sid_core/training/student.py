@@ -15,6 +15,7 @@ from .precision import Guard
 if TYPE_CHECKING:
     from ..config import Distill
 
+NONFINITE_LIMIT = 10  # skipped updates in a row that end a run with `nonfinite: skip`
 METRICS = 8  # places for an iteration's metrics
 
 
@@ -90,7 +91,7 @@ class Student:
         weights = layout.views(self._copy)
         self.network = Denoiser(with_weights(teacher.unet, weights), teacher.schedule, teacher.prediction_type)
         self.optimizer = Adam(self.master, settings, lr, device, self.offloaded)
-        limit = 1 if settings.nonfinite == "stop" else settings.nonfinite_limit
+        limit = 1 if settings.nonfinite == "stop" else NONFINITE_LIMIT
         self.guard = Guard(device, settings.precision, limit)
         self._parameters = dict(self.network.unet.named_parameters())
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []

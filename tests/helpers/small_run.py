@@ -37,7 +37,7 @@ def make_settings(run: dict | None = None, alarms: dict | None = None, **distill
 
 def make_trainer(teacher: Path, **kwargs) -> Trainer:
     settings = make_settings(**kwargs)
-    prompts = PromptSet(TextEncoder.from_directory(teacher), PROMPTS, settings.distill.text_cache)
+    prompts = PromptSet(TextEncoder.from_directory(teacher), PROMPTS)
     return Trainer(load_denoiser(teacher), prompts, latent_shape(teacher), settings.run, settings.distill)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+from sid_core.training import iteration, student
 from sid_core.training.health import TrainingStopped
 from sid_core.training.randomness import draw, rng
 from sid_core.training.student import Student
@@ -25,8 +26,9 @@ def test_starts_from_the_teacher_and_moves_only_its_students(make_trainer):
     assert not torch.equal(start, weights(trainer.generator))
 
 
-def test_first_ema_update_copies_and_the_half_life_grows_with_the_images_seen(make_trainer):
-    trainer = make_trainer(ema_halflife_nimg=1e9, ema_ramp=1, lr=1e-2)
+def test_first_ema_update_copies_and_the_half_life_grows_with_the_images_seen(make_trainer, monkeypatch):
+    monkeypatch.setattr(iteration, "EMA_RAMP", 1)
+    trainer = make_trainer(ema_halflife_nimg=1e9, lr=1e-2)
     trainer.step()
     assert torch.equal(weights(trainer.ema), weights(trainer.generator))
     before = weights(trainer.ema)
@@ -35,10 +37,9 @@ def test_first_ema_update_copies_and_the_half_life_grows_with_the_images_seen(ma
     torch.testing.assert_close(weights(trainer.ema), (before + weights(trainer.generator)) / 2)
 
 
-def test_ema_equals_torchs_averaged_model(make_trainer):
-    trainer = make_trainer(
-        ema_halflife_nimg=8, ema_ramp=1e9
-    )  # no ramp: beta is constant, but for the copying first update
+def test_ema_equals_torchs_averaged_model(make_trainer, monkeypatch):
+    monkeypatch.setattr(iteration, "EMA_RAMP", 1e9)
+    trainer = make_trainer(ema_halflife_nimg=8)  # no ramp: beta is constant, but for the copying first update
     trainer.step()
     beta = 0.5 ** (4 / 8)
     reference = AveragedModel(trainer.generator, avg_fn=lambda e, p, _: beta * e + (1 - beta) * p)
@@ -174,8 +175,9 @@ def test_nonfinite_stops_and_names_network_and_step(make_trainer, network):
         trainer.step()
 
 
-def test_skip_leaves_the_weights_counts_and_gives_up_at_the_limit(make_trainer):
-    trainer = make_trainer(nonfinite="skip", nonfinite_limit=3)
+def test_skip_leaves_the_weights_counts_and_gives_up_at_the_limit(make_trainer, monkeypatch):
+    monkeypatch.setattr(student, "NONFINITE_LIMIT", 3)
+    trainer = make_trainer(nonfinite="skip")
     poison(trainer.teacher)  # only the generator's half sees it
     before = weights(trainer.generator)
     trainer.step()
