@@ -18,10 +18,11 @@ from pathlib import Path
 
 import torch
 
-from sid_core.config import DistillSettings, load_config, stage_settings
+from sid_core.config import DistillSettings, load_config
 from sid_core.config import Teacher as TeacherSettings
 from sid_core.data.shapes import scenes
 from sid_core.models.teacher import prepare_teacher
+from sid_core.pipeline.settings import stage_settings
 from sid_core.storage.files import sha256_file
 from sid_core.training.run import distill
 from sid_core.training.state import StateWriter

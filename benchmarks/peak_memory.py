@@ -19,6 +19,7 @@ import yaml
 
 from sid_core import config
 from sid_core.data.shapes import scenes
+from sid_core.pipeline.settings import stage_settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,7 +37,7 @@ def prepare(folder: Path, images: int) -> None:
     shipped = config.load_config(ROOT / "config.yaml")
     values = shipped.model_dump() | {"prompts": shipped.prompts.model_dump() | {"evaluation": images}}
     values["generate"] |= {"samples": images, "samples_per_shard": images, "eps_error_samples": 0}
-    files = config.stage_settings(config.parse_config(values))
+    files = stage_settings(config.parse_config(values))
     name = next(name for name in files if name.endswith("generate.yaml"))
     wanted = {"generate": name, "features": "features.settings.yaml", "reference": "reference/settings.yaml"}
     wanted["score"] = "score.settings.yaml"

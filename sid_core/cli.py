@@ -122,6 +122,7 @@ def _distill(given: argparse.Namespace) -> None:
     from .data.prompts import training_prompts
     from .models.vae import AT_ONCE, ImageCodec
     from .pipeline.digests import stage_digest
+    from .pipeline.paths import State
     from .sampling.preview import write_grid
     from .storage.files import check_place, verify_manifest
     from .tracking import Mirror
@@ -142,7 +143,7 @@ def _distill(given: argparse.Namespace) -> None:
     codec = ImageCodec.from_directory(given.teacher, AT_ONCE)
 
     def draw(nimg: int, latents) -> None:
-        write_grid(codec.to(latents.device).decode(latents), given.state / "grids" / f"{nimg:08d}.png")
+        write_grid(codec.to(latents.device).decode(latents), State(given.state).grids / f"{nimg:08d}.png")
 
     look = _proxy(given, settings, prompts, codec) if is_first() and settings.distill.proxy_samples else None
     mirror = Mirror(given.tracking, settings, given.state) if is_first() else nullcontext()
@@ -220,13 +221,17 @@ def _score(given: argparse.Namespace) -> None:
 
 def _pairs(given: argparse.Namespace) -> None:
     from .evaluation.pairs import write_pairs
+    from .pipeline.inputs import Inputs
 
-    write_pairs(_settings_of_results(given), given.results)
+    settings = _settings_of_results(given)
+    write_pairs(settings, Inputs.finished(settings, given.results))
 
 
 def _settings_of_results(given: argparse.Namespace) -> config.Config:
     """--settings, which must be those of --results: of another experiment nothing would be found there."""
-    settings, frozen = config.load_config(given.settings), given.results / "config.yaml"
+    from .pipeline.paths import Results
+
+    settings, frozen = config.load_config(given.settings), Results(given.results).config
     if frozen.is_file() and (experiment := config.read_yaml(frozen).get("experiment")) != settings.experiment:
         raise UserError(
             f"--settings {given.settings}: of experiment {settings.experiment}, but --results {given.results} is of "
@@ -242,14 +247,18 @@ def _compare(given: argparse.Namespace) -> None:
 
 
 def _report(given: argparse.Namespace) -> None:
-    from .report import compare
+    from .pipeline.inputs import Inputs
+    from .report import write_report
 
     settings = _settings_of_results(given)
     if given.so_far:
         from .evaluation.pairs import write_pairs
 
-        write_pairs(settings, given.results, given.results / "so-far")
-    compare(settings, given.results, given.so_far)
+        inputs = Inputs.so_far(settings, given.results)
+        write_pairs(settings, inputs)
+    else:
+        inputs = Inputs.finished(settings, given.results)
+    write_report(settings, inputs)
 
 
 def _tracking_init(given: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ import pytest
 from sid_core import cli
 from sid_core import config as c
 from sid_core.models.teacher import teacher_sha256
+from sid_core.pipeline.settings import stage_settings
 from sid_core.storage.files import write_json, write_manifest
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +30,7 @@ def inputs(tiny_teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     config = c.load_config(ROOT / "config.yaml")
     (folder / "config.yaml").write_text(c.dump(config))
-    blocks = c.stage_settings(config)
+    blocks = stage_settings(config)
     run = next(name for name in blocks if name.startswith("runs/"))
     baseline = next(name for name in blocks if name.startswith("baselines/"))
     files = {

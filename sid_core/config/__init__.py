@@ -52,9 +52,7 @@ from .runs import (
     imported_run,
     runs,
     scale_name,
-    score_paths,
     shards,
-    teacher_folder,
 )
 from .schema import Config
 from .stages import (
@@ -65,10 +63,9 @@ from .stages import (
     PromptsSettings,
     ScoreSettings,
     dump,
-    noise_seed,
+    part,
     reference_settings,
     settings_digest,
-    stage_settings,
 )
 
 __all__ = [
@@ -129,16 +126,13 @@ __all__ = [
     "load_config",
     "load_settings",
     "merge",
-    "noise_seed",
     "parse",
     "parse_config",
+    "part",
     "read_yaml",
     "reference_settings",
     "runs",
     "scale_name",
-    "score_paths",
     "settings_digest",
     "shards",
-    "stage_settings",
-    "teacher_folder",
 ]

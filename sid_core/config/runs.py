@@ -1,12 +1,10 @@
 """Expand a configuration to its runs and baselines, by name."""
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from ..errors import UserError
 from .blocks import Block, Count, Distill, ExtraRun, Imported, Name, Positive, Solver
 
 if TYPE_CHECKING:
@@ -31,11 +29,6 @@ class Run(Block):
         if self.strategy == "custom":
             return f"{self.fake_train:g}/{self.fake_eval:g}/{self.teacher:g}"
         return f"{self.fake_train if self.strategy == 'short' else self.teacher:g}"
-
-
-def teacher_folder(imported: "Imported | None" = None) -> str:
-    """Where a generator's teacher lies below results/<experiment>/."""
-    return "teacher" if imported is None or imported.teacher is None else f"teachers/{imported.teacher}"
 
 
 def scale_name(scale: float) -> str:
@@ -130,25 +123,6 @@ def baselines(config: "Config") -> list[Baseline]:
     ]
     result += [Baseline(name=kind, kind=kind) for kind in ("vae", "real") if getattr(block, kind)]
     return result
-
-
-def score_paths(config: "Config", results: Path, so_far: bool = False) -> dict[str, Path]:
-    """Where the scores lie: by name of generator or baseline, in the order of the tables.
-
-    Args:
-        so_far: of an unfinished experiment, those that are there.
-
-    Raises:
-        UserError: `so_far`, and no generator is scored.
-    """
-    folders = {"runs": generators(config), "baselines": baselines(config)}
-    paths = {one.name: results / kind / one.name / "score.json" for kind, items in folders.items() for one in items}
-    if not so_far:
-        return paths
-    found = {name: path for name, path in paths.items() if path.is_file()}
-    if not any(run.name in found for run in generators(config)):
-        raise UserError(f"{results}: no run is scored yet; sid-core status --results {results} tells how far they are")
-    return found
 
 
 def shards(config: "Config") -> list[str]:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
 
-from ..config import Config, baselines, generators, score_paths
+from ..config import Config, baselines, generators
 from ..errors import UserError
+from ..pipeline.inputs import Inputs
+from ..pipeline.paths import Row
 from ..storage.files import read_json, write_text
 from .metrics.uncertainty import BOOTSTRAP, Estimate, bootstrap, jackknife, mean_of_few
 
@@ -21,7 +23,6 @@ METRICS = (  # in the order of tables
     *("fd_dinov2", "hps", "pickscore"),
 )
 LOWER_IS_BETTER = {"fid", "fid_inf", "kid", "cmmd", "fd_dinov2"}
-REPLICATES = "replicates.json"
 PAIR_COLUMNS = ("a", "b", "metric", "difference", "low", "high", "excludes_zero", "better", "over")
 SEED_COLUMNS = ("run", "metric", "seeds", "mean", "sd", "low", "high")
 
@@ -86,7 +87,7 @@ def read(folder: Path, name: str | None = None) -> Scored:
     Raises:
         UserError: there is none, it is damaged, or its replicates are missing or of another score.
     """
-    path = folder / "score.json"
+    path, replicates = Row(folder).score, Row(folder).replicates
     if not path.is_file():
         raise UserError(
             f"{folder}: no {path.name} in it; expected a scored run or baseline, such as results/shapes/runs/lsg-2"
@@ -94,7 +95,7 @@ def read(folder: Path, name: str | None = None) -> Scored:
     score = read_json(path)
     if not isinstance(score, dict) or not {"intervals", "recipes", "not_computed", "protocol_hash"} <= score.keys():
         raise UserError(f"{path}: no score with intervals; delete it and run again, which takes seconds")
-    records = read_json(folder / REPLICATES)
+    records = read_json(replicates)
     if records.keys() != score["intervals"].keys():
         raise _foreign(folder)
     estimates = {metric: _estimate(score[metric], record) for metric, record in records.items()}
@@ -112,7 +113,7 @@ def _estimate(value: float, record: dict) -> Estimate:
 
 def _foreign(folder: Path) -> UserError:
     return UserError(
-        f"{folder / REPLICATES}: not of the score beside it; delete both and run again, which takes seconds"
+        f"{Row(folder).replicates}: not of the score beside it; delete both and run again, which takes seconds"
     )
 
 
@@ -166,19 +167,15 @@ def better(metric: str, difference: Estimate, a: str, b: str) -> str:
 # --- all pairs of an experiment --------------------------------------------------------------------------------------
 
 
-def write_pairs(config: Config, results: Path, so_far: Path | None = None) -> None:
+def write_pairs(config: Config, inputs: Inputs) -> None:
     """Write pairs.csv, the paired differences of all runs and baselines, and seeds.csv, means over training seeds.
 
     Over seeds a setting is compared with another by the seeds that both have, and with a baseline or an import, which has none, by all of its own.
 
-    Args:
-        so_far: write them there, of those runs and baselines that are scored.
-
     Raises:
         UserError: a score is missing or damaged, or two protocols differ.
     """
-    paths = score_paths(config, results, so_far is not None)
-    scored = {name: read(path.parent, name) for name, path in paths.items()}
+    scored = {name: read(path.parent, name) for name, path in inputs.scores.items()}
     rows = [
         _row(a.name, b.name, metric, difference, "samples")
         for a, b in combinations(scored.values(), 2)
@@ -202,8 +199,8 @@ def write_pairs(config: Config, results: Path, so_far: Path | None = None) -> No
             found = mean_of_few([one.score[metric] for one in seeds.values()])
             sd = found.se * len(seeds) ** 0.5
             means.append((name, metric, len(seeds), found.value, sd, found.low, found.high))
-    write_text((so_far or results) / "pairs.csv", _csv(PAIR_COLUMNS, rows))
-    write_text((so_far or results) / "seeds.csv", _csv(SEED_COLUMNS, means))
+    write_text(inputs.out.pairs, _csv(PAIR_COLUMNS, rows))
+    write_text(inputs.out.seeds, _csv(SEED_COLUMNS, means))
 
 
 def _row(a: str, b: str, metric: str, difference: Estimate, over: str) -> tuple:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..cluster.machine import device
 from ..errors import UserError
+from ..pipeline.paths import Row
 from ..storage.files import read_lines, write_json
 from ..storage.versions import versions
 from .features import check_captions, load_features, reference_record
@@ -17,7 +18,7 @@ from .metrics.kernels import CMMD_SCALE, CMMD_SIGMA, cmmd, kid
 from .metrics.neighbours import neighbours
 from .metrics.samples import check_samples, clip_score, mean, vendi
 from .metrics.uncertainty import Estimate
-from .pairs import METRICS, REPLICATES, replicates_record
+from .pairs import METRICS, replicates_record
 from .protocol import KID_SEED, differences, image_record, protocol_hash, protocol_record
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, 
 
     estimates = _estimates(evaluate, tensors, real)
     errors = [sample["eps_error"] for sample in samples if sample["eps_error"] is not None]
-    write_json(out.with_name(REPLICATES), {name: replicates_record(estimate) for name, estimate in estimates.items()})
+    write_json(Row(out.parent).replicates, {name: replicates_record(estimate) for name, estimate in estimates.items()})
     write_json(
         out,
         {

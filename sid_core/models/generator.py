@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..method.denoiser import Denoiser
 from ..models.scheduler import prediction_type
+from ..pipeline.paths import Results, Row
 from ..storage.files import atomic_path, read_json, sha256_file, verify_manifest, write_json, write_manifest
 from .components import load_component
 from .scheduler import noise_schedule, scheduler_config
@@ -60,7 +61,7 @@ def generator_folder(path: Path) -> Path:
     Raises:
         UserError: neither holds a generator.json.
     """
-    for folder in (path, path / "generator"):
+    for folder in (path, Row(path).generator):
         if (folder / "generator.json").is_file():
             return folder
     what = "has no generator.json" if path.is_dir() else "no such folder"
@@ -73,11 +74,9 @@ def find_teacher(generator: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    results, expected = (
-        (generator.resolve() / "../../..").resolve(),
-        read_json(generator / "generator.json").get("teacher_sha256"),
-    )
-    for folder in (results / "teacher", *sorted(results.glob("teachers/*"))):
+    results = generator.resolve().parents[2]
+    expected = read_json(generator / "generator.json").get("teacher_sha256")
+    for folder in Results(results).teachers():
         if (folder / "manifest.json").is_file() and recorded_sha256(folder) == expected:
             return folder
     raise UserError(

@@ -14,6 +14,7 @@ from ..data.shapes import ASSETS
 from ..errors import UserError
 from ..storage.downloads import is_url
 from ..storage.files import code_digest, digest, sha256_file
+from .paths import teacher_name
 
 ROOT = Path(__file__).parents[1]
 # how settings are read and files are written: no number of a result depends on them
@@ -22,6 +23,8 @@ PLUMBING = {
     ROOT / "errors.py",
     *(ROOT / "config").glob("*.py"),
     *(ROOT / "storage").glob("*.py"),
+    ROOT / "pipeline" / "paths.py",
+    ROOT / "pipeline" / "inputs.py",
 }
 BESIDE = {".css", ".js", ".csv"}
 
@@ -45,7 +48,7 @@ def data_digests(config: Config) -> dict[str, str]:
         UserError: a path does not exist; the message names its key. It costs seconds to find out here, hours later on.
     """
     prompts, evaluate = config.prompts, config.evaluate
-    teachers = {"teacher": config.teacher} | {f"teachers/{name}": block for name, block in config.teachers.items()}
+    teachers = {teacher_name(): config.teacher} | {teacher_name(name): block for name, block in config.teachers.items()}
     paths = {
         "prompts.train": prompts.train if prompts.source == "file" else None,
         "prompts.evaluation": prompts.evaluation,

@@ -2,62 +2,58 @@
 
 import io
 from collections.abc import Callable
-from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from ..config import Config
+from ..pipeline.inputs import Inputs
 from ..storage.files import write_text
 from . import curves, entries, figures, health, page, paper, samples, summary, table
 from .theme import Picture, to_png, write_png
 
 
-def compare(config: Config, experiment_dir: str | Path, so_far: bool = False) -> None:
+def write_report(config: Config, inputs: Inputs) -> None:
     """Write summary.csv, summary.md, convergence.csv, figures/ and report.html of an experiment, each whole or not at all.
 
     Everything is read and drawn before the first file is written.
 
-    Args:
-        so_far: of an unfinished experiment, what is there, to its folder so-far/, in which pairs.csv and seeds.csv are.
-
     Raises:
         UserError: an input is missing or damaged, or two scores were measured by different protocols.
     """
-    folder = Path(experiment_dir)
-    out = folder / "so-far" if so_far else folder
-    scores = table.read_scores(config, folder, so_far)
+    folder, out = inputs.results.folder, inputs.out
+    scores = table.read_scores(inputs.scores)
     rows = table.make_rows(config, folder, scores)
-    settings = entries.make_entries(config, rows, scores, entries.read_intervals(out / "seeds.csv"))
-    differences = entries.read_differences(out / "pairs.csv", settings)
-    logs = curves.read_curves(config, folder, so_far)
+    settings = entries.make_entries(config, rows, scores, entries.read_intervals(out.seeds))
+    differences = entries.read_differences(out.pairs, settings)
+    logs = curves.read_curves(config, inputs.trainings)
     grid = samples.read_grid(config, folder, settings)
     condition = health.examine(config.distill.alarms, logs, folder)
     warnings = [*summary.unfinished(config, scores), *summary.warnings(config, settings), *health.warnings(condition)]
     notes, headline = summary.notes(settings, scores), summary.finding(settings, differences)
-    csv = {"summary": table.to_csv(rows), "convergence": paper.to_convergence_csv(logs)}
-    frames = {name: pd.read_csv(io.StringIO(text)) for name, text in csv.items()}
+    csv = {out.summary: table.to_csv(rows), out.convergence: paper.to_convergence_csv(logs)}
+    whole, convergence = (pd.read_csv(io.StringIO(text)) for text in csv.values())
 
     draw: dict[str, Callable[[bool], Figure]] = {
         "fid_clip": lambda narrow: figures.fid_clip(settings, narrow),
         "training": lambda narrow: curves.training(config.distill.alarms, logs, narrow),
-        "scales": lambda narrow: paper.scales(frames["summary"], narrow),
-        "strategies": lambda narrow: paper.strategies(frames["summary"], narrow),
-        "convergence": lambda narrow: paper.convergence(frames["convergence"], narrow),
+        "scales": lambda narrow: paper.scales(whole, narrow),
+        "strategies": lambda narrow: paper.strategies(whole, narrow),
+        "convergence": lambda narrow: paper.convergence(convergence, narrow),
     }
     pictures, reasons = _render(draw)
     lists = page.Lists(headline, notes, warnings, reasons, condition, differences)
     html = page.render(config, settings, scores, grid, pictures, lists)
     sheet = to_png(samples.draw(grid))
 
-    for name, text in csv.items():
-        write_text(out / f"{name}.csv", text)
-    write_text(out / "summary.md", summary.to_markdown(config, settings, headline, notes, warnings))
+    for path, text in csv.items():
+        write_text(path, text)
+    write_text(out.summary_text, summary.to_markdown(config, settings, headline, notes, warnings))
     for name, picture in pictures.items():
-        write_png(out / "figures" / f"{name}.png", picture.png)
-        write_text(out / "figures" / f"{name}.svg", picture.svg)
-    write_png(out / "figures" / "samples.png", sheet)
-    write_text(out / "report.html", html)
+        write_png(out.figure(f"{name}.png"), picture.png)
+        write_text(out.figure(f"{name}.svg"), picture.svg)
+    write_png(out.figure("samples.png"), sheet)
+    write_text(out.report, html)
 
 
 def _render(draw: dict[str, Callable[[bool], Figure]]) -> tuple[dict[str, Picture], dict[str, str]]:

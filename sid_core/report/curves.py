@@ -4,7 +4,6 @@ import json
 import math
 import warnings
 from itertools import cycle
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -15,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from ..config import Alarms, Config, Run, runs
 from ..errors import UserError
+from ..pipeline.paths import Row, State
 from .entries import base_name
 from .theme import LIGHT, new_figure
 
@@ -36,29 +36,22 @@ KEYS = ("nimg", "elapsed_s", "skipped", "generator_loss", *(panel[0] for panel i
 PROXIES = ("fid_proxy", "clip_proxy")  # at some points, where distill.proxy_samples is set
 
 
-def read_curves(config: Config, folder: Path, so_far: bool = False) -> Curves:
+def read_curves(config: Config, trainings: dict[str, Row | State]) -> Curves:
     """Every run with its logged points: KEYS and PROXIES, each (points,) float64; NaN where there is none, or it is null.
-
-    Args:
-        so_far: also of runs that still train or were ended; those that have not logged a point are left out.
 
     Raises:
         UserError: a training.jsonl is missing, empty or damaged; the message names the line.
     """
-    paths = {run.name: folder / "runs" / run.name / "training.jsonl" for run in runs(config)}
-    if so_far:
-        training = {
-            name: folder / "state" / name / "training.jsonl" for name, path in paths.items() if not path.is_file()
-        }
-        paths |= training
-        paths = {name: path for name, path in paths.items() if path.is_file() and b"\n" in path.read_bytes()}
-    return [(run, _read_curve(paths[run.name], so_far)) for run in runs(config) if run.name in paths]
+    return [(run, _read_curve(trainings[run.name])) for run in runs(config) if run.name in trainings]
 
 
-def _read_curve(path: Path, so_far: bool) -> dict[str, np.ndarray]:
+def _read_curve(training: Row | State) -> dict[str, np.ndarray]:
+    path = training.training
     try:
         text = path.read_text(encoding="utf-8")
-        lines = (text[: text.rfind("\n")] if so_far else text).splitlines()  # the last line may be under way
+        lines = (
+            text[: text.rfind("\n")] if isinstance(training, State) else text
+        ).splitlines()  # the last line may be under way
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the distillation again") from None
     except UnicodeDecodeError as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import Alarms
+from ..pipeline.paths import Results
 from ..storage.files import read_json
 from .curves import Curves, beyond
 from .entries import base_name
@@ -57,7 +58,7 @@ def examine(alarms: Alarms, curves: Curves, folder: Path) -> list[Health]:
     """Every training of the experiment in `folder`."""
     result = []
     for run, points in curves:
-        mark, generator = folder / "state" / run.name / "ended.json", folder / "runs" / run.name / "generator"
+        mark, generator = Results(folder).state(run.name).ended, Results(folder).run(run.name).generator
         ended = read_json(mark) if mark.is_file() else {}
         result.append(
             Health(

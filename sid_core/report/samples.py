@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..config import Config, scale_name, shards
 from ..errors import UserError
+from ..pipeline.paths import Results
 from ..storage.files import read_json, read_lines, sidecar
 from .columns import SOLVERS, rounded, steps
 from .entries import Entry, best
@@ -53,15 +54,15 @@ def read_grid(config: Config, folder: Path, entries: list[Entry]) -> Grid:
     """
     shard = shards(config)[0]
     count = min(config.generate.samples, config.generate.samples_per_shard)
-    captions = read_lines(folder / "prompts" / "evaluation.txt", "caption")[:count]
+    captions = read_lines(Results(folder).captions, "caption")[:count]
     first_with: dict[str, int] = {}
     for index, caption in enumerate(captions):
         first_with.setdefault(caption, index)
     indices = sorted(first_with.values())[:PROMPTS]
 
     def row(entry: Entry, title: str) -> SampleRow:
-        parent = "runs" if entry.kind == "generator" else "baselines"
-        images = read_images(folder / parent / entry.row.run / "samples" / f"{shard}.tar", indices, captions)
+        files = Results(folder).row("runs" if entry.kind == "generator" else "baselines", entry.row.run)
+        images = read_images(files.samples(shard), indices, captions)
         return SampleRow(entry.kind, entry.name, title, f"FID {rounded((entry.estimate('fid')[0], None), 1)}", images)
 
     rows = []

@@ -10,8 +10,9 @@ import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from ..config import Baseline, Config, Run, baselines, generators, score_paths
+from ..config import Baseline, Config, Run, baselines, generators
 from ..errors import UserError
+from ..pipeline.paths import Results
 from ..storage.files import MANIFEST, flat, read_json
 
 PUBLISHED = Path(__file__).with_name("published.csv")
@@ -88,13 +89,12 @@ SCORE_KEYS = (
 )
 
 
-def read_scores(config: Config, folder: Path, so_far: bool = False) -> dict[str, dict]:
-    """Scores by name of run or baseline, in the order of the tables; `so_far`: of those that have one.
+def read_scores(paths: dict[str, Path]) -> dict[str, dict]:
+    """Read scores by name of run or baseline, in the order of the tables.
 
     Raises:
         UserError: a score is missing or damaged, or two were measured by different protocols.
     """
-    paths = score_paths(config, folder, so_far)
     scores = {name: _read_score(path) for name, path in paths.items()}
     first, *others = scores
     for name in others:
@@ -134,7 +134,7 @@ def make_rows(config: Config, folder: Path, scores: dict[str, dict]) -> list[Row
 
 
 def _generator_row(config: Config, folder: Path, run: Run, score: dict) -> Row:
-    record = _generator_record(folder / "runs" / run.name / "generator", run, score)
+    record = _generator_record(Results(folder).run(run.name).generator, run, score)
     return Row(
         run=run.name,
         kind="generator",

@@ -4,8 +4,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config import generators, load_config, teacher_folder
+from ..config import generators
 from ..errors import UserError
+from ..pipeline.inputs import load_frozen
+from ..pipeline.paths import Results
 from ..storage.files import read_json, read_lines
 
 if TYPE_CHECKING:
@@ -26,35 +28,31 @@ class Gallery:
     """
 
     def __init__(self, results: Path):
-        if not (results / "config.yaml").is_file():
-            raise UserError(
-                f"--results {results}: has no config.yaml; expected results/EXPERIMENT of a pipeline that was started"
-            )
-        self.results, config = results, load_config(results / "config.yaml")
-        imports = {imported.name: imported for imported in config.imports}
+        self.results, config = Results(results), load_frozen(results)
+        teachers = {imported.name: imported.teacher for imported in config.imports}
         self.runs = {
-            run.name: results / teacher_folder(imports.get(run.name))
+            run.name: self.results.teacher(teachers.get(run.name))
             for run in generators(config)
-            if (results / "runs" / run.name / "generator" / "manifest.json").is_file()
+            if self.results.run(run.name).manifest.is_file()
         }
         if not self.runs:
             raise UserError(
-                f"{results}/runs: no finished generator yet; `sid-core status --results {results}` says how far they are"
+                f"{self.results.runs}: no finished generator yet; `sid-core status --results {results}` says how far they are"
             )
         self.experiment = config.experiment
         self._studios: dict[Path, Studio] = {}
 
     def describe(self) -> dict:
         """What the page shows before anything is drawn."""
-        captions = self.results / "prompts" / "evaluation.txt"
+        captions = self.results.captions
         examples = read_lines(captions, "caption")[: 10 * EXAMPLES] if captions.is_file() else []
         runs = [self._describe(name) for name in self.runs]
         return {"experiment": self.experiment, "runs": runs, "examples": list(dict.fromkeys(examples))[:EXAMPLES]}
 
     def _describe(self, name: str) -> dict:
-        folder = self.results / "runs" / name
-        run = read_json(folder / "generator" / "generator.json")["run"]
-        score = read_json(folder / "score.json") if (folder / "score.json").is_file() else {}
+        row = self.results.run(name)
+        run = read_json(row.record)["run"]
+        score = read_json(row.score) if row.score.is_file() else {}
         return {"name": name, "seed": run["seed"] or 0, "fid": score.get("fid"), "clip": score.get("clip")}
 
     def draw(self, name: str, prompt: str, seed: int) -> tuple[bytes, float, float]:
@@ -66,7 +64,7 @@ class Gallery:
         if name not in self.runs:
             raise UserError(f"run={name}: expected one of {', '.join(self.runs)}")
         _check_prompt(prompt)
-        generator = self.results / "runs" / name / "generator"
+        generator = self.results.run(name).generator
         started = time.monotonic()
         studio = self._studio(self.runs[name])
         studio.generator(generator)
@@ -81,7 +79,7 @@ class Gallery:
         if not 0 < guidance_scale <= 100:
             raise UserError(f"guidance_scale={guidance_scale:g}: expected more than 0, at most 100")
         started = time.monotonic()
-        studio = self._studio(self.results / teacher_folder())
+        studio = self._studio(self.results.teacher())
         assert studio.teacher is not None  # loaded now, not while it is timed
         loaded = time.monotonic()
         return _packed(studio.teacher_image(prompt, seed, steps, guidance_scale), started, loaded)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..config import DistillSettings
 from ..errors import UserError
+from ..pipeline.paths import State
 from ..storage.files import read_json
 from .run import MirroredRun, generator_run
 from .store import first_line, is_reachable
@@ -20,7 +21,7 @@ class Mirror:
 
     def __init__(self, tracking: Path, settings: DistillSettings, state: Path):
         """`tracking` is what `init` writes; until it is there nothing is mirrored."""
-        self.tracking, self.settings, self.state = Path(tracking), settings, Path(state)
+        self.tracking, self.settings, self.state = Path(tracking), settings, State(Path(state))
         self.run: MirroredRun | None = None
         self._before = self._claimed()
         self._stop = threading.Event()
@@ -29,7 +30,7 @@ class Mirror:
 
     def _claimed(self) -> int | None:
         """Return when a training last made the state folder its own, in ns; None where none has."""
-        path = self.state / "identity.json"
+        path = self.state.identity
         return path.stat().st_mtime_ns if path.is_file() else None
 
     def __enter__(self) -> "Mirror":
@@ -65,7 +66,7 @@ class Mirror:
         if self.run is None:
             if self._before is not None and self._claimed() == self._before:
                 return  # what lies there is of an earlier training, perhaps of other code
-            self.run = generator_run(store, self.settings, None, self.state / "identity.json")
+            self.run = generator_run(store, self.settings, None, self.state.identity)
         self.run.status(self._ended_as)
-        self.run.points(self.state / "training.jsonl")
-        self.run.grids(self.state / "grids")
+        self.run.points(self.state.training)
+        self.run.grids(self.state.grids)

@@ -7,12 +7,14 @@ from urllib.parse import quote
 
 from ..config import DistillSettings, ImportSettings, load_settings
 from ..errors import HIDDEN, UserError
+from ..pipeline.inputs import load_frozen
+from ..pipeline.paths import Results, Row, State
 from ..storage.files import read_json, write_json
 from ..storage.lease import living_owner
 from . import views
 from .registry import LARGEST_UPLOAD, register_best, size
 from .run import MirroredRun, generator_run
-from .store import first_line, frozen_config, init, later, resolve_uri
+from .store import first_line, init, later, resolve_uri
 
 # of summary.csv's columns those that are settings; the others that hold numbers are metrics
 PARAMS = [
@@ -43,8 +45,8 @@ def sync(results: Path, uri: str | None) -> None:
     Raises:
         UserError: no experiment there; MLflow cannot be used.
     """
-    config = frozen_config(results)
-    store = init(config.experiment, resolve_uri(uri or config.tracking.uri), results / "state" / "tracking.json")
+    config = load_frozen(results)
+    store = init(config.experiment, resolve_uri(uri or config.tracking.uri), Results(results).store)
     if not store["problem"]:
         store = track(results)
     if store["problem"]:
@@ -59,24 +61,23 @@ def track(results: Path) -> dict:
     Raises:
         UserError: no experiment there, or `init` has not been there.
     """
-    best, store = frozen_config(results).tracking.best, read_json(results / "state" / "tracking.json")
+    paths = Results(results)
+    best, store = load_frozen(results).tracking.best, read_json(paths.store)
     ids: dict[str, str] = {}
     model = None
     if not store["problem"]:
         try:
-            rows = _read_rows(results / "summary.csv")
+            rows = _read_rows(paths.summary)
             for row in rows:
-                ids[row["run"]] = _sync_row(store, row, results)
-            for folder in sorted((results / "runs").glob("*")):
-                if folder.name not in ids and (
-                    run_id := _sync_training(store, folder, results / "state" / folder.name)
-                ):
+                ids[row["run"]] = _sync_row(store, row, paths)
+            for folder in sorted(paths.runs.glob("*")):
+                if folder.name not in ids and (run_id := _sync_training(store, Row(folder), paths.state(folder.name))):
                     ids[folder.name] = run_id
             model = register_best(store, best, rows, ids, results)
         except Exception as error:
             store["problem"] = first_line(error)
             print(f"MLflow at {store['uri']} stopped answering ({store['problem']}). {later(results)}")
-    links = {} if store["problem"] else _links(store, [ids[row] for row in ids if (results / "runs" / row).is_dir()])
+    links = {} if store["problem"] else _links(store, [ids[row] for row in ids if paths.run(row).folder.is_dir()])
     if links:
         print(f"MLflow, experiment {store['experiment']}: {len(ids)} runs. {_how_to_look(store['uri'])}")
         for what, link in links.items():
@@ -84,7 +85,7 @@ def track(results: Path) -> dict:
         if model:
             print(f"  best generator by {model['rule']}: {model['run']}, registered as {model['uri']}")
     record = store | {"runs": ids, "links": links, "model": model}
-    write_json(results / "tracking.json", record)
+    write_json(paths.mirrored, record)
     return record
 
 
@@ -95,27 +96,20 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
-def _sync_row(store: dict, row: dict[str, str], results: Path) -> str:
+def _sync_row(store: dict, row: dict[str, str], results: Results) -> str:
     """Mirror one row of summary.csv and what lies behind it; its run's id."""
     name, kind = row["run"], row["kind"]
-    folder = results / ("runs" if kind == "generator" else "baselines") / name
     if kind == "generator":
-        kept = DistillSettings if (folder / "training.jsonl").is_file() else ImportSettings
-        run = generator_run(
-            store,
-            load_settings(kept, folder / "settings.yaml"),
-            row["protocol_hash"],
-            folder / "generator" / "generator.json",
-        )
-        run.points(folder / "training.jsonl")
-        run.grids(folder / "grids")
-        weights = folder / "generator"
+        of = results.run(name)
+        kept = DistillSettings if of.training.is_file() else ImportSettings
+        run = generator_run(store, load_settings(kept, of.settings), row["protocol_hash"], of.record)
+        run.points(of.training)
+        run.grids(of.grids)
+        weights = of.generator
         run.client.set_tag(run.id, "generator", str(weights.resolve()))
         run.client.set_tag(run.id, "generator_sha256", row["generator_sha256"])
         small = size(weights) <= LARGEST_UPLOAD
-        run.files(
-            folder / "settings.yaml", folder / "generate.yaml", folder / "score.json", *([weights] if small else [])
-        )
+        run.files(of.settings, of.generation, of.score, *([weights] if small else []))
     else:
         identity = {key: row.get(key, "") for key in PARAMS if key != "protocol_hash"}
         tags = {"kind": kind, "strategy": row["strategy"], "scale": row["kappa_teacher"]}
@@ -123,24 +117,24 @@ def _sync_row(store: dict, row: dict[str, str], results: Path) -> str:
             store, name, identity, {key: tag for key, tag in tags.items() if tag}, row["protocol_hash"] or None
         )
         if kind != "published":
-            run.files(folder / "generate.yaml", folder / "score.json")
+            of = results.baseline(name)
+            run.files(of.generation, of.score)
     run.params({key: row.get(key, "") for key in PARAMS})  # a table of an earlier version has no solver
     run.metrics({key: float(value) for key, value in row.items() if value and key not in NAMES.union(PARAMS)})
     run.status("FINISHED")
     return run.id
 
 
-def _sync_training(store: dict, folder: Path, state: Path) -> str | None:
+def _sync_training(store: dict, row: Row, state: State) -> str | None:
     """Mirror a distillation that is in no table yet; its run's id, or None where it has not begun."""
-    source = folder if (folder / "training.jsonl").is_file() else state
-    if not (source / "training.jsonl").is_file():
+    source = row if row.training.is_file() else state
+    if not source.training.is_file():
         return None
-    settings = load_settings(DistillSettings, folder / "settings.yaml")
-    run = generator_run(store, settings, None, folder / "generator" / "generator.json", state / "identity.json")
-    run.points(source / "training.jsonl")
-    run.grids(source / "grids")
-    finished = (folder / "generator" / "manifest.json").is_file()
-    run.status("FINISHED" if finished else "RUNNING" if living_owner(state) else "KILLED")
+    run = generator_run(store, load_settings(DistillSettings, row.settings), None, row.record, state.identity)
+    run.points(source.training)
+    run.grids(source.grids)
+    finished = row.manifest.is_file()
+    run.status("FINISHED" if finished else "RUNNING" if living_owner(state.folder) else "KILLED")
     return run.id
 
 

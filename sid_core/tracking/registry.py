@@ -7,9 +7,10 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from ..config import teacher_folder
+from ..pipeline.inputs import load_frozen
+from ..pipeline.paths import Results
 from ..storage.files import sha256_file, write_json
-from .store import frozen_config, make_client, with_password
+from .store import make_client, with_password
 
 LARGEST_UPLOAD = 50_000_000  # bytes of weights that are copied; of larger ones only the path is noted
 ALIAS = "best"
@@ -91,8 +92,8 @@ def _save(out: Path, run: str, results: Path) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema, TensorSpec
 
-    imported = next((item for item in frozen_config(results).imports if item.name == run), None)
-    places = {"generator": results / "runs" / run / "generator", "teacher": results / teacher_folder(imported)}
+    teacher = next((item.teacher for item in load_frozen(results).imports if item.name == run), None)
+    places = {"generator": Results(results).run(run).generator, "teacher": Results(results).teacher(teacher)}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         data.mkdir()

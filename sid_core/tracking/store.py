@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config import Config, load_config
 from ..errors import HIDDEN, UserError, redact
+from ..pipeline.paths import Results
 from ..storage.files import read_json, write_json
 from . import views
 
@@ -41,15 +41,6 @@ def resolve_uri(configured: str | None) -> str:
     if not given and redact(uri) != uri:
         raise UserError(f"{uri}: expected a URI without user, password or token. Fix: set MLFLOW_TRACKING_URI to it")
     return f"{SQLITE}{_database(uri).resolve()}" if _database(uri) else redact(uri)
-
-
-def frozen_config(results: Path) -> Config:
-    """The configuration an experiment was started with."""
-    if not (results / "config.yaml").is_file():
-        raise UserError(
-            f"--results {results}: has no config.yaml; expected results/EXPERIMENT of a pipeline that was started"
-        )
-    return load_config(results / "config.yaml")
 
 
 def init(experiment: str, uri: str | None, out: Path, attempt: int = 1) -> dict:
@@ -83,7 +74,7 @@ def init(experiment: str, uri: str | None, out: Path, attempt: int = 1) -> dict:
 
 def attempt(results: Path) -> int:
     """Number the try to open the store: one more than the last one where that failed, so that Snakemake makes it again."""
-    paths = (results / "state" / "tracking.json", results / "tracking.json")
+    paths = (Results(results).store, Results(results).mirrored)
     records = [read_json(path) for path in paths if path.is_file()]
     last = max((record.get("attempt", 1) for record in records), default=1)
     failed = (r["problem"] and r["uri"] is not None and r.get("attempt", 1) == last for r in records)

@@ -5,7 +5,8 @@ import time
 import pytest
 from made_up import make_config, write_experiment
 
-from sid_core.report import compare
+from sid_core.pipeline.inputs import Inputs
+from sid_core.report import write_report
 
 EXTRA = [
     {"strategy": "none"},
@@ -21,7 +22,7 @@ def report(tmp_path_factory):
     """Eight runs of images of 256 x 256."""
     config = make_config(guidance_scales=[1.5, 2.0, 3.0, 4.5], extra_runs=EXTRA)
     folder = write_experiment(tmp_path_factory.mktemp("results"), config, side=256)
-    compare(config, folder)
+    write_report(config, Inputs.finished(config, folder))
     return folder / "report.html"
 
 

@@ -12,6 +12,7 @@ from sid_core import config as c
 from sid_core.data.reference_images import reference_images
 from sid_core.data.shapes import scenes
 from sid_core.errors import UserError
+from sid_core.pipeline.settings import stage_settings
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = c.read_yaml(ROOT / "config.yaml")
@@ -267,7 +268,7 @@ def test_baseline_nfe_guided_counts_both_branches(scale, nfe):
 
 def test_splits_share_no_noise_and_no_reference_image():
     evaluation, validation = (
-        c.stage_settings(c.parse_config(changed(prompts__split=split))) for split in ("evaluation", "validation")
+        stage_settings(c.parse_config(changed(prompts__split=split))) for split in ("evaluation", "validation")
     )
     generate = "runs/lsg-2/generate.yaml"
     samples = 2**31  # the most that one split may have
@@ -297,7 +298,7 @@ def test_noise_seed_beyond_the_split_is_refused():
 
 def changed_files(**values) -> set[str]:
     """Which stages' settings differ from the shipped configuration's; new ones too."""
-    before, after = (c.stage_settings(c.parse_config(v)) for v in (SHIPPED, changed(**values)))
+    before, after = (stage_settings(c.parse_config(v)) for v in (SHIPPED, changed(**values)))
     return {re.sub(r"^(runs|baselines)/[^/]+", r"\1", name) for name in after if after[name] != before.get(name)}
 
 
@@ -324,8 +325,8 @@ def test_a_change_reaches_the_stages_it_concerns(values, files):
 
 
 def test_a_new_scale_changes_no_other_run():
-    before = c.stage_settings(c.parse_config(SHIPPED))
-    after = c.stage_settings(c.parse_config(changed(guidance_scales=[1.5, 2.0, 2.5, 3.0, 4.5])))
+    before = stage_settings(c.parse_config(SHIPPED))
+    after = stage_settings(c.parse_config(changed(guidance_scales=[1.5, 2.0, 2.5, 3.0, 4.5])))
     assert {name for name in after if after[name] != before.get(name)} == {
         "runs/lsg-2.5/settings.yaml",
         "runs/lsg-2.5/generate.yaml",
@@ -333,7 +334,7 @@ def test_a_new_scale_changes_no_other_run():
 
 
 def test_settings_survive_their_file(tmp_path):
-    for name, settings in c.stage_settings(c.parse_config(SHIPPED)).items():
+    for name, settings in stage_settings(c.parse_config(SHIPPED)).items():
         path = tmp_path / name.replace("/", "-")
         path.write_text(c.dump(settings))
         assert c.load_settings(type(settings), path) == settings
@@ -398,7 +399,7 @@ def test_schema_refuses_what_the_models_refuse(values):
 
 @pytest.mark.parametrize("split", ["evaluation", "validation"])
 def test_watch_of_an_embedded_reference_shares_no_scene_with_any_score(split):
-    files = c.stage_settings(c.parse_config(changed(distill__proxy_samples=8, prompts__split=split)))
+    files = stage_settings(c.parse_config(changed(distill__proxy_samples=8, prompts__split=split)))
     assert (files["watch/settings.yaml"].split, files["reference/settings.yaml"].split) == ("watch", split)
     drawn = [scenes.draw(name, 8)[0].tobytes() for name in scenes.SPLITS]
     assert len(set(drawn)) == len(scenes.SPLITS)

@@ -17,6 +17,7 @@ from sid_core.config import Config, baselines, generators, merge, parse_config
 from sid_core.errors import UserError
 from sid_core.evaluation.metrics.uncertainty import Estimate, bootstrap, jackknife
 from sid_core.evaluation.pairs import METRICS, read, replicates_record, write_pairs
+from sid_core.pipeline.inputs import Inputs
 from sid_core.storage.files import digest, write_json
 
 ROOT = Path(__file__).parents[2]
@@ -108,7 +109,7 @@ def test_the_interval_decides_where_the_value_lies_on_its_other_side(tmp_path, c
         write_json(folder / "replicates.json", records | {"fid_inf": replicates_record(found)})
         intervals = score["intervals"] | {"fid_inf": [found.low, found.high]}
         write_json(folder / "score.json", score | {"fid_inf": found.value, "intervals": intervals})
-    write_pairs(config, tmp_path)
+    write_pairs(config, Inputs.finished(config, tmp_path))
     pair = ("lsg-1.5", "lsg-2", "fid_inf")
     [row] = [row for row in rows(tmp_path / "pairs.csv") if (row["a"], row["b"], row["metric"]) == pair]
     assert (float(row["difference"]), row["better"]) == (1.0, "lsg-1.5")
@@ -195,7 +196,7 @@ def rows(path: Path) -> list[dict]:
 
 def test_every_pair_of_an_experiment(tmp_path):
     config = make_experiment(tmp_path)
-    write_pairs(config, tmp_path)
+    write_pairs(config, Inputs.finished(config, tmp_path))
     items = len(generators(config)) + len(baselines(config))
     found = rows(tmp_path / "pairs.csv")
     assert len(found) == items * (items - 1) // 2 * (len(METRICS) - len(MISSING))
@@ -209,7 +210,7 @@ def test_every_pair_of_an_experiment(tmp_path):
 
 def test_training_seeds_are_blocks(tmp_path):
     config = make_experiment(tmp_path, seeds=[0, 1, 2])
-    write_pairs(config, tmp_path)
+    write_pairs(config, Inputs.finished(config, tmp_path))
     [mean] = [row for row in rows(tmp_path / "seeds.csv") if (row["run"], row["metric"]) == ("lsg-2", "fid")]
     assert (float(mean["mean"]), float(mean["sd"]), mean["seeds"]) == (pytest.approx(5.01), pytest.approx(0.01), "3")
     assert float(mean["high"]) - 5.01 == pytest.approx(4.3027 * 0.01 / 3**0.5, rel=1e-4)
@@ -223,7 +224,7 @@ def test_training_seeds_are_blocks(tmp_path):
 def test_training_seeds_against_a_row_without_seeds_have_the_spread_of_the_seeds(tmp_path):
     imported = {"name": "official", "file": "a.pkl", "scale": 2, "train_kimg": 4812}
     config = make_experiment(tmp_path, seeds=[0, 1, 2], imports=[imported])
-    write_pairs(config, tmp_path)
+    write_pairs(config, Inputs.finished(config, tmp_path))
     assert ("lsg-2", "official", "seeds") in {(row["a"], row["b"], row["over"]) for row in rows(tmp_path / "pairs.csv")}
     [fid] = [
         row
@@ -238,7 +239,7 @@ def test_training_seeds_measured_otherwise_have_no_mean(tmp_path):
     config = make_experiment(tmp_path, seeds=[0, 1, 2])
     path = tmp_path / "runs" / "lsg-2-seed1" / "score.json"
     write_json(path, json.loads(path.read_text()) | {"recipes": {"cmmd": {"sigma": 20}}})
-    write_pairs(config, tmp_path)
+    write_pairs(config, Inputs.finished(config, tmp_path))
     assert ("lsg-2", "cmmd") not in {(row["run"], row["metric"]) for row in rows(tmp_path / "seeds.csv")}
     assert ("lsg-2", "fid") in {(row["run"], row["metric"]) for row in rows(tmp_path / "seeds.csv")}
     over_seeds = [row for row in rows(tmp_path / "pairs.csv") if row["over"] == "seeds" and row["metric"] == "cmmd"]
@@ -249,14 +250,14 @@ def test_pairs_of_an_experiment_that_is_not_whole(tmp_path):
     config = make_experiment(tmp_path)
     (tmp_path / "runs" / "lsg-2" / "score.json").unlink()
     with pytest.raises(UserError, match=r"lsg-2: no score\.json in it"):
-        write_pairs(config, tmp_path)
+        write_pairs(config, Inputs.finished(config, tmp_path))
     assert not (tmp_path / "pairs.csv").exists()
 
 
 def test_pairs_so_far_are_of_what_is_scored(tmp_path):
     config = make_experiment(tmp_path)
     (tmp_path / "runs" / "lsg-2" / "score.json").unlink()
-    write_pairs(config, tmp_path, tmp_path / "so-far")
+    write_pairs(config, Inputs.so_far(config, tmp_path))
     names = {row[key] for row in rows(tmp_path / "so-far" / "pairs.csv") for key in "ab"}
     assert names == {run.name for run in generators(config)} - {"lsg-2"} | {one.name for one in baselines(config)}
 
@@ -264,5 +265,5 @@ def test_pairs_so_far_are_of_what_is_scored(tmp_path):
 def test_where_no_run_is_scored_nothing_is_written(tmp_path):
     config, elsewhere = make_experiment(tmp_path / "scored"), tmp_path / "elsewhere"
     with pytest.raises(UserError, match="elsewhere: no run is scored yet"):
-        write_pairs(config, elsewhere, elsewhere / "so-far")
+        write_pairs(config, Inputs.so_far(config, elsewhere))
     assert not elsewhere.exists()

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from sid_core.config import Config, Run, baselines, generators, parse_config, read_yaml, runs
+from sid_core.pipeline.inputs import Inputs
 from sid_core.report import entries, table
 from sid_core.storage.files import write_json, write_sidecar
 
@@ -170,6 +171,6 @@ def write_experiment(folder: Path, config: Config, side: int = 32) -> Path:
 
 def read_entries(config: Config, folder: Path) -> list[entries.Entry]:
     """What figures and tables are made of."""
-    scores = table.read_scores(config, folder)
+    scores = table.read_scores(Inputs.finished(config, folder).scores)
     rows = table.make_rows(config, folder, scores)
     return entries.make_entries(config, rows, scores, entries.read_intervals(folder / "seeds.csv"))

@@ -237,6 +237,14 @@ def test_a_cluster_job_is_queued_then_runs(results):
     assert standing(results, "score", "lsg-2").state == "running"
 
 
+def test_status_where_results_is_a_link_reads_the_marks_beside_it(results, tmp_path):
+    scratch = tmp_path / "scratch"
+    results.parent.rename(scratch)
+    results.parent.symlink_to(scratch)
+    mark(results, job("score", "lsg-2").output, "123")
+    assert standing(results, "score", "lsg-2").state == "queued"
+
+
 def test_the_book_of_slurm_jobs_is_read(results):
     score = job("score", "lsg-2")
     book = {"job": "77", "output": [f"results/shapes/{score.output}", "results/other/x"]}

@@ -10,6 +10,7 @@ from PIL import Image
 
 from sid_core.config import shards
 from sid_core.errors import UserError
+from sid_core.pipeline.inputs import Inputs
 from sid_core.report import curves, figures, paper, samples, summary, table
 from sid_core.report.theme import LIGHT, to_png
 
@@ -100,7 +101,7 @@ def test_published_points_appear_where_the_protocol_agrees(make_experiment):
 
 def test_training_draws_a_line_for_each_run_and_the_limits_of_the_alarms(make_experiment):
     config = make_config(seeds=[0, 1])
-    logs = curves.read_curves(config, make_experiment(config))
+    logs = curves.read_curves(config, Inputs.finished(config, make_experiment(config)).trainings)
     assert np.isnan(logs[0][1]["fake_loss"]).sum() == 1
     figure = curves.training(config.distill.alarms, logs)
     gap, std = figure.axes[:2]
@@ -127,7 +128,7 @@ def test_a_damaged_log_is_named(make_experiment, content, message):
     path = folder / "runs" / "lsg-3" / "training.jsonl"
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
-        curves.read_curves(config, folder)
+        curves.read_curves(config, Inputs.finished(config, folder).trainings)
     assert str(path) in str(error.value)
 
 

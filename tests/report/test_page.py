@@ -11,7 +11,8 @@ from made_up import CAPTION, PROTOCOL_HASH, make_config, write_experiment
 from PIL import Image
 
 from sid_core.errors import UserError
-from sid_core.report import compare
+from sid_core.pipeline.inputs import Inputs
+from sid_core.report import write_report
 from sid_core.report.table import COLUMNS
 from sid_core.storage.files import write_json, write_text
 
@@ -41,7 +42,7 @@ class Page(HTMLParser):
 def experiment(tmp_path_factory):
     config = make_config(seeds=[0, 1])
     folder = write_experiment(tmp_path_factory.mktemp("results"), config)
-    compare(config, folder)
+    write_report(config, Inputs.finished(config, folder))
     return folder
 
 
@@ -135,11 +136,11 @@ def test_of_an_unfinished_experiment_it_shows_what_is_there(make_experiment):
     shutil.rmtree(folder / "baselines" / "vae")
     before = {path for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match="lsg-2"):
-        compare(config, folder)
+        write_report(config, Inputs.finished(config, folder))
     (folder / "so-far").mkdir()
     for name in ("pairs.csv", "seeds.csv"):
         shutil.copy(folder / name, folder / "so-far")
-    compare(config, folder, so_far=True)
+    write_report(config, Inputs.so_far(config, folder))
     text = Page((folder / "so-far" / "report.html").read_text(encoding="utf-8")).text
     assert "Unfinished: not scored so far, and missing here: lsg-2, lsg-3, lsg-4.5, vae." in text
     assert "Aborted: an alarm ended the training of lsg-2, which therefore has no row: lsg-2: latent_std=9" in text
@@ -161,7 +162,7 @@ def test_where_nothing_is_scored_so_far_it_says_so(make_experiment):
     folder = make_experiment(config)
     shutil.rmtree(folder / "runs")
     with pytest.raises(UserError, match="no run is scored yet; sid-core status --results"):
-        compare(config, folder, so_far=True)
+        write_report(config, Inputs.so_far(config, folder))
 
 
 @pytest.mark.parametrize("name", ["pairs.csv", "seeds.csv"])
@@ -170,7 +171,7 @@ def test_missing_differences_are_named(make_experiment, name):
     folder = make_experiment(config)
     (folder / name).unlink()
     with pytest.raises(UserError, match=f"{name}: no such file; run sid-core pairs"):
-        compare(config, folder)
+        write_report(config, Inputs.finished(config, folder))
     assert not (folder / "report.html").exists()
 
 
@@ -184,5 +185,5 @@ def test_imports_alone_are_compared(tmp_path):
         guidance_scales=[], imports=[{"name": "official-2", "file": "a.pkl", "scale": 2, "train_kimg": 4812}]
     )
     folder = write_experiment(tmp_path, config)
-    compare(config, folder)
+    write_report(config, Inputs.finished(config, folder))
     assert "official-2" in (folder / "summary.md").read_text()

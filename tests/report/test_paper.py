@@ -5,13 +5,14 @@ import pandas as pd
 import pytest
 from made_up import make_config, use_published_protocol
 
+from sid_core.pipeline.inputs import Inputs
 from sid_core.report import curves, paper, table
 from sid_core.report.theme import LIGHT, Picture
 from sid_core.storage.files import read_json, write_json
 
 
 def read_summary(config, folder):
-    rows = table.make_rows(config, folder, table.read_scores(config, folder))
+    rows = table.make_rows(config, folder, table.read_scores(Inputs.finished(config, folder).scores))
     return pd.read_csv(io.StringIO(table.to_csv(rows)))
 
 
@@ -101,7 +102,9 @@ def test_strategies_are_drawn_where_there_are_two(make_experiment):
 
 def test_convergence_is_what_was_measured_in_training(make_experiment):
     config = make_config(seeds=[0, 1])
-    text = paper.to_convergence_csv(curves.read_curves(config, make_experiment(config)))
+    text = paper.to_convergence_csv(
+        curves.read_curves(config, Inputs.finished(config, make_experiment(config)).trainings)
+    )
     frame = pd.read_csv(io.StringIO(text))
     assert frame.columns.tolist() == ["run", "setting", "kimg", "fid_proxy", "clip_proxy"]
     assert frame[frame["run"] == "lsg-3-seed1"].iloc[:, 1:4].to_numpy().tolist() == [

@@ -4,6 +4,7 @@ import math
 import pytest
 from made_up import make_config, make_score, read_entries, use_published_protocol, write_csv
 
+from sid_core.pipeline.inputs import Inputs
 from sid_core.report import columns, curves, health, page, summary
 from sid_core.report.entries import read_differences
 from sid_core.storage.files import write_json
@@ -203,7 +204,9 @@ def test_warnings_name_trainings_in_bad_health(make_experiment):
     config = make_config(seeds=[0, 1], distill=distill | {"alarms": distill["alarms"] | ALARMS})
     folder = make_experiment(config)
     write_json(folder / "state" / "lsg-1.5" / "ended.json", {"how": "aborted", "iteration": 3, "why": "latent_std=9"})
-    found = health.examine(config.distill.alarms, curves.read_curves(config, folder), folder)
+    found = health.examine(
+        config.distill.alarms, curves.read_curves(config, Inputs.finished(config, folder).trainings), folder
+    )
     assert [(one.run, one.setting, one.ended, one.skipped, one.beyond) for one in found] == [
         ("lsg-1.5", "lsg-1.5", "aborted", 0, 1),
         ("lsg-1.5-seed1", "lsg-1.5", None, 1, 1),

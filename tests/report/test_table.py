@@ -6,6 +6,7 @@ import pytest
 from made_up import PROTOCOL_HASH, make_config
 
 from sid_core.errors import UserError
+from sid_core.pipeline.inputs import Inputs
 from sid_core.report import columns, entries, table
 
 COLUMNS = (
@@ -16,7 +17,7 @@ COLUMNS = (
 
 
 def read(config, folder):
-    return table.make_rows(config, folder, table.read_scores(config, folder))
+    return table.make_rows(config, folder, table.read_scores(Inputs.finished(config, folder).scores))
 
 
 def edit(path, **changes):
@@ -116,7 +117,7 @@ def test_two_protocols_are_refused_and_both_are_named(make_experiment):
     other = "fedcba" * 10
     edit(folder / "baselines" / "vae" / "score.json", protocol_hash=other, protocol={"name": "old"})
     with pytest.raises(UserError, match="not comparable") as error:
-        table.read_scores(config, folder)
+        table.read_scores(Inputs.finished(config, folder).scores)
     for part in ("lsg-1.5", "vae", PROTOCOL_HASH[:12], other[:12], "by old (hash", "name: shapes, old"):
         assert part in str(error.value)
 
@@ -138,7 +139,7 @@ def test_a_damaged_score_is_named(make_experiment, damage, message):
     path = make_experiment(config) / "runs" / "lsg-3" / "score.json"
     damage(path)
     with pytest.raises(UserError, match=message) as error:
-        table.read_scores(config, path.parents[2])
+        table.read_scores(Inputs.finished(config, path.parents[2]).scores)
     assert str(path) in str(error.value)
 
 

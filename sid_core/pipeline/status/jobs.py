@@ -1,8 +1,11 @@
-"""Every job of an experiment and the files it is known by, as the rules of workflow/rules name them."""
+"""Every job of an experiment and the files it is known by."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ...config import Config, baselines, distillations, shards
+from ...storage.files import sidecar
+from ..paths import Results, teacher_name
 
 
 @dataclass(frozen=True)
@@ -18,38 +21,38 @@ class Job:
 
 
 def jobs(config: Config) -> list[Job]:
-    """Every job in the order of the graph; files are named as in workflow/rules."""
+    """List every job in the order of the graph."""
+    below = Results(Path())
 
-    def job(stage: str, log: str, output: str, name: str = "", kimg: float = 1.0) -> Job:
-        measured = None if stage in ("tracking-init", "track") else f"benchmarks/{log}.tsv"
-        return Job(stage, name, output, f"logs/{log}.log", measured, kimg)
+    def job(stage: str, log: str, output: Path, name: str = "", kimg: float = 1.0) -> Job:
+        measured = None if stage in ("tracking-init", "track") else str(below.benchmark(log))
+        return Job(stage, name, str(output), str(below.log(log)), measured, kimg)
 
+    found = [job("tracking-init", "tracking_init", below.store)]
+    for name in (None, *config.teachers):
+        found.append(job("teacher", teacher_name(name), below.teacher(name) / "manifest.json"))
+    found.append(job("prompts", "prompts", below.prompts))
+    found.append(job("extractors", "extractors", below.reference().networks))
+    found.append(job("reference", "reference", below.reference().record))
+    if config.distill.proxy_samples:
+        found.append(job("reference", "watch", below.reference("watch").record, "watch"))
     distilled = {settings.run.name: settings.distill.train_kimg for settings in distillations(config)}
     imported = [imported.name for imported in config.imports]
+    for name, kimg in distilled.items():
+        found.append(job("distill", f"distill/{name}", below.run(name).manifest, name, kimg))
+    for name in imported:
+        found.append(job("import-official", f"import/{name}", below.run(name).manifest, name))
     sampled = [("generate", "runs", name) for name in [*distilled, *imported]]
-    compared = [("generate-baseline", "baselines", baseline.name) for baseline in baselines(config)]
-    parts = shards(config)
-    teachers = ["teacher", *(f"teachers/{name}" for name in config.teachers)]
-    found = [job("tracking-init", "tracking_init", "state/tracking.json")]
-    found += [job("teacher", name, f"{name}/manifest.json") for name in teachers]
-    found += [job("prompts", "prompts", "prompts/manifest.json")]
-    found += [job("extractors", "extractors", "reference/extractors.json")]
-    found += [job("reference", "reference", "reference/features.json")]
-    if config.distill.proxy_samples:
-        found += [job("reference", "watch", "watch/features.json", "watch")]
-    for stage, log, names in (("distill", "distill", distilled), ("import-official", "import", imported)):
-        for name in names:
-            kimg = distilled.get(name, 1.0)
-            found.append(job(stage, f"{log}/{name}", f"runs/{name}/generator/manifest.json", name, kimg))
-    for stage, kind, name in sampled + compared:
-        for part in parts:
-            found.append(job(stage, f"generate/{name}.{part}", f"{kind}/{name}/samples/{part}.json", f"{name} {part}"))
-    for _, kind, name in sampled + compared:
-        for part in parts:
-            log, output = f"features/{kind}/{name}.{part}", f"{kind}/{name}/features/{part}.json"
-            found.append(job("features", log, output, f"{name} {part}"))
-    found += [
-        job("score", f"score/{kind}/{name}", f"{kind}/{name}/score.json", name) for _, kind, name in sampled + compared
-    ]
-    found += [job("pairs", "pairs", "pairs.csv"), job("report", "compare", "report.html")]
-    return [*found, job("track", "track", "tracking.json")]
+    sampled += [("generate-baseline", "baselines", baseline.name) for baseline in baselines(config)]
+    for stage, kind, name in sampled:
+        for part in shards(config):
+            record = sidecar(below.row(kind, name).samples(part))
+            found.append(job(stage, f"generate/{name}.{part}", record, f"{name} {part}"))
+    for _, kind, name in sampled:
+        for part in shards(config):
+            record = sidecar(below.row(kind, name).features(part))
+            found.append(job("features", f"features/{kind}/{name}.{part}", record, f"{name} {part}"))
+    for _, kind, name in sampled:
+        found.append(job("score", f"score/{kind}/{name}", below.row(kind, name).score, name))
+    found += [job("pairs", "pairs", below.pairs), job("report", "compare", below.report)]
+    return [*found, job("track", "track", below.mirrored)]

@@ -19,6 +19,7 @@ from statistics import mean
 
 from ...config import Config
 from ...storage.lease import living_owner
+from ..paths import Results
 from ..plan import make_plan
 from .jobs import Job, jobs
 
@@ -43,7 +44,7 @@ class Standing:
 def look(config: Config, folder: Path) -> list[Standing]:
     """How every job of `config` stands in `folder` (results/EXPERIMENT, two levels below where Snakemake runs)."""
     everything, here = jobs(config), _processes()
-    marks = _marks(folder.resolve())
+    marks = _marks(folder.absolute())  # not resolved: results/ may be a link, and .snakemake lies beside it
     gone = _gone({cluster_job for cluster_job, _ in marks.values() if cluster_job}, folder)
     states = {job: _state(job, folder, here, marks, gone) for job in everything}
     speed = _expectations(config, folder, states)
@@ -58,7 +59,7 @@ def _state(
 ) -> tuple[str, str]:
     """Its state and a text. `gone`: cluster jobs that have ended."""
     output, log = folder / job.output, folder / job.log
-    owner = living_owner(folder / "state" / job.name) if job.stage == "distill" else None
+    owner = living_owner(Results(folder).state(job.name).folder) if job.stage == "distill" else None
     if owner:
         where = f"process {owner['pid']}" if owner["job"] is None else f"Slurm job {owner['job']}"
         return "running", _said(
@@ -109,7 +110,7 @@ def _tail(path: Path) -> str:
 def _images(job: Job, folder: Path) -> tuple[float, float, float] | None:
     """Images done, images in all, images a second, as far as a job has said."""
     if job.stage == "distill":
-        for line in reversed(_tail(folder / "state" / job.name / "training.jsonl").splitlines()):
+        for line in reversed(_tail(Results(folder).state(job.name).training).splitlines()):
             with suppress(
                 json.JSONDecodeError, KeyError, TypeError
             ):  # the last line may be under way, the first is cut

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...config import Config, load_config
-from ...errors import UserError
+from ..inputs import load_frozen
 from .look import Standing, look
 
 REFRESH_S = 2.0
@@ -61,12 +61,8 @@ def show(results: Path | None, configfile: Path | None, watch: bool) -> None:
     if results is None:
         config = load_config("config.yaml", configfile)
         results = Path("results") / config.experiment
-    elif not (results / "config.yaml").is_file():
-        raise UserError(
-            f"--results {results}: has no config.yaml; expected results/EXPERIMENT of a pipeline that was started"
-        )
     else:
-        config = load_config(results / "config.yaml")
+        config = load_frozen(results)
     terminal = sys.stdout.isatty()
     with suppress(KeyboardInterrupt):
         for standings in _looks(config, results, watch):

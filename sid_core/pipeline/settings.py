@@ -1,0 +1,60 @@
+"""Freeze the settings of each stage in a file below results/EXPERIMENT.
+
+Every stage receives a file that holds what shapes its result and nothing else, so that a change to evaluation never retrains
+and a new scale trains only itself.
+"""
+
+from pathlib import Path
+
+from ..config import (
+    SEEDS,
+    BaselineSettings,
+    Block,
+    Config,
+    FeatureSettings,
+    GenerateSettings,
+    ImportSettings,
+    PromptsSettings,
+    Sampling,
+    ScoreSettings,
+    baselines,
+    distillations,
+    imported_run,
+    part,
+    reference_settings,
+)
+from .paths import Results
+
+
+def noise_seed(config: Config) -> int:
+    """Seed of sample 0. The validation split takes the upper half of the 2^32 seeds, so no noise is shared between the splits."""
+    return config.generate.seed + (SEEDS // 2 if config.prompts.split == "validation" else 0)
+
+
+def stage_settings(config: Config) -> dict[str, Block]:
+    """Return every settings file of the experiment, by its path below results/EXPERIMENT."""
+    below, evaluate, split, seed = Results(Path()), config.evaluate, config.prompts.split, noise_seed(config)
+    sampling = part(Sampling, config.generate).model_copy(update={"seed": seed})
+    files: dict[Path, Block] = {
+        below.teacher_settings(): config.teacher,
+        below.prompts_settings: PromptsSettings(prompts=config.prompts),
+        below.reference().settings: reference_settings(evaluate, split),
+        below.features_settings: part(FeatureSettings, evaluate),
+        below.score_settings: ScoreSettings(evaluate=evaluate, samples=config.generate.samples, seed=seed),
+    }
+    if config.distill.proxy_samples:
+        watched = "watch" if evaluate.reference == "embedded" else split
+        files[below.reference("watch").settings] = reference_settings(evaluate, watched)
+    for name, teacher in config.teachers.items():
+        files[below.teacher_settings(name)] = teacher
+    imports = [(imported, imported_run(imported)) for imported in config.imports]
+    sampled = [(settings, settings.run, config.distill.t_init) for settings in distillations(config)]
+    sampled += [(ImportSettings(run=run, imported=imported), run, imported.t_init) for imported, run in imports]
+    for settings, run, t_init in sampled:
+        files[below.run(run.name).settings] = settings
+        generation = GenerateSettings(t_init=t_init, num_steps=run.num_steps, sampling=sampling)
+        files[below.run(run.name).generation] = generation
+    for baseline in baselines(config):
+        settings = BaselineSettings(baseline=baseline, split=split, sampling=sampling)
+        files[below.baseline(baseline.name).generation] = settings
+    return {str(path): settings for path, settings in files.items()}
