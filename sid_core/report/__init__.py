@@ -34,12 +34,12 @@ def write_report(config: Config, inputs: Inputs) -> None:
     csv = {out.summary: table.to_csv(rows), out.convergence: paper.to_convergence_csv(logs)}
     whole, convergence = (pd.read_csv(io.StringIO(text)) for text in csv.values())
 
-    draw: dict[str, Callable[[bool], Figure]] = {
-        "fid_clip": lambda narrow: figures.fid_clip(settings, narrow),
-        "training": lambda narrow: curves.training(config.distill.alarms, logs, narrow),
-        "scales": lambda narrow: paper.scales(whole, narrow),
-        "strategies": lambda narrow: paper.strategies(whole, narrow),
-        "convergence": lambda narrow: paper.convergence(convergence, narrow),
+    draw: dict[str, Callable[[], Figure]] = {
+        "fid_clip": lambda: figures.fid_clip(settings),
+        "training": lambda: curves.training(config.distill.alarms, logs),
+        "scales": lambda: paper.scales(whole),
+        "strategies": lambda: paper.strategies(whole),
+        "convergence": lambda: paper.convergence(convergence),
     }
     pictures, reasons = _render(draw)
     lists = page.Lists(headline, notes, warnings, reasons, condition, differences)
@@ -56,13 +56,13 @@ def write_report(config: Config, inputs: Inputs) -> None:
     write_text(out.report, html)
 
 
-def _render(draw: dict[str, Callable[[bool], Figure]]) -> tuple[dict[str, Picture], dict[str, str]]:
+def _render(draw: dict[str, Callable[[], Figure]]) -> tuple[dict[str, Picture], dict[str, str]]:
     """Pictures by name; and of those without data, which say so, the reasons."""
     pictures, reasons = {}, {}
     for name, drawing in draw.items():
         try:
-            pictures[name] = Picture.of(drawing)
+            pictures[name] = Picture.of(drawing())
         except paper.NoData as error:
             reasons[name] = str(error)
-            pictures[name] = Picture.of(lambda narrow, reason=str(error): paper.say(reason))
+            pictures[name] = Picture.of(paper.say(str(error)))
     return pictures, reasons

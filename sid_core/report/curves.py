@@ -74,12 +74,12 @@ def _read_curve(training: Row | State) -> dict[str, np.ndarray]:
     return dict(zip((*KEYS, *PROXIES), np.array(points).T, strict=True))
 
 
-def training(alarms: Alarms, curves: Curves, narrow: bool = False) -> Figure:
+def training(alarms: Alarms, curves: Curves) -> Figure:
     """Health of every run against thousand images seen; the alarms' limits dashed, a key in the last panel."""
     limits = {"score_gap": [alarms.score_gap_max], "latent_std": [alarms.latent_std_min, alarms.latent_std_max]}
     with matplotlib.rc_context(LIGHT.rc() | {"font.size": 8, "lines.markersize": 4.5}):
-        figure = new_figure(4.6, 9.4) if narrow else new_figure(11, 5.4)
-        panels = figure.subplots(*((4, 2) if narrow else (2, 4)), sharex=True).ravel()
+        figure = new_figure(11, 5.4)
+        panels = figure.subplots(2, 4, sharex=True).ravel()
         styles = _styles(curves)
         for axes, (key, title, subtitle, logarithmic) in zip(panels, PANELS, strict=False):
             for run, points in curves:
@@ -93,7 +93,7 @@ def training(alarms: Alarms, curves: Curves, narrow: bool = False) -> Figure:
             axes.set_title(title, loc="left", fontsize=9.5, fontweight="bold", pad=16)
             above = {"xycoords": "axes fraction", "textcoords": "offset points"}
             axes.annotate(subtitle, (0, 1), (0, 5), fontsize=7.5, color=LIGHT.faint, **above)
-        for axes in panels[5:7] if narrow else panels[3:7]:  # the lowest of each column
+        for axes in panels[3:7]:  # the lowest of each column
             axes.set_xlabel("thousand images seen")
             axes.tick_params(labelbottom=True)
         _key(panels[7], styles, curves)

@@ -72,22 +72,22 @@ def draw_curve(
     return [Label((*middles, *places), title, colour, size, bold=True), *labels]
 
 
-def trade_off_axes(narrow: bool) -> tuple[Figure, Axes]:
+def trade_off_axes() -> tuple[Figure, Axes]:
     """An empty plot of FID against CLIP score; within a theme's settings."""
-    figure = new_figure(4.4, 4.8) if narrow else new_figure(6.6, 4.9)
+    figure = new_figure(6.6, 4.9)
     axes = figure.add_subplot()
     axes.set_xlabel("CLIP score  (higher is better)")
     axes.set_ylabel("FID  (lower is better)")
     return figure, axes
 
 
-def fid_clip(entries: list[Entry], narrow: bool = False) -> Figure:
+def fid_clip(entries: list[Entry]) -> Figure:
     """FID against CLIP score: the generators over LSG scales, the teacher over guidance scales, floors, other strategies."""
     with matplotlib.rc_context(LIGHT.rc()):
-        figure, axes = trade_off_axes(narrow)
+        figure, axes = trade_off_axes()
         labels = _curves(axes, entries) + _single_points(axes, entries) + _published(axes, entries)
         axes.margins(0.18, 0.14)
-        _floors(axes, entries, narrow)
+        _floors(axes, entries)
         place(axes, labels)
         return figure
 
@@ -157,7 +157,7 @@ def _published(axes: Axes, entries: list[Entry]) -> list[Label]:
     return labels
 
 
-def _floors(axes: Axes, entries: list[Entry], narrow: bool) -> None:
+def _floors(axes: Axes, entries: list[Entry]) -> None:
     """Lines at the FID of the VAE's reconstructions and of real images, named at opposite ends above both where both are near."""
     floors = {entry.kind: entry for entry in entries if entry.kind in ("vae", "real")}
     if floors:
@@ -168,9 +168,7 @@ def _floors(axes: Axes, entries: list[Entry], narrow: bool) -> None:
         fid = entry.estimate("fid")
         name, x, align = ("VAE floor", 0.01, "left") if kind == "vae" else ("real images", 0.99, "right")
         axes.axhline(fid[0], color=LIGHT.faint, linewidth=1.1, linestyle=DASHES, zorder=1)
-        text = f"{name}: FID {rounded(fid, 2)}"
-        if not narrow:
-            text += f", CLIP {rounded((entry.estimate('clip')[0], None), 3)}"
+        text = f"{name}: FID {rounded(fid, 2)}, CLIP {rounded((entry.estimate('clip')[0], None), 3)}"
         above = max(height for height in heights if height - fid[0] < near)
         axes.annotate(
             text, (x, above), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha=align, va="bottom",

@@ -71,12 +71,12 @@ def image_uri(image: np.ndarray) -> str:
 
 
 def figure(picture: Picture, alt: str, words: str, tips: Mapping[str, str] | None = None, name: str = "plain") -> str:
-    """A figure for wide and for narrow screens. `tips`: what each of its points says, by run; without them it is one image."""
-    drawings = inline(picture.svg, "wide", alt, tips) + inline(picture.narrow, "narrow", alt, tips)
-    return f'<figure class="{name}">\n{drawings}<figcaption>{escape(words)}</figcaption>\n</figure>\n'
+    """A figure. `tips`: what each of its points says, by run; without them it is one image."""
+    drawing = scrolling(inline(picture.svg, alt, tips), alt)
+    return f'<figure class="{name}">\n{drawing}<figcaption>{escape(words)}</figcaption>\n</figure>\n'
 
 
-def inline(svg: str, name: str, alt: str, tips: Mapping[str, str] | None) -> str:
+def inline(svg: str, alt: str, tips: Mapping[str, str] | None) -> str:
     """An SVG file of matplotlib's as part of the page: in its colours and font, without what only a file needs."""
     viewbox = re.search(r'viewBox="[^"]*"', svg)[0]
     body = svg[svg.index('<g id="figure_1">') : svg.rindex("</svg>")]
@@ -100,7 +100,7 @@ def inline(svg: str, name: str, alt: str, tips: Mapping[str, str] | None) -> str
     body = re.sub(r"\d+\.\d{5,}", lambda match: f"{float(match[0]):.2f}", body)  # texts have four decimals at most
     body = re.sub(r"\s*\n\s*", " ", body)
     role = "group" if tips else "img"
-    return f'<svg class="{name}" {viewbox} role="{role}" aria-label="{escape(alt)}">{body}</svg>\n'
+    return f'<svg {viewbox} role="{role}" aria-label="{escape(alt)}">{body}</svg>\n'
 
 
 def _says(tip: str) -> str:

@@ -65,7 +65,7 @@ def by_setting(summary: pd.DataFrame) -> pd.DataFrame:
 # --- FID and CLIP over scales ------------------------------------------------------------------------------------------
 
 
-def scales(summary: pd.DataFrame, narrow: bool = False) -> Figure:
+def scales(summary: pd.DataFrame) -> Figure:
     """FID and CLIP against the guidance scale, a curve for each teacher, beside the published: in columns of their own if not comparable."""
     table = by_setting(summary)
     table = table[(table["strategy"] == "lsg") & table["kind"].isin(["generator", "published"])]
@@ -77,10 +77,9 @@ def scales(summary: pd.DataFrame, narrow: bool = False) -> Figure:
         columns.append((table[apart], f"protocol {table[apart]['protocol'].iloc[0]}, not comparable"))
     with matplotlib.rc_context(LIGHT.rc()):
         count = len(columns)
-        shape = (2 * count, 1) if narrow else (2, count) if count > 1 else (1, 2)
+        shape = (2, count) if count > 1 else (1, 2)
         figure = new_figure(4.4 * shape[1], 2.8 * shape[0])
-        panels = figure.subplots(*shape, sharex=True).ravel()
-        panels = panels.reshape(count, 2).T if narrow or count == 1 else panels.reshape(2, count)
+        panels = figure.subplots(*shape, sharex=True).reshape(2, count)
         for column, (measured, title) in enumerate(columns):
             words = title if count > 1 else ""
             for axes, key in zip(panels[:, column], TITLES, strict=True):
@@ -117,7 +116,7 @@ def _over_scales(axes: Axes, table: pd.DataFrame, key: str) -> None:
 # --- strategies --------------------------------------------------------------------------------------------------------
 
 
-def strategies(summary: pd.DataFrame, narrow: bool = False) -> Figure:
+def strategies(summary: pd.DataFrame) -> Figure:
     """FID against CLIP score over guidance scales, a curve for each strategy of guidance."""
     table = by_setting(summary)
     table = table[(table["kind"] == "generator") & table["strategy"].isin(list(STRATEGIES))]
@@ -125,7 +124,7 @@ def strategies(summary: pd.DataFrame, narrow: bool = False) -> Figure:
     if len(present) < 2:
         raise NoData(f"one strategy alone was trained ({', '.join(present) or 'none'}); extra_runs adds others")
     with matplotlib.rc_context(LIGHT.rc()):
-        figure, axes = trade_off_axes(narrow)
+        figure, axes = trade_off_axes()
         labels: list[Label] = []
         looks = {
             "none": (LIGHT.faint, "D"),
@@ -170,13 +169,13 @@ def to_convergence_csv(curves: Curves) -> str:
     return text.getvalue()
 
 
-def convergence(table: pd.DataFrame, narrow: bool = False) -> Figure:
+def convergence(table: pd.DataFrame) -> Figure:
     """FID and CLIP score of held-out captions against thousand images seen, on a logarithmic axis."""
     if table.empty:
         raise NoData("nothing was measured during training, as distill.proxy_samples is 0")
     with matplotlib.rc_context(LIGHT.rc()):
-        figure = new_figure(4.4, 6.4) if narrow else new_figure(8.8, 3.6)
-        panels = figure.subplots(*((2, 1) if narrow else (1, 2)), sharex=True)
+        figure = new_figure(8.8, 3.6)
+        panels = figure.subplots(1, 2, sharex=True)
         for axes, key, title in zip(panels, PROXIES, TITLES.values(), strict=True):
             for number, (setting, runs) in enumerate(table.groupby("setting", sort=False)):
                 look = {

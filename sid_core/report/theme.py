@@ -7,7 +7,6 @@ stays a dollar.
 """
 
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,17 +69,15 @@ LIGHT = Theme("#ffffff", "#1b1f24", "#5f6770", "#e8eaed", "#0072B2", "#C65300", 
 
 @dataclass(frozen=True)
 class Picture:
-    """One figure: for files, and as SVG for wide and narrow screens."""
+    """One rendered figure."""
 
     png: bytes
     svg: str
-    narrow: str
 
     @classmethod
-    def of(cls, draw: Callable[[bool], Figure]) -> "Picture":
-        """Render `draw(narrow)` in both widths."""
-        wide = draw(False)
-        return cls(to_png(wide), to_svg(wide), to_svg(draw(True)))
+    def of(cls, figure: Figure) -> "Picture":
+        """Render a figure in both formats."""
+        return cls(to_png(figure), to_svg(figure))
 
 
 def to_png(figure: Figure) -> bytes:
@@ -94,8 +91,7 @@ def to_png(figure: Figure) -> bytes:
 def to_svg(figure: Figure) -> str:
     """The figure as SVG, text as text; the same figure gives the same file."""
     data = io.StringIO()
-    salt = f"{figure.get_figwidth():g}x{figure.get_figheight():g}"  # of two widths in one page no ids agree
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sid_core"}):
         figure.savefig(data, format="svg", metadata={"Date": None})
     return data.getvalue()
 

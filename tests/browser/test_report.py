@@ -37,7 +37,7 @@ def selected(page) -> set[str]:
 
 
 def point(page, run):
-    return page.locator(f'svg.wide .point[data-run="{run}"]')
+    return page.locator(f'svg .point[data-run="{run}"]')
 
 
 def test_it_opens_at_once_and_whole(open_report, report):
@@ -54,7 +54,7 @@ def test_it_opens_at_once_and_whole(open_report, report):
     broken = "parts => parts.filter((image) => !image.complete || image.naturalWidth === 0).length"
     assert page.locator("img").count() == 24 * 10  # prompts; eight runs, teacher, real images
     assert page.eval_on_selector_all("img", broken) == 0
-    assert page.locator("#figures svg.wide").count() == 3
+    assert page.locator("#figures svg").count() == 3
 
 
 def test_pointing_at_a_point_names_run_scale_and_intervals(open_report):
@@ -83,11 +83,7 @@ def test_a_click_selects_everywhere_and_another_ends_it(open_report):
     assert "FID 35.00" in page.locator("#selection").inner_text()
     assert page.locator("#pair-run").input_value() == "lsg-2"
     assert (
-        float(
-            page.locator('#training svg.wide [data-run="none"]').first.evaluate(
-                "part => getComputedStyle(part).opacity"
-            )
-        )
+        float(page.locator('#training svg [data-run="none"]').first.evaluate("part => getComputedStyle(part).opacity"))
         < 0.5
     )
     page.locator('#results tr[data-run="none"] td').first.click()
@@ -160,7 +156,7 @@ def test_light_and_dark_are_readable_by_everyone(open_report, accessibility, sch
 def test_a_phone_scrolls_in_one_direction(open_report, accessibility):
     page = open_report(viewport={"width": 400, "height": 800}, has_touch=True)
     assert page.evaluate("document.documentElement.scrollWidth") == 400
-    page.locator('svg.narrow .point[data-run="lsg-2"]').tap()
+    page.locator('svg .point[data-run="lsg-2"]').tap()
     assert selected(page) == {"lsg-2"}
     assert page.evaluate("document.documentElement.scrollWidth") == 400
     assert accessibility(page) == []

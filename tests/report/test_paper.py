@@ -119,7 +119,7 @@ def test_convergence_is_what_was_measured_in_training(make_experiment):
 
 
 def test_a_figure_is_the_same_file_each_time_and_its_colours_have_names():
-    picture, again = (Picture.of(lambda narrow: paper.say("nothing was measured")) for _ in range(2))
+    picture, again = (Picture.of(paper.say("nothing was measured")) for _ in range(2))
     assert picture == again
     assert "nothing was measured" in picture.svg
     assert set(LIGHT.names().values()) >= {"paper", "ink", "faint", "line-5"}
