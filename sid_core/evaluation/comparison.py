@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
+from .metrics.catalogue import METRICS
 from .metrics.uncertainty import Estimate
-from .pairs import LOWER_IS_BETTER, METRICS, Scored, better, check_comparable, differences_of, places, read
+from .pairs import Scored, better, check_comparable, differences_of, places, read
 
 NOTE = "95 % intervals over captions and noise drawn anew; another training seed is not in them."
 
@@ -22,11 +23,11 @@ def compare_runs(folders: Sequence[Path]) -> str:
     for other in scored[1:]:
         check_comparable(scored[0], other)
     rows = [["", *(one.name for one in scored), "better"]]
-    for metric in METRICS:
-        if any(metric in one.estimates for one in scored):
-            arrow = "lower" if metric in LOWER_IS_BETTER else "higher"
-            cells = [_cell(one.estimates.get(metric)) for one in scored]
-            rows.append([f"{metric} ({arrow})", *cells, _verdict(metric, scored)])
+    for key, metric in METRICS.items():
+        if any(key in one.estimates for one in scored):
+            cells = [_cell(one.estimates.get(key)) for one in scored]
+            name = f"{key} ({metric.better})" if metric.better else key
+            rows.append([name, *cells, _verdict(key, scored) if metric.better else ""])
     score = scored[0].score
     head = f"protocol {score['protocol']['name']} ({score['protocol_hash'][:12]}), {score['samples']} samples each"
     missing = sorted({f"{name} ({why})" for one in scored for name, why in one.score["not_computed"].items()})
@@ -46,7 +47,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def _verdict(metric: str, scored: Sequence[Scored]) -> str:
     """The run that is shown to be better than every other one, with the interval where there is one other."""
     holders = [one for one in scored if metric in one.estimates]
-    sign = 1 if metric in LOWER_IS_BETTER else -1
+    sign = METRICS[metric].sign
     best = min(holders, key=lambda one: sign * one.estimates[metric].centre)
     differences = {one.name: differences_of(best, one).get(metric) for one in holders if one is not best}
     if None in differences.values() or len(holders) < 2:

@@ -158,7 +158,7 @@ class Looks:
         self._extras = [extra for extra in extras(settings) if not (of_reference and isinstance(extra, Preference))]
         self.record = {
             "weights": {"features": self._features.identity, "clip": self.clip.identity},
-            "extras": {extra.metric: extra.record for extra in self._extras},
+            "extras": {extra.column: extra.record for extra in self._extras},
         }
         # a block each for all images: small tensors that stay, between large ones that come and go, fragment the heap
         self._rows: dict[str, Tensor] = {}
@@ -235,7 +235,7 @@ def reference_record(path: Path, made: dict, settings: "FeatureSettings") -> dic
     record = verify_sidecar(path)["record"]
     expected = {"weights": made["weights"], "images": image_record(settings)}
     apart = any(record[key] != value for key, value in expected.items())
-    if apart or any(made["extras"].get(metric) != extra for metric, extra in record["extras"].items()):
+    if apart or any(made["extras"].get(key) != extra for key, extra in record["extras"].items()):
         raise UserError(
             f"{path}: made with another feature network, CLIP, DINOv2 or image size than the samples; "
             "build the reference again"

@@ -16,13 +16,9 @@ from ..errors import UserError
 from ..pipeline.inputs import Inputs
 from ..pipeline.paths import Row
 from ..storage.files import read_json, write_text
+from .metrics.catalogue import METRICS
 from .metrics.uncertainty import BOOTSTRAP, Estimate, bootstrap, jackknife, mean_of_few
 
-METRICS = (  # in the order of tables
-    *("fid", "fid_inf", "clip", "kid", "precision", "recall", "density", "coverage", "cmmd", "vendi"),
-    *("fd_dinov2", "hps", "pickscore"),
-)
-LOWER_IS_BETTER = {"fid", "fid_inf", "kid", "cmmd", "fd_dinov2"}
 PAIR_COLUMNS = ("a", "b", "metric", "difference", "low", "high", "excludes_zero", "better", "over")
 SEED_COLUMNS = ("run", "metric", "seeds", "mean", "sd", "low", "high")
 
@@ -56,9 +52,9 @@ class Difference:
         return f"{sign * self.value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
-def places(error: float) -> int:
-    """Return the decimals that show two digits of an error."""
-    return min(max(1 - math.floor(math.log10(error)), 0), 6) if error > 0 else 4
+def places(error: float, most: int = 6) -> int:
+    """Return the decimals that show two digits of an error, at most `most`."""
+    return min(max(1 - math.floor(math.log10(error)), 0), most) if error > 0 else 4
 
 
 @dataclass(frozen=True)
@@ -159,9 +155,10 @@ def differences_of(a: Scored, b: Scored) -> dict[str, Estimate]:
 
 def better(metric: str, difference: Estimate, a: str, b: str) -> str:
     """Which of two is shown to be better; empty where the interval of a - b holds 0. FID_inf's value may lie on its other side."""
-    if not difference.excludes_zero:
+    direction = METRICS[metric].better
+    if not difference.excludes_zero or direction is None:
         return ""
-    return a if (difference.high < 0) == (metric in LOWER_IS_BETTER) else b
+    return a if (difference.high < 0) == (direction == "lower") else b
 
 
 # --- all pairs of an experiment --------------------------------------------------------------------------------------
@@ -210,10 +207,11 @@ def _row(a: str, b: str, metric: str, difference: Estimate, over: str) -> tuple:
 
 def _over_seeds(a: str, b: str, first: list[Scored], second: list[Scored]) -> list[tuple]:
     """Rows of pairs.csv: mean differences of scores, one of `first` and one of `second` for each seed."""
+    pairs = list(zip(first, second, strict=True))
     return [
-        _row(a, b, metric, mean_of_few([x.score[metric] - y.score[metric] for x, y in zip(first, second, strict=True)]), "seeds")
-        for metric in _shared(first + second)
-    ]  # fmt: skip
+        _row(a, b, key, mean_of_few([x.score[key] - y.score[key] for x, y in pairs]), "seeds")
+        for key in _shared(first + second)
+    ]
 
 
 def _shared(scored: list[Scored]) -> list[str]:

@@ -13,26 +13,14 @@ from ..pipeline.paths import Row
 from ..storage.files import read_lines, write_json
 from ..storage.versions import versions
 from .features import check_captions, load_features, reference_record
-from .metrics.frechet import Gaussian, Reference, fid
-from .metrics.kernels import CMMD_SCALE, CMMD_SIGMA, cmmd, kid
-from .metrics.neighbours import neighbours
-from .metrics.samples import check_samples, clip_score, mean, vendi
-from .metrics.uncertainty import Estimate
-from .pairs import METRICS, replicates_record
-from .protocol import KID_SEED, differences, image_record, protocol_hash, protocol_record
+from .metrics.catalogue import METRICS, headline
+from .metrics.compute import Sets, estimates
+from .metrics.samples import check_samples
+from .pairs import replicates_record
+from .protocol import differences, image_record, protocol_hash, protocol_record
 
 if TYPE_CHECKING:
-    from ..config import Evaluate, ScoreSettings
-
-# what defines a metric beside the protocol, which says how images are seen, the neighbours and CLIP's weights
-RECIPES = {
-    "density": {"formula": "arXiv 2002.09797, neighbours as of precision"},
-    "coverage": {"formula": "arXiv 2002.09797, neighbours as of precision"},
-    "cmmd": {"formula": "arXiv 2401.09603 with the protocol's CLIP", "sigma": CMMD_SIGMA, "scale": CMMD_SCALE},
-    "vendi": {"formula": "arXiv 2210.02410, cosine of the protocol's CLIP embeddings"},
-}
-# the setting without which a metric is not computed
-NEEDS = {"fd_dinov2": "dinov2", "hps": "hps", "pickscore": "pickscore"}
+    from ..config import ScoreSettings
 
 
 def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, captions: Path, out: Path) -> None:
@@ -54,22 +42,21 @@ def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, 
     weights = records[0]["weights"]
     compared_with = reference_record(reference, records[0], evaluate)
     protocol = protocol_record(settings, lines, weights, compared_with, records[0]["noise_device"])
-    tensors = {key: rows.to(device()) for key, rows in _in_order([tensors for tensors, _ in parts]).items()}
-    real = {key: rows.to(device()) for key, rows in load_features(reference)[0].items()}
-
-    estimates = _estimates(evaluate, tensors, real)
+    sets = _in_order([tensors for tensors, _ in parts]), load_features(reference)[0]
+    found = estimates(Sets(*map(_on_device, sets), evaluate))
+    recipes = {key: METRICS[key].recipe | records[0]["extras"].get(METRICS[key].needs, {}) for key in found}
     errors = [sample["eps_error"] for sample in samples if sample["eps_error"] is not None]
-    write_json(Row(out.parent).replicates, {name: replicates_record(estimate) for name, estimate in estimates.items()})
+    write_json(Row(out.parent).replicates, {key: replicates_record(estimate) for key, estimate in found.items()})
     write_json(
         out,
         {
             "samples": len(samples),
-            **{name: estimates[name].value if name in estimates else None for name in METRICS},
-            **{f"{name}_se": estimates[name].se for name in ("fid", "clip")},
-            "standard_errors": {name: estimate.se for name, estimate in estimates.items()},
-            "intervals": {name: [estimate.low, estimate.high] for name, estimate in estimates.items()},
-            "not_computed": {name: f"evaluate.{key} is null" for name, key in NEEDS.items() if name not in estimates},
-            "recipes": {name: RECIPES[name] for name in estimates if name in RECIPES} | records[0]["extras"],
+            **{key: found[key].value if key in found else None for key in METRICS},
+            **{f"{metric.key}_se": found[metric.key].se for metric in headline()},
+            "standard_errors": {key: estimate.se for key, estimate in found.items()},
+            "intervals": {key: [estimate.low, estimate.high] for key, estimate in found.items()},
+            "not_computed": {key: f"evaluate.{METRICS[key].needs} is null" for key in METRICS if key not in found},
+            "recipes": {key: recipe for key, recipe in recipes.items() if recipe},
             "teacher_eps_error": sum(errors) / len(errors) if errors else None,
             "images_per_s": _speed(records),
             "nfe": records[0]["nfe"],
@@ -85,33 +72,14 @@ def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, 
     )
 
 
-def _estimates(evaluate: "Evaluate", tensors: dict[str, Tensor], real: dict[str, Tensor]) -> dict[str, Estimate]:
-    """Every metric whose networks have looked at the samples, with its uncertainty, in the order of the tables."""
-    groups = evaluate.jackknife_groups
-    features, clip_image = tensors["features"], tensors["clip_image"]
-    distance = fid(features, Reference(Gaussian.fit(real["features"])), groups)
-    kernel = kid(features, real["features"], evaluate.kid_subsets, evaluate.kid_subset_size, KID_SEED, groups)
-    found = {
-        "fid": distance.sample,
-        "fid_inf": distance.infinity,
-        "clip": clip_score(clip_image, tensors["clip_text"], evaluate.bootstrap),
-        "kid": kernel,
-        **neighbours(features, real["features"], evaluate.neighbours, groups)._asdict(),
-        "cmmd": cmmd(clip_image, real["clip_image"], groups),
-        "vendi": vendi(clip_image, groups),
-    }
-    if "dinov2" in tensors:
-        found["fd_dinov2"] = fid(tensors["dinov2"], Reference(Gaussian.fit(real["dinov2"])), groups).sample
-    return found | {name: mean(tensors[name], evaluate.bootstrap) for name in ("hps", "pickscore") if name in tensors}
-
-
 def _check_origin(settings: "ScoreSettings", features: Sequence[Path], records: list[dict], lines: list[str]) -> None:
     """Every shard was made as these settings say, and all alike: by one generator, teacher and solver, seen by the same networks.
 
     Raises:
         UserError: names the shard, what it was made with and what was expected.
     """
-    wanted = {name for name, key in NEEDS.items() if getattr(settings.evaluate, key) is not None}
+    needed = {metric.needs for metric in METRICS.values() if metric.needs}
+    wanted = {key for key in needed if getattr(settings.evaluate, key) is not None}
     if set(records[0]["extras"]) != wanted:
         raise UserError(
             f"{features[0]}: made for {', '.join(sorted(records[0]['extras'])) or 'no further metric'}, expected "
@@ -147,6 +115,10 @@ def _in_order(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Shards joined and sorted by sample index."""
     order = torch.cat([part["index"] for part in parts]).argsort()
     return {key: torch.cat([part[key] for part in parts])[order] for key in parts[0]}
+
+
+def _on_device(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: rows.to(device()) for key, rows in tensors.items()}
 
 
 def _speed(records: list[dict]) -> float | None:

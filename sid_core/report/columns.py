@@ -4,14 +4,16 @@ A number's error is the standard deviation over seeds where there are several, e
 decides the rounding: its two leading digits are shown, and the value to the same place.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..config import scale_name
+from ..evaluation.metrics.catalogue import METRICS, Metric
+from ..evaluation.pairs import places
 from .entries import Entry, best
 from .table import Row
 
+MOST_PLACES = 4
 SOLVERS = {"ddim": "DDIM", "dpm-solver": "DPM-Solver++", "dpm-solver-karras": "DPM-Solver++ Karras"}
 
 
@@ -22,21 +24,17 @@ def rounded(estimate: tuple[float, float | None] | None, decimals: int) -> str:
     value, error = estimate
     if not error:
         return f"{value:.{decimals}f}"
-    places = _places(error)
-    return f"{value:.{places}f} ± {error:.{places}f}"
+    decimals = places(error, MOST_PLACES)
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
 
 
-def _places(error: float) -> int:
-    return min(max(1 - math.floor(math.log10(error)), 0), 4)
-
-
-def with_interval(entry: Entry, column: str, decimals: int) -> str:
-    """'3.29, 95 % interval 2.74 to 3.84', or what is known."""
-    interval = entry.intervals.get(column)
+def with_interval(entry: Entry, metric: Metric) -> str:
+    """Return '3.29, 95 % interval 2.74 to 3.84', or what is known."""
+    interval, estimate = entry.intervals.get(metric.key), entry.estimate(metric.key)
     if interval is None or interval[1] <= interval[0]:
-        return rounded(entry.estimate(column), decimals)
-    value, places = entry.estimate(column)[0], _places((interval[1] - interval[0]) / 4)
-    return f"{value:.{places}f}, 95 % interval {interval[0]:.{places}f} to {interval[1]:.{places}f}"
+        return rounded(estimate, metric.decimals)
+    decimals = places((interval[1] - interval[0]) / 4, MOST_PLACES)
+    return f"{estimate[0]:.{decimals}f}, 95 % interval {interval[0]:.{decimals}f} to {interval[1]:.{decimals}f}"
 
 
 def _speed(entry: Entry) -> str:
@@ -79,12 +77,12 @@ class Column:
     key: str | None = None  # the column of summary.csv
 
 
-def _metric(title: str, key: str, decimals: int) -> Column:
+def _metric(metric: Metric) -> Column:
     def value(entry: Entry) -> float | None:
-        estimate = entry.estimate(key)
+        estimate = entry.estimate(metric.key)
         return None if estimate is None else estimate[0]
 
-    return Column(title, lambda entry: rounded(entry.estimate(key), decimals), value, key)
+    return Column(metric.heading, lambda entry: rounded(entry.estimate(metric.key), metric.decimals), value, metric.key)
 
 
 def kimg(entry: Entry) -> str:
@@ -95,36 +93,28 @@ def kimg(entry: Entry) -> str:
     return f"{seen:,.10g}" if whole is None else f"{seen:,.10g} of {whole:,.10g}"
 
 
-TABLE = [
-    Column("Run", lambda e: e.name, lambda e: e.name),
-    Column("Guidance", lambda e: guidance(e.row), lambda e: e.row.kappa_teacher),
-    _metric("FID ↓", "fid", 2),
-    _metric("CLIP ↑", "clip", 3),
-    _metric("KID ↓", "kid", 4),
-    _metric("Precision ↑", "precision", 3),
-    _metric("Recall ↑", "recall", 3),
-    Column("NFE", lambda e: str(e.row.nfe or "—"), lambda e: e.row.nfe),
-    Column("kimg", kimg, lambda e: e.row.train_kimg),
-    Column("Images/s", _speed, lambda e: (e.estimate("images_per_s") or (None,))[0]),
-]
-FURTHER = [
-    _metric("FID∞ ↓", "fid_inf", 2),
-    _metric("Density ↑", "density", 3),
-    _metric("Coverage ↑", "coverage", 3),
-    _metric("CMMD ↓", "cmmd", 3),
-    _metric("Vendi ↑", "vendi", 2),
-    _metric("FD-DINOv2 ↓", "fd_dinov2", 1),
-    _metric("HPS ↑", "hps", 3),
-    _metric("PickScore ↑", "pickscore", 2),
-    _metric("ε-error ↓", "teacher_eps_error", 3),
-]
+RUN = Column("Run", lambda e: e.name, lambda e: e.name)
+
+
+def main() -> list[Column]:
+    """Return the columns of the first table."""
+    return [
+        RUN,
+        Column("Guidance", lambda e: guidance(e.row), lambda e: e.row.kappa_teacher),
+        *(_metric(metric) for metric in METRICS.values() if metric.shown != "further"),
+        Column("NFE", lambda e: str(e.row.nfe or "—"), lambda e: e.row.nfe),
+        Column("kimg", kimg, lambda e: e.row.train_kimg),
+        Column("Images/s", _speed, lambda e: (e.estimate("images_per_s") or (None,))[0]),
+    ]
 
 
 def further(entries: list[Entry]) -> list[Column]:
-    """The columns of the second table: those metrics of FURTHER that were computed at least once."""
-    return [column for column in FURTHER if any(column.value(entry) is not None for entry in entries)]
+    """Return the columns of the second table: the metrics beside those of the first that were computed at least once."""
+    columns = [_metric(metric) for metric in METRICS.values() if metric.shown == "further"]
+    columns.append(_metric(Metric("teacher_eps_error", "ε-error", "lower", 3)))
+    return [column for column in columns if any(column.value(entry) is not None for entry in entries)]
 
 
 def is_best(entries: list[Entry], entry: Entry, key: str | None) -> bool:
-    """Whether a cell is the lowest FID or the highest CLIP score of the generators."""
-    return key in ("fid", "clip") and best(entries, "generator", key) is entry
+    """Return whether a cell is the best of the generators in a headline metric."""
+    return key in METRICS and METRICS[key].shown == "headline" and best(entries, "generator", key) is entry

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..config import Config, Run, generators, runs
 from ..errors import UserError
+from ..evaluation.metrics.catalogue import METRICS
 from ..evaluation.pairs import Difference
 from .table import Row
 
@@ -38,12 +39,12 @@ class Entry:
 
     def estimate(self, column: str) -> tuple[float, float | None] | None:
         """Value and error of a column: mean and standard deviation over seeds, or the value and its standard error."""
-        values = [getattr(row, column) for row in self.rows]
+        values = [row.measured.get(column) for row in self.rows]
         if None in values:
             return None
         if len(values) > 1:
             return statistics.fmean(values), statistics.stdev(values)
-        return values[0], self.errors.get(column, getattr(self.row, f"{column}_se", None))
+        return values[0], self.errors.get(column, self.row.measured.get(f"{column}_se"))
 
 
 def make_entries(config: Config, rows: list[Row], scores: dict[str, dict], over_seeds: Intervals) -> list[Entry]:
@@ -127,6 +128,6 @@ def _sweep(config: Config) -> set[str]:
 
 
 def best(entries: list[Entry], kind: str, column: str) -> Entry | None:
-    """The entry of a kind with the lowest FID or the highest CLIP score."""
-    sign = {"fid": 1, "clip": -1}[column]
+    """Return the entry of a kind that is best in a metric."""
+    sign = METRICS[column].sign
     return min((e for e in entries if e.kind == kind), key=lambda e: sign * e.estimate(column)[0], default=None)

@@ -10,7 +10,8 @@ from html import escape
 from pathlib import Path
 
 from ..config import Config
-from .columns import FURTHER, TABLE, Column, further, is_best, protocol, setting, with_interval
+from ..evaluation.metrics.catalogue import METRICS, headline
+from .columns import RUN, Column, further, is_best, main, protocol, setting, with_interval
 from .comparer import comparer
 from .entries import Differences, Entry
 from .health import COLUMNS, Health
@@ -118,22 +119,18 @@ def render(
 
 def _tip(entry: Entry) -> str:
     """What is said of a setting where it is pointed at."""
-    lines = [
-        entry.name,
-        setting(entry.row),
-        f"FID {with_interval(entry, 'fid', 2)}",
-        f"CLIP {with_interval(entry, 'clip', 3)}",
-    ]
+    numbers = (f"{metric.title} {with_interval(entry, metric)}" for metric in headline())
+    lines = [entry.name, setting(entry.row), *numbers]
     return "\n".join(filter(None, lines))
 
 
 def _tables(entries: list[Entry], tips: dict[str, str]) -> str:
     """The headline table; the other metrics below."""
-    more = [TABLE[0], *further(entries)]
+    more = [RUN, *further(entries)]
     rest = (
         f"<details>\n<summary>Further metrics</summary>\n{_table(entries, more, tips, 'Further metrics')}</details>\n"
     )
-    return _table(entries, TABLE, tips, "Results") + (rest if len(more) > 1 else "")
+    return _table(entries, main(), tips, "Results") + (rest if len(more) > 1 else "")
 
 
 def _table(entries: list[Entry], columns: list[Column], tips: dict[str, str], name: str) -> str:
@@ -185,9 +182,8 @@ def _differences(differences: Differences, entries: list[Entry]) -> str:
     numbers = [astuple(difference) for difference in differences.values()]
     if not numbers:
         return caption("There is no pair of runs with a measured difference (pairs.csv).")
-    titles = {column.key: column.title for column in (*TABLE, *FURTHER)}
     runs = [entry.name for entry in entries if any(entry.name in number[:2] for number in numbers)]
-    metrics = {number[2]: titles.get(number[2], number[2]) for number in numbers}
+    metrics = {number[2]: METRICS[number[2]].heading for number in numbers}
 
     def choice(name: str, label: str, values: dict[str, str]) -> str:
         options = "".join(f'<option value="{escape(value)}">{escape(text)}</option>' for value, text in values.items())

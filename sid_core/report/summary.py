@@ -1,7 +1,7 @@
 """The experiment in words: what was found, what limits it, and summary.md, a line a setting."""
 
 from ..config import Config, baselines, generators, runs
-from .columns import TABLE, Column, further, is_best, protocol, rounded, steps
+from .columns import Column, further, is_best, main, protocol, rounded, steps
 from .entries import Differences, Entry, best, pair
 from .table import PUBLISHED_FACTS
 
@@ -122,7 +122,7 @@ def to_markdown(config: Config, entries: list[Entry], headline: str, notes: list
 
 
 def _markdown_table(entries: list[Entry]) -> str:
-    columns = [*TABLE, *further(entries), Column("Protocol", protocol, protocol)]
+    columns = [*main(), *further(entries), Column("Protocol", protocol, protocol)]
 
     def cell(entry: Entry, column: Column) -> str:
         text = column.text(entry).replace("|", "\\|")

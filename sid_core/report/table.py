@@ -7,11 +7,12 @@ and no hash, and stand there to be looked at: `not_comparable` says why they may
 import csv
 import io
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..config import Baseline, Config, Run, baselines, generators
 from ..errors import UserError
+from ..evaluation.metrics.catalogue import METRICS, headline
 from ..pipeline.paths import Results
 from ..storage.files import MANIFEST, flat, read_json
 
@@ -32,7 +33,7 @@ PUBLISHED_FACTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of summary.csv; its fields are the columns. None is an empty cell: not measured, or without meaning there.
+    """Hold one line of summary.csv. None is an empty cell: not measured, or without meaning there.
 
     `low` and `high` are the ends of 95 % intervals, `se` standard errors.
     """
@@ -52,41 +53,34 @@ class Row:
     train_kimg: float | None = None  # that the weights have seen
     whole_kimg: float | None = None  # of the training, where an earlier point was chosen
     samples: int
-    fid: float
-    fid_se: float | None = None
-    fid_low: float | None = None
-    fid_high: float | None = None
-    fid_inf: float | None = None
-    clip: float  # mean cosine, not times 100
-    clip_se: float | None = None
-    clip_low: float | None = None
-    clip_high: float | None = None
-    kid: float | None = None
-    precision: float | None = None
-    recall: float | None = None
-    density: float | None = None
-    coverage: float | None = None
-    cmmd: float | None = None
-    vendi: float | None = None
-    fd_dinov2: float | None = None
-    hps: float | None = None
-    pickscore: float | None = None
-    teacher_eps_error: float | None = None
-    images_per_s: float | None = None  # of the networks that made the samples; None of real images
+    measured: dict[str, float | None]  # by column: see `measured_columns`
     protocol: str
     protocol_hash: str | None = None
     not_comparable: str | None = None  # of a published row: in what the other rows' protocol is another one
     generator_sha256: str | None = None
 
 
-COLUMNS = [field.name for field in fields(Row)]
-BOUNDED = ("fid", "clip")  # their intervals have columns
-# of score.json; what else COLUMNS names is empty where it was not computed
+# what a score.json must have beside the headline metrics; others are empty where they were not computed
 SCORE_KEYS = (
-    *("samples", "fid", "fid_se", "fid_inf", "clip", "clip_se", "kid", "precision", "recall", "teacher_eps_error"),
-    *("nfe", "images_per_s", "protocol", "protocol_hash", "generator_sha256", "versions"),
+    *("teacher_eps_error", "nfe", "images_per_s", "protocol", "protocol_hash", "generator_sha256", "versions"),
     *("intervals", "standard_errors", "not_computed"),
 )
+
+
+def measured_columns() -> list[str]:
+    """Name the columns of numbers that a score holds: every metric of the catalogue, of headline ones with errors, and two more."""
+    names = []
+    for metric in METRICS.values():
+        ends = ("_se", "_low", "_high") if metric.shown == "headline" else ()
+        names += [metric.key, *(metric.key + end for end in ends)]
+    return [*names, "teacher_eps_error", "images_per_s"]  # of the networks that made the samples; None of real images
+
+
+def columns() -> list[str]:
+    """Name the columns of summary.csv, in order."""
+    names = [field.name for field in fields(Row)]
+    at = names.index("measured")
+    return names[:at] + measured_columns() + names[at + 1 :]
 
 
 def read_scores(paths: dict[str, Path]) -> dict[str, dict]:
@@ -114,13 +108,14 @@ def _protocol(score: dict) -> str:
 
 
 def _read_score(path: Path) -> dict:
-    score = read_json(path)
-    missing = [key for key in SCORE_KEYS if not isinstance(score, dict) or key not in score]
+    score, keys = read_json(path), [metric.key for metric in headline()]
+    wanted = ["samples", *(name for key in keys for name in (key, f"{key}_se")), *SCORE_KEYS]
+    missing = [key for key in wanted if not isinstance(score, dict) or key not in score]
     if missing:
         raise UserError(f"{path}: has no {', '.join(missing)}, so it is not a score; delete it and run again")
     if not isinstance(score["protocol"], dict) or "name" not in score["protocol"] or not score["protocol_hash"]:
         raise UserError(f"{path}: its protocol has no name or no hash; delete it and run again")
-    for key in ("fid", "clip"):
+    for key in keys:
         if not isinstance(score[key], int | float) or not math.isfinite(score[key]):
             raise UserError(f"{path}: {key}={score[key]!r}: expected a finite number; delete it and run again")
     return score
@@ -186,13 +181,13 @@ def _baseline_row(config: Config, baseline: Baseline, score: dict) -> Row:
 
 
 def _measured(score: dict) -> dict:
-    """The columns that come from score.json."""
-    bounds = {
-        f"{key}_{end}": value
-        for key in BOUNDED
-        for end, value in zip(("low", "high"), score["intervals"].get(key, (None, None)), strict=True)
-    }
-    return {key: score[key] for key in COLUMNS if key in score} | bounds | {"protocol": score["protocol"]["name"]}
+    """Return the fields of a row that come from score.json."""
+    measured = {key: score.get(key) for key in measured_columns()}
+    for metric in headline():
+        low, high = score["intervals"].get(metric.key, (None, None))
+        measured |= {f"{metric.key}_low": low, f"{metric.key}_high": high}
+    others = {key: score[key] for key in ("samples", "nfe", "protocol_hash", "generator_sha256")}
+    return others | {"measured": measured, "protocol": score["protocol"]["name"]}
 
 
 def _teacher_name(config: Config, run: Run | None = None) -> str:
@@ -239,8 +234,7 @@ def _published_row(line: dict[str, str], not_comparable: str | None) -> Row:
         nfe=int(line["nfe"]),
         train_kimg=float(line["train_kimg"]),
         samples=PUBLISHED_FACTS["samples"],
-        fid=float(line["fid"]),
-        clip=float(line["clip"]),
+        measured={key: float(line[key]) for key in ("fid", "clip")},
         protocol=PUBLISHED_PROTOCOL,
         not_comparable=not_comparable,
     )
@@ -249,7 +243,7 @@ def _published_row(line: dict[str, str], not_comparable: str | None) -> Row:
 def to_csv(rows: list[Row]) -> str:
     """CSV text with a header; numbers at full precision, empty where there is none."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns(), extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
+    writer.writerows(vars(row) | row.measured for row in rows)
     return text.getvalue()

@@ -15,8 +15,9 @@ import yaml
 from sid_core import cli
 from sid_core.config import Config, baselines, generators, merge, parse_config
 from sid_core.errors import UserError
+from sid_core.evaluation.metrics.catalogue import METRICS
 from sid_core.evaluation.metrics.uncertainty import Estimate, bootstrap, jackknife
-from sid_core.evaluation.pairs import METRICS, read, replicates_record, write_pairs
+from sid_core.evaluation.pairs import read, replicates_record, write_pairs
 from sid_core.pipeline.inputs import Inputs
 from sid_core.storage.files import digest, write_json
 

@@ -13,7 +13,7 @@ from PIL import Image
 from sid_core.errors import UserError
 from sid_core.pipeline.inputs import Inputs
 from sid_core.report import write_report
-from sid_core.report.table import COLUMNS
+from sid_core.report.table import columns
 from sid_core.storage.files import write_json, write_text
 
 
@@ -47,7 +47,7 @@ def experiment(tmp_path_factory):
 
 
 def test_compare_writes_everything_and_the_page_stands_alone(experiment):
-    assert (experiment / "summary.csv").read_text().splitlines()[0].split(",") == COLUMNS
+    assert (experiment / "summary.csv").read_text().splitlines()[0].split(",") == columns()
     assert (experiment / "summary.md").read_text().startswith("# shapes\n")
     sizes = {}
     for path in (experiment / "figures").glob("*.png"):

@@ -4,6 +4,7 @@ import math
 import pytest
 from made_up import make_config, make_score, read_entries, use_published_protocol, write_csv
 
+from sid_core.evaluation.metrics.catalogue import METRICS
 from sid_core.pipeline.inputs import Inputs
 from sid_core.report import columns, curves, health, page, summary
 from sid_core.report.entries import read_differences
@@ -36,8 +37,8 @@ def test_one_seed_shows_the_standard_error_of_the_metric(make_experiment):
     assert entries[0].estimate("fid") == (30.0, 0.43)
     assert entries[0].estimate("kid") == (0.03, 0.001)
     assert entries[0].estimate("recall") == (0.6, None)
-    assert columns.with_interval(entries[0], "fid", 2) == "30.00, 95 % interval 29.10 to 30.80"
-    assert columns.with_interval(entries[0], "recall", 3) == "0.600"
+    assert columns.with_interval(entries[0], METRICS["fid"]) == "30.00, 95 % interval 29.10 to 30.80"
+    assert columns.with_interval(entries[0], METRICS["recall"]) == "0.600"
     assert entries[0].estimate("teacher_eps_error") is None
     notes = summary.notes(entries, {"lsg-3": make_score(1, 1, 1)})
     text = summary.to_markdown(config, entries, "Headline.", notes, summary.warnings(config, entries))

@@ -101,8 +101,8 @@ def test_published_rows_name_their_protocol_and_carry_no_hash():
     assert {(row.kind, row.protocol, row.protocol_hash, row.samples) for row in rows} == {
         ("published", "coco2014-30k", None, 30_000)
     }
-    best = min(rows, key=lambda row: row.fid)
-    assert (best.teacher, best.kappa_teacher, best.train_kimg, best.fid, best.clip) == (
+    best = min(rows, key=lambda row: row.measured["fid"])
+    assert (best.teacher, best.kappa_teacher, best.train_kimg, *best.measured.values()) == (
         "sd15",
         1.5,
         18_789,

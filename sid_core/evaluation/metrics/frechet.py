@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from operator import sub
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,8 +89,7 @@ class Reference:
         return float((self.gaussian.mean - other.mean).square().sum() + traces - 2 * root_trace)
 
 
-@dataclass(frozen=True)
-class Fid:
+class Fid(NamedTuple):
     """FID of a sample set at its size, and its limit for infinitely many samples (FID_inf)."""
 
     sample: Estimate

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
+from .catalogue import CMMD_SCALE, CMMD_SIGMA
 from .groups import kept, members
 from .uncertainty import Estimate, jackknife
 
 ROWS = 200  # of a kernel matrix at once: with 10,000 columns they stay in a processor's cache
-CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0  # the paper's
 
 
 def kid(generated: Tensor, reference: Tensor, subsets: int, subset_size: int, seed: int, groups: int) -> Estimate:

@@ -33,8 +33,7 @@ HPS_MODEL = "ViT-H-14"  # open_clip's name of its architecture
 class Extra(Protocol):
     """A network that gives every sample a row, which is stored under `column`."""
 
-    metric: str
-    column: str
+    column: str  # and the network's setting
     record: dict
 
     def prepare(self, image: np.ndarray) -> Tensor:
@@ -57,7 +56,7 @@ def extras(settings: "FeatureSettings") -> list[Extra]:
 class Dinov2Features:
     """Features for the Frechet distance of arXiv 2306.04675: clean-fid's bicubic to 224, the class token of torch.hub's DINOv2."""
 
-    metric, column = "fd_dinov2", "dinov2"
+    column = "dinov2"
 
     def __init__(self, settings: "FeatureSettings"):
         path, _, identity = network_weights("evaluate.dinov2", settings.dinov2, DINOV2_FILES)
@@ -101,7 +100,7 @@ class Preference:
 class Hps(Preference):
     """HPSv2.1 (arXiv 2306.09341): open_clip's ViT-H-14 with the weights of HPS_v2.1_compressed.pt; a cosine, not times 100."""
 
-    metric = column = "hps"
+    column = "hps"
 
     def __init__(self, settings: "FeatureSettings"):
         import open_clip
@@ -118,7 +117,7 @@ class Hps(Preference):
 class PickScore(Preference):
     """PickScore (arXiv 2305.01569): a CLIP ViT-H of transformers; the cosine times its scale, about 20."""
 
-    metric = column = "pickscore"
+    column = "pickscore"
 
     def __init__(self, settings: "FeatureSettings"):
         path, _, identity = network_weights("evaluate.pickscore", settings.pickscore, PICKSCORE_FILES)

@@ -59,7 +59,7 @@ def pictures(count: int = 2, side: int = 40) -> list[np.ndarray]:
 
 def rows(folders, key: str) -> torch.Tensor:
     [extra] = extras.extras(settings(folders, key))
-    assert (extra.column, extra.metric) == (key, METRICS[key])
+    assert extra.column == key
     return extra.rows([extra.prepare(image) for image in pictures()], TEXTS)
 
 
@@ -157,7 +157,7 @@ def test_from_samples_to_a_score(folders, tiny_generator, tiny_teacher, captions
     [(_, images)] = read_shard(tmp_path / "00000.tar", SAMPLES)
     prepared = [hps_network.prepare(stored_image(image, full.evaluate)) for image in images]
     torch.testing.assert_close(stored["hps"], hps_network.rows(prepared, CAPTIONS))
-    assert set(read_json(sidecar(tmp_path / "full-reference.safetensors"))["record"]["extras"]) == {"fd_dinov2"}
+    assert set(read_json(sidecar(tmp_path / "full-reference.safetensors"))["record"]["extras"]) == {"dinov2"}
 
     with pytest.raises(UserError, match=r"made with another feature network, CLIP, DINOv2"):
         score(

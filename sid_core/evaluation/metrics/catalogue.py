@@ -1,0 +1,71 @@
+"""List the metrics, a row each: files, tables, comparisons and MLflow's names are derived from these rows.
+
+Nothing here needs torch. The function that computes a metric is registered under its key in `compute`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0  # the paper's
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Describe a metric.
+
+    Args:
+        key: its name in score.json, summary.csv, MLflow and comparisons.
+        title: its name in tables for people.
+        better: the better direction; None where neither is.
+        decimals: decimal places where no error decides the rounding.
+        needs: setting of the evaluation network without which it is not computed; also the name of the network's features.
+        recipe: what defines it beside the protocol (which fixes sizes, neighbours, CLIP and the feature network): two scores
+            compare in a metric where its recipes agree.
+        shown: `headline` metrics have their errors in summary.csv and the best row in bold; `main` ones share their table.
+    """
+
+    key: str
+    title: str
+    better: Literal["lower", "higher"] | None
+    decimals: int
+    needs: str | None = None
+    recipe: dict = field(default_factory=dict)
+    shown: Literal["headline", "main", "further"] = "further"
+
+    @property
+    def sign(self) -> int:
+        """Return 1 where lower is better, -1 where higher is."""
+        return 1 if self.better == "lower" else -1
+
+    @property
+    def heading(self) -> str:
+        """Return the title with an arrow in the better direction."""
+        return self.title + {"lower": " ↓", "higher": " ↑", None: ""}[self.better]
+
+
+PRDC = {"formula": "arXiv 2002.09797, neighbours as of precision"}
+CMMD = {"formula": "arXiv 2401.09603 with the protocol's CLIP", "sigma": CMMD_SIGMA, "scale": CMMD_SCALE}
+VENDI = {"formula": "arXiv 2210.02410, cosine of the protocol's CLIP embeddings"}
+METRICS = {  # in the order of files and tables
+    metric.key: metric
+    for metric in (
+        Metric("fid", "FID", "lower", 2, shown="headline"),
+        Metric("fid_inf", "FID∞", "lower", 2),
+        Metric("clip", "CLIP", "higher", 3, shown="headline"),  # mean cosine, not times 100
+        Metric("kid", "KID", "lower", 4, shown="main"),
+        Metric("precision", "Precision", "higher", 3, shown="main"),
+        Metric("recall", "Recall", "higher", 3, shown="main"),
+        Metric("density", "Density", "higher", 3, recipe=PRDC),
+        Metric("coverage", "Coverage", "higher", 3, recipe=PRDC),
+        Metric("cmmd", "CMMD", "lower", 3, recipe=CMMD),
+        Metric("vendi", "Vendi", "higher", 2, recipe=VENDI),
+        Metric("fd_dinov2", "FD-DINOv2", "lower", 1, needs="dinov2"),
+        Metric("hps", "HPS", "higher", 3, needs="hps"),
+        Metric("pickscore", "PickScore", "higher", 2, needs="pickscore"),
+    )
+}
+
+
+def headline() -> list[Metric]:
+    """Return the metrics that summaries, figures and the bold rows are about."""
+    return [metric for metric in METRICS.values() if metric.shown == "headline"]

@@ -1,0 +1,72 @@
+"""Compute the metrics of the catalogue, each by its function of the features."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
+
+from ..protocol import KID_SEED
+from .catalogue import METRICS
+from .frechet import Gaussian, Reference, fid
+from .kernels import cmmd, kid
+from .neighbours import neighbours
+from .samples import clip_score, mean, vendi
+from .uncertainty import Estimate
+
+if TYPE_CHECKING:
+    from ...config import Evaluate
+
+
+class Sets(NamedTuple):
+    """Hold the features of the samples and of the reference images, by network, one row an image.
+
+    Both have `features` (N, D), `clip_image` (N, E), and `dinov2` (N, F) where it is set; samples also `clip_text` (N, E), and
+    `hps` and `pickscore` (N,) where they are set. CLIP's rows are of unit length.
+    """
+
+    samples: dict[str, Tensor]
+    reference: dict[str, Tensor]
+    evaluate: "Evaluate"
+
+    def pair(self, network: str) -> tuple[Tensor, Tensor]:
+        """Return the features of samples and reference by one network."""
+        return self.samples[network], self.reference[network]
+
+
+def _frechet(sets: Sets, network: str) -> Sequence[Estimate]:
+    samples, reference = sets.pair(network)
+    return fid(samples, Reference(Gaussian.fit(reference)), sets.evaluate.jackknife_groups)
+
+
+def _kid(sets: Sets) -> Estimate:
+    evaluate = sets.evaluate
+    subsets = evaluate.kid_subsets, evaluate.kid_subset_size
+    return kid(*sets.pair("features"), *subsets, KID_SEED, evaluate.jackknife_groups)
+
+
+# a function may compute several metrics that share its work
+FUNCTIONS: dict[tuple[str, ...], Callable[[Sets], Estimate | Sequence[Estimate]]] = {
+    ("fid", "fid_inf"): lambda s: _frechet(s, "features"),
+    ("clip",): lambda s: clip_score(s.samples["clip_image"], s.samples["clip_text"], s.evaluate.bootstrap),
+    ("kid",): _kid,
+    ("precision", "recall", "density", "coverage"): lambda s: neighbours(
+        *s.pair("features"), s.evaluate.neighbours, s.evaluate.jackknife_groups
+    ),
+    ("cmmd",): lambda s: cmmd(*s.pair("clip_image"), s.evaluate.jackknife_groups),
+    ("vendi",): lambda s: vendi(s.samples["clip_image"], s.evaluate.jackknife_groups),
+    ("fd_dinov2",): lambda s: _frechet(s, "dinov2")[0],
+    ("hps",): lambda s: mean(s.samples["hps"], s.evaluate.bootstrap),
+    ("pickscore",): lambda s: mean(s.samples["pickscore"], s.evaluate.bootstrap),
+}
+
+
+def estimates(sets: Sets) -> dict[str, Estimate]:
+    """Compute every metric whose network has seen the samples, with its uncertainty, in the order of the catalogue."""
+    unlike = METRICS.keys() ^ {key for keys in FUNCTIONS for key in keys}
+    assert not unlike, f"{', '.join(sorted(unlike))}: in the catalogue or in FUNCTIONS, expected in both"
+    found: dict[str, Estimate] = {}
+    for keys, function in FUNCTIONS.items():
+        if METRICS[keys[0]].needs in (None, *sets.samples):
+            result = function(sets)
+            found |= zip(keys, [result] if isinstance(result, Estimate) else result, strict=True)
+    return {key: found[key] for key in METRICS if key in found}
