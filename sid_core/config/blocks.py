@@ -1,13 +1,9 @@
 """Define the blocks of config.yaml: every setting once, with its unit, range and default."""
 
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-if TYPE_CHECKING:
-    pass
-
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 SEEDS = 2**32  # torch's CPU generator reads the low 32 bits of a seed
 
@@ -236,12 +232,25 @@ class Alarms(Block):
     warmup_nimg: int = Field(ge=0, description="images before the alarms listen; an untrained generator trips them")
 
 
+# what distill.memory means: docs/performance.md
+MEMORY = {
+    "fast": {"micro_batch": 16, "checkpointing": False, "offload": "none", "shard": "none", "compile": True},
+    "balanced": {
+        "micro_batch": 4,
+        "checkpointing": False,
+        "offload": "optimizer",
+        "shard": "optimizer",
+        "compile": True,
+    },
+    "smallest": {"micro_batch": 4, "checkpointing": True, "offload": "all", "shard": "all", "compile": False},
+}
+
+
 class Distill(Block):
     """One distillation; METHOD: Adam, constant lr 1e-6, batch 512, t_init 625 for the published runs."""
 
     train_kimg: Positive = Field(description="thousand images seen by the generator")
     batch: Count = Field(description="images per iteration and half")
-    micro_batch: Count = Field(description="images per backward pass; divides batch, changes memory only")
     lr: Positive = Field(description="learning rate of both networks")
     fake_lr: Positive | None = Field(None, description="learning rate of the fake score; null: lr")
     lr_final: Positive | None = Field(None, description="linear decay towards it over the run; null: constant")
@@ -262,14 +271,30 @@ class Distill(Block):
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = Field(
         "float32", description="of the networks' arithmetic; weights, gradients and losses are float32 in all"
     )
-    checkpointing: bool = Field(False, description="compute activations again in backward: a third slower, less memory")
-    offload: Literal["none", "ema", "optimizer", "all"] = Field(
-        "none", description="what lives in the host's memory: averages, or float32 weights and second moments, or both"
+    memory: Literal["fast", "balanced", "smallest"] = Field(
+        "fast", description="trade speed for memory of a GPU: the five settings below, where they are null"
     )
-    shard: Literal["none", "optimizer", "all"] = Field(
-        "none", description="of what each of several GPUs keeps a part alone: of both of these; all: of the teacher too"
+    micro_batch: Count | None = Field(
+        None,
+        description="images per backward pass; divides batch, changes memory only",
+        validate_default=True,
     )
-    compile: bool = Field(False, description="compile blocks of the networks; minutes at the start, faster on GPUs")
+    checkpointing: bool | None = Field(
+        None, description="compute activations again in backward: a third slower, less memory", validate_default=True
+    )
+    offload: Literal["none", "ema", "optimizer", "all"] | None = Field(
+        None,
+        description="what lives in the host's memory: averages, or float32 weights and second moments, or both",
+        validate_default=True,
+    )
+    shard: Literal["none", "optimizer", "all"] | None = Field(
+        None,
+        description="of what each of several GPUs keeps a part alone: of both of these; all: of the teacher too",
+        validate_default=True,
+    )
+    compile: bool | None = Field(
+        None, description="compile blocks of the networks; minutes at the start, faster on GPUs", validate_default=True
+    )
     deterministic: bool = Field(
         True,
         description="kernels of a GPU that give the same bits whenever a run is repeated or continued; may be slower",
@@ -286,6 +311,17 @@ class Distill(Block):
         description="the generator is that of the lowest fid_proxy seen, with an embedded reference alone; null: the last one",
     )
     alarms: Alarms
+
+    @field_validator(*MEMORY["fast"])
+    @classmethod
+    def _follow_memory(cls, value: Any, info: ValidationInfo) -> Any:
+        """Replace null by what `memory` says, so that everything else reads plain values."""
+        if value is not None or not {"memory", "batch"} <= info.data.keys():
+            return value
+        chosen = MEMORY[info.data["memory"]][info.field_name]
+        if info.field_name != "micro_batch":
+            return chosen
+        return next(n for n in range(min(chosen, info.data["batch"]), 0, -1) if info.data["batch"] % n == 0)
 
     @model_validator(mode="after")
     def _consistent(self) -> "Distill":
@@ -322,8 +358,9 @@ class Sampling(Block):
     image_size: Count | None = Field(
         None, description="stored after centre crop and LANCZOS to this side, evaluate.image_size; null: as decoded"
     )
-    png_level: int = Field(1, ge=0, le=9, description="packing of stored images: 0 fast and large, 9 slow and small")
-    eps_error_samples: int = Field(ge=0, description="samples on which the teacher's own eps error is measured")
+    eps_error_samples: int = Field(
+        1000, ge=0, description="samples on which the teacher's own eps error is measured; 0: its network is not loaded"
+    )
 
 
 class Generate(Sampling):

@@ -15,9 +15,7 @@ from .components import load_component
 
 transformers_logging.disable_progress_bar()  # it would count the tensors of one file
 
-CACHED = (
-    4096  # distinct prompts encoded ahead, at most: 1 GB at Stable Diffusion's size; the embedded grammar has 1,152
-)
+CACHED = 4096  # distinct prompts encoded ahead, at most; 1 GB at Stable Diffusion's size
 CHUNK = 256  # prompts encoded at once when a whole set is encoded ahead
 
 

@@ -32,6 +32,8 @@ from .inputs import NOISE_DEVICE, Inputs
 if TYPE_CHECKING:
     from ..config import BaselineSettings, GenerateSettings, Sampling
 
+PNG_LEVEL = 1  # of 0 to 9; packing harder costs more time than the files are worth
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -219,7 +221,7 @@ def _samples(inputs: Inputs, sampler: Sampler, start: int, stop: int, record: di
 def _stored(sampling: "Sampling", sample: Sample) -> Stored:
     """A sample as it goes to disk; its hash is that of the stored pixels."""
     image = shrink(sample.image, sampling.image_size) if sampling.image_size else sample.image
-    return Stored(sample.index, encode_png(image, sampling.png_level), pixel_sha256(image), sample.eps_error)
+    return Stored(sample.index, encode_png(image, PNG_LEVEL), pixel_sha256(image), sample.eps_error)
 
 
 def _recorded(stored: Iterable[Stored], record: dict, progress: Progress) -> Iterator[tuple[int, bytes]]:

@@ -51,6 +51,7 @@ PATIENCE_S = 5.0
 # settings that may change between a run and its continuation: they do not alter the weights
 FREE = (
     "train_kimg",
+    "memory",  # its effects are settings of their own
     "state_every_nimg",
     "state_every_s",
     "keep_states",

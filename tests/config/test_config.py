@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 
 from sid_core import config as c
+from sid_core.config.blocks import MEMORY
 from sid_core.data.reference_images import reference_images
 from sid_core.data.shapes import scenes
 from sid_core.errors import UserError
@@ -84,7 +85,7 @@ def test_shipped_config_is_valid_and_complete():
         ({"evaluate__reference_sha256": "abc"}, "evaluate.reference_sha256='abc'"),
         ({"prompts__train": "captions.txt"}, "expected a number of captions with source: embedded"),
         ({"generate__image_size": 16}, "generate.image_size=16: expected null or evaluate.image_size=None"),
-        ({"generate__png_level": 10}, "generate.png_level=10: expected less than or equal to 9"),
+        ({"generate__eps_error_samples": -1}, "generate.eps_error_samples=-1: expected greater than or equal to 0"),
         ({"prompts__evaluation": 10}, "only prompts.evaluation=10 captions"),
         ({"experiment": "a/b"}, "experiment='a/b'"),
         ({"teachers": {20260901: {}}}, "teachers.20260901: expected text as a key, which YAML reads as another value."),
@@ -206,6 +207,30 @@ def test_name_on_snakemakes_command_line_is_shown_as_typed(typed, value):
 def test_numbers_that_yaml_reads_as_text_are_numbers():
     # YAML 1.1 wants a dot before the exponent
     assert c.parse_config(changed(distill__lr="1e-3")).distill.lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("memory", "switches"),
+    [
+        ("fast", (16, False, "none", "none", True)),
+        ("balanced", (4, False, "optimizer", "optimizer", True)),
+        ("smallest", (4, True, "all", "all", False)),
+    ],
+)
+def test_distill_memory_sets_every_switch_that_is_null(memory, switches):
+    nulls = {f"distill__{key}": None for key in MEMORY["fast"]}
+    distill = c.parse_config(changed(distill__memory=memory, **nulls)).distill
+    assert tuple(getattr(distill, key) for key in MEMORY["fast"]) == switches
+
+
+def test_distill_memory_leaves_a_switch_that_is_given():
+    distill = c.parse_config(changed(distill__memory="smallest", distill__offload="ema")).distill
+    assert (distill.checkpointing, distill.offload, distill.micro_batch) == (True, "ema", 32)
+
+
+def test_distill_memory_chooses_a_micro_batch_that_divides_the_batch():
+    distill = c.parse_config(changed(distill__batch=30, distill__micro_batch=None)).distill
+    assert distill.micro_batch == 15
 
 
 # --- runs --------------------------------------------------------------------------------------------------------------

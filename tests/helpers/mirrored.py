@@ -8,6 +8,7 @@ def make_settings(**values) -> DistillSettings:
         "train_kimg": 0.016,
         "batch": 4,
         "micro_batch": 4,
+        "compile": False,
         "lr": 1e-4,
         "ema_halflife_nimg": 8,
         "state_every_nimg": 8,

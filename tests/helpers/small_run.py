@@ -23,6 +23,7 @@ def make_settings(run: dict | None = None, alarms: dict | None = None, **distill
         "train_kimg": 0.08,
         "batch": 4,
         "micro_batch": 4,
+        "compile": False,
         "lr": 1e-4,
         "ema_halflife_nimg": 20,
         "state_every_nimg": 12,

@@ -88,9 +88,10 @@ def test_workers_change_no_bit(whole, tiny_generator, tiny_teacher, captions, tm
     assert record(out)["samples"] == record(whole)["samples"]
 
 
-def test_packing_keeps_the_pixels(whole, tiny_generator, tiny_teacher, captions, tmp_path):
+def test_packing_keeps_the_pixels(whole, tiny_generator, tiny_teacher, captions, tmp_path, monkeypatch):
     out = tmp_path / "00000.tar"
-    generate_run(generate_settings(png_level=9), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out)
+    monkeypatch.setattr(generation, "PNG_LEVEL", 9)
+    generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out)
     assert np.array_equal(pixels(out), pixels(whole))
     assert out.read_bytes() != whole.read_bytes()
 
