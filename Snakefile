@@ -20,7 +20,7 @@ include: "workflow/rules/distill.smk"
 include: "workflow/rules/import.smk"
 include: "workflow/rules/generate.smk"
 include: "workflow/rules/score.smk"
-include: "workflow/rules/compare.smk"
+include: "workflow/rules/report.smk"
 include: "workflow/rules/tracking.smk"
 
 
@@ -28,27 +28,27 @@ include: "workflow/rules/tracking.smk"
 rule all:
     default_target: True
     input:
-        expand(rules.settings.output, file=SETTINGS),
-        expand(rules.teacher.output, teacher=TEACHERS),
+        expand(rules.settings.output, file=SETUP.settings),
+        expand(rules.teacher.output, teacher=NAMES["teachers"]),
         rules.prompts.output,
-        expand(rules.distill.output, run=DISTILLED),
-        expand(rules.import_generator.output, run=IMPORTED),
-        expand(rules.generate_run.output, run=RUNS, shard=SHARDS),
-        expand(rules.generate_baseline.output, name=BASELINES, shard=SHARDS),
-        rules.extractors.output,
-        rules.reference.output,
-        expand(rules.features.output, kind="runs", name=RUNS, shard=SHARDS),
-        expand(rules.features.output, kind="baselines", name=BASELINES, shard=SHARDS),
-        expand(rules.score.output, kind="runs", name=RUNS),
-        expand(rules.score.output, kind="baselines", name=BASELINES),
+        expand(rules.distill.output, run=NAMES["distilled"]),
+        expand(rules.import_official.output, run=NAMES["imported"]),
+        expand(rules.generate.output, run=NAMES["runs"], shard=NAMES["shards"]),
+        expand(rules.generate_baseline.output, name=NAMES["baselines"], shard=NAMES["shards"]),
+        rules.evaluation_networks.output,
+        expand(rules.reference.output, reference="reference"),
+        expand(rules.features.output, kind="runs", name=NAMES["runs"], shard=NAMES["shards"]),
+        expand(rules.features.output, kind="baselines", name=NAMES["baselines"], shard=NAMES["shards"]),
+        expand(rules.score.output, kind="runs", name=NAMES["runs"]),
+        expand(rules.score.output, kind="baselines", name=NAMES["baselines"]),
         rules.pairs.output,
-        rules.compare.output,
+        rules.report.output,
         rules.track.output,
     message:
-        f"finished: {RESULTS}/report.html shows the comparison"
+        f"finished: {RESULTS.report} shows the comparison"
 
 
 # a job on a cluster's node runs this Snakefile as well
 onerror:
     if workflow.is_main_process:
-        report_so_far()
+        SETUP.report_so_far()

@@ -191,7 +191,7 @@ def _generate_baseline(given: argparse.Namespace) -> None:
     generate_baseline(settings, given.teacher, given.captions, *given.range, given.out, given.threads or 1)
 
 
-def _extractors(given: argparse.Namespace) -> None:
+def _evaluation_networks(given: argparse.Namespace) -> None:
     from .evaluation.networks.weights import prepare_networks
 
     prepare_networks(config.load_settings(config.BuildReferenceSettings, given.settings), given.out)
@@ -386,7 +386,11 @@ STAGES = {
     "distill": (_distill, "train one generator, or go on with it", "settings teacher prompts state tracking out"),
     "generate": (_generate, "samples of a generator", "settings generator teacher captions range out"),
     "generate-baseline": (_generate_baseline, "samples of a baseline", "settings teacher captions range out"),
-    "extractors": (_extractors, "fetch and verify what looks at images, and the reference images", "settings out"),
+    "evaluation-networks": (
+        _evaluation_networks,
+        "fetch and verify what looks at images, and the reference images",
+        "settings out",
+    ),
     "reference": (_reference, "features of the reference images", "settings out"),
     "features": (_features, "features of a shard of samples", "settings samples captions out"),
     "score": (_score, "FID, CLIP score and more, from features", "settings features reference captions out"),
@@ -409,12 +413,12 @@ STAGES = {
 }
 # every other stage, also one that is added here, starts with exact float32 products
 WITHOUT_NETWORKS = {
-    *("prompts", "extractors", "pairs", "report", "compare", "tracking-init", "track", "status", "push"),
+    *("prompts", "evaluation-networks", "pairs", "report", "compare", "tracking-init", "track", "status", "push"),
     *("plan", "plan-memory", "schema", "manual"),
 }
 # beside `distill`, whose GPUs `launch` takes
 USING_GPUS = (
-    *("teacher", "prompts", "generate", "generate-baseline", "extractors", "reference", "features", "score"),
+    *("teacher", "prompts", "generate", "generate-baseline", "evaluation-networks", "reference", "features", "score"),
     "import-official",
 )
 

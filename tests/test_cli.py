@@ -73,7 +73,7 @@ def arguments_of(option: str) -> list[str]:
 def test_stages_without_networks_are_these():
     """A new stage has exact arithmetic unless it is named here."""
     assert {
-        *("prompts", "extractors", "pairs", "report", "compare", "tracking-init", "track", "status", "push"),
+        *("prompts", "evaluation-networks", "pairs", "report", "compare", "tracking-init", "track", "status", "push"),
         *("plan", "plan-memory", "schema", "manual"),
     } == cli.WITHOUT_NETWORKS
 

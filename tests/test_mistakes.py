@@ -39,7 +39,7 @@ def inputs(tiny_teacher, tmp_path_factory):
         "distill": run if run.endswith("settings.yaml") else run.replace("generate", "settings"),
         "generate": run.replace("settings.yaml", "generate.yaml"),
         "generate-baseline": baseline,
-        "extractors": "reference/settings.yaml",
+        "evaluation-networks": "reference/settings.yaml",
         "reference": "reference/settings.yaml",
         "features": "features.settings.yaml",
         "score": "score.settings.yaml",

@@ -54,7 +54,7 @@ class Reference:
     settings = _below("settings.yaml")
     features = _below("features.safetensors")
     record = _below("features.json")
-    networks = _below("extractors.json")
+    networks = _below("evaluation-networks.json")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,6 @@ class Results:
     folder: Path
     config = _below("config.yaml")
     prompts = _below("prompts/manifest.json")
-    prompts_settings = _below("prompts.settings.yaml")
     train_captions = _below("prompts/train.txt")
     captions = _below("prompts/evaluation.txt")
     prompts_report = _below("prompts/report.json")
@@ -111,7 +110,7 @@ class Results:
 
     def teacher_settings(self, name: str | None = None) -> Path:
         """Return the settings that lie beside a teacher's folder."""
-        return self.folder / f"{teacher_name(name)}.settings.yaml"
+        return settings_beside(self.teacher(name))
 
     def reference(self, name: str = "reference") -> Reference:
         """Return the files of the `reference` or the `watch`."""
@@ -128,6 +127,11 @@ class Results:
     def benchmark(self, job: str) -> Path:
         """Return the time and memory of a job."""
         return self.folder / "benchmarks" / f"{job}.tsv"
+
+
+def settings_beside(folder: Path) -> Path:
+    """Return the settings of a stage that writes a folder: they are next to it, as it appears whole."""
+    return folder.with_name(f"{folder.name}.settings.yaml")
 
 
 def teacher_name(name: str | None = None) -> str:

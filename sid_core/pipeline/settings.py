@@ -23,7 +23,7 @@ from ..config import (
     part,
     reference_settings,
 )
-from .paths import Results
+from .paths import Results, settings_beside
 
 
 def noise_seed(config: Config) -> int:
@@ -37,7 +37,7 @@ def stage_settings(config: Config) -> dict[str, Block]:
     sampling = part(Sampling, config.generate).model_copy(update={"seed": seed})
     files: dict[Path, Block] = {
         below.teacher_settings(): config.teacher,
-        below.prompts_settings: PromptsSettings(prompts=config.prompts),
+        settings_beside(below.prompts.parent): PromptsSettings(prompts=config.prompts),
         below.reference().settings: reference_settings(evaluate, split),
         below.features_settings: part(FeatureSettings, evaluate),
         below.score_settings: ScoreSettings(evaluate=evaluate, samples=config.generate.samples, seed=seed),

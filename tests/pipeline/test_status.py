@@ -85,28 +85,6 @@ def point(nimg: int, speed: float) -> str:
 # --- the graph ---------------------------------------------------------------------------------------------------------
 
 
-def test_files_are_named_as_the_rules_name_them():
-    config = shipped(
-        imports=[{"name": "published", "file": "x.pkl", "scale": 2, "train_kimg": 1, "teacher": "other"}],
-        teachers={"other": {"source": "embedded"}},
-        distill={"proxy_samples": 100},
-    )
-    rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
-    named = set(re.findall(r'f"\{RESULTS\}/([^"]+)"', rules))
-    patterns = [re.escape(re.sub(r"\{\{\w+\}\}", "*", name)).replace(r"\*", ".+") for name in named]
-
-    def is_named(path: str) -> bool:
-        return any(re.fullmatch(pattern, path) for pattern in patterns)
-
-    found = jobs(config)
-    unknown = [path for job in found for path in (job.output, job.log, job.benchmark) if path and not is_named(path)]
-    assert unknown == []
-    logs = {name for name in named if name.startswith("logs/") and not name.startswith("logs/settings/")}
-    for log in logs:
-        pattern = re.escape(re.sub(r"\{\{\w+\}\}", "*", log)).replace(r"\*", ".+")
-        assert any(re.fullmatch(pattern, job.log) for job in found), f"no job of status has {log}"
-
-
 def test_every_job_is_one_of_a_stage_of_the_command_line():
     assert {job.stage for job in jobs(CONFIG)} <= set(cli.STAGES)
     assert len({job.output for job in jobs(CONFIG)}) == len(jobs(CONFIG))
@@ -125,7 +103,7 @@ def test_done_failed_stopped(results):
     trace = 'Traceback (most recent call last):\n  File "x.py", line 1\n    f()\nKeyError: 3\n'
     write(results, "logs/distill/none.log", trace)
     write(results, "logs/distill/lsg-2.log", "error: lsg-2: interrupted; its state is saved, running again continues\n")
-    write(results, "logs/extractors.log", "half a li")
+    write(results, "logs/evaluation_networks.log", "half a li")
     assert standing(results, "prompts").state == "done"
     failed = standing(results, "teacher", "")
     assert (failed.state, failed.text) == ("failed", "teacher: no such folder")
@@ -134,7 +112,7 @@ def test_done_failed_stopped(results):
         "KeyError: 3",
     )
     assert standing(results, "distill", "lsg-2").state == "stopped"
-    assert standing(results, "extractors").state == "stopped"
+    assert standing(results, "evaluation-networks").state == "stopped"
 
 
 def test_a_deleted_result_waits_and_did_not_fail(results):

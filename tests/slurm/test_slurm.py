@@ -84,7 +84,7 @@ def test_a_cancelled_job_is_tried_again(whole, cluster):
     again = whole.wait_for("reference", until=lambda job: job["JobId"] != first["JobId"])
     assert again["TRES"].startswith("cpu=1,mem=10000M")  # twice as much as the first time
     assert again["JobName"].startswith("smallest_")
-    assert again["Comment"].startswith("rule_reference_extractors_reference")
+    assert again["Comment"].startswith("rule_reference_evaluation_networks_reference")
 
 
 def test_a_job_gets_what_the_configuration_asks_for(whole):

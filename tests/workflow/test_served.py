@@ -176,7 +176,7 @@ def test_the_whole_graph_is_planned(server, cache, tmp_path, name):
     config = experiment(name)
     planned = project.planned()
     assert planned.get("distill", 0) == len(config.extra_runs)
-    assert planned.get("import_generator", 0) == len(config.imports)
+    assert planned.get("import_official", 0) == len(config.imports)
     assert planned["score"] == len(config.extra_runs) + len(config.imports) + 1  # the baseline of `sizes`
 
 

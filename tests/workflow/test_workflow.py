@@ -207,7 +207,7 @@ def test_an_unfinished_experiment_has_a_page_so_far(finished):
 def test_a_deleted_intermediate_is_noticed(finished):
     path = finished.results / "runs" / "lsg-1.5" / "features" / "00000.json"
     path.rename(path.with_suffix(".hidden"))
-    assert finished.planned() == {"features": 1, "score": 1, "pairs": 1, "compare": 1, "track": 1}
+    assert finished.planned() == {"features": 1, "score": 1, "pairs": 1, "report": 1, "track": 1}
     path.with_suffix(".hidden").rename(path)
 
 
@@ -218,31 +218,31 @@ def test_a_deleted_intermediate_is_noticed(finished):
     ("blocks", "rules"),
     [
         ({"evaluate": {"neighbours": 4}}, {"score"}),
-        ({"evaluate": {"caption_prefix": "a picture of "}}, {"extractors", "reference", "features", "score"}),
-        ({"generate": {"seed": 7}}, {"generate_run", "generate_baseline", "features", "score"}),
+        ({"evaluate": {"caption_prefix": "a picture of "}}, {"evaluation_networks", "reference", "features", "score"}),
+        ({"generate": {"seed": 7}}, {"generate", "generate_baseline", "features", "score"}),
         ({"baselines": {"guidance_scales": [1.5, 2]}}, {"generate_baseline", "features", "score"}),
-        ({"distill": {"lr": 2e-4}}, {"distill", "generate_run", "features", "score"}),
+        ({"distill": {"lr": 2e-4}}, {"distill", "generate", "features", "score"}),
     ],
 )
 def test_a_change_reaches_its_stage_and_those_after_it(finished, blocks, rules):
     finished.configure(**blocks)
     planned = finished.planned()
     finished.configure()
-    assert set(planned) - {"settings", "pairs", "compare", "track"} == rules
+    assert set(planned) - {"settings", "pairs", "report", "track"} == rules
 
 
 def test_more_samples_add_shards_and_make_none_again(finished):
     finished.configure(generate={"samples": 64})
     planned = finished.planned()
     finished.configure()
-    assert (planned["generate_run"], planned["generate_baseline"]) == (1, 1)
+    assert (planned["generate"], planned["generate_baseline"]) == (1, 1)
     assert "distill" not in planned
 
 
 def test_tracking_elsewhere_or_not_at_all_makes_nothing_again(finished):
     for tracking in ({"enabled": False}, {"uri": "http://127.0.0.1:9"}):
         finished.configure(tracking=tracking)
-        assert set(finished.planned()) == {"settings", "tracking_init", "pairs", "compare", "track"}
+        assert set(finished.planned()) == {"settings", "tracking_init", "pairs", "report", "track"}
     finished.configure()
 
 
@@ -273,10 +273,10 @@ def test_a_new_scale_trains_itself_alone(finished):
     }
     finished.configure(guidance_scales=[1.5, 1.52])
     planned = finished.planned()
-    assert {rule: planned[rule] for rule in planned if rule not in ("pairs", "compare", "track")} == {
+    assert {rule: planned[rule] for rule in planned if rule not in ("pairs", "report", "track")} == {
         "settings": 3,  # the run's two, and the whole configuration for the comparison
         "distill": 1,
-        "generate_run": 1,
+        "generate": 1,
         "features": 1,
         "score": 2,
     }

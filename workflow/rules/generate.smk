@@ -1,31 +1,17 @@
 # The samples that are scored, in shards: of every generator, and of every baseline.
-rule generate_run:
+rule generate:
     input:
-        settings=f"{RESULTS}/runs/{{run}}/generate.yaml",
-        generator=f"{RESULTS}/runs/{{run}}/generator/manifest.json",
-        teacher=teacher_of,
-        captions=rules.prompts.output.evaluation,
+        settings=RUN.generation,
+        generator=RUN.manifest,
+        teacher=SETUP.teacher_of,
+        captions=RESULTS.captions,
     output:
-        samples=f"{RESULTS}/runs/{{run}}/samples/{{shard}}.tar",
-        record=f"{RESULTS}/runs/{{run}}/samples/{{shard}}.json",
-    log:
-        f"{RESULTS}/logs/generate/{{run}}.{{shard}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/generate/{{run}}.{{shard}}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: ASKS.generate.threads
-    resources:
-        gpu=gpus(ASKS.generate),
-        mem_mb=memory(ASKS.generate),
-        runtime=time_limit(ASKS.generate),
+        samples=RUN.samples("{shard}"),
+        record=RUN.samples("{shard}").with_suffix(".json"),
     params:
         generator=subpath(input.generator, parent=True),
         teacher=subpath(input.teacher, parent=True),
-        range=shard_range,
-        code=stage_digest("sampling.generation"),
-    message:
-        "generate {wildcards.run}, shard {wildcards.shard}"
+        range=SETUP.shard_range,
     shell:
         "python -m sid_core generate --settings {input.settings} --generator {params.generator}"
         " --teacher {params.teacher} --captions {input.captions} --range {params.range}"
@@ -34,29 +20,15 @@ rule generate_run:
 
 rule generate_baseline:
     input:
-        settings=f"{RESULTS}/baselines/{{name}}/generate.yaml",
-        teacher=f"{RESULTS}/teacher/manifest.json",
-        captions=rules.prompts.output.evaluation,
+        settings=BASELINE.generation,
+        teacher=RESULTS.teacher() / "manifest.json",
+        captions=RESULTS.captions,
     output:
-        samples=f"{RESULTS}/baselines/{{name}}/samples/{{shard}}.tar",
-        record=f"{RESULTS}/baselines/{{name}}/samples/{{shard}}.json",
-    log:
-        f"{RESULTS}/logs/generate/{{name}}.{{shard}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/generate/{{name}}.{{shard}}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: ASKS.generate.threads
-    resources:
-        gpu=gpus(ASKS.generate),
-        mem_mb=memory(ASKS.generate),
-        runtime=time_limit(ASKS.generate),
+        samples=BASELINE.samples("{shard}"),
+        record=BASELINE.samples("{shard}").with_suffix(".json"),
     params:
         teacher=subpath(input.teacher, parent=True),
-        range=shard_range,
-        code=stage_digest("sampling.generation"),
-    message:
-        "generate {wildcards.name}, shard {wildcards.shard}"
+        range=SETUP.shard_range,
     shell:
         "python -m sid_core generate-baseline --settings {input.settings} --teacher {params.teacher}"
         " --captions {input.captions} --range {params.range} --out {output.samples}"

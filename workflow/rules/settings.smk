@@ -7,15 +7,15 @@ localrules:
 
 rule settings:
     output:
-        f"{RESULTS}/{{file}}",
+        RESULTS.folder / "{file}",
     log:
-        f"{RESULTS}/logs/settings/{{file}}.log",
+        RESULTS.log("settings/{file}"),
     wildcard_constraints:
-        file=any_of(SETTINGS),
+        file=any_of(SETUP.settings),
     conda:
         "../../environment.yml"
     params:
-        text=lambda wildcards: SETTINGS[wildcards.file],
+        text=lambda wildcards: SETUP.settings[wildcards.file],
     message:
         "settings: {wildcards.file}"
     shell:

@@ -12,23 +12,13 @@ localrules:
 
 rule tracking_init:
     output:
-        f"{RESULTS}/state/tracking.json",
-    log:
-        f"{RESULTS}/logs/tracking_init.log",
+        RESULTS.store,
     priority: 10
-    conda:
-        "../../environment.yml"
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime="10m",
     params:
         experiment=CONFIG.experiment,
         where=["--uri", resolve_uri(CONFIG.tracking.uri)] if CONFIG.tracking.enabled else ["--off"],
         # a store that could not be used is tried again at the next call
-        attempt=attempt(Path(RESULTS)),
-    message:
-        "tracking"
+        attempt=attempt(RESULTS.folder),
     shell:
         "python -m sid_core tracking-init --experiment {params.experiment} {params.where:q} --attempt {params.attempt} --out {output} 2>&1 | tee {log}"
 
@@ -36,23 +26,12 @@ rule tracking_init:
 rule track:
     input:
         tracking=rules.tracking_init.output,
-        summary=rules.compare.output.csv,
-        grids=expand(rules.distill.output.grids, run=DISTILLED),
+        summary=RESULTS.summary,
+        grids=expand(RUN.grids, run=NAMES["distilled"]),
     output:
-        record=f"{RESULTS}/tracking.json",
-    log:
-        f"{RESULTS}/logs/track.log",
-    conda:
-        "../../environment.yml"
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime="1h",
+        record=RESULTS.mirrored,
     params:
         results=subpath(output.record, parent=True),
         best=CONFIG.tracking.best,
-        code=stage_digest("tracking"),
-    message:
-        "mirror to MLflow"
     shell:
         "python -m sid_core track --results {params.results} 2>&1 | tee {log}"

@@ -1,4 +1,4 @@
-"""Every job of an experiment and the files it is known by."""
+"""List every job of an experiment and the files it is known by."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from ...config import Config, baselines, distillations, shards
 from ...storage.files import sidecar
 from ..paths import Results, teacher_name
+from ..rules import RULES
 
 
 @dataclass(frozen=True)
@@ -16,43 +17,53 @@ class Job:
     name: str
     output: str
     log: str
-    benchmark: str | None
+    benchmark: str
     kimg: float = 1.0
 
 
 def jobs(config: Config) -> list[Job]:
     """List every job in the order of the graph."""
     below = Results(Path())
+    found = []
 
-    def job(stage: str, log: str, output: Path, name: str = "", kimg: float = 1.0) -> Job:
-        measured = None if stage in ("tracking-init", "track") else str(below.benchmark(log))
-        return Job(stage, name, str(output), str(below.log(log)), measured, kimg)
+    def add(rule: str, output: Path, title: str = "", kimg: float = 1.0, /, **wildcards: str) -> None:
+        log = RULES[rule].log.format(**wildcards)
+        paths = (str(path) for path in (output, below.log(log), below.benchmark(log)))
+        found.append(Job(rule.replace("_", "-"), title, *paths, kimg))
 
-    found = [job("tracking-init", "tracking_init", below.store)]
+    add("tracking_init", below.store)
     for name in (None, *config.teachers):
-        found.append(job("teacher", teacher_name(name), below.teacher(name) / "manifest.json"))
-    found.append(job("prompts", "prompts", below.prompts))
-    found.append(job("extractors", "extractors", below.reference().networks))
-    found.append(job("reference", "reference", below.reference().record))
+        add("teacher", below.teacher(name) / "manifest.json", teacher=teacher_name(name))
+    add("prompts", below.prompts)
+    add("evaluation_networks", below.reference().networks)
+    add("reference", below.reference().record, reference="reference")
     if config.distill.proxy_samples:
-        found.append(job("reference", "watch", below.reference("watch").record, "watch"))
+        add("reference", below.reference("watch").record, "watch", reference="watch")
     distilled = {settings.run.name: settings.distill.train_kimg for settings in distillations(config)}
     imported = [imported.name for imported in config.imports]
     for name, kimg in distilled.items():
-        found.append(job("distill", f"distill/{name}", below.run(name).manifest, name, kimg))
+        add("distill", below.run(name).manifest, name, kimg, run=name)
     for name in imported:
-        found.append(job("import-official", f"import/{name}", below.run(name).manifest, name))
+        add("import_official", below.run(name).manifest, name, run=name)
     sampled = [("generate", "runs", name) for name in [*distilled, *imported]]
-    sampled += [("generate-baseline", "baselines", baseline.name) for baseline in baselines(config)]
-    for stage, kind, name in sampled:
-        for part in shards(config):
-            record = sidecar(below.row(kind, name).samples(part))
-            found.append(job(stage, f"generate/{name}.{part}", record, f"{name} {part}"))
+    sampled += [("generate_baseline", "baselines", baseline.name) for baseline in baselines(config)]
+    for rule, kind, name in sampled:
+        for shard in shards(config):
+            record = sidecar(below.row(kind, name).samples(shard))
+            add(rule, record, f"{name} {shard}", **{"run" if kind == "runs" else "name": name, "shard": shard})
     for _, kind, name in sampled:
-        for part in shards(config):
-            record = sidecar(below.row(kind, name).features(part))
-            found.append(job("features", f"features/{kind}/{name}.{part}", record, f"{name} {part}"))
+        for shard in shards(config):
+            add(
+                "features",
+                sidecar(below.row(kind, name).features(shard)),
+                f"{name} {shard}",
+                kind=kind,
+                name=name,
+                shard=shard,
+            )
     for _, kind, name in sampled:
-        found.append(job("score", f"score/{kind}/{name}", below.row(kind, name).score, name))
-    found += [job("pairs", "pairs", below.pairs), job("report", "compare", below.report)]
-    return [*found, job("track", "track", below.mirrored)]
+        add("score", below.row(kind, name).score, name, kind=kind, name=name)
+    add("pairs", below.pairs)
+    add("report", below.report)
+    add("track", below.mirrored)
+    return found

@@ -81,7 +81,7 @@ def _state(
             return "queued", f"cluster job {cluster_job}"
         elif cluster_job or time.time() - logged < FRESH_S:
             return "running", _said(job, folder, f"cluster job {cluster_job}" if cluster_job else "on another machine")
-    if not logged or (job.benchmark and (folder / job.benchmark).is_file()):
+    if not logged or (folder / job.benchmark).is_file():
         return "waiting", ""  # a benchmark is of a job that ended well, whose files were deleted since
     message = _message(log)
     return ("stopped" if message is None or INTERRUPTED.search(message) else "failed"), (
@@ -186,7 +186,7 @@ def _expectations(config: Config, folder: Path, states: dict[Job, tuple[str, str
     """Seconds of a job by stage; of a distillation per thousand images."""
     measured: dict[str, list[float]] = {}
     for job, (state, _) in states.items():
-        if job.benchmark and state == "done":
+        if state == "done":
             with suppress(OSError, ValueError, IndexError):  # written by hand, or by another version
                 seconds = float((folder / job.benchmark).read_text().splitlines()[1].split("\t")[0])
                 measured.setdefault(job.stage, []).append(seconds / job.kimg)

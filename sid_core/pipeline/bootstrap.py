@@ -1,0 +1,204 @@
+"""Prepare a call of Snakemake: validate its configuration, fill in what all rules share, and limit the GPUs of all jobs."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ..cluster.gpus import visible
+from ..cluster.machine import be_home, has_gpu, put_python_first
+from ..cluster.slurm import adapt
+from ..config import (
+    Config,
+    DistillResources,
+    JobResources,
+    baselines,
+    dump,
+    generators,
+    parse_config,
+    read_yaml,
+    runs,
+    shards,
+)
+from ..data.captions import check_enough
+from ..errors import UserError
+from .digests import data_digests, stage_digest
+from .inputs import Inputs
+from .paths import Results, Row, teacher_name
+from .plan import to_text
+from .rules import RULES
+from .settings import stage_settings
+
+
+def bootstrap(workflow, config: dict) -> "Setup":
+    """Validate the configuration of a Snakefile and prepare its process, its jobs and the rules that follow.
+
+    Raises:
+        WorkflowError: the configuration is invalid, or a job asks for more GPUs than all jobs together may have.
+    """
+    from snakemake.exceptions import WorkflowError
+
+    try:
+        for given in workflow.configfiles:
+            read_yaml(given)  # Snakemake has, but took the last of several values of a key
+        checked = parse_config(config, files=workflow.configfiles, arguments=sys.argv[1:])
+        setup = Setup(checked, data_digests(checked))
+        put_python_first()
+        adapt(checked.experiment)
+        # a job on a cluster's node runs this Snakefile as well
+        if workflow.is_main_process:
+            check_enough(checked.prompts, checked.generate.samples)
+            be_home()
+            _limit_gpus(workflow, checked.resources.distill)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+    if workflow.output_settings.dryrun:
+        print(to_text(checked, int(has_gpu())), file=sys.stderr)
+    complete_rules(workflow, setup.directives)
+    return setup
+
+
+def _limit_gpus(workflow, asks: DistillResources) -> None:
+    """Let all jobs together have this machine's GPUs, unless a profile or `--resources gpu=N` names a number.
+
+    On a cluster (`--jobs`) there is no limit.
+
+    Raises:
+        UserError: a distillation asks for more; Snakemake would lower its number, and not report it.
+    """
+    from snakemake.resources import Resource
+
+    limits = workflow.global_resources
+    if workflow.resource_settings.nodes is None and "gpu" not in limits:
+        limits["gpu"] = Resource("gpu", max(len(visible()), 1))
+    limit = limits.get("gpu")
+    if limit is not None and limit.value < asks.gpus(int(has_gpu())):
+        raise UserError(
+            f"resources.distill.gpu={asks.gpu}: all jobs together may have {limit.value}; add --resources gpu={asks.gpu}"
+        )
+
+
+def complete_rules(workflow, directives: Callable[[str], dict]) -> None:
+    """Add directives to every rule that follows, before Snakemake registers it; no directive of its own does this.
+
+    A Snakefile is compiled to `@workflow.rule(name=…)` over one such decorator for each directive (read in Snakemake 9.27);
+    tests/pipeline/test_bootstrap.py notices a change.
+
+    Args:
+        directives: value of each directive by the name of a rule, or values by name; params are added to the rule's.
+    """
+    register = workflow.rule
+
+    def rule(name: str, **place):
+        def complete(ruleinfo):
+            for directive, given in directives(name).items():
+                decorate = getattr(workflow, directive)
+                if directive == "params":
+                    _, own = ruleinfo.params or ((), {})
+                    given = own | given
+                (decorate(**given) if isinstance(given, dict) else decorate(given))(ruleinfo)
+            return register(name=name, **place)(ruleinfo)
+
+        return complete
+
+    workflow.rule = rule
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Answer what the rules ask of the configuration."""
+
+    config: Config
+    data: dict[str, str]  # digests of the user's files, by stage
+
+    @cached_property
+    def results(self) -> Results:
+        """Return the paths of the experiment."""
+        return Results(Path("results") / self.config.experiment)
+
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """Return the text of every settings file, by its path below results/EXPERIMENT."""
+        blocks = stage_settings(self.config) | {str(Results(Path()).config): self.config}
+        return {name: dump(block) for name, block in blocks.items()}
+
+    @cached_property
+    def names(self) -> dict[str, list[str]]:
+        """Return the names that a wildcard may take: `distilled` and `imported` make up the `runs`."""
+        return {
+            "distilled": [run.name for run in runs(self.config)],
+            "imported": [imported.name for imported in self.config.imports],
+            "runs": [run.name for run in generators(self.config)],
+            "baselines": [baseline.name for baseline in baselines(self.config)],
+            "teachers": [teacher_name(), *map(teacher_name, self.config.teachers)],
+            "shards": shards(self.config),
+        }
+
+    def every(self, pattern: Callable[[Row], Path]) -> list[Path]:
+        """Return a file of every run and baseline, in the order of the tables."""
+        return [pattern(self.results.row(kind, name)) for kind in ("runs", "baselines") for name in self.names[kind]]
+
+    def teacher_of(self, wildcards) -> Path:
+        """Return the manifest of the teacher that a run belongs to."""
+        teachers = {imported.name: imported.teacher for imported in self.config.imports}
+        return self.results.teacher(teachers.get(wildcards.run)) / "manifest.json"
+
+    def shard_range(self, wildcards) -> tuple[int, int]:
+        """Return which samples a shard holds: sample i has caption i, whatever the shards."""
+        generate = self.config.generate
+        start = int(wildcards.shard) * generate.samples_per_shard
+        return start, min(start + generate.samples_per_shard, generate.samples)
+
+    def directives(self, name: str) -> dict:
+        """Return what a rule has beside inputs, outputs, params of its own and its command."""
+        rule = RULES.get(name)
+        if rule is None:
+            return {}
+        asks = getattr(self.config.resources, rule.asks) if isinstance(rule.asks, str) else rule.asks
+        wildcards = " ".join(f"{{wildcards.{wildcard}}}" for wildcard in rule.wildcards)
+        progress = " (progress: {log})" if isinstance(asks, DistillResources) else ""
+        return {
+            "log": str(self.results.log(rule.log)),
+            "benchmark": str(self.results.benchmark(rule.log)),
+            "conda": "../../environment.yml",
+            "threads": asks.threads,
+            "resources": _resources(asks),
+            "params": {"code": stage_digest(rule.code)} if rule.code else {},
+            "message": (wildcards if name in rule.wildcards else f"{name} {wildcards}").rstrip() + progress,
+        }
+
+    def report_so_far(self) -> None:
+        """Report the runs that are scored: one that diverges keeps the report of all from being made."""
+        try:
+            out = Inputs.so_far(self.config, self.results.folder).out
+        except UserError:  # no run is scored
+            return
+        stage = [sys.executable, "-m", "sid_core", "report", "--so-far", "--settings", self.results.config]
+        done = subprocess.run([*stage, "--results", self.results.folder], capture_output=True, text=True)
+        if done.returncode:
+            reason = done.stderr.strip().splitlines()[-1]
+            print(f"the runs that are scored could not be compared: {reason}", file=sys.stderr)
+        else:
+            print(f"unfinished: {out.report} compares what is scored so far", file=sys.stderr)
+
+
+def _resources(asks: JobResources) -> dict:
+    """Return what a job asks for: a retry for more memory and time, as it may have run out of them."""
+    amount, unit = int(asks.runtime[:-1]), asks.runtime[-1]
+    gpu = asks.gpus(int(has_gpu()))  # where nothing is said, one on a machine with GPUs
+    shared = {"gpu": gpu, "mem_mb": lambda wildcards, attempt: attempt * asks.mem_mb}
+    if not isinstance(asks, DistillResources):
+        return shared | {"runtime": lambda wildcards, attempt: f"{attempt * amount}{unit}"}
+    # a job of several nodes runs its own srun, hence is no step of one (`mpi`); a task on each node starts the processes there
+    several = {"mpi": "srun", "tasks": asks.nodes, "tasks_per_gpu": 0} if asks.nodes > 1 else {}
+    own = {key: getattr(asks, key) for key in ("runtime", "nodes", "continuations", "save_s")}
+    processes = {"processes": gpu}  # also where a cluster's profile asks for them by `gres`
+    return several | shared | own | processes | {"attempt": lambda wildcards, attempt: attempt}
+
+
+def any_of(names: Iterable[str]) -> str:
+    """Return a pattern for these names and nothing else, also where there are none."""
+    return "|".join(map(re.escape, names)) or "$^"

@@ -1,0 +1,42 @@
+"""List the rules that call a subcommand: what names their logs, what they ask for, and the code their result depends on."""
+
+from dataclasses import dataclass
+from string import Formatter
+
+from ..config import JobResources
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule; its subcommand has the same name, with - for _."""
+
+    log: str  # below logs/ and benchmarks/, with the rule's wildcards
+    asks: str | JobResources  # key of `resources` in the config, or what is asked for everywhere
+    code: str | None = None  # the module that makes the result
+
+    @property
+    def wildcards(self) -> list[str]:
+        """Return the names of the wildcards, which tell the rule's jobs apart."""
+        return [name for _, name, _, _ in Formatter().parse(self.log) if name]
+
+
+def _small(mem_mb: int, runtime: str) -> JobResources:
+    return JobResources(gpu=0, mem_mb=mem_mb, runtime=runtime)
+
+
+RULES = {
+    "tracking_init": Rule("tracking_init", _small(2000, "10m")),
+    "teacher": Rule("{teacher}", "teacher", "models.teacher"),
+    "prompts": Rule("prompts", "prompts", "data.prompts"),
+    "evaluation_networks": Rule("evaluation_networks", "teacher", "evaluation.networks.weights"),
+    "reference": Rule("{reference}", "reference", "evaluation.features"),
+    "distill": Rule("distill/{run}", "distill", "training.run"),
+    "import_official": Rule("import/{run}", "teacher", "models.convert.official"),
+    "generate": Rule("generate/{run}.{shard}", "generate", "sampling.generation"),
+    "generate_baseline": Rule("generate/{name}.{shard}", "generate", "sampling.generation"),
+    "features": Rule("features/{kind}/{name}.{shard}", "features", "evaluation.features"),
+    "score": Rule("score/{kind}/{name}", "score", "evaluation.scoring"),
+    "pairs": Rule("pairs", _small(1000, "10m"), "evaluation.pairs"),
+    "report": Rule("report", _small(4000, "30m"), "report"),
+    "track": Rule("track", _small(2000, "1h"), "tracking"),
+}

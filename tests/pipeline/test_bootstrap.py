@@ -1,0 +1,66 @@
+"""What a call of Snakemake makes of the configuration: the rules' shared directives, and the files that status knows jobs by."""
+
+import re
+
+import pytest
+from project import ROOT, Project
+
+from sid_core.config import load_config
+from sid_core.pipeline.paths import Results
+from sid_core.pipeline.rules import RULES
+from sid_core.pipeline.status.jobs import jobs
+
+FILES = {path.name: path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk")}
+TEXTS = dict(re.findall(r"^rule (\w+):\n((?:    .*\n|\n)*)", "\n\n".join(FILES.values()), re.M))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """The smallest experiment, with an import of another teacher and a watched training."""
+    made = Project(tmp_path_factory.mktemp("project"))
+    (made.folder / "x.pkl").touch()
+    published = {"name": "published", "file": "x.pkl", "scale": 2, "train_kimg": 1, "teacher": "other"}
+    made.configure(
+        imports=[published],
+        teachers={"other": {"source": "embedded"}},
+        distill={"proxy_samples": 8},
+    )
+    return made
+
+
+def test_jobs_of_status_have_the_outputs_and_logs_of_the_rules(project):
+    outputs = {line.split("\t")[0] for line in project.run("--summary").splitlines()}
+    logs = set(re.findall(r"results/smallest/logs/\S+\.log", project.run("--dry-run", "--printshellcmds")))
+    found = jobs(load_config(project.folder / "config.yaml"))
+    below = project.results.relative_to(project.folder)
+    assert {str(below / job.output) for job in found} <= outputs
+    assert {str(below / job.log) for job in found} == {log for log in logs if "/logs/settings/" not in log}
+
+
+def test_complete_rules_gives_a_rule_its_log_and_benchmark(project):
+    """It wraps a method of Snakemake: this notices where that is called otherwise."""
+    results = Results(project.results)
+    target = str(results.store.relative_to(project.folder))
+    said = project.run("--config", "tracking={enabled: false}", "--quiet", "host", "--", target)
+    assert ": tracking_init\n" in said
+    assert results.store.is_file()
+    assert results.log("tracking_init").is_file()
+    assert results.benchmark("tracking_init").read_text().startswith("s\t")
+
+
+def test_bootstrap_prints_the_plan_in_a_dry_run_alone(project):
+    assert "plan of smallest" in project.snakemake("-n").stdout
+    assert "plan of smallest" in project.snakemake("--cores", "1", "-n", "--quiet").stdout
+    assert "plan of smallest" not in project.snakemake("--summary").stdout
+
+
+def test_rules_are_those_of_the_table_and_call_the_subcommand_of_their_name():
+    assert set(TEXTS) - {"all", "settings"} == set(RULES)
+    for name in RULES:
+        command = name.replace("_", "-")
+        assert re.search(rf"-m sid_core {command} |-- {command} ", TEXTS[name]), name
+
+
+def test_rules_are_short():
+    lengths = sorted(len(text.strip().splitlines()) + 1 for text in TEXTS.values())
+    assert lengths[len(lengths) // 2] <= 15
