@@ -1,4 +1,4 @@
-# make run: the whole experiment. make test: the test suite. Both set up .venv first, once, and again when the lock changes.
+# Every target sets up .venv first, once, and again when the lock changes. `make help` prints what follows ##.
 PYTHON ?= python3
 # Python 3.14 would need a compiler: immutables, which Snakemake needs, has no wheel for it (make wheels)
 PYTHONS := 3.11 3.12 3.13
@@ -7,12 +7,15 @@ BIN := .venv/bin
 READY := .venv/.ready
 TRACKING := sqlite:///$(CURDIR)/mlflow.db
 
-.PHONY: run setup slurm test test-slow lint ui lock wheels bench assets
+.PHONY: run help setup slurm test test-all test-slow lint ui lock wheels bench assets chromium
 
-run: setup
+run: setup ## run the embedded experiment: results/shapes/report.html
 	$(BIN)/snakemake --cores all
 
-setup: $(READY)
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: $(READY) ## make .venv with the locked packages
 
 # the lock holds versions and hashes; uv, itself of a fixed version, fetches in parallel. Compiled once: every stage is a process
 # that imports torch and more
@@ -25,22 +28,23 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
-# what `snakemake --profile workflow/profiles/slurm` needs as well
-slurm: setup
+slurm: setup ## add what `snakemake --profile workflow/profiles/slurm` needs
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --require-hashes --compile-bytecode -r requirements-slurm.lock
 
-test: setup chromium
+test: setup ## run the fast tests; installs nothing outside of .venv
 	$(BIN)/python -m pytest
 
-# what takes an hour: the paper's experiments with every run and shard, in miniature, and long series of faults
-test-slow: setup
+test-all: test chromium ## also test in Chromium and on Slurm; installs both by apt-get (root, Debian)
+	$(BIN)/python -m pytest -m 'system and not slow'
+
+test-slow: setup ## an hour: the paper's experiments in miniature, long series of faults (apt-get, as test-all)
 	$(BIN)/python -m pytest -m slow
 
-# tests/browser opens pages in it; where it cannot be installed they fail and say so
+# without it the tests of tests/browser fail and name it
 chromium:
 	@command -v chromium > /dev/null || { apt-get -qq update && apt-get -qq install --no-install-recommends chromium; } || true
 
-lint: setup
+lint: setup ## check style, layers of the package and rules
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/ruff format --check .
@@ -48,24 +52,22 @@ lint: setup
 	$(BIN)/snakemake --lint
 
 # without MLflow's own job runner: nine idle processes that nothing here uses
-ui: setup
+ui: setup ## show the runs in MLflow on http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri $(TRACKING) --host 127.0.0.1 --port 5000
 
-# after a change of the dependencies in pyproject.toml
-lock: setup
+lock: setup ## renew the locks after a change of dependencies in pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --group dev pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-deps --group slurm -o requirements-slurm.lock
 	$(MAKE) wheels
 
-# that no package of the lock needs a compiler, on any of these Pythons; connection-pool, the one without wheels, is plain Python
-wheels: setup
+# connection-pool, the one without wheels, is plain Python
+wheels: setup ## check that no locked package needs a compiler on any supported Python
 	for python in $(PYTHONS); do \
 	  $(BIN)/uv pip install --quiet --dry-run --target .venv/none --python-version $$python --only-binary :all: \
 	    --no-binary connection-pool --require-hashes -r requirements.lock || exit 1; done
 
-bench: setup
+bench: setup ## run every benchmark
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
-# the shipped networks of the embedded experiment, trained from nothing (hours)
-assets: setup
+assets: setup ## train the shipped networks of the embedded experiment (hours)
 	$(BIN)/sid-core shapes-assets --out sid_core/data/shapes/assets

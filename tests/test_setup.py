@@ -43,6 +43,20 @@ def test_make_setup_of_a_supported_python_goes_on(tmp_path, version):
     assert "makes the environment" in make_setup(tmp_path, version).stdout
 
 
+def make(*arguments: str) -> str:
+    return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_make_help_lists_every_target():
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+    assert re.findall(r"^  make (\S+)", make("help"), re.M) == [name for name in targets if name != "chromium"]
+
+
+def test_make_test_installs_nothing_on_the_system():
+    assert "apt-get" not in make("--dry-run", "test")
+    assert "apt-get" in make("--dry-run", "test-all")
+
+
 def test_stated_range_is_the_same_everywhere():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == f">={OLDEST},<{FIRST_REFUSED}"

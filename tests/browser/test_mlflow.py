@@ -17,6 +17,8 @@ from sid_core import config as c
 from sid_core import tracking
 from sid_core.storage.files import write_manifest
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).parents[2]
 # of MLflow's own page: it asks who is logged in, where nobody can be, redraws while it resizes, and draws charts that have no size yet
 THEIRS = ["404", "ResizeObserver", "ERR_ABORTED", r"Error: <\w+> attribute"]

@@ -8,6 +8,8 @@ from made_up import make_config, write_experiment
 from sid_core.pipeline.inputs import Inputs
 from sid_core.report import write_report
 
+pytestmark = pytest.mark.system
+
 EXTRA = [
     {"strategy": "none"},
     {"strategy": "long", "scale": 3},

@@ -12,6 +12,8 @@ from sid_core.serve.gallery import Gallery
 from sid_core.serve.server import make_server
 from sid_core.storage.files import write_json, write_manifest
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).parents[2]
 
 

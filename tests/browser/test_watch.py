@@ -2,6 +2,8 @@
 
 import pytest
 
+pytestmark = pytest.mark.system
+
 BAD = """<!doctype html><title>bad</title><img src="https://example.org/x.png"><p style="color: #ddd">pale</p>
 <script>console.error("oh"); throw new Error("no")</script>"""
 GOOD = '<!doctype html><html lang="en"><title>good</title><main><h1>good</h1><p>plain</p></main>'

@@ -1,4 +1,4 @@
-"""A real Slurm on this machine: `python tests/slurm/cluster.py COMMAND` runs a shell command in a cluster of its own.
+"""A real Slurm on this machine: `python tests/helpers/cluster.py COMMAND` runs a shell command in a cluster of its own.
 
 Everything lives in namespaces of its own: /etc/slurm and /etc/hosts are mounted over, all processes end with the first one
 (which ends with this program, also by SIGKILL), and each node has a host name. So several clusters run side by side, and

@@ -7,6 +7,8 @@ import torch
 from cluster import Cluster
 from training import Training
 
+pytestmark = pytest.mark.system
+
 SAVE_S = 40
 
 

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from pipeline import Pipeline, Project, install_plugin, read_scores
 from training import SLOWLY
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.system]
 BLOCKS = {
     "baselines": {"steps": []},
     "distill": {"train_kimg": 0.56},  # 70 points of the log, a second each

@@ -12,6 +12,8 @@ from training import Training
 
 from sid_core.storage.files import saved_states
 
+pytestmark = pytest.mark.system
+
 TWO = ("--gpus=2", "--nodes=2")
 # as the plugin submits what several_nodes in workflow/rules/distill.smk asks for
 SBATCH = ("--nodes=2", "--ntasks=2", "--gpus=2")

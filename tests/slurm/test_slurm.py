@@ -17,6 +17,8 @@ import pytest
 from cluster import Cluster
 from pipeline import Pipeline, Project, install_plugin, read_scores
 
+pytestmark = pytest.mark.system
+
 NOBODY = 65534
 BLOCKS = {
     "baselines": {"steps": []},
