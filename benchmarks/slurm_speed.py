@@ -1,4 +1,4 @@
-"""What Slurm costs: `python benchmarks/slurm_speed.py`, in a cluster of its own on this machine (tests/slurm/cluster.py).
+"""What Slurm costs: `python benchmarks/slurm_speed.py`, in a cluster of its own on this machine (tests/helpers/cluster.py).
 
 Two questions. How long is it from a job's end, as Slurm tells it, to the submission of what waited for it? And how long does a
 sweep of four scales with eight shards each take, beside the same sweep without Slurm, both with two jobs at a time?

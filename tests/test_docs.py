@@ -74,9 +74,9 @@ def test_commands_are_those_of_the_program(page):
         assert used <= known, f"sid-core {line}"
 
 
-@pytest.mark.parametrize("page", ["own-prompts", "own-teacher"])
+@pytest.mark.parametrize("page", ["how-to/own-prompts", "how-to/own-teacher", "contributing/experiment"])
 def test_an_experiment_of_ones_own_is_shown_whole(page):
-    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "how-to" / f"{page}.md").read_text(), flags=re.S)
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), flags=re.S)
     given = config.parse_config(config.merge(config.read_yaml(ROOT / "config.yaml"), yaml.safe_load(block)))
     assert given.experiment != "shapes", "it would make another experiment's results again"
     assert "note" not in to_text(given)
