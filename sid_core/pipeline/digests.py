@@ -26,13 +26,13 @@ PLUMBING = {
     ROOT / "pipeline" / "paths.py",
     ROOT / "pipeline" / "inputs.py",
 }
-BESIDE = {".css", ".js", ".csv"}
+BESIDE = {".html", ".css", ".js", ".csv"}
 
 
 def stage_digest(module: str) -> str:
     """Digest of a module ('training.run') and of what it imports from this package; comments and docstrings do not count.
 
-    Also of other files beside modules: the style and script of a page, a table.
+    Also of other files beside modules: a page's template, style and script, a table.
     """
     path = _file(ROOT.joinpath(*module.split(".")))
     assert path is not None, f"sid_core.{module}: no such module"

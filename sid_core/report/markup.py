@@ -1,56 +1,19 @@
-"""Pieces of the page: every text is escaped where it enters, images are data URIs, figures inline SVG in the page's colours."""
+"""Images as data URIs, and figures as inline SVG in the page's colours."""
 
 import base64
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from html import escape
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from .samples import LARGEST, fit
-from .theme import LIGHT, Picture
+from .theme import LIGHT
 
 EXACT = 64  # pixels; smaller samples are kept to the bit, larger ones are compressed
-
-
-def section(name: str, title: str, body: str) -> str:
-    return f'<section id="{name}" aria-labelledby="{name}-title">\n<h2 id="{name}-title">{escape(title)}</h2>\n{body}</section>\n'
-
-
-def bullets(lines: Iterable[str], name: str = "notes") -> str:
-    """A list; '' of nothing."""
-    items = "".join(f"<li>{escape(line)}</li>\n" for line in lines)
-    return f'<ul class="{name}">\n{items}</ul>\n' if items else ""
-
-
-def caption(text: str) -> str:
-    return f'<p class="caption">{escape(text)}</p>\n'
-
-
-def scrolling(body: str, name: str) -> str:
-    """A box that scrolls sideways on a narrow screen, also from the keyboard."""
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}">\n{body}\n</div>\n'
-
-
-def pairs(values: Mapping[str, object]) -> str:
-    """Names and values, a line each."""
-    lines = "".join(
-        f"<div><dt>{escape(key)}</dt><dd>{escape(str(value))}</dd></div>\n" for key, value in values.items()
-    )
-    return f"<dl>\n{lines}</dl>\n"
-
-
-def plain_table(head: Iterable[str], rows: Iterable[tuple[str | None, Iterable[str]]], name: str) -> str:
-    """A table of text. `rows`: the run (without its seed) that a row belongs to, if to one, and its cells, the first of which names it."""
-    titles = "".join(f'<th scope="col">{escape(title)}</th>' for title in head)
-    body = ""
-    for run, (first, *cells) in rows:
-        rest = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        belongs = f' data-run="{escape(run)}"' if run else ""
-        body += f'<tr{belongs}><th scope="row">{escape(first)}</th>{rest}</tr>\n'
-    return scrolling(f'<table class="plain">\n<thead><tr>{titles}</tr></thead>\n<tbody>\n{body}</tbody></table>', name)
 
 
 def data_uri(kind: str, data: bytes) -> str:
@@ -67,17 +30,11 @@ def image_uri(image: np.ndarray) -> str:
     return data_uri("webp", data.getvalue())
 
 
-# --- figures -----------------------------------------------------------------------------------------------------------
+def inline(svg: str, alt: str, tips: Mapping[str, str] | None) -> Markup:
+    """Make an SVG file of matplotlib's part of the page: in its colours and font, without what only a file needs.
 
-
-def figure(picture: Picture, alt: str, words: str, tips: Mapping[str, str] | None = None, name: str = "plain") -> str:
-    """A figure. `tips`: what each of its points says, by run; without them it is one image."""
-    drawing = scrolling(inline(picture.svg, alt, tips), alt)
-    return f'<figure class="{name}">\n{drawing}<figcaption>{escape(words)}</figcaption>\n</figure>\n'
-
-
-def inline(svg: str, alt: str, tips: Mapping[str, str] | None) -> str:
-    """An SVG file of matplotlib's as part of the page: in its colours and font, without what only a file needs."""
+    `tips`: what each of its points says, by run; without them it is one image.
+    """
     viewbox = re.search(r'viewBox="[^"]*"', svg)[0]
     body = svg[svg.index('<g id="figure_1">') : svg.rindex("</svg>")]
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
@@ -100,7 +57,7 @@ def inline(svg: str, alt: str, tips: Mapping[str, str] | None) -> str:
     body = re.sub(r"\d+\.\d{5,}", lambda match: f"{float(match[0]):.2f}", body)  # texts have four decimals at most
     body = re.sub(r"\s*\n\s*", " ", body)
     role = "group" if tips else "img"
-    return f'<svg {viewbox} role="{role}" aria-label="{escape(alt)}">{body}</svg>\n'
+    return Markup(f'<svg {viewbox} role="{role}" aria-label="{escape(alt)}">{body}</svg>')
 
 
 def _says(tip: str) -> str:

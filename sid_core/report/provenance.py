@@ -2,28 +2,25 @@
 
 import json
 import subprocess
-from html import escape
 from pathlib import Path
 
 from ..config import Config, distillations, dump
 from ..storage.files import flat
 from .entries import base_name
-from .markup import pairs, plain_table
 
 
-def provenance(config: Config, scores: dict[str, dict]) -> str:
-    """A section's body."""
+def provenance(config: Config, scores: dict[str, dict]) -> dict:
+    """Return names and values by section."""
     first = next(iter(scores.values()))
-    generators = {name: score["generator_sha256"] for name, score in scores.items() if score["generator_sha256"]}
-    names, rows = differing_settings(config)
-    parts = {
-        "Protocol": pairs({"hash": first["protocol_hash"]} | _texts(first["protocol"])),
-        "Settings in which the runs differ": plain_table(["Run", *names], rows, "Differing settings") if names else "",
-        "Generators, sha256 of their weights": pairs(generators),
-        "Versions": pairs({"commit of this report": commit()} | _versions(scores)),
+    differing, rows = differing_settings(config)
+    return {
+        "protocol": {"hash": first["protocol_hash"]} | _texts(first["protocol"]),
+        "differing": differing,
+        "rows": rows,
+        "generators": {name: score["generator_sha256"] for name, score in scores.items() if score["generator_sha256"]},
+        "versions": {"commit of this report": commit()} | _versions(scores),
+        "configuration": dump(config),
     }
-    body = "".join(f"<h3>{escape(title)}</h3>\n{part}" for title, part in parts.items() if part)
-    return f'{body}<details>\n<summary>Configuration</summary>\n<pre tabindex="0">{escape(dump(config))}</pre>\n</details>\n'
 
 
 def differing_settings(config: Config) -> tuple[list[str], list[tuple[str, list[str]]]]:
