@@ -14,8 +14,11 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +38,7 @@ LAST_WORD_S = 30.0  # more than the first process of a training takes from its e
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a subcommand. Returns the exit code: 0, 1 after a user's mistake, 128 + signal when interrupted."""
-    given = _parser().parse_args(arguments)
+    given = _parse(sys.argv[1:] if arguments is None else arguments)
     os.environ["MPLBACKEND"] = "Agg"  # no display is needed, whatever the user's shell says
     if given.threads:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes that torchrun has started on this node
@@ -45,25 +48,25 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         claim = getattr(given, "claim", None)
         with nullcontext() if claim is None else gpus.claimed(claim):
-            if given.stage not in WITHOUT_NETWORKS:
+            if given.command not in WITHOUT_NETWORKS:
                 from .models.devices import exact_products
 
                 exact_products()  # training sets its own, by distill.precision
             given.run(given)
     except UserError as error:
-        return _complain(str(error))
+        return print_error(str(error))
     except BrokenPipeError:  # what reads the output, such as `head`, has enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- Python flushes it when it ends
         return 0
     except KeyboardInterrupt:
-        return _complain("interrupted; what is finished is kept, running again continues", 128 + signal.SIGINT)
+        return print_error("interrupted; what is finished is kept, running again continues", 128 + signal.SIGINT)
     except Exception as error:
         if (mistaken := _mistaken(error, given)) is not None:
-            return _complain(mistaken)
+            return print_error(mistaken)
         refusal = _refusal(error)
         if refusal is None:
             raise
-        return _complain(f"{_place(error, given)}: {refusal}; make room or choose another place, then run again")
+        return print_error(f"{_place(error, given)}: {refusal}; make room or choose another place, then run again")
     return 0
 
 
@@ -98,7 +101,8 @@ def _place(error: Exception, given: argparse.Namespace) -> str:
     return str(getattr(error, "filename", None) or " or ".join(places))
 
 
-def _complain(message: str, code: int = 1) -> int:
+def print_error(message: str, code: int = 1) -> int:
+    """Print a message on stderr; return the exit code."""
     print(f"error: {redact(message)}", file=sys.stderr)
     return code
 
@@ -106,16 +110,35 @@ def _complain(message: str, code: int = 1) -> int:
 # --- stages ----------------------------------------------------------------------------------------------------------
 
 
-def _teacher(given: argparse.Namespace) -> None:
-    from .models.teacher import prepare_teacher
+# commands that call a function with its settings, if it has any, and some of their arguments
+CALLS = {
+    "teacher": ("models.teacher:prepare_teacher", config.Teacher, "out"),
+    "prompts": ("data.prompts:prepare_prompts", config.PromptsSettings, "out teacher"),
+    "evaluation-networks": ("evaluation.networks.weights:prepare_networks", config.BuildReferenceSettings, "out"),
+    "generate": (
+        *("sampling.generation:generate_run", config.GenerateSettings),
+        "generator teacher captions start stop out workers",
+    ),
+    "generate-baseline": (
+        *("sampling.generation:generate_baseline", config.BaselineSettings),
+        "teacher captions start stop out workers",
+    ),
+    "features": ("evaluation.features:extract_features", config.FeatureSettings, "samples captions out workers"),
+    "score": ("evaluation.scoring:score", config.ScoreSettings, "features reference captions out"),
+    "status": ("pipeline.status:show", None, "results configfile watch"),
+    "serve": ("serve:serve", None, "results port"),
+    "export": ("models.convert.pipeline:export", None, "generator teacher out score"),
+    "push": ("models.convert.pipeline:push", None, "pipeline repo private"),
+}
 
-    prepare_teacher(config.load_settings(config.Teacher, given.settings), given.out)
 
-
-def _prompts(given: argparse.Namespace) -> None:
-    from .data.prompts import prepare_prompts
-
-    prepare_prompts(config.load_settings(config.PromptsSettings, given.settings), given.out, given.teacher)
+def _call(given: argparse.Namespace) -> None:
+    function, settings, arguments = CALLS[given.command]
+    module, name = function.split(":")
+    call = getattr(import_module(f".{module}", __package__), name)
+    values = vars(given) | {"workers": given.threads or 1}
+    first = [config.load_settings(settings, given.settings)] if settings else []
+    call(*first, *(values[argument] for argument in arguments.split()))
 
 
 def _distill(given: argparse.Namespace) -> None:
@@ -153,7 +176,7 @@ def _distill(given: argparse.Namespace) -> None:
             distill(settings, given.teacher, prompts, given.state, given.out, draw, look, code)
     except Interrupted as error:
         message = f"{settings.run.name}: interrupted; its state is saved, running again continues"
-        sys.exit(_complain(message, 128 + error.signum) if is_first() else 128 + error.signum)
+        sys.exit(print_error(message, 128 + error.signum) if is_first() else 128 + error.signum)
     except (TrainingStopped, PeerLost):
         if is_first():
             raise
@@ -177,46 +200,12 @@ def _proxy(given: argparse.Namespace, settings: config.DistillSettings, prompts:
     return Proxy(reference_settings, given.reference, captions, lambda x: codec.to(x.device).decode(x))
 
 
-def _generate(given: argparse.Namespace) -> None:
-    from .sampling.generation import generate_run
-
-    settings = config.load_settings(config.GenerateSettings, given.settings)
-    generate_run(settings, given.generator, given.teacher, given.captions, *given.range, given.out, given.threads or 1)
-
-
-def _generate_baseline(given: argparse.Namespace) -> None:
-    from .sampling.generation import generate_baseline
-
-    settings = config.load_settings(config.BaselineSettings, given.settings)
-    generate_baseline(settings, given.teacher, given.captions, *given.range, given.out, given.threads or 1)
-
-
-def _evaluation_networks(given: argparse.Namespace) -> None:
-    from .evaluation.networks.weights import prepare_networks
-
-    prepare_networks(config.load_settings(config.BuildReferenceSettings, given.settings), given.out)
-
-
 def _reference(given: argparse.Namespace) -> None:
     from .evaluation.features import build_reference
     from .pipeline.digests import stage_digest
 
     settings = config.load_settings(config.BuildReferenceSettings, given.settings)
     build_reference(settings, given.out, given.threads or 1, stage_digest("evaluation.features"))
-
-
-def _features(given: argparse.Namespace) -> None:
-    from .evaluation.features import extract_features
-
-    settings = config.load_settings(config.FeatureSettings, given.settings)
-    extract_features(settings, given.samples, given.captions, given.out, given.threads or 1)
-
-
-def _score(given: argparse.Namespace) -> None:
-    from .evaluation.scoring import score
-
-    settings = config.load_settings(config.ScoreSettings, given.settings)
-    score(settings, given.features, given.reference, given.captions, given.out)
 
 
 def _pairs(given: argparse.Namespace) -> None:
@@ -276,18 +265,6 @@ def _track(given: argparse.Namespace) -> None:
         tracking.track(given.results)
 
 
-def _status(given: argparse.Namespace) -> None:
-    from .pipeline.status import show
-
-    show(given.results, given.configfile, given.watch)
-
-
-def _serve(given: argparse.Namespace) -> None:
-    from .serve import serve
-
-    serve(given.results, given.port)
-
-
 def _sample(given: argparse.Namespace) -> None:
     logging.getLogger(__name__).info("loading libraries")  # they take seconds, and many on a file server
     from .sampling.studio import sample
@@ -305,18 +282,6 @@ def _import_official(given: argparse.Namespace) -> None:
         import_settings(settings, given.teacher, given.out)
     else:
         import_file(given.network, given.teacher, given.out, given.t_init, given.num_steps)
-
-
-def _export(given: argparse.Namespace) -> None:
-    from .models.convert.pipeline import export
-
-    export(given.generator, given.teacher, given.out, given.score)
-
-
-def _push(given: argparse.Namespace) -> None:
-    from .models.convert.pipeline import push
-
-    push(given.pipeline, given.repo, given.private)
 
 
 def _shapes_assets(given: argparse.Namespace) -> None:
@@ -361,142 +326,167 @@ def _schema(given: argparse.Namespace) -> None:
 
 # --- arguments -------------------------------------------------------------------------------------------------------
 
-OPTIONS = {
-    "settings": {"type": Path, "help": "the stage's frozen settings (YAML)"},
-    "teacher": {"type": Path, "help": "a prepared teacher: results/EXPERIMENT/teacher"},
-    "prompts": {"type": Path, "help": "training captions, one a line"},
-    "captions": {"type": Path, "help": "evaluation captions, one a line"},
-    "state": {"type": Path, "help": "folder of the training state; running again continues from it"},
-    "tracking": {"type": Path, "help": "what tracking-init wrote; training mirrors itself to MLflow once it is there"},
-    "generator": {"type": Path, "help": "runs/RUN/generator of a finished distillation"},
-    "range": {"type": int, "nargs": 2, "metavar": ("START", "STOP"), "help": "samples START to STOP - 1"},
-    "samples": {"type": Path, "help": "a shard of samples (.tar)"},
+# help of files and folders; COMMAND.NAME is of one command
+PATHS = {
+    "settings": "the stage's frozen settings (YAML)",
+    "teacher": "a prepared teacher: results/EXPERIMENT/teacher",
+    "prompts.teacher": "counts tokens with its tokenizer",
+    "sample.teacher": "default: the one it was distilled from, beside runs/",
+    "plan-memory.teacher": "a diffusers directory; its weights are not read",
+    "prompts": "training captions, one a line",
+    "captions": "evaluation captions, one a line",
+    "state": "folder of the training state; running again continues from it",
+    "tracking": "what tracking-init wrote; training mirrors itself to MLflow once it is there",
+    "generator": "runs/RUN/generator of a finished distillation",
+    "samples": "a shard of samples (.tar)",
+    "reference": "the reference features (.safetensors)",
+    "distill.reference": "reference features, where distill.proxy_samples is set",
+    "reference-settings": "the settings they were made with",
+    "results": "results/EXPERIMENT",
+    "status.results": "results/EXPERIMENT, by the settings frozen there",
+    "configfile": "such as experiments/sd15.yaml (default: config.yaml alone)",
+    "pipeline": "what export wrote",
+    "import-official.settings": "frozen settings of an import, in place of NETWORK.pkl",
+    "score": "score.json of the run, for the model card",
+    "out": "what to write; it appears whole or not at all",
+}
+FLAGS = {
+    "off": "record that nothing is to be tracked",
+    "sync": "anew, also where MLflow could not be used before; nothing is logged twice",
+    "so-far": "of an unfinished experiment, what is there, to RESULTS/so-far",
+    "watch": "again every two seconds until all is done",
+    "private": "a new repository is private",
+    "smallest": "a minute's worth: loadable, not good",
+}
+OPTIONS: dict[str, dict] = {
+    **{name: {"type": Path, "help": text} for name, text in PATHS.items()},
+    **{name: {"action": "store_true", "help": text} for name, text in FLAGS.items()},
     "features": {"type": Path, "nargs": "+", "help": "all feature shards of a run or baseline (.safetensors)"},
-    "reference": {"type": Path, "help": "the reference features (.safetensors)"},
-    "results": {"type": Path, "help": "results/EXPERIMENT"},
+    "range": {"type": int, "nargs": 2, "metavar": ("START", "STOP"), "help": "samples START to STOP - 1"},
     "experiment": {"help": "name of the MLflow experiment"},
+    "attempt": {"type": int, "default": 1, "help": "of this try: Snakemake makes a failed one again"},
+    "uri": {"help": "default: MLFLOW_TRACKING_URI, else mlflow.db in this folder"},
+    "track.uri": {"help": "with --sync: default: MLFLOW_TRACKING_URI, else the settings'"},
     "prompt": {"help": "what to draw"},
-    "pipeline": {"type": Path, "help": "what export wrote"},
     "repo": {"help": "OWNER/NAME on the hub; it is made where it is not there"},
-    "out": {"type": Path, "help": "what to write; it appears whole or not at all"},
+    "port": {"type": int, "default": 7860, "help": "of 127.0.0.1 (default: 7860; 0: any free one)"},
+    "seed": {"type": int, "default": 0, "help": "of the noise (default: 0)"},
+    "count": {"type": int, "default": 1, "help": "images, of this seed and the next (default: 1)"},
+    "t-init": {"type": int, "help": "noise level it starts at (default: the file name's, else 625)"},
+    "num-steps": {"type": int, "default": 1, "help": "evaluations per image (default: 1)"},
+    "kappa": {"type": float, "default": 2.0, "help": "guidance scale; 1 is no guidance (default: 2)"},
+    "size": {"choices": ("sd15", "sd21-base", "sd21-768", "shapes"), "help": "or one by its name"},
+    "precision": {"nargs": "+", "default": ["bfloat16", "float32"], "help": "float16: as bfloat16; tf32: as float32"},
+    "gpus": {"type": int, "dest": "claim", "metavar": "N", "help": "take so many that no other job has (default: all)"},
+    "plan-memory.gpus": {"type": int, "default": 1, "metavar": "N", "help": "that train together (default: 1)"},
+    "threads": {"type": int, "metavar": "N", "help": "of torch and numpy"},
 }
-STAGES = {
-    "teacher": (_teacher, "bring the teacher from its source and check it", "settings out"),
-    "prompts": (_prompts, "write the captions", "settings out"),
-    "distill": (_distill, "train one generator, or go on with it", "settings teacher prompts state tracking out"),
-    "generate": (_generate, "samples of a generator", "settings generator teacher captions range out"),
-    "generate-baseline": (_generate_baseline, "samples of a baseline", "settings teacher captions range out"),
-    "evaluation-networks": (
-        _evaluation_networks,
-        "fetch and verify what looks at images, and the reference images",
-        "settings out",
-    ),
-    "reference": (_reference, "features of the reference images", "settings out"),
-    "features": (_features, "features of a shard of samples", "settings samples captions out"),
-    "score": (_score, "FID, CLIP score and more, from features", "settings features reference captions out"),
-    "pairs": (_pairs, "differences of all scores with intervals, means over training seeds", "settings results"),
-    "report": (_report, "table, figures and page of an experiment", "settings results"),
-    "tracking-init": (_tracking_init, "make MLflow's database and experiment", "experiment out"),
-    "track": (_track, "mirror an experiment's files to MLflow", "results"),
-    "compare": (_compare, "scored runs side by side: intervals, and which is shown to be better", ""),
-    "status": (_status, "what is done, running, failed, and how long still", ""),
-    "serve": (_serve, "a page on this machine to try prompts on an experiment's generators", "results"),
-    "import-official": (_import_official, "a published checkpoint as a generator", "teacher out"),
-    "export": (_export, "a generator as a diffusers pipeline with a model card", "generator teacher out"),
-    "push": (_push, "upload an exported pipeline to a hub", "pipeline repo"),
-    "sample": (_sample, "one image for a prompt", "generator prompt out"),
-    "shapes-assets": (_shapes_assets, "train the shipped networks of the embedded experiment (hours)", "out"),
-    "plan": (_plan, "what an experiment will take: jobs, GPU hours, memory, disk", ""),
-    "plan-memory": (_plan_memory, "GPU memory of a training run by its settings, and which fit which card", ""),
-    "schema": (_schema, "print the JSON schema of config.yaml", ""),
-    "manual": (_manual, "write the reference pages of settings and command line", "out"),
+POSITIONAL = {
+    "runs": {"nargs": "+", "metavar": "RUN", "help": "folders such as results/shapes/runs/lsg-2, of any experiments"},
+    "network": {"nargs": "?", "metavar": "NETWORK.pkl", "help": "a pickle of dict(ema=UNet)"},
 }
-# every other stage, also one that is added here, starts with exact float32 products
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand. Of its arguments, `name?` may be left out, and `a|b` exclude each other."""
+
+    run: Callable[[argparse.Namespace], None]
+    help: str
+    arguments: str = ""
+
+    @property
+    def needs(self) -> list[str]:
+        """Return the options that are required."""
+        return [word for word in self.arguments.split() if not {"?", "|"} & set(word) and word not in POSITIONAL]
+
+
+SHARD = "settings teacher captions range out gpus?"
+DISTILL = "settings teacher prompts state tracking out reference? reference-settings?"
+IMPORT = "teacher out network settings? t-init? num-steps? gpus?"
+MEMORY = "teacher|size kappa? gpus? precision?"
+GROUPS = {
+    "Run": {
+        "report": Command(_report, "make tables, figures and the page of an experiment", "settings results so-far?"),
+        "track": Command(_track, "mirror an experiment's files to MLflow", "results sync? uri?"),
+        "import-official": Command(_import_official, "write a published checkpoint as a generator", IMPORT),
+    },
+    "Inspect": {
+        "status": Command(_call, "print what is done, running or failed, and time left", "results|configfile? watch?"),
+        "compare": Command(_compare, "set scored runs side by side: intervals, and which is better", "runs"),
+    },
+    "Try": {
+        "sample": Command(_sample, "draw images for a prompt", "generator prompt out seed? count? teacher?"),
+        "serve": Command(_call, "serve a page on this machine to try prompts on generators", "results port?"),
+    },
+    "Plan": {
+        "plan": Command(_plan, "estimate jobs, GPU hours, memory and disk of an experiment", "configfile?"),
+        "plan-memory": Command(_plan_memory, "estimate the GPU memory of a training by its settings", MEMORY),
+        "schema": Command(_schema, "print the JSON schema of config.yaml"),
+    },
+    "Share": {
+        "export": Command(_call, "write a diffusers pipeline with a model card", "generator teacher out score?"),
+        "push": Command(_call, "upload an exported pipeline to a hub", "pipeline repo private?"),
+    },
+    "Internal stages": {
+        "tracking-init": Command(_tracking_init, "make MLflow's experiment", "experiment out uri? off? attempt?"),
+        "teacher": Command(_call, "fetch the teacher and check it", "settings out gpus?"),
+        "prompts": Command(_call, "write the captions", "settings out teacher? gpus?"),
+        "evaluation-networks": Command(_call, "fetch evaluation networks and reference images", "settings out gpus?"),
+        "reference": Command(_reference, "extract features of the reference images", "settings out gpus?"),
+        "distill": Command(_distill, "train a generator, or resume", DISTILL),
+        "generate": Command(_call, "generate a shard of a generator's samples", f"generator {SHARD}"),
+        "generate-baseline": Command(_call, "generate a shard of a baseline's samples", SHARD),
+        "features": Command(_call, "extract features of a shard of samples", "settings samples captions out gpus?"),
+        "score": Command(_call, "compute all metrics from features", "settings features reference captions out gpus?"),
+        "pairs": Command(_pairs, "compute differences of all scores, and means over seeds", "settings results"),
+        "shapes-assets": Command(_shapes_assets, "train the embedded experiment's networks (hours)", "out smallest?"),
+        "manual": Command(_manual, "write the reference pages of settings and commands", "out"),
+    },
+}
+COMMANDS = {name: command for commands in GROUPS.values() for name, command in commands.items()}
+# every other command, also one that is added here, starts with exact float32 products
 WITHOUT_NETWORKS = {
     *("prompts", "evaluation-networks", "pairs", "report", "compare", "tracking-init", "track", "status", "push"),
     *("plan", "plan-memory", "schema", "manual"),
 }
-# beside `distill`, whose GPUs `launch` takes
-USING_GPUS = (
-    *("teacher", "prompts", "generate", "generate-baseline", "evaluation-networks", "reference", "features", "score"),
-    "import-official",
-)
 
 
 def _parser() -> argparse.ArgumentParser:
-    about = "SiD-LSG stage by stage; `snakemake --cores all` calls them in their order."
-    parser = argparse.ArgumentParser(prog="sid-core", description=about)
-    commands = parser.add_subparsers(title="stages", required=True, dest="stage", metavar="STAGE")
-    named = {}
-    for name, (run, description, options) in STAGES.items():
-        command = named[name] = commands.add_parser(name, help=description, description=description)
-        command.set_defaults(run=run)
-        for option in options.split():
-            command.add_argument(f"--{option}", required=True, **OPTIONS[option])
-        command.add_argument("--threads", type=int, metavar="N", help="of torch and numpy")
-    named["tracking-init"].add_argument("--uri", help="default: MLFLOW_TRACKING_URI, else mlflow.db in this folder")
-    named["tracking-init"].add_argument("--off", action="store_true", help="record that nothing is to be tracked")
-    named["tracking-init"].add_argument(
-        "--attempt",
-        type=int,
-        default=1,
-        metavar="N",
-        help="number of this try, by which Snakemake makes a failed one again",
+    lines = []
+    for group, commands in GROUPS.items():
+        lines += [f"\n{group}:", *(f"  {name:21s}{command.help}" for name, command in commands.items())]
+    parser = argparse.ArgumentParser(
+        prog="sid-core",
+        usage="sid-core COMMAND ...",
+        description="SiD-LSG stage by stage; `snakemake --cores all` calls them in their order.",
+        epilog="\n".join(lines).strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    named["track"].add_argument(
-        "--sync", action="store_true", help="anew, also where MLflow could not be used before; nothing is logged twice"
-    )
-    named["track"].add_argument("--uri", help="with --sync: default: MLFLOW_TRACKING_URI, else the settings'")
-    named["distill"].add_argument(
-        "--reference", type=Path, help="reference features, where distill.proxy_samples is set"
-    )
-    named["distill"].add_argument("--reference-settings", type=Path, help="the settings they were made with")
-    named["prompts"].add_argument("--teacher", type=Path, help="counts tokens with its tokenizer")
-    named["compare"].add_argument(
-        "runs",
-        type=Path,
-        nargs="+",
-        metavar="RUN",
-        help="folders such as results/shapes/runs/lsg-2, of any experiments",
-    )
-    named["report"].add_argument(
-        "--so-far", action="store_true", help="of an unfinished experiment, what is there, to RESULTS/so-far"
-    )
-    status = named["status"].add_mutually_exclusive_group()
-    status.add_argument("--results", type=Path, help="results/EXPERIMENT, by the settings frozen there")
-    status.add_argument("--configfile", type=Path, help="such as experiments/sd15.yaml (default: config.yaml alone)")
-    named["status"].add_argument("--watch", action="store_true", help="look again every two seconds until all is done")
-    named["serve"].add_argument("--port", type=int, default=7860, help="of 127.0.0.1 (default: 7860; 0: any free one)")
-    named["sample"].add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    named["sample"].add_argument(
-        "-n", "--count", type=int, default=1, metavar="N", help="images, of this seed and the next (default: 1)"
-    )
-    named["sample"].add_argument("--teacher", type=Path, help="default: the one it was distilled from, beside runs/")
-    official = named["import-official"]
-    official.add_argument("network", type=Path, nargs="?", metavar="NETWORK.pkl", help="a pickle of dict(ema=UNet)")
-    official.add_argument("--settings", type=Path, help="frozen settings of an import, in place of NETWORK.pkl")
-    official.add_argument("--t-init", type=int, help="noise level it starts at (default: the file name's, else 625)")
-    official.add_argument("--num-steps", type=int, default=1, help="evaluations per image (default: 1)")
-    named["export"].add_argument("--score", type=Path, help="score.json of the run, for the model card")
-    named["push"].add_argument("--private", action="store_true", help="a new repository is private")
-    named["plan"].add_argument(
-        "--configfile", type=Path, help="such as experiments/sd15.yaml (default: config.yaml alone)"
-    )
-    memory = named["plan-memory"]
-    teacher = memory.add_mutually_exclusive_group(required=True)
-    teacher.add_argument("--teacher", type=Path, help="a diffusers directory; its weights are not read")
-    teacher.add_argument("--size", choices=("sd15", "sd21-base", "sd21-768", "shapes"), help="or one by its name")
-    memory.add_argument("--kappa", type=float, default=2.0, help="guidance scale; 1 is no guidance (default: 2)")
-    memory.add_argument("--gpus", type=int, default=1, metavar="N", help="that train together (default: 1)")
-    memory.add_argument(
-        "--precision",
-        nargs="+",
-        default=["bfloat16", "float32"],
-        help="float16 takes what bfloat16 does, tf32 what float32",
-    )
-    named["shapes-assets"].add_argument("--smallest", action="store_true", help="a minute's worth: loadable, not good")
-    for name in USING_GPUS:
-        named[name].add_argument(
-            "--gpus", type=int, dest="claim", metavar="N", help="take so many that no other job has (default: use all)"
-        )
+    subparsers = parser.add_subparsers(required=True, dest="command", metavar="COMMAND", help=argparse.SUPPRESS)
+    for name, command in COMMANDS.items():
+        added = subparsers.add_parser(name, prog=f"sid-core {name}", description=command.help)
+        added.set_defaults(run=command.run)
+        for word in (*command.arguments.split(), "threads?"):
+            required, options = not word.endswith("?"), word.removesuffix("?").split("|")
+            place = added.add_mutually_exclusive_group(required=required) if len(options) > 1 else added
+            for option in options:
+                if option in POSITIONAL:
+                    place.add_argument(option, type=Path, **POSITIONAL[option])
+                else:
+                    given = OPTIONS.get(f"{name}.{option}") or OPTIONS[option]
+                    flags = ["-n"] * (option == "count") + [f"--{option}"]
+                    place.add_argument(*flags, required=required and place is added, **given)
     return parser
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Parse a command line; a mistyped command ends in exit code 2 and the nearest one."""
+    parser, word = _parser(), arguments[0] if arguments else "-"
+    if word not in COMMANDS and not word.startswith("-"):
+        near = get_close_matches(word, COMMANDS, 1)
+        parser.error(f"{word}: no such command{f'; did you mean {near[0]}?' if near else ''} See sid-core --help")
+    given = parser.parse_args(arguments)
+    if "range" in given:
+        given.start, given.stop = given.range
+    return given

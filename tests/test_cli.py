@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,15 +37,15 @@ def test_a_stage_runs_and_writes_what_it_was_asked_for(settings, tmp_path):
     assert len((tmp_path / "prompts" / "train.txt").read_text().splitlines()) == 3
 
 
-@pytest.mark.parametrize("stage", cli.STAGES)
+@pytest.mark.parametrize("stage", cli.COMMANDS)
 def test_every_stage_explains_itself(stage, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main([stage, "--help"])
     assert ended.value.code == 0
-    assert cli.STAGES[stage][1].split("(")[0].strip()[:20] in " ".join(capsys.readouterr().out.split())
+    assert cli.COMMANDS[stage].help.split("(")[0].strip()[:20] in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("stage", cli.STAGES)
+@pytest.mark.parametrize("stage", cli.COMMANDS)
 def test_stage_that_runs_a_network_multiplies_in_float32(stage, monkeypatch):
     """CUDA's default for convolutions is TF32. Stages without networks need no torch, whose import takes seconds."""
     seen = {}
@@ -52,9 +53,9 @@ def test_stage_that_runs_a_network_multiplies_in_float32(stage, monkeypatch):
     def record(given) -> None:
         seen["tf32"] = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
 
-    _, description, options = cli.STAGES[stage]
-    monkeypatch.setitem(cli.STAGES, stage, (record, description, options))
-    required = [word for option in options.split() for word in arguments_of(option)]
+    command = cli.COMMANDS[stage]
+    monkeypatch.setitem(cli.COMMANDS, stage, replace(command, run=record))
+    required = [word for option in command.needs for word in arguments_of(option)]
     required += {"compare": ["a", "b"], "plan-memory": ["--size", "sd15"]}.get(stage, [])
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     try:
@@ -78,8 +79,32 @@ def test_stages_without_networks_are_these():
     } == cli.WITHOUT_NETWORKS
 
 
-def test_every_option_belongs_to_a_stage():
-    assert set(cli.OPTIONS) == {option for *_, options in cli.STAGES.values() for option in options.split()}
+def test_help_groups_every_command(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--help"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert re.findall(r"^(\w[\w ]*):$", said, re.M) == ["options", *cli.GROUPS]
+    assert list(cli.GROUPS) == ["Run", "Inspect", "Try", "Plan", "Share", "Internal stages"]
+    assert all(f"\n  {name} " in said for name in cli.COMMANDS)
+    assert max(map(len, said.splitlines())) <= 90
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("reprot", "report"), ("comapre", "compare"), ("extractors", None)])
+def test_main_with_a_mistyped_command_names_the_nearest(capsys, typed, meant):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([typed, "--results", "x"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert f"{typed}: no such command" in said
+    assert (f"did you mean {meant}?" in said) if meant else ("did you mean" not in said)
+
+
+def test_every_option_belongs_to_a_command():
+    used = {f"{name}.{one}" for name, command in cli.COMMANDS.items() for one in re.split(r"[ |?]+", command.arguments)}
+    plain = {one.split(".")[1] for one in used}
+    unused = [option for option in cli.OPTIONS if option not in (used if "." in option else plain | {"threads"})]
+    assert unused == []
 
 
 def test_a_mistake_is_one_message_without_traceback(tmp_path):
@@ -145,7 +170,7 @@ def test_no_display_is_needed(settings, tmp_path, monkeypatch):
 def test_threads_are_shared_by_a_nodes_processes_and_set_before_torch_is_imported(processes, threads, expected):
     code = (
         "from sid_core import cli\n"
-        "cli.STAGES['schema'] = (lambda given: print(__import__('torch').get_num_threads()), 'x', '')\n"
+        "cli.COMMANDS['schema'] = cli.Command(lambda given: print(__import__('torch').get_num_threads()), 'x')\n"
         f"cli.main(['schema', '--threads', '{threads}'])"
     )
     environment = os.environ | {"OMP_NUM_THREADS": "2"} | ({"LOCAL_WORLD_SIZE": processes} if processes else {})

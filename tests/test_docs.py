@@ -28,7 +28,7 @@ def test_every_key_and_argument_is_explained():
     pages = manual.config_page((ROOT / "config.yaml").read_text()), manual.cli_page(cli._parser())
     for key in ("lsg", "fake_train", "ema_halflife_nimg", "save_s", "repo"):
         assert f"`{key}`" in pages[0]
-    assert all(f"## sid-core {stage}\n" in pages[1] for stage in cli.STAGES)
+    assert all(f"## sid-core {stage}\n" in pages[1] for stage in cli.COMMANDS)
     assert "|  |\n| `--" not in pages[1]
 
 

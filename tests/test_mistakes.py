@@ -88,8 +88,8 @@ def optional(stage: str) -> list[str]:
 def cases() -> list[tuple[str, str]]:
     """Every command with each of its inputs that is a file or folder."""
     found = []
-    for stage, (_, _, options) in cli.STAGES.items():
-        names = [name for name in options.split() if name not in OUTPUTS | {"range", "prompt"}] + optional(stage)
+    for stage, command in cli.COMMANDS.items():
+        names = [name for name in command.needs if name not in OUTPUTS | {"range", "prompt"}] + optional(stage)
         if stage in ("plan", "status"):
             names.append("configfile")
         found += [(stage, name) for name in names]
@@ -104,7 +104,8 @@ def arguments(stage: str, inputs: tuple, tmp_path: Path, **spoilt: object) -> li
         "repo": "a/b",
     }
     line = [stage]
-    for name in [*cli.STAGES[stage][2].split(), *(name for name in spoilt if name not in cli.STAGES[stage][2].split())]:
+    needed = cli.COMMANDS[stage].needs
+    for name in [*needed, *(name for name in spoilt if name not in needed)]:
         if name == "settings" and stage in ("report", "pairs") and "settings" not in spoilt:
             values[name] = right["results"] / "config.yaml"
         value = values[name]
@@ -114,7 +115,7 @@ def arguments(stage: str, inputs: tuple, tmp_path: Path, **spoilt: object) -> li
 
 
 def test_every_command_is_tried():
-    assert {stage for stage, _ in cases()} | WITHOUT_INPUTS == set(cli.STAGES)
+    assert {stage for stage, _ in cases()} | WITHOUT_INPUTS == set(cli.COMMANDS)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import re
 import pytest
 from project import ROOT, Project
 
+from sid_core import cli
 from sid_core.config import load_config
 from sid_core.pipeline.paths import Results
 from sid_core.pipeline.rules import RULES
@@ -50,12 +51,14 @@ def test_complete_rules_gives_a_rule_its_log_and_benchmark(project):
 
 def test_bootstrap_prints_the_plan_in_a_dry_run_alone(project):
     assert "plan of smallest" in project.snakemake("-n").stdout
-    assert "plan of smallest" in project.snakemake("--cores", "1", "-n", "--quiet").stdout
     assert "plan of smallest" not in project.snakemake("--summary").stdout
 
 
-def test_rules_are_those_of_the_table_and_call_the_subcommand_of_their_name():
+def test_rules_and_subcommands_have_the_same_names():
     assert set(TEXTS) - {"all", "settings"} == set(RULES)
+    commands = {name.replace("_", "-") for name in RULES}
+    assert commands <= set(cli.COMMANDS)
+    assert set(cli.GROUPS["Internal stages"]) - {"shapes-assets", "manual"} <= commands
     for name in RULES:
         command = name.replace("_", "-")
         assert re.search(rf"-m sid_core {command} |-- {command} ", TEXTS[name]), name

@@ -86,7 +86,7 @@ def point(nimg: int, speed: float) -> str:
 
 
 def test_every_job_is_one_of_a_stage_of_the_command_line():
-    assert {job.stage for job in jobs(CONFIG)} <= set(cli.STAGES)
+    assert {job.stage for job in jobs(CONFIG)} <= set(cli.COMMANDS)
     assert len({job.output for job in jobs(CONFIG)}) == len(jobs(CONFIG))
 
 
