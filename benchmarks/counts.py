@@ -1,4 +1,4 @@
-"""What does an iteration compute? Counted on the device meta: no GPU, no weights, the same figures on every machine.
+"""Count the FLOPs and kernels of an iteration on the device meta: no GPU, no weights, the same numbers everywhere.
 
     python benchmarks/counts.py [--size sd15 small shapes] [--kappa 2 1] [--json counts.json]
 
@@ -35,7 +35,7 @@ NO_KERNEL = {
 
 
 class Work(TorchDispatchMode):
-    """Counts what is dispatched.
+    """Count the operations that are dispatched.
 
     Attributes:
         flops: of convolutions, products and attention, forward and backward.
@@ -61,14 +61,14 @@ class Work(TorchDispatchMode):
 
 
 def work_of(function: Callable[[], object]) -> Work:
-    """Call `function` and count."""
+    """Call `function` and return its counts."""
     with Work() as work:
         function()
     return work
 
 
 def count(size: str, kappa: float, **changes) -> Work:
-    """An iteration's work at batch 1, attention as GPUs compute it (and count it: backward takes five products, not four)."""
+    """Count an iteration at batch 1 with fused attention, whose backward is five products instead of four."""
     architecture = architectures.named(size)
     trainer = make_trainer(architecture, "meta", kappa, **{"batch": 1, "micro_batch": 1} | changes)
     with fused_attention():

@@ -1,4 +1,4 @@
-"""How often does a 95 % interval cover what it is for? Simulated samples whose distribution is known.
+"""Measure how often a 95 % interval covers its target, on simulated samples of a known distribution.
 
     OMP_NUM_THREADS=1 python benchmarks/coverage_of_intervals.py [--repeats 1000]
 
@@ -30,7 +30,7 @@ Experiment = Callable[[torch.Generator], dict[str, Estimate]]
 
 
 def frechet(d: int, n: int, shift: float, scale: float, relu: bool = False) -> tuple[Experiment, dict[str, float]]:
-    """Samples N(shift, scale^2 I) and N(0, I); a second generator adds noise of its own, and is as far from the reference.
+    """Compare N(shift, scale^2 I) with N(0, I); a second generator adds noise and has the same distance from the reference.
 
     With `relu`, features are max(x, 0), as an Inception network's are: no Gaussian.
     """
@@ -50,7 +50,7 @@ def frechet(d: int, n: int, shift: float, scale: float, relu: bool = False) -> t
 
 
 def of_pairs(n: int) -> tuple[Experiment, dict[str, float]]:
-    """CLIP scores: skewed cosines; a second generator shares half of its variance and scores 0.005 more."""
+    """Simulate CLIP scores as skewed cosines; a second generator shares half of the variance and scores 0.005 more."""
 
     def embeddings(cosines: Tensor) -> tuple[Tensor, Tensor]:
         angle = cosines.clamp(-1, 1).arccos()
@@ -67,7 +67,7 @@ def of_pairs(n: int) -> tuple[Experiment, dict[str, float]]:
 
 
 def of_sets(d: int, n: int, shift: float, scale: float) -> tuple[Experiment, dict[str, float]]:
-    """All other metrics, of N(shift, scale^2 I) beside 500 reference samples of N(0, I); embeddings are their directions."""
+    """Simulate all other metrics: N(shift, scale^2 I) against 500 samples of N(0, I); embeddings are their directions."""
     reference = torch.randn(500, d, generator=torch.Generator().manual_seed(0))
     around = torch.ones(d)  # directions have a mean, as CLIP's have
 
@@ -90,7 +90,7 @@ def of_sets(d: int, n: int, shift: float, scale: float) -> tuple[Experiment, dic
 
 
 def of_seeds(seeds: int) -> tuple[Experiment, dict[str, float]]:
-    """Means over training seeds, whose scores are normal around 3."""
+    """Simulate means over training seeds with normal scores around 3."""
 
     def draw(generator: torch.Generator) -> dict[str, Estimate]:
         return {"mean over seeds": mean_of_few((3 + torch.randn(seeds, generator=generator)).tolist())}
@@ -112,7 +112,7 @@ CASES: dict[str, tuple[Experiment, dict[str, float]]] = {
 
 
 def measure(experiment: Experiment, known: dict[str, float], repeats: int) -> dict[str, tuple[float, float]]:
-    """By metric: share of intervals that hold the target, and mean standard error by the standard deviation of the values."""
+    """Return by metric the fraction of intervals that cover the target, and the mean standard error / standard deviation."""
     draws: dict[str, list[Estimate]] = defaultdict(list)
     for repeat in range(repeats):
         for name, estimate in experiment(torch.Generator().manual_seed(1 + repeat)).items():

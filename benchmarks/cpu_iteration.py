@@ -1,4 +1,4 @@
-"""How much faster is our iteration than the published loop's way of doing the same work, on a CPU, at shapes size?
+"""Time our iteration against the published loop's on the same work, on a CPU, at shapes size.
 
     python benchmarks/cpu_iteration.py [--rounds 5] [--iterations 4] [--threads 1]
 
@@ -42,7 +42,7 @@ SETTINGS = SimpleNamespace(
 
 
 class PublishedWay:
-    """The published loop's structure around the same networks and draws."""
+    """The published loop's structure with the same networks and random inputs."""
 
     def __init__(self, ours: Trainer, encoder: TextEncoder, captions: list[str], scheduler: DDPMScheduler):
         self.ours, self.encoder, self.captions, self.scheduler = ours, encoder, captions, scheduler

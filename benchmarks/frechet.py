@@ -1,4 +1,4 @@
-"""How fast, and how exact, is the Frechet distance by symmetric eigenvalues beside scipy's matrix root?
+"""Compare speed and accuracy of the Frechet distance by symmetric eigenvalues with scipy's matrix square root.
 
     OMP_NUM_THREADS=1 python benchmarks/frechet.py [--features 2048] [--repeats 3]
 
@@ -20,7 +20,7 @@ from sid_core.evaluation.metrics.frechet import Gaussian, Reference
 
 
 def correlated_features(n: int, d: int, seed: int) -> torch.Tensor:
-    """n rows with a power-law spectrum in a random basis, and a mean of their own."""
+    """Sample n rows with a power-law spectrum in a random basis and a random mean."""
     generator = torch.Generator().manual_seed(seed)
     scale = torch.logspace(0, -3, d, dtype=torch.float64)
     basis = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
@@ -30,7 +30,7 @@ def correlated_features(n: int, d: int, seed: int) -> torch.Tensor:
 
 
 def by_scipy(first: Gaussian, second: Gaussian) -> float:
-    """The textbook form, as clean-fid computes it."""
+    """Compute the textbook formula as clean-fid does."""
     difference = (first.mean - second.mean).numpy()
     s1, s2 = first.covariance.numpy(), second.covariance.numpy()
     return float(difference @ difference + np.trace(s1) + np.trace(s2) - 2 * np.trace(sqrtm(s1 @ s2)).real)

@@ -1,4 +1,4 @@
-"""How long do 30,000 samples take, from captions to PNG files and features? Timed on some, extrapolated.
+"""Time sampling from captions to PNG files and features, extrapolated to 30,000 samples.
 
     python benchmarks/generation.py --size sd15 --images 1024 --threads 8      # on a GPU: random weights of SD 1.5's shape
     OMP_NUM_THREADS=1 python benchmarks/generation.py --images 1024            # on a CPU: the embedded teacher
@@ -35,7 +35,7 @@ CAPTION = "a photo of a red apple on a wooden table, number {}"
 
 
 def of_sd15_shape() -> tuple[Denoiser, ImageCodec, tuple[int, int, int], tuple[int, int]]:
-    """Random weights: generator, VAE, latent shape, and length and width of prompt embeddings."""
+    """Make random weights: generator, VAE, latent shape, and length and width of prompt embeddings."""
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -51,7 +51,7 @@ def of_sd15_shape() -> tuple[Denoiser, ImageCodec, tuple[int, int, int], tuple[i
 
 
 def embedded() -> tuple[Denoiser, ImageCodec, tuple[int, int, int], tuple[int, int]]:
-    """The same of the embedded teacher."""
+    """Load the same from the embedded teacher."""
     folder = ASSETS / "teacher"
     denoiser = load_denoiser(folder)
     prompt = (16, denoiser.unet.config.cross_attention_dim)
@@ -59,7 +59,7 @@ def embedded() -> tuple[Denoiser, ImageCodec, tuple[int, int, int], tuple[int, i
 
 
 def text_encoder(size: str, precision: str) -> Callable[[list[str]], torch.Tensor] | None:
-    """Captions to embeddings (B, L, D) by CLIP's text model; None without transformers."""
+    """Return a function from captions to embeddings (B, L, D) by CLIP's text model; None without transformers."""
     if importlib.util.find_spec("transformers") is None:
         return None
     if size == "embedded":
@@ -82,7 +82,7 @@ def text_encoder(size: str, precision: str) -> Callable[[list[str]], torch.Tenso
 
 
 def ms_per_image(work: Callable[[], object], images: int, repeats: int = 3) -> float:
-    """Shortest of `repeats` runs after a warm-up, until the device is done."""
+    """Return the shortest of `repeats` runs after a warm-up, synchronised with the device."""
     best_s = float("inf")
     for run in range(repeats + 1):
         synchronise()
@@ -106,7 +106,7 @@ def peak_gib() -> str:
 
 
 def feature_stages(given: argparse.Namespace, images: np.ndarray) -> dict[str, float]:
-    """ms an image of what follows generation, for images (B, H, W, 3) that were just made."""
+    """Return milliseconds per image of each stage after sampling, for images (B, H, W, 3)."""
     from sid_core.data.images import decode_png, enlarge, shrink
     from sid_core.evaluation.networks.extractors import Clip, Features
 

@@ -1,4 +1,4 @@
-"""How much do 16-bit gradients differ from float32's? Both networks', by timestep.
+"""Compare the 16-bit gradients of both networks with float32's, by timestep.
 
     python benchmarks/gradient_precision.py                          # the embedded teacher, two CPU minutes
     python benchmarks/gradient_precision.py --configfile experiments/sd15.yaml --teacher results/sd15/teacher \\
@@ -47,7 +47,7 @@ LAST = 10**6  # iterations that no run reaches: draws of their own
 
 @dataclass(frozen=True)
 class Row:
-    """A gradient g beside float32's g_0. `t` in [t_low, t_high)."""
+    """A gradient g compared with float32's g_0. `t` in [t_low, t_high)."""
 
     network: str
     precision: str
@@ -68,7 +68,7 @@ def check_precision(
     warmup: int,
     state: Path | None,
 ) -> list[Row]:
-    """Gradients of batches of `images` in each of `precisions`, one batch a bin.
+    """Compute gradients of batches of `images` in each of `precisions`, one batch per bin.
 
     float32's are kept in the host's memory meanwhile: 2 * (bins + 1) vectors of the network's size.
 
@@ -136,7 +136,7 @@ def _edges(t_min: int, t_max: int, bins: int) -> list[tuple[int, int]]:
 
 
 def _trainer(settings: DistillSettings, teacher: Path, captions: Sequence[str], precision: str) -> Trainer:
-    """A Trainer whose weights `_gradients` will not move, whatever is not finite."""
+    """Make a Trainer that tolerates any number of non-finite gradients."""
     changes = {"precision": precision, "nonfinite": "skip", "offload": "none", "shard": "none", "compile": False}
     denoiser = load_denoiser(teacher)
     encoder = TextEncoder.from_directory(teacher).to(device())
@@ -149,7 +149,7 @@ def _trainer(settings: DistillSettings, teacher: Path, captions: Sequence[str], 
 
 
 def _gradients(trainer: Trainer, edges: list[tuple[int, int]], first: int = LAST) -> Iterator[dict[str, Tensor]]:
-    """Both networks' gradients (size,) on the host for every bin; draws are those of the iterations from `first`."""
+    """Yield both networks' gradients (size,) in host memory per bin; random inputs are those of iterations from `first`."""
     set_arithmetic(trainer.settings.precision)
     settings = trainer.settings
     for student in trainer.students.values():
@@ -175,7 +175,7 @@ def _rows(
     gradients: Iterator[dict[str, Tensor]],
     edges: list[tuple[int, int]],
 ) -> Iterator[Row]:
-    """Each bin, then the whole range."""
+    """Yield a row per bin, then one for the whole range."""
     sums: dict[str, list[Tensor]] = {}
     for expected, found, (low, high) in zip(reference, gradients, edges, strict=True):
         for half, name in NETWORKS.items():
@@ -190,7 +190,7 @@ def _rows(
 
 
 def _compare(expected: Tensor, found: Tensor) -> tuple[float, float, float]:
-    """Cosine, relative error, ratio of norms; NaN where float16 overflowed at every scale."""
+    """Return cosine, relative error and ratio of norms; NaN if float16 overflowed at every loss scale."""
     size, other = norm(expected).item(), norm(found).item()
     if not size * other > 0 or not math.isfinite(other):
         return math.nan, math.nan, math.nan

@@ -1,4 +1,4 @@
-"""How fast are images prepared for the networks of an evaluation and packed after generation, by threads and by processes?
+"""Time how images are preprocessed for evaluation networks and encoded after sampling, by threads and by processes.
 
     OMP_NUM_THREADS=1 python benchmarks/image_pipeline.py [--workers 1 2] [--images 96] [--rounds 3]
 
@@ -25,7 +25,7 @@ AHEAD = 64
 
 
 def photograph_like(seed: int) -> np.ndarray:
-    """Noise at four sizes, added: (512, 512, 3) uint8."""
+    """Sum noise at four scales: (512, 512, 3) uint8."""
     generator, total = np.random.default_rng(seed), np.zeros((512, 512, 3))
     for side, weight in ((4, 0.5), (16, 0.25), (64, 0.15), (512, 0.05)):
         noise = Image.fromarray(generator.integers(0, 256, (side, side, 3), dtype=np.uint8))
@@ -34,7 +34,7 @@ def photograph_like(seed: int) -> np.ndarray:
 
 
 def prepare(png: bytes) -> tuple[str, np.ndarray, np.ndarray]:
-    """What feature extraction does with an image before its networks."""
+    """Preprocess an image as feature extraction does."""
     image = decode_png(png, "image")
     stored = shrink(image, 256)
     for_clip = Image.fromarray(stored).resize((224, 224), Image.Resampling.BICUBIC)
@@ -42,7 +42,7 @@ def prepare(png: bytes) -> tuple[str, np.ndarray, np.ndarray]:
 
 
 def pack(image: np.ndarray) -> tuple[bytes, str]:
-    """What generation does with an image after its networks."""
+    """Encode an image as sampling does."""
     return encode_png(image, 1), pixel_sha256(image)
 
 

@@ -1,4 +1,4 @@
-"""Does a distillation that is killed again and again end with the bits of one that never was, and what does saving cost?
+"""Kill a distillation again and again, compare its bits with an uninterrupted one, and time the checkpoints.
 
     python benchmarks/kills.py [--runs 5] [--kills 20] [--iterations 200]
 
@@ -33,7 +33,7 @@ PROMPTS = scenes.draw("train", 500)[1]
 
 
 def make_settings(iterations: int) -> DistillSettings:
-    """The shipped run at scale 2, but shorter and saved after every iteration."""
+    """Return the shipped run at scale 2, shorter and saved after every iteration."""
     files = stage_settings(load_config(Path(__file__).parents[1] / "config.yaml"))
     settings = files["runs/lsg-2/settings.yaml"]
     changes = {
@@ -53,7 +53,7 @@ def child(settings: DistillSettings, teacher: Path, folder: Path) -> None:
 
 
 def killed_run(settings: DistillSettings, teacher: Path, folder: Path, kills: int, dice: random.Random) -> int:
-    """Run to the end through `kills` kills; return how many of them hit a state half written."""
+    """Run to the end through `kills` kills; return how many of them hit a checkpoint during its write."""
     fork, done, hits = multiprocessing.get_context("fork"), 0, 0
     while True:
         process = fork.Process(target=child, args=(settings, teacher, folder))

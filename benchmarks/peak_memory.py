@@ -1,4 +1,4 @@
-"""Does the memory of generation and of features grow with the number of images?
+"""Measure the peak memory of sampling and of feature extraction by the number of images.
 
     OMP_NUM_THREADS=1 python benchmarks/peak_memory.py [--images 1000 30000] [--threads 2]
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def prepare(folder: Path, images: int) -> None:
-    """Settings, captions, the embedded teacher, and its own weights in the place of a generator."""
+    """Write settings, captions, the embedded teacher, and its weights as a generator."""
     from sid_core.models.generator import save_generator
     from sid_core.models.teacher import load_denoiser, prepare_teacher, teacher_sha256
 
@@ -56,7 +56,7 @@ sys.exit(code)
 
 
 def run(folder: Path, stage: str, arguments: str, threads: int) -> tuple[float, float]:
-    """Run a stage in `folder`; its peak memory in MiB and its seconds."""
+    """Run a stage in `folder`; return its peak memory in MiB and its seconds."""
     began_s = time.perf_counter()
     command = [sys.executable, "-c", MEASURED, stage, "--settings", f"{stage}.yaml", *arguments.split()]
     # the threads are for images; on a busy machine torch's own would wait for one another

@@ -1,4 +1,4 @@
-"""How long does a state take to be saved, and what does it wait for?
+"""Time how long a checkpoint takes to save, and how long training waits for it.
 
     python benchmarks/saving.py [--folder /dev/shm] [--width 160] [--rounds 3]
 
@@ -25,7 +25,7 @@ from sid_core.training.flat import Layout
 
 
 def make_trainer(width: int) -> SimpleNamespace:
-    """What a state is made of, in the host's memory; all vectors are one, to take less of it."""
+    """Make a checkpoint's contents in host memory; all vectors are one, to save memory."""
     channels = [width, 2 * width, 4 * width, 4 * width]
     with torch.device("meta"):
         layout = Layout(UNet2DConditionModel(**UNETS["sd15"] | {"block_out_channels": channels}))
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def measure(folder: Path, width: int, rounds: int) -> None:
-    """Save again and again to an empty folder, and print how long it took."""
+    """Save to an empty folder `rounds` times and print the times."""
     trainer = make_trainer(width)
     # of two threads, one waits for the other
     ways = {"all, files side by side": state.THREADS, "all, one file at a time": 2}

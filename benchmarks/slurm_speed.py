@@ -1,4 +1,4 @@
-"""What Slurm costs: `python benchmarks/slurm_speed.py`, in a cluster of its own on this machine (tests/helpers/cluster.py).
+"""Measure the overhead of Slurm in a cluster of its own on this machine (tests/helpers/cluster.py).
 
 Two questions. How long is it from a job's end, as Slurm tells it, to the submission of what waited for it? And how long does a
 sweep of four scales with eight shards each take, beside the same sweep without Slurm, both with two jobs at a time?
@@ -35,7 +35,7 @@ def sweep_of(scales: int, shards: int, train_kimg: float, samples: int) -> dict:
 
 
 def overhead_s(pipeline: Pipeline) -> list[float]:
-    """Seconds from the end of one job of the chain to the submission of the next; Slurm tells whole seconds."""
+    """Return seconds from the end of one job of the chain to the submission of the next; Slurm reports whole seconds."""
     jobs = [pipeline.jobs(rule)[-1] for rule in CHAIN]
     return [
         (datetime.fromisoformat(after["SubmitTime"]) - datetime.fromisoformat(before["EndTime"])).total_seconds()

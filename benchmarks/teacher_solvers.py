@@ -66,7 +66,7 @@ def main() -> None:
 
 @torch.inference_mode()
 def sample(inputs: Inputs, teacher: Path, name: str, steps: int, scale: float, count: int) -> tuple[list, list[float]]:
-    """Return `count` images of the teacher and its own error on the first thousand."""
+    """Return `count` images of the teacher and its epsilon-prediction error on the first thousand."""
 
     def latents(noises: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
         solver = make_solver(name, teacher, steps)

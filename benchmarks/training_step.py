@@ -1,8 +1,8 @@
-"""How long does an image take in training? One iteration of SiD-LSG, sustained, on random weights of a teacher's shape.
+"""Time an iteration of SiD-LSG per image, sustained, on random weights of a teacher's shape.
 
     python benchmarks/training_step.py                                         # sd15 on a GPU, small on a CPU
     python benchmarks/training_step.py --precision bfloat16 --micro-batch 16 --batch 64 --compile --seconds 60 --json step.json
-    python benchmarks/training_step.py --beside THEIRS.py                      # see parts/beside.py for what the file defines
+    python benchmarks/training_step.py --beside THEIRS.py                      # interface: parts/beside.py
     python benchmarks/training_step.py --size shapes --profile docs/figures/where_time_goes.png
 
 Needs torch, diffusers and safetensors; nothing is downloaded (--profile needs matplotlib too). An image is one sample for the fake
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _alone(trainer, given: argparse.Namespace, device: torch.device) -> dict:
-    """Warm up, then measure; prints and returns the result."""
+    """Warm up, measure, print and return the result."""
     started = time.perf_counter()
     measure(trainer.step, 0, device, least=1)
     first_s = time.perf_counter() - started

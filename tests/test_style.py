@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "sid_core"
-PASSED: tuple[str, ...] = ()  # packages that keep the rules; a package whose language pass is done is added
+PASSED: tuple[str, ...] = ("../benchmarks",)  # packages that keep the rules; add one when its language pass is done
 VERBS = set(
     [
         "abort",
@@ -326,7 +326,7 @@ def broken(folder: Path) -> Iterator[str]:
             summary = (ast.get_docstring(node) or "").split("\n")[0]
             if summary and summary.split()[0].lower().rstrip(",:;") not in VERBS:
                 line = getattr(node, "lineno", 1)
-                yield f"{path.relative_to(ROOT.parent)}:{line}: {getattr(node, 'name', 'module')}: {summary[:90]}"
+                yield f"{path.resolve().relative_to(ROOT.parent.resolve())}:{line}: {getattr(node, 'name', 'module')}: {summary[:90]}"
 
 
 def test_docstrings_of_passed_packages_begin_with_a_verb():

@@ -1,4 +1,4 @@
-"""Our iteration beside another implementation's, A B A B in one process; the ratio is the result.
+"""Time our iteration and another implementation's alternately (A B A B) in one process; the result is the ratio.
 
 The other one is a Python file anywhere, which defines
 
@@ -24,7 +24,7 @@ from .clock import measure, quartiles
 
 
 def load(path: Path, architecture: Architecture, trainer: Trainer) -> tuple[str, Callable[[], object]]:
-    """Name and step of the implementation in the file `path`, set up like `trainer`."""
+    """Load name and step of the implementation in the file `path`, configured like `trainer`."""
     if not path.is_file():
         raise SystemExit(
             f"--beside {path}: no such file; expected a Python file that defines build(unet_factory, settings)"
@@ -46,7 +46,7 @@ def load(path: Path, architecture: Architecture, trainer: Trainer) -> tuple[str,
 
 
 def compare(ours: Callable, theirs: Callable, trainer: Trainer, seconds: float, rounds: int) -> dict:
-    """ms per image of both and theirs / ours: the median over rounds, and the smallest and largest of a round."""
+    """Return ms per image of both and theirs / ours: median, minimum and maximum over rounds."""
     share, batch = seconds / (2 * rounds), trainer.settings.batch
     medians: dict[str, list[float]] = {"ours": [], "theirs": []}
     for _ in range(rounds):

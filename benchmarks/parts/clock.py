@@ -1,4 +1,4 @@
-"""Times of iterations, and what machine they were taken on."""
+"""Time iterations and describe the machine."""
 
 import platform
 import shutil
@@ -16,7 +16,7 @@ NVIDIA = "clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_throttle_reason
 
 
 def measure(step: Callable[[], object], seconds: float, device: torch.device, least: int = 3) -> list[float]:
-    """Seconds of each iteration, for `seconds` and `least` iterations at least.
+    """Return the seconds of each iteration, for at least `seconds` and `least` iterations.
 
     On a GPU between events of its own; the host runs at most one iteration ahead, as it does in training.
     """
@@ -41,7 +41,7 @@ def _mark(device: torch.device):
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile."""
+    """Return lower quartile, median and upper quartile."""
     if len(values) < 2:
         return (values[0],) * 3
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -49,7 +49,7 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 
 
 def machine(device: torch.device) -> dict:
-    """Names and versions that a figure needs beside it."""
+    """Return the device and the versions that a measurement depends on."""
     found = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
         "threads": torch.get_num_threads(),
@@ -63,7 +63,7 @@ def machine(device: torch.device) -> dict:
 
 
 def clocks(device: torch.device) -> str | None:
-    """SM and memory clock, power, temperature and why clocks are held down, as nvidia-smi tells it; None without it."""
+    """Return SM and memory clock, power, temperature and throttle reasons by nvidia-smi; None without it."""
     tool = shutil.which("nvidia-smi")
     if device.type != "cuda" or tool is None:
         return None

@@ -1,4 +1,4 @@
-"""Where an iteration's time goes: torch.profiler's operations, condensed to a few kinds, as a table and a picture."""
+"""Group torch.profiler's operations of an iteration into a few kinds, as a table and a figure."""
 
 import re
 from collections.abc import Callable
@@ -22,7 +22,7 @@ OTHER = "other"
 
 
 def where_time_goes(step: Callable[[], object], device: torch.device, iterations: int = 3) -> dict[str, float]:
-    """Seconds of one iteration by kind, largest first: of kernels on a GPU, of operations themselves on a CPU."""
+    """Return seconds of one iteration by kind, largest first: of kernels on a GPU, self time of operations on a CPU."""
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities, acc_events=True) as profiler:
@@ -39,19 +39,19 @@ def where_time_goes(step: Callable[[], object], device: torch.device, iterations
 
 
 def kind_of(operation: str) -> str:
-    """The kind of an operation, by its name."""
+    """Return the kind of an operation by its name."""
     return next((kind for kind, pattern in KINDS.items() if re.search(pattern, operation)), OTHER)
 
 
 def as_table(spent: dict[str, float]) -> str:
-    """Markdown."""
+    """Format as Markdown."""
     total = sum(spent.values())
     rows = [f"| {kind} | {1000 * s:.1f} | {s / total:.0%} |" for kind, s in spent.items()]
     return "\n".join(["| kind | ms an iteration | share |", "|---|--:|--:|", *rows])
 
 
 def draw(spent: dict[str, float], title: str, path: Path) -> None:
-    """A bar for each kind, as PNG."""
+    """Plot a bar for each kind as PNG."""
     import matplotlib
 
     from sid_core.report.theme import LIGHT, new_figure, to_png, write_png
