@@ -26,21 +26,21 @@ from ..config import (
 from .paths import Results, settings_beside
 
 
-def noise_seed(config: Config) -> int:
-    """Seed of sample 0. The validation split takes the upper half of the 2^32 seeds, so no noise is shared between the splits."""
+def first_seed(config: Config) -> int:
+    """Return the seed of sample 0. The validation split has the upper half of the 2^32 seeds: the splits share no noise."""
     return config.generate.seed + (SEEDS // 2 if config.prompts.split == "validation" else 0)
 
 
 def stage_settings(config: Config) -> dict[str, Block]:
     """Return every settings file of the experiment, by its path below results/EXPERIMENT."""
-    below, evaluate, split, seed = Results(Path()), config.evaluate, config.prompts.split, noise_seed(config)
-    sampling = part(Sampling, config.generate).model_copy(update={"seed": seed})
+    below, evaluate, split = Results(Path()), config.evaluate, config.prompts.split
+    sampling = part(Sampling, config.generate).model_copy(update={"seed": first_seed(config)})
     files: dict[Path, Block] = {
         below.teacher_settings(): config.teacher,
         settings_beside(below.prompts.parent): PromptsSettings(prompts=config.prompts),
         below.reference().settings: reference_settings(evaluate, split),
         below.features_settings: part(FeatureSettings, evaluate),
-        below.score_settings: ScoreSettings(evaluate=evaluate, samples=config.generate.samples, seed=seed),
+        below.score_settings: ScoreSettings(evaluate=evaluate, samples=config.generate.samples, seed=sampling.seed),
     }
     if config.distill.proxy_samples:
         watched = "watch" if evaluate.reference == "embedded" else split

@@ -172,7 +172,7 @@ def _write(inputs: Inputs, sampler: Sampler, start: int, stop: int, out: Path, i
         raise UserError(
             f"samples {start}–{stop - 1}: expected a range inside the {len(captions)} captions; give more captions or fewer samples"
         )
-    if sampling.seed + stop > SEEDS:
+    if inputs.seed(stop) > SEEDS:
         raise UserError(f"generate.seed={sampling.seed}: expected seed + samples up to 2^32; choose a smaller seed")
     record = {
         "start": start,
@@ -191,7 +191,7 @@ def _write(inputs: Inputs, sampler: Sampler, start: int, stop: int, out: Path, i
     }
     samples = _samples(inputs, sampler, start, stop, record)
     stored = in_order(partial(_stored, sampling), samples, workers, ahead=inputs.batch)
-    write_shard(out, _recorded(stored, record, Progress(stop - start, out.stem)), record)
+    write_shard(out, _recorded(stored, record, inputs.seed, Progress(stop - start, out.stem)), record)
 
 
 @torch.inference_mode()
@@ -224,11 +224,14 @@ def _stored(sampling: "Sampling", sample: Sample) -> Stored:
     return Stored(sample.index, encode_png(image, PNG_LEVEL), pixel_sha256(image), sample.eps_error)
 
 
-def _recorded(stored: Iterable[Stored], record: dict, progress: Progress) -> Iterator[tuple[int, bytes]]:
+def _recorded(
+    stored: Iterable[Stored], record: dict, seed: Callable[[int], int], progress: Progress
+) -> Iterator[tuple[int, bytes]]:
     """Index and PNG of every sample, which is entered into `record` meanwhile."""
     for sample in stored:
-        known = {"index": sample.index, "seed": record["seed"] + sample.index}
-        record["samples"].append(known | {"sha256": sample.sha256, "eps_error": sample.eps_error})
+        record["samples"].append(
+            {"index": sample.index, "seed": seed(sample.index), "sha256": sample.sha256, "eps_error": sample.eps_error}
+        )
         progress.update(len(record["samples"]))
         yield sample.index, sample.png
 

@@ -92,11 +92,15 @@ class Inputs:
         """Embeddings (B, L, D) of the samples' captions."""
         return self.by_block(self._prompts, indices % len(self.captions))
 
+    def seed(self, index: int) -> int:
+        """Return the seed of a sample: all that is random about it follows from it."""
+        return self.sampling.seed + index
+
     def noises(self, indices: Tensor, count: int) -> Tensor:
         """Standard normal (B, count, C, h, w); each sample draws its `count` noises in order from a generator of its own."""
         noises = torch.empty(len(indices), count, *self._latent_shape)
         for row, index in enumerate(indices.tolist()):
-            generator = torch.Generator(NOISE_DEVICE).manual_seed(self.sampling.seed + index)
+            generator = torch.Generator(NOISE_DEVICE).manual_seed(self.seed(index))
             for noise in noises[row]:
                 noise.copy_(torch.randn(self._latent_shape, generator=generator))
         return noises.to(self.device)
@@ -133,6 +137,6 @@ class Inputs:
 
     def _probe(self, index: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
         """Draw t () and eps (C, h, w) of a sample's eps error from a stream of their own: the sample's would give eps = z."""
-        stream = generator("eps error", self.sampling.seed + index)
+        stream = generator("eps error", self.seed(index))
         t = torch.randint(*EPS_LEVELS, (), generator=stream)
         return t, torch.randn(shape, generator=stream)
