@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from . import config
 from .cluster import gpus
 from .errors import UserError, log_to_stderr, redact
+from .storage import job_record
 
 if TYPE_CHECKING:
     from .models.vae import ImageCodec
@@ -45,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         # read by torch and numpy when they are imported
         os.environ["OMP_NUM_THREADS"] = str(max(given.threads // here, 1))
     log_to_stderr()
+    job_record.begin()
     try:
         claim = getattr(given, "claim", None)
         with nullcontext() if claim is None else gpus.claimed(claim):
@@ -65,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
             return print_error(mistaken)
         refusal = _refusal(error)
         if refusal is None:
+            job_record.update(ended="failed", message=redact(f"{type(error).__name__}: {error}".splitlines()[0]))
             raise
         return print_error(f"{_place(error, given)}: {refusal}; make room or choose another place, then run again")
     return 0
@@ -102,8 +105,8 @@ def _place(error: Exception, given: argparse.Namespace) -> str:
 
 
 def print_error(message: str, code: int = 1) -> int:
-    """Print a message on stderr; return the exit code."""
-    print(f"error: {redact(message)}", file=sys.stderr)
+    """Print a message on stderr and keep it in the job's record; return the exit code."""
+    job_record.fail(message, interrupted=code > 128)
     return code
 
 

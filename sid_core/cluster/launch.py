@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from ..errors import UserError, log_to_stderr
+from ..storage import job_record
 from ..storage.files import read_json, saved_record, saved_states, write_json
 from . import gpus
 from .machine import HOME_CALL
@@ -34,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a training's job. Returns 0, the training's exit code, or 128 + the signal that stopped it."""
     given = _parser().parse_args(arguments)
     log_to_stderr()
+    job_record.begin()
     try:
         starts = Starts(given.state, given.attempt, given.continuations)
         with gpus.claimed(given.gpus) as held:
@@ -46,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
             requeue(given.state.name, given.save_s)
         return code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        job_record.fail(str(error))
         return 1
 
 
@@ -109,7 +111,7 @@ class Job:
         if self._signum:
             return code and 128 + self._signum
         if code < 0:
-            print(f"error: the training was ended by {signal.Signals(-code).name}", file=sys.stderr)
+            job_record.fail(f"the training was ended by {signal.Signals(-code).name}")
         return code if code >= 0 else 128 - code
 
     def _note(self, signum: int, _: object = None) -> None:

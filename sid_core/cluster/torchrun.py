@@ -11,6 +11,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from ..storage import job_record
+
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
@@ -36,12 +38,12 @@ def main(arguments: list[str]) -> int:
         if failure.exitcode >= 0:
             return failure.exitcode
         if failure.exitcode != -signal.SIGTERM:  # which srun sends once another node has failed
-            print(f"error: process {rank} was ended by {signal.Signals(-failure.exitcode).name}", file=sys.stderr)
+            job_record.fail(f"process {rank} was ended by {signal.Signals(-failure.exitcode).name}")
         return 128 - failure.exitcode
     except SignalException as error:
         return 128 + error.sigval
     except RendezvousConnectionError:
-        print("error: the first node's torchrun is not there, or has ended; its own message tells why", file=sys.stderr)
+        job_record.fail("the first node's torchrun is not there, or has ended; its own message tells why")
         return 1
     return 0
 

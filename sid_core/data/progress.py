@@ -5,6 +5,8 @@ import time
 
 from tqdm import tqdm
 
+from ..storage import job_record
+
 
 class Progress:
     """Shows images done of `total`. A bar's carriage returns would make one endless line of a log."""
@@ -24,5 +26,8 @@ class Progress:
         elif self._done * 10 // self._total > self._tenth:
             self._tenth = self._done * 10 // self._total
             elapsed_s = time.monotonic() - self._start_s
-            speed = f"{self._done / max(elapsed_s, 1e-9):.0f} images/s"
-            print(f"{self._what}: {self._done} of {self._total} images, {speed}", file=sys.stderr, flush=True)
+            speed = self._done / max(elapsed_s, 1e-9)
+            print(
+                f"{self._what}: {self._done} of {self._total} images, {speed:.0f} images/s", file=sys.stderr, flush=True
+            )
+            job_record.update(done=self._done, total=self._total, images_per_s=speed)

@@ -17,6 +17,7 @@ from sid_core import config as c
 from sid_core.pipeline.status import look, text
 from sid_core.pipeline.status.jobs import jobs
 from sid_core.storage import heartbeat, lease
+from sid_core.storage.job_record import record_path
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,10 +67,17 @@ def write(folder: Path, path: str, text: str = "") -> None:
     (folder / path).write_text(text)
 
 
+def record(folder: Path, log: str, **known: object) -> None:
+    """As a job leaves it beside its log."""
+    write(folder, log, "whatever it printed\n")
+    write(folder, str(record_path(Path(log))), json.dumps(known))
+
+
 def finish(folder: Path, stage: str, name: str = "", seconds: float = 10) -> None:
     done = job(stage, name)
     write(folder, done.output)
     write(folder, done.log, "00000: 5 of 5 images, 1 images/s\n")
+    record(folder, done.log, done=5, total=5, images_per_s=1)
     if done.benchmark:
         write(folder, done.benchmark, f"s\th:m:s\n{seconds}\t0:00:10\n")
 
@@ -99,10 +107,10 @@ def test_nothing_started(results):
 
 def test_done_failed_stopped(results):
     finish(results, "prompts")
-    write(results, "logs/teacher.log", "loading\nerror: teacher: no such folder\nsee the settings\n")
-    trace = 'Traceback (most recent call last):\n  File "x.py", line 1\n    f()\nKeyError: 3\n'
-    write(results, "logs/distill/none.log", trace)
-    write(results, "logs/distill/lsg-2.log", "error: lsg-2: interrupted; its state is saved, running again continues\n")
+    record(results, "logs/teacher.log", ended="failed", message="teacher: no such folder")
+    record(results, "logs/distill/none.log", ended="failed", message="KeyError: 3")
+    said = "lsg-2: interrupted; its state is saved, running again continues"
+    record(results, "logs/distill/lsg-2.log", ended="interrupted", message=said)
     write(results, "logs/evaluation_networks.log", "half a li")
     assert standing(results, "prompts").state == "done"
     failed = standing(results, "teacher", "")
@@ -152,7 +160,7 @@ def stage_process(folder: Path, *arguments: str):
 
 
 def test_a_stage_runs_while_its_process_does(results):
-    write(results, "logs/generate/lsg-2.00001.log", "x\n00001: 500 of 2,500 images, 400 images/s\n")
+    record(results, "logs/generate/lsg-2.00001.log", done=500, total=2500, images_per_s=400)
     out = "results/shapes/runs/lsg-2/samples/00001.tar"
     with stage_process(results.parents[1], "generate", "--out", out):
         running = standing(results, "generate", "lsg-2 00001")
@@ -187,7 +195,7 @@ def test_a_cluster_job_that_slurm_does_not_list_is_stopped(results, squeue, monk
     assert standing(results, "score", "lsg-2").text.startswith("cluster job 123 is gone before it began: ")
     squeue("")
     assert states() == ["stopped", "stopped"]
-    write(results, begun.log, "error: no such folder\n")
+    record(results, begun.log, ended="failed", message="no such folder")
     assert standing(results, "score", "none").state == "failed"
     squeue(None)
     assert states() == ["queued", "running"]
@@ -274,7 +282,7 @@ def status(*arguments: object) -> int:
 
 def test_lines_name_stages_failures_and_logs(results, capsys):
     finish(results, "prompts")
-    write(results, "logs/teacher.log", "error: teacher: no such folder\n")
+    record(results, "logs/teacher.log", ended="failed", message="teacher: no such folder")
     assert status("--results", results) == 0
     said = capsys.readouterr().out
     assert re.match(r"shapes: 1 of \d+ jobs done, 1 failed, about .* of work left, and nothing runs\n", said)

@@ -8,7 +8,6 @@ Times are those of finished jobs (benchmarks/), of what running jobs say, and be
 """
 
 import json
-import re
 import subprocess
 import time
 from base64 import urlsafe_b64decode
@@ -18,6 +17,8 @@ from pathlib import Path
 from statistics import mean
 
 from ...config import Config
+from ...storage import job_record
+from ...storage.job_record import record_path
 from ...storage.lease import living_owner
 from ..paths import Results
 from ..plan import make_plan
@@ -26,9 +27,7 @@ from .jobs import Job, jobs
 FRESH_S = 120.0  # a log this young may be of a process on another machine
 SHORT_S = 15.0  # of a job of which nothing is known; nearly all of it is imports
 SQUEUE_S = 10.0  # after which a controller is taken to be away
-TAIL = 4096  # bytes of a log that are looked at
-PROGRESS = re.compile(r"([\d,]+) of ([\d,]+) images, ([\d.]+) images/s")
-INTERRUPTED = re.compile(r"(^|: )interrupted; ")
+TAIL = 4096  # bytes read of a training log
 
 
 @dataclass(frozen=True)
@@ -83,21 +82,9 @@ def _state(
             return "running", _said(job, folder, f"cluster job {cluster_job}" if cluster_job else "on another machine")
     if not logged or (folder / job.benchmark).is_file():
         return "waiting", ""  # a benchmark is of a job that ended well, whose files were deleted since
-    message = _message(log)
-    return ("stopped" if message is None or INTERRUPTED.search(message) else "failed"), (
-        message or "ended without a word: killed, or out of memory or time"
-    )
-
-
-def _message(log: Path) -> str | None:
-    """The error that a log ends with: the first line of the command line's message, or a traceback's last; None without one."""
-    lines = _tail(log).splitlines()
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    if errors:
-        return errors[-1]
-    raised = [i for i, line in enumerate(lines) if line.startswith("Traceback ")]
-    last = [line for line in lines[raised[-1] + 1 :] if line[:1].strip()] if raised else []
-    return last[0] if last else None
+    record = job_record.read(record_path(log))
+    state = "failed" if record.get("ended") == "failed" else "stopped"
+    return state, record.get("message", "ended without a word: killed, or out of memory or time")
 
 
 def _tail(path: Path) -> str:
@@ -117,8 +104,8 @@ def _images(job: Job, folder: Path) -> tuple[float, float, float] | None:
                 point = json.loads(line)
                 return point["nimg"], 1000 * job.kimg, point["images_per_s"]
         return None
-    found = PROGRESS.findall(_tail(folder / job.log))
-    return tuple(float(number.replace(",", "")) for number in found[-1]) if found else None
+    record = job_record.read(record_path(folder / job.log))
+    return (record["done"], record["total"], record["images_per_s"]) if "done" in record else None
 
 
 def _said(job: Job, folder: Path, *more: str) -> str:

@@ -1,0 +1,48 @@
+"""The record beside a job's log: progress, and the end; none without a log."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sid_core.storage.job_record import record_path
+
+
+@pytest.fixture
+def run(tmp_path):
+    """run(code) -> the record of a process that prints to a log, None where there is none."""
+
+    def run(code: str, name: str = "job.log"):
+        log = tmp_path / name
+        with open(log, "w") as file:
+            subprocess.run([sys.executable, "-c", code], stderr=file)
+        path = record_path(log)
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    return run
+
+
+def test_progress_is_recorded_beside_the_log(run):
+    code = "from sid_core.data.progress import Progress\np = Progress(20, 'x')\np.update(10)"
+    record = run(code)
+    assert (record["done"], record["total"]) == (10, 20)
+    assert record["images_per_s"] > 0
+    assert run(code, "job.txt") is None
+
+
+@pytest.mark.parametrize(
+    ("raised", "ended", "message"),
+    [
+        ("cli.UserError('x=1: expected 2')", "failed", "x=1: expected 2"),
+        ("KeyboardInterrupt", "interrupted", "interrupted; "),
+        ("ValueError('a defect')", "failed", "ValueError: a defect"),
+    ],
+)
+def test_the_end_of_a_command_is_recorded_and_a_new_attempt_removes_it(run, raised, ended, message):
+    """Also of one that prints a traceback."""
+    code = "from sid_core import cli\ndef run(given): raise {}\ncli.COMMANDS['schema'] = cli.Command(run, 'x')\ncli.main(['schema'])"
+    record = run(code.format(raised))
+    assert record["ended"] == ended
+    assert record["message"].startswith(message)
+    assert run("from sid_core import cli; cli.main(['schema'])") is None
