@@ -5,7 +5,10 @@ from snakemake.utils import min_version
 min_version("9.20")
 
 
-configfile: "config.yaml"
+# a --configfile that names a preset stands on that alone: config.yaml has values for another teacher's size
+if "preset" not in config:
+
+    configfile: "config.yaml"
 
 
 # an image for all jobs, where a cluster wants one (docs/slurm.md)

@@ -320,7 +320,7 @@ def _plan_memory(given: argparse.Namespace) -> None:
 def _manual(given: argparse.Namespace) -> None:
     from .pipeline import manual
 
-    manual.write(_parser(), Path("config.yaml"), given.out)
+    manual.write(_parser(), given.out)
 
 
 def _schema(given: argparse.Namespace) -> None:

@@ -6,7 +6,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-import yaml
 
 from sid_core import cli, config
 from sid_core.pipeline import manual
@@ -18,14 +17,14 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
 def test_reference_pages_are_up_to_date(tmp_path):
-    manual.write(cli._parser(), ROOT / "config.yaml", tmp_path)
+    manual.write(cli._parser(), tmp_path)
     for made in sorted(tmp_path.iterdir()):
         kept = ROOT / "docs" / "reference" / made.name
         assert kept.read_text() == made.read_text(), f"{kept.name}: run `sid-core manual --out docs/reference`"
 
 
 def test_every_key_and_argument_is_explained():
-    pages = manual.config_page((ROOT / "config.yaml").read_text()), manual.cli_page(cli._parser())
+    pages = manual.config_page(), manual.cli_page(cli._parser())
     for key in ("lsg", "fake_train", "ema_halflife_nimg", "save_s", "repo"):
         assert f"`{key}`" in pages[0]
     assert all(f"## sid-core {stage}\n" in pages[1] for stage in cli.COMMANDS)
@@ -75,9 +74,10 @@ def test_commands_are_those_of_the_program(page):
 
 
 @pytest.mark.parametrize("page", ["how-to/own-prompts", "how-to/own-teacher", "contributing/experiment"])
-def test_an_experiment_of_ones_own_is_shown_whole(page):
+def test_an_experiment_of_ones_own_is_shown_whole(page, tmp_path):
     (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), flags=re.S)
-    given = config.parse_config(config.merge(config.read_yaml(ROOT / "config.yaml"), yaml.safe_load(block)))
+    (tmp_path / "mine.yaml").write_text(block)
+    given = config.load_config(ROOT / "config.yaml", tmp_path / "mine.yaml")
     assert given.experiment != "shapes", "it would make another experiment's results again"
     assert "note" not in to_text(given)
 

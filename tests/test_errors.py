@@ -62,7 +62,7 @@ PLACES = {
 
 @pytest.mark.parametrize("key", PLACES)
 def test_settings_with_a_password_are_refused_without_showing_it(key):
-    values = c.read_yaml(ROOT / "config.yaml")
+    values = c.load_config(ROOT / "config.yaml").model_dump(mode="json")
     block, name = key.split(".")
     values[block][name] = "https://me:hidden@host/x?token=hidden"
     values["distill"]["lr"] = "fast"  # another mistake, which is explained later

@@ -381,8 +381,8 @@ class Baselines(Block):
     )
     steps: list[Count] = Field(description="of the teacher's solver; a guided step is two network evaluations")
     guidance_scales: list[Positive]
-    vae: bool = Field(description="real images through encoder and decoder: the floor of every latent model")
-    real: bool = Field(description="a second draw of real images: the floor of the metric")
+    vae: bool = Field(False, description="real images through encoder and decoder: the floor of every latent model")
+    real: bool = Field(False, description="a second draw of real images: the floor of the metric")
 
 
 class Network(Block):

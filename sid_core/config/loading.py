@@ -12,18 +12,23 @@ import yaml
 from pydantic import ValidationError
 
 from ..errors import UserError, redact
-from .blocks import IN_WORDS, Block
+from .blocks import IN_WORDS, NULLS, Block
 from .schema import Config
+
+PRESETS = Path(__file__).with_name("presets")
 
 
 def load_config(path: str | Path, over: str | Path | None = None) -> Config:
     """Read and validate a configuration file, with what `over` says differently, as Snakemake's --configfile does it.
 
+    Where `over` names a preset, nothing of `path` is read: its values are those of another teacher's size.
+
     Raises UserError naming key, value, expectation and remedy.
     """
-    values = read_yaml(path)
-    merged = merge(values, read_yaml(over)) if over else values
-    return parse_config(merged, str(over or path), [over, path] if over else [path])
+    values = read_yaml(over or path)
+    if over is None or "preset" in values:
+        return parse_config(values, str(over or path), [over or path])
+    return parse_config(merge(read_yaml(path), values), str(over), [over, path])
 
 
 def merge(values: dict, over: dict) -> dict:
@@ -43,13 +48,24 @@ def load_settings(kind: type[Block], path: str | Path) -> Any:
 def parse_config(
     values: dict, source: str = "config", files: Sequence[str | Path] = (), arguments: Sequence[str] = ()
 ) -> Config:
-    """Validate an already merged configuration.
+    """Validate an already merged configuration, laid over the preset that it names.
 
     Args:
         source: what messages begin with.
         files, arguments: configuration files and Snakemake's command line, to show in messages what was typed there.
     """
-    return parse(Config, values, source, files, arguments)
+    return parse(Config, _over_preset(values, source), source, files, arguments)
+
+
+def _over_preset(values: dict, source: str) -> dict:
+    """Lay values over those of their preset, which may have one of its own."""
+    name = values.get("preset")
+    if name is None or name in NULLS:
+        return values
+    presets = {path.stem: path for path in PRESETS.glob("*.yaml")}
+    if name not in presets:
+        raise UserError(f"{source}: preset={name}: expected one of {', '.join(sorted(presets))}, or null")
+    return merge(_over_preset(read_yaml(presets[name]), source), values)
 
 
 class _EveryKeyOnce(yaml.SafeLoader):
@@ -129,7 +145,7 @@ def _explain(kind: type[Block], problem: dict, files: Sequence[str | Path], argu
         hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(_keys(kind, location[:-1]))}"
         return f"unknown key {key!r}; {hint}"
     if problem["type"] == "missing":
-        return f"{key}: missing; add it (config.yaml shows every key with its unit)"
+        return f"{key}: missing; add it, or name a preset (docs/reference/config.md lists every key with its unit)"
     if problem["type"] == "string_pattern_mismatch":
         return f"{key}={value!r}: expected {IN_WORDS[problem['ctx']['pattern']]}"
     message = problem["msg"].removeprefix("Value error, ")

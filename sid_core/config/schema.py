@@ -1,6 +1,6 @@
 """Define the whole configuration and what must agree between its blocks."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -29,9 +29,12 @@ class Config(Block):
     """The whole experiment."""
 
     experiment: Name
+    preset: Literal["shapes", "sd15", "sd21-base", "sd21-768"] | None = Field(
+        None, description="fills in sizes, speeds and evaluation for a teacher of this kind; null: nothing is filled in"
+    )
     teacher: Teacher
     teachers: dict[Name, Teacher] = Field({}, description="further ones, by name, for `imports`")
-    guidance_scales: list[Positive] = Field(description="one LSG distillation each")
+    guidance_scales: list[Positive] = Field([], description="one LSG distillation each")
     extra_runs: list[ExtraRun] = Field([])
     imports: list[Imported] = Field([])
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
@@ -46,6 +49,11 @@ class Config(Block):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
+        if self.preset == "shapes" and self.teacher.source != "embedded":
+            raise ValueError(
+                f"preset=shapes: expected another one with teacher.source={self.teacher.source}, as its sizes fit the embedded "
+                "teacher alone. Fix: give the preset of the teacher's size, such as preset: sd15, in the same file"
+            )
         names = [run.name for run in generators(self)]
         for name in names:
             if names.count(name) > 1:

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 from ..config import Config
-from ..errors import UserError
+from ..config.loading import PRESETS
 from ..storage.files import write_text
 
-MADE = "<!-- made by `sid-core manual --out docs/reference`; edit sid_core/config.py, config.yaml and sid_core/cli.py instead -->"
+MADE = "<!-- made by `sid-core manual --out docs/reference`; edit sid_core/config and sid_core/cli.py instead -->"
 
 PATTERNS = {
     "^[A-Za-z0-9][A-Za-z0-9._-]*$": "a name",
@@ -19,40 +19,36 @@ PATTERNS = {
 }
 
 
-def write(parser: argparse.ArgumentParser, config_yaml: Path, out: Path) -> None:
-    """Write config.md and cli.md into the folder `out`.
-
-    Raises:
-        UserError: `config_yaml`, whose values and comments are shown, is missing.
-    """
-    if not config_yaml.is_file():
-        raise UserError(f"{config_yaml}: no such file; run this in the project's folder")
-    write_text(out / "config.md", config_page(config_yaml.read_text(encoding="utf-8")))
+def write(parser: argparse.ArgumentParser, out: Path) -> None:
+    """Write config.md and cli.md into the folder `out`."""
+    write_text(out / "config.md", config_page())
     write_text(out / "cli.md", cli_page(parser))
 
 
 # --- settings ----------------------------------------------------------------------------------------------------------
 
 
-def config_page(text: str) -> str:
-    """Every key by block: what it takes, its value in config.yaml, what it is."""
+def config_page() -> str:
+    """Describe every key by block: what it takes, its default or its values in the presets, what it is."""
     schema = Config.model_json_schema()
-    comments = _comments(text)
+    shapes, sd15 = (_comments((PRESETS / f"{name}.yaml").read_text(encoding="utf-8")) for name in ("shapes", "sd15"))
     lines = [
         *(MADE, "", "# Settings", ""),
-        "Every key of config.yaml, which has a reason beside each value. A file given with `--configfile` says what differs. Unknown keys and",
+        "Every key of config.yaml or of a file that is given with `--configfile`. What such a file leaves out comes from its `preset`",
+        "(`sid_core/config/presets`, with a reason beside each value: sd21-base and sd21-768 say what differs from sd15), else it is the default.",
+        "A --configfile that names a preset reads nothing of config.yaml; another one says what differs from it. Unknown keys and",
         "values out of range are refused before anything starts. `sid-core schema` prints the same as a JSON schema, which editors read",
         "(`workflow/schemas/config.schema.json`). Where the last column is empty, the name says it.",
     ]
     for block, (path, properties, required) in _blocks(schema).items():
-        lines += ["", f"## {block}", "", "| key | takes | here | |", "|---|---|---|---|"]
+        lines += ["", f"## {block}", "", "| key | takes | default | shapes | sd15 | |", "|---|---|---|---|---|---|"]
         for key, field in properties.items():
-            here, comment = comments.get(f"{path}{key}", ("", ""))
-            needed = " (needed)" if key in required and not here and "$ref" not in field else ""
-            takes = _takes(field)
-            lines.append(
-                f"| `{key}` | {takes}{needed} | {here and f'`{here}`'} | {_cell(field.get('description') or comment)} |"
-            )
+            given = [comments.get(f"{path}{key}", ("", "")) for comments in (shapes, sd15)]
+            default = _value(field["default"]) if "default" in field and not isinstance(field["default"], dict) else ""
+            needed = " (needed)" if key in required and not given[0][0] and "$ref" not in field else ""
+            cells = [f"`{text}`" if text else "" for text in (default, given[0][0], given[1][0])]
+            says = _cell(field.get("description") or given[0][1])
+            lines.append(f"| `{key}` | {_takes(field)}{needed} | {' | '.join(cells)} | {says} |")
     return "\n".join(lines) + "\n"
 
 
@@ -100,15 +96,23 @@ def _takes(field: dict) -> str:
 
 
 def _comments(text: str) -> dict[str, tuple[str, str]]:
-    """Value and comment of each line of config.yaml, by dotted key."""
+    """Value and comment of each line of a preset, by dotted key; a block in braces is split."""
     found, above = {}, []
     for line in text.splitlines():
         match = re.match(r"( *)([\w-]+):(?: +(.*?))?(?: *# (.*))?$", line)
         if match:
             depth = len(match[1]) // 2
             above = [*above[:depth], match[2]]
-            found[".".join(above)] = (match[3] or "", match[4] or "")
+            name, inner = ".".join(above), re.fullmatch(r"\{(.*)\}", match[3] or "")
+            found[name] = ("" if inner else match[3] or "", match[4] or "")
+            for key, value in re.findall(r"(\w+): ([^,]+)", inner[1] if inner else ""):
+                found[f"{name}.{key}"] = (value, "")
     return found
+
+
+def _value(default: object) -> str:
+    """Write a default as YAML."""
+    return default if isinstance(default, str) and default else json.dumps(default)
 
 
 def _cell(text: str) -> str:

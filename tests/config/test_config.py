@@ -4,23 +4,26 @@ import copy
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import jsonschema
 import pytest
 
 from sid_core import config as c
 from sid_core.config.blocks import MEMORY
+from sid_core.config.loading import PRESETS
 from sid_core.data.reference_images import reference_images
 from sid_core.data.shapes import scenes
 from sid_core.errors import UserError
+from sid_core.pipeline.manual import config_page
 from sid_core.pipeline.settings import stage_settings
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = c.read_yaml(ROOT / "config.yaml")
+SHIPPED = c.load_config(ROOT / "config.yaml").model_dump(mode="json")
 
 
 def changed(**values) -> dict:
-    """The shipped configuration with `block__key=value` changed; `...` takes a key away."""
+    """The shipped configuration, every key of it, with `block__key=value` changed; `...` takes a key away."""
     result = copy.deepcopy(SHIPPED)
     for path, value in values.items():
         *blocks, key = path.split("__")
@@ -34,19 +37,21 @@ def changed(**values) -> dict:
     return result
 
 
-def test_shipped_config_is_valid_and_complete():
-    parsed = c.parse_config(SHIPPED)
+def test_shipped_config_is_valid_and_lists_its_runs():
+    parsed = c.load_config(ROOT / "config.yaml")
     assert [run.name for run in c.runs(parsed)] == ["lsg-1.5", "lsg-2", "lsg-3", "lsg-4.5"]
 
-    def complete(block: c.Block, given: dict, where: str):
-        for key, value in block:
-            assert key in given, f"{where}.{key} is not in config.yaml"
-            if isinstance(value, c.Block):
-                complete(value, given[key], f"{where}.{key}")
 
-    given = changed()
-    given["teacher"].setdefault("path", None)  # belongs to source: local, and would be wrong to set here
-    complete(parsed, given, "config")
+def test_config_page_of_every_key_has_a_row():
+    page = config_page()
+
+    def rows(block: c.Block):
+        for key, value in block:
+            assert f"| `{key}` |" in page, key
+            if isinstance(value, c.Block):
+                rows(value)
+
+    rows(c.parse_config(SHIPPED))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +59,12 @@ def test_shipped_config_is_valid_and_complete():
     [
         ({"distill__train_kimgs": 1}, "unknown key 'distill.train_kimgs'; did you mean 'train_kimg'?"),
         ({"guidance_scale": [1]}, "unknown key 'guidance_scale'; did you mean 'guidance_scales'?"),
-        ({"distill__lr": ...}, "distill.lr: missing"),
+        ({"distill__lr": ..., "preset": None}, "distill.lr: missing"),
+        ({"preset": "sd1.5"}, "preset=sd1.5: expected one of sd15, sd21-768, sd21-base, shapes, or null"),
+        (
+            {"teacher": {"source": "local", "path": "x"}},
+            "preset=shapes: expected another one with teacher.source=local",
+        ),
         ({"guidance_scales": [1.5, 0]}, "guidance_scales.1=0: expected greater than 0"),
         ({"guidance_scales": [-2]}, "guidance_scales.0=-2"),
         ({"guidance_scales": [float("nan")]}, "guidance_scales.0=nan"),
@@ -224,13 +234,63 @@ def test_distill_memory_sets_every_switch_that_is_null(memory, switches):
 
 
 def test_distill_memory_leaves_a_switch_that_is_given():
-    distill = c.parse_config(changed(distill__memory="smallest", distill__offload="ema")).distill
+    distill = c.parse_config(
+        changed(distill__memory="smallest", distill__checkpointing=None, distill__offload="ema")
+    ).distill
     assert (distill.checkpointing, distill.offload, distill.micro_batch) == (True, "ema", 32)
 
 
 def test_distill_memory_chooses_a_micro_batch_that_divides_the_batch():
     distill = c.parse_config(changed(distill__batch=30, distill__micro_batch=None)).distill
     assert distill.micro_batch == 15
+
+
+# --- presets ------------------------------------------------------------------------------------------------------------
+
+OWN = """
+experiment: mine
+preset: {preset}
+teacher: {{source: local, path: /models/mine}}
+prompts: {{source: file, train: train.txt, evaluation: captions.txt}}
+guidance_scales: [1.5]
+"""
+
+
+def test_presets_are_those_of_the_schema():
+    names = get_args(get_args(c.Config.model_fields["preset"].annotation)[0])
+    assert sorted(names) == sorted(path.stem for path in PRESETS.iterdir())
+
+
+@pytest.mark.parametrize("preset", ["sd15", "sd21-base", "sd21-768"])
+def test_preset_of_a_file_inherits_nothing_from_config_yaml(tmp_path, preset):
+    (tmp_path / "config.yaml").write_text((ROOT / "config.yaml").read_text() + "\ndistill: {lr: 7.0, t_init: 600}\n")
+    (tmp_path / "mine.yaml").write_text(OWN.format(preset=preset))
+    config = c.load_config(tmp_path / "config.yaml", tmp_path / "mine.yaml")
+    assert (config.distill.lr, config.distill.t_init, config.distill.batch) == (1e-6, 625, 512)
+    assert [run.name for run in c.runs(config)] == ["lsg-1.5"]
+    assert config.evaluate.protocol == "coco2014-30k"
+
+
+def test_preset_values_yield_to_those_of_the_file(tmp_path):
+    (tmp_path / "mine.yaml").write_text(OWN.format(preset="sd21-768") + "distill: {micro_batch: 4}\n")
+    config = c.load_config(tmp_path / "mine.yaml")
+    assert (config.distill.micro_batch, config.distill.lr, config.generate.batch) == (4, 1e-6, 7)
+    assert config.plan.unet_million == 865.9
+
+
+def test_file_without_a_preset_for_a_teacher_of_its_own_is_refused(tmp_path):
+    (tmp_path / "mine.yaml").write_text(OWN.format(preset="sd15").replace("preset: sd15\n", ""))
+    with pytest.raises(UserError, match=r"mine\.yaml: preset=shapes: expected another one with teacher\.source=local"):
+        c.load_config(ROOT / "config.yaml", tmp_path / "mine.yaml")
+
+
+def test_file_with_a_preset_and_without_a_teacher_is_refused(tmp_path):
+    (tmp_path / "mine.yaml").write_text("experiment: mine\npreset: sd15\nguidance_scales: [2]\n")
+    with pytest.raises(UserError) as caught:
+        c.load_config(ROOT / "config.yaml", tmp_path / "mine.yaml")
+    assert [line.split(";")[0] for line in str(caught.value).splitlines()] == [
+        f"{tmp_path / 'mine.yaml'}: {key}: missing" for key in ("teacher", "prompts")
+    ]
 
 
 # --- runs --------------------------------------------------------------------------------------------------------------
@@ -342,7 +402,7 @@ def changed_files(**values) -> set[str]:
         ({"distill__t_init": 600}, {"runs/settings.yaml", "runs/generate.yaml"}),
         ({"tracking__enabled": False}, set()),
         ({"guidance_scales": [1.5, 2.0, 3.0, 4.5, 6.0]}, {"runs/settings.yaml", "runs/generate.yaml"}),
-        ({"teacher": {"source": "local", "path": "x"}}, {"teacher.settings.yaml"}),
+        ({"teacher": {"source": "local", "path": "x"}, "preset": "sd15"}, {"teacher.settings.yaml"}),
     ],
 )
 def test_a_change_reaches_the_stages_it_concerns(values, files):
@@ -412,6 +472,7 @@ def test_schema_accepts_the_shipped_config():
     [
         {"distill__train_kimgs": 1},
         {"distill__lr": ...},
+        {"preset": "sd1.5"},
         {"guidance_scales": [0]},
         {"distill__t_init": 1200},
         {"experiment": "a/b"},

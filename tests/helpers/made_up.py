@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sid_core.config import Config, Run, baselines, generators, parse_config, read_yaml, runs
+from sid_core.config import Config, Run, baselines, generators, load_config, parse_config, runs
 from sid_core.pipeline.inputs import Inputs
 from sid_core.report import entries, table
 from sid_core.storage.files import write_json, write_sidecar
@@ -25,7 +25,11 @@ PROTOCOL_HASH = "0123456789abcdef" * 4
 
 
 def make_config(**changes: object) -> Config:
-    values = read_yaml(CONFIG) | {"guidance_scales": [1.5, 3.0], "extra_runs": [], "seeds": [0]}
+    values = load_config(CONFIG).model_dump(mode="json") | {
+        "guidance_scales": [1.5, 3.0],
+        "extra_runs": [],
+        "seeds": [0],
+    }
     values["generate"] |= {"samples": SAMPLES, "samples_per_shard": SAMPLES}
     values["baselines"] |= {"steps": [8], "guidance_scales": [1.0, 3.0], "vae": True, "real": True}
     return parse_config(values | changes)

@@ -51,7 +51,7 @@ class Project:
         config = yaml.safe_load((ROOT / "config.yaml").read_text())
         for values in (SMALLEST, blocks):
             for key, value in copy.deepcopy(values).items():
-                config[key] = config[key] | value if isinstance(value, dict) else value
+                config[key] = config.get(key, {}) | value if isinstance(value, dict) else value
         (self.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
     def snakemake(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from sid_core.config import parse_config, read_yaml
+from sid_core.config import load_config, parse_config
 from sid_core.errors import UserError
 from sid_core.pipeline import digests
 
-SHIPPED = read_yaml(Path(__file__).parents[2] / "config.yaml")
+SHIPPED = load_config(Path(__file__).parents[2] / "config.yaml").model_dump(mode="json")
 
 
 def data_digests(teacher: dict | None = None, **evaluate) -> dict[str, str]:
     return digests.data_digests(
-        parse_config(SHIPPED | {"teacher": teacher or {}, "evaluate": SHIPPED["evaluate"] | evaluate})
+        parse_config(SHIPPED | {"preset": None, "teacher": teacher or {}, "evaluate": SHIPPED["evaluate"] | evaluate})
     )
 
 

@@ -101,7 +101,10 @@ def test_a_name_that_snakemake_reads_as_something_else_is_refused(project, name,
                 "config: guidance_scales.0=0: expected greater than 0",
             ],
         ),
-        ({"teacher": {"source": "local", "path": "nowhere"}}, ["teacher.path=nowhere: no such file or folder"]),
+        (
+            {"teacher": {"source": "local", "path": "nowhere"}, "preset": "sd15"},
+            ["teacher.path=nowhere: no such file or folder"],
+        ),
         (
             {"imports": [{"name": "mine", "file": "nowhere.pkl", "scale": 2, "train_kimg": 1}]},
             ["imports.mine.file=nowhere.pkl: no such file or folder"],
