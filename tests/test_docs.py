@@ -23,7 +23,7 @@ def test_reference_pages_are_up_to_date(tmp_path):
         assert kept.read_text() == made.read_text(), f"{kept.name}: run `sid-core manual --out docs/reference`"
 
 
-def test_every_key_and_argument_is_explained():
+def test_reference_pages_explain_every_key_and_argument():
     pages = manual.config_page(), manual.cli_page(cli._parser())
     for key in ("lsg", "fake_train", "ema_halflife_nimg", "save_s", "repo"):
         assert f"`{key}`" in pages[0]
@@ -49,7 +49,7 @@ def test_links_lead_to_files_and_headings(page):
             assert heading in [re.sub(r"[^\w\s-]", "", line).replace(" ", "-") for line in lines], target
 
 
-def test_every_page_is_in_the_index():
+def test_index_links_every_page():
     linked = {
         (ROOT / "docs" / target).resolve()
         for target in re.findall(r"\]\(([^)#\s]+)", (ROOT / "docs" / "README.md").read_text())
@@ -74,7 +74,7 @@ def test_commands_are_those_of_the_program(page):
 
 
 @pytest.mark.parametrize("page", ["how-to/own-prompts", "how-to/own-teacher", "contributing/experiment"])
-def test_an_experiment_of_ones_own_is_shown_whole(page, tmp_path):
+def test_example_of_a_page_is_a_valid_experiment(page, tmp_path):
     (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), flags=re.S)
     (tmp_path / "mine.yaml").write_text(block)
     given = config.load_config(ROOT / "config.yaml", tmp_path / "mine.yaml")

@@ -18,7 +18,7 @@ def load(name: str) -> c.Config:
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_is_valid_and_bears_its_name(path):
+def test_experiment_file_is_valid_and_has_its_name(path):
     assert load(path.stem).experiment == path.stem
 
 

@@ -114,7 +114,7 @@ def arguments(stage: str, inputs: tuple, tmp_path: Path, **spoilt: object) -> li
     return line
 
 
-def test_every_command_is_tried():
+def test_cases_cover_every_command():
     assert {stage for stage, _ in cases()} | WITHOUT_INPUTS == set(cli.COMMANDS)
 
 
@@ -135,7 +135,7 @@ def complaint(inputs, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("stage", "name"), cases())
-def test_wrong_inputs_are_named(stage, name, complaint, tmp_path):
+def test_main_with_a_wrong_input_names_it(stage, name, complaint, tmp_path):
     complaint(stage, name, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     complaint(stage, name, tmp_path / "empty")
@@ -144,7 +144,7 @@ def test_wrong_inputs_are_named(stage, name, complaint, tmp_path):
 
 
 @pytest.mark.parametrize("out", [".", "work", "file", "file/x"])
-def test_a_place_of_the_users_own_is_left_as_it_is(inputs, tmp_path, capsys, monkeypatch, out):
+def test_main_with_a_foreign_out_leaves_it_alone(inputs, tmp_path, capsys, monkeypatch, out):
     """Each of these once removed the folder it was called in, or put its result in the folder's place."""
     (tmp_path / "work" / ".git").mkdir(parents=True)
     (tmp_path / "work" / ".git" / "HEAD").write_text("ref: refs/heads/main")
@@ -162,7 +162,7 @@ def test_a_place_of_the_users_own_is_left_as_it_is(inputs, tmp_path, capsys, mon
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_web_project_is_left_as_it_is(inputs, tmp_path, capsys):
+def test_main_with_a_web_project_as_out_leaves_it_alone(inputs, tmp_path, capsys):
     """Many programs call a file manifest.json."""
     (tmp_path / "manifest.json").write_text('{"name": "site", "start_url": "/"}')
     (tmp_path / "index.html").write_text("mine")
@@ -195,7 +195,7 @@ def test_a_web_project_is_left_as_it_is(inputs, tmp_path, capsys):
         ("pairs", {"settings": "other.yaml"}, "--settings other.yaml: of experiment other, but --results"),
     ],
 )
-def test_a_wrong_value_is_named_with_its_remedy(inputs, tmp_path, capsys, monkeypatch, stage, spoilt, message):
+def test_main_with_a_wrong_value_names_the_fix(inputs, tmp_path, capsys, monkeypatch, stage, spoilt, message):
     monkeypatch.chdir(inputs[0])
     Path("other.yaml").write_text(Path("config.yaml").read_text().replace("experiment: shapes", "experiment: other"))
     line = arguments(stage, inputs, tmp_path, **{name: value for name, value in spoilt.items() if name != "state"})
@@ -207,7 +207,7 @@ def test_a_wrong_value_is_named_with_its_remedy(inputs, tmp_path, capsys, monkey
     assert len(said.splitlines()) == 1
 
 
-def test_a_range_that_is_none_is_named(inputs, tmp_path, capsys, monkeypatch):
+def test_main_with_an_empty_range_names_it(inputs, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(inputs[0])
     assert cli.main(arguments("generate", inputs, tmp_path, range=("5", "5"))) == 1
     assert "samples 5–4: expected a range inside the 2 captions" in capsys.readouterr().err

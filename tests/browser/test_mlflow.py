@@ -116,7 +116,7 @@ def test_scales_are_compared_by_scatter_and_parallel_coordinates(visit, links):
     assert page.locator(".js-plotly-plot").first.is_visible()
 
 
-def test_the_table_has_the_saved_columns_and_the_best_run_first(visit, links):
+def test_mlflow_table_has_the_saved_columns_and_order(visit, links):
     page = visit(links["scales"].replace("compareRunsMode=CHART", "compareRunsMode=TABLE"))
     page.get_by_role("link", name="lsg-2").wait_for()
     for column in ("fid", "clip", "precision", "kappa_teacher"):
@@ -146,7 +146,7 @@ def test_generators_stand_side_by_side(visit, links):
     page.get_by_text("Comparing 2 Runs from 1 Experiment").first.wait_for()
 
 
-def test_the_best_generator_is_registered(visit, links):
+def test_mlflow_model_page_shows_the_best_generator(visit, links):
     page = visit(f"{links['base']}/#/models/shapes/versions/1")
     for text in ("lsg-1_5", "lowest fid", "@ best"):
         page.get_by_text(text).first.wait_for()

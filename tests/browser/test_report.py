@@ -42,7 +42,7 @@ def point(page, run):
     return page.locator(f'svg .point[data-run="{run}"]')
 
 
-def test_it_opens_at_once_and_whole(open_report, report):
+def test_report_page_opens_fast_and_complete(open_report, report):
     begun = time.monotonic()
     page = open_report()
     took, size = time.monotonic() - begun, report.stat().st_size
@@ -76,7 +76,7 @@ def test_pointing_at_a_point_names_run_scale_and_intervals(open_report):
     assert page.locator("#tip").is_hidden()
 
 
-def test_a_click_selects_everywhere_and_another_ends_it(open_report):
+def test_report_page_click_toggles_the_selection(open_report):
     page = open_report(viewport={"width": 1300, "height": 900})
     point(page, "lsg-2").click()
     assert selected(page) == {"lsg-2"}
@@ -94,7 +94,7 @@ def test_a_click_selects_everywhere_and_another_ends_it(open_report):
     assert selected(page) == set()
 
 
-def test_the_keyboard_reaches_points_and_controls(open_report):
+def test_report_page_points_are_reachable_by_keyboard(open_report):
     page = open_report(viewport={"width": 1300, "height": 900})
     point(page, "lsg-1.5").focus()
     assert "lsg-1.5" in page.locator("#tip").inner_text()
@@ -136,7 +136,7 @@ def test_differences_are_seen_from_the_chosen_run(open_report):
     assert "−0.100" in rows.nth(1).inner_text()
 
 
-def test_a_heading_sorts_its_groups(open_report):
+def test_report_page_heading_sorts_within_groups(open_report):
     page = open_report()
     heading = page.locator("#results table").first.get_by_role("button", name="FID ↓")
     first = page.locator("#results tbody").first.locator("tr").nth(1).locator("th")
@@ -155,7 +155,7 @@ def test_light_and_dark_are_readable_by_everyone(open_report, accessibility, sch
     assert accessibility(page) == []
 
 
-def test_a_phone_scrolls_in_one_direction(open_report, accessibility):
+def test_report_page_on_a_phone_scrolls_vertically_only(open_report, accessibility):
     page = open_report(viewport={"width": 400, "height": 800}, has_touch=True)
     assert page.evaluate("document.documentElement.scrollWidth") == 400
     page.locator('svg .point[data-run="lsg-2"]').tap()

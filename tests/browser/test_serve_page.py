@@ -63,7 +63,7 @@ def test_scales_are_drawn_side_by_side(open_page, address):
     assert " ms" in page.locator("figure").nth(0).inner_text()
 
 
-def test_the_keyboard_is_enough(open_page, address):
+def test_serve_page_is_usable_by_keyboard(open_page, address):
     page = open_page(address)
     page.get_by_label("lsg-2", exact=True).wait_for()
     page.keyboard.press("Control+A")  # the prompt has the focus

@@ -19,13 +19,13 @@ def write_page(tmp_path):
     return write_page
 
 
-def test_a_good_page_passes(open_page, accessibility, write_page):
+def test_open_page_of_a_good_page_passes(open_page, accessibility, write_page):
     page = open_page(write_page(GOOD))
     assert page.title() == "good"
     assert accessibility(page) == []
 
 
-def test_a_bad_page_is_caught(open_page, complaints, accessibility, write_page):
+def test_open_page_of_a_bad_page_fails(open_page, complaints, accessibility, write_page):
     page = open_page(write_page(BAD))
     said = "\n".join(complaints)
     complaints.clear()
@@ -39,5 +39,5 @@ def test_a_bad_page_is_caught(open_page, complaints, accessibility, write_page):
     assert {line.split()[0] for line in accessibility(page)} >= {"color-contrast", "image-alt", "html-has-lang"}
 
 
-def test_what_is_allowed_is_no_complaint(open_page, write_page):
+def test_open_page_with_an_allowed_complaint_passes(open_page, write_page):
     open_page(write_page(BAD), allow=["example.org", "^console: oh$", "^thrown: no", "Failed to load resource"])

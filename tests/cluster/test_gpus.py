@@ -60,7 +60,7 @@ def start():
         process.kill()
 
 
-def test_two_jobs_at_once_never_have_the_same_gpu(names, start):
+def test_claimed_by_concurrent_jobs_never_shares_a_gpu(names, start):
     names(3)
     for count in (2, 1, 1, 2, 3, 1, 1, 2):
         start(count, 0.05)
@@ -71,7 +71,7 @@ def test_two_jobs_at_once_never_have_the_same_gpu(names, start):
             assert not set(seen) & set(other) or ended <= other_began or other_ended <= began
 
 
-def test_a_killed_job_frees_its_own(names, start):
+def test_claimed_by_a_killed_job_is_released(names, start):
     names(2)
     stuck = start(2, 1000)
     waiting = start(1, 0)
@@ -82,7 +82,7 @@ def test_a_killed_job_frees_its_own(names, start):
     waiting.join()
 
 
-def test_a_gpu_is_held_as_long_as_a_child_lives_that_was_given_it(names, start):
+def test_claimed_with_a_living_child_stays_locked(names, start):
     names(1)
     with gpus.claimed(1) as held:
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.5,))
@@ -130,14 +130,14 @@ def test_hold_whose_folder_was_cleared_away_meanwhile_holds_nothing(names, monke
     assert gpus._hold("gpu0") is None
 
 
-def test_a_job_without_gpus_sees_none(names, start):
+def test_claimed_of_zero_gpus_hides_all(names, start):
     names(2)
     with gpus.claimed(2):
         start(0, 0)
         assert start.taken.get(timeout=10)[0] == []
 
 
-def test_more_than_there_are_is_refused(names):
+def test_claimed_of_too_many_gpus_raises(names):
     names(2)
     with pytest.raises(UserError, match=r"gpu=3: expected at most 2, the GPUs gpu0,gpu1"), gpus.claimed(3):
         pass
@@ -161,7 +161,7 @@ def test_jobs_of_a_snakemake_within_a_slurm_job_share_its_gpus(names, monkeypatc
             assert gpus.visible() == ["gpu0"]
 
 
-def test_what_was_visible_is_visible_again(names):
+def test_claimed_on_exit_restores_cuda_visible_devices(names):
     names(2)
     with gpus.claimed(1):
         assert gpus.visible() == ["gpu0"]
@@ -169,7 +169,7 @@ def test_what_was_visible_is_visible_again(names):
 
 
 @pytest.mark.parametrize(("arguments", "expected"), [((), 3), (("--profile", "workflow/profiles/local-gpu"), 8)])
-def test_all_jobs_together_may_have_the_gpus_that_there_are_or_that_a_profile_says(tmp_path, arguments, expected):
+def test_snakemake_gpu_total_follows_the_machine_or_the_profile(tmp_path, arguments, expected):
     project = Project(tmp_path)
     target = str((project.results / "config.yaml").relative_to(tmp_path))
     done = project.snakemake("--cores", "1", *arguments, "--", target, CUDA_VISIBLE_DEVICES="a,b,c")

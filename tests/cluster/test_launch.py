@@ -82,7 +82,7 @@ def row(state):
     return [start["from_nimg"] for start in json.loads((state / "starts.json").read_text())]
 
 
-def test_a_job_is_stopped_before_its_time_limit_and_put_back_until_the_row_is_too_long(state, slurm, start):
+def test_main_at_the_time_limit_requeues_up_to_the_maximum(state, slurm, start):
     for count in range(3):
         slurm.set("END", str(int(time.time()) + 3))
         start(TRAINING, "--save-s", "1", "--continuations", "2")
@@ -103,7 +103,7 @@ def test_a_job_is_stopped_before_its_time_limit_and_put_back_until_the_row_is_to
     ("call", "attempt", "length"),
     [("1234", 1, 2), ("9", 1, 1), ("9", 2, 2), (None, 2, 2), (None, 1, 1)],
 )
-def test_a_row_is_of_one_call_of_snakemake(state, slurm, start, monkeypatch, call, attempt, length):
+def test_starts_of_another_snakemake_call_begin_anew(state, slurm, start, monkeypatch, call, attempt, length):
     start("exit 1")
     assert start.ended()[0] == 1
     monkeypatch.delenv(HOME_CALL) if call is None else slurm.set(HOME_CALL, call)
@@ -112,13 +112,13 @@ def test_a_row_is_of_one_call_of_snakemake(state, slurm, start, monkeypatch, cal
     assert len(row(state)) == length
 
 
-def test_the_end_of_the_training_ends_the_row(state, start):
+def test_starts_after_the_training_are_cleared(state, start):
     start("exit 0")
     assert start.ended() == (0, "")
     assert not (state / "starts.json").exists()
 
 
-def test_a_time_limit_too_short_for_anything_is_no_row_of_jobs(slurm, start):
+def test_main_without_progress_raises(slurm, start):
     start(STANDSTILL, "--save-s", "4000")
     code, said = start.ended()
     assert code == 1
@@ -126,7 +126,7 @@ def test_a_time_limit_too_short_for_anything_is_no_row_of_jobs(slurm, start):
     assert not slurm.calls.exists()
 
 
-def test_a_users_own_job_is_not_begun_again(slurm, start):
+def test_main_in_an_interactive_job_does_not_requeue(slurm, start):
     slurm.set("COMMENT", "(null)")
     slurm.set("END", str(int(time.time()) + 3))
     start(TRAINING, "--save-s", "1")
@@ -136,7 +136,7 @@ def test_a_users_own_job_is_not_begun_again(slurm, start):
     assert not slurm.calls.exists()
 
 
-def test_where_slurm_does_not_put_jobs_back_the_time_limit_is_waited_for(slurm, start):
+def test_requeue_where_forbidden_waits_for_the_time_limit(slurm, start):
     slurm.set("REFUSAL", "Requested operation is presently disabled")
     slurm.set("END", str(int(time.time()) + 3))
     process = start(TRAINING, "--save-s", "1")
@@ -147,7 +147,7 @@ def test_where_slurm_does_not_put_jobs_back_the_time_limit_is_waited_for(slurm, 
     assert "lsg-2: not put back (Requested operation is presently disabled), so waiting for the time limit" in said
 
 
-def test_a_controller_that_cannot_put_it_back_in_time_is_a_refusal(slurm, start, monkeypatch):
+def test_requeue_with_a_slow_controller_waits_for_the_time_limit(slurm, start, monkeypatch):
     monkeypatch.setattr(launch, "ANSWER_S", 0.5)
     slurm.set("HANGS", "5")
     slurm.set("END", str(int(time.time()) + 7))
@@ -159,7 +159,7 @@ def test_a_controller_that_cannot_put_it_back_in_time_is_a_refusal(slurm, start,
     assert "timed out after 0.5 seconds), so waiting for the time limit" in said
 
 
-def test_the_time_limit_is_asked_for_again_where_slurm_did_not_answer(tmp_path, slurm, start, monkeypatch):
+def test_wait_without_an_answer_polls_the_time_limit_again(tmp_path, slurm, start, monkeypatch):
     monkeypatch.setattr(launch, "LOOK_S", 0.2)
     (tmp_path / "late").touch()
     slurm.set("LATE", str(tmp_path / "late"))
@@ -168,7 +168,7 @@ def test_the_time_limit_is_asked_for_again_where_slurm_did_not_answer(tmp_path, 
     assert "lsg-2: stopped before its time limit, to go on from the queue" in start.ended()[1]
 
 
-def test_a_damaged_newest_state_is_left_to_the_training(state, slurm, start):
+def test_starts_with_a_damaged_checkpoint_leave_it_to_the_training(state, slurm, start):
     for number, text in enumerate(['{"record": {"nimg": 5, "files": ["ema.safetensors"]}}', "{"]):
         (state / f"state-{number:09d}").mkdir()
         (state / f"state-{number:09d}" / "ema.json").write_text(text)
@@ -178,14 +178,14 @@ def test_a_damaged_newest_state_is_left_to_the_training(state, slurm, start):
 
 
 @pytest.mark.parametrize("limit", ["N/A", ""])
-def test_without_a_limit_or_an_answer_nothing_is_stopped(slurm, start, limit):
+def test_wait_without_a_time_limit_stops_nothing(slurm, start, limit):
     slurm.set("END", limit)
     start("sleep 0.5; exit 0", "--save-s", "4000")
     assert start.ended() == (0, "")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
-def test_every_signal_has_the_state_saved(state, slurm, start, signum):
+def test_wait_with_any_signal_saves_a_checkpoint(state, slurm, start, signum):
     process = start()
     while not state.with_suffix(".started").exists():
         time.sleep(0.02)
@@ -196,12 +196,12 @@ def test_every_signal_has_the_state_saved(state, slurm, start, signum):
     assert not slurm.calls.exists()
 
 
-def test_a_training_that_is_killed_is_told(start):
+def test_wait_for_a_killed_training_prints_the_signal(start):
     start("kill -KILL $$")
     assert start.ended() == (128 + signal.SIGKILL, "error: the training was ended by SIGKILL\n")
 
 
-def test_what_an_alarm_stopped_is_not_tried_again_by_itself(state, start):
+def test_main_after_an_alarm_rejects_a_retry(state, start):
     (state / "ended.json").write_text(json.dumps({"how": "aborted", "iteration": 3, "why": "lsg-2: latent_std=9"}))
     start("touch $0/started; exit 1", "--attempt", "2")
     assert start.ended() == (1, "error: lsg-2: latent_std=9 (a retry would end as the first one did)\n")
@@ -214,7 +214,7 @@ def test_what_an_alarm_stopped_is_not_tried_again_by_itself(state, start):
 # --- commands ----------------------------------------------------------------------------------------------------------------
 
 
-def test_one_process_is_started_as_it_is():
+def test_make_command_of_one_process_uses_no_torchrun():
     for gpu_count in (0, 1):
         assert launch.make_command(["distill"], gpu_count, 1, 4) == [sys.executable, "-m", "sid_core", "distill"]
 
@@ -236,7 +236,7 @@ def test_those_of_several_nodes_by_srun_and_a_torchrun_each(slurm, gpu_count, pe
     assert torchrun[-4:] == ["--rdzv-id=7", "-m", "sid_core", "distill"]
 
 
-def test_what_cannot_be_started_is_refused(slurm, monkeypatch):
+def test_make_command_of_impossible_resources_raises(slurm, monkeypatch):
     with pytest.raises(UserError, match=r"resources\.distill\.gpu=3: expected a multiple of nodes=2"):
         launch.make_command(["distill"], 3, 2, 1)
     monkeypatch.delenv("SLURM_JOB_ID")

@@ -24,7 +24,7 @@ def squeue(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_job_waits_for_those_that_still_make_its_files(squeue):
+def test_dependency_on_running_jobs_of_the_same_files_delays_the_job(squeue):
     (squeue / "away").touch()
     before = [{"job": "5", "output": ["a", "b"]}, {"job": "6", "output": ["c"]}, {"job": "7_2", "output": ["d"]}]
     path = squeue / "jobs.jsonl"
@@ -39,7 +39,7 @@ def test_a_job_waits_for_those_that_still_make_its_files(squeue):
     assert [json.loads(line)["job"] for line in path.read_text().splitlines()] == ["5", "7_2", "9"]
 
 
-def test_a_controller_that_stays_away_is_told(squeue, monkeypatch, capsys):
+def test_ask_squeue_without_a_controller_warns_and_raises(squeue, monkeypatch, capsys):
     (squeue / "away").touch()
     monkeypatch.setattr(slurm, "PATIENCE_S", -60)
     with pytest.raises(slurm.WorkflowError, match="run again when Slurm answers"):
@@ -65,7 +65,7 @@ def commands(squeue, monkeypatch):
     return squeue / "commands"
 
 
-def test_a_job_that_is_not_listed_for_a_while_is_given_up(squeue, commands, clock):
+def test_look_at_an_unlisted_job_gives_it_up(squeue, commands, clock):
     watch = slurm.Watch()
     assert watch.look(["5", "6"]) == {}
     assert watch.look(["5", "6", "8"]) == {}
@@ -76,7 +76,7 @@ def test_a_job_that_is_not_listed_for_a_while_is_given_up(squeue, commands, cloc
     assert not commands.exists()
 
 
-def test_a_job_that_could_not_be_started_is_released_and_in_the_end_given_up(squeue, commands):
+def test_look_at_a_held_job_releases_it_a_few_times(squeue, commands):
     held = "PENDING|launch failed requeued held"
     (squeue / "listed").write_text(f"5|{held}\n6|{held}\n7_2|PENDING|Priority\n")
     watch = slurm.Watch()
@@ -93,7 +93,7 @@ def clock(monkeypatch):
     monkeypatch.setattr(slurm.time, "monotonic", lambda: next(times))
 
 
-def test_an_end_that_the_plugin_does_not_see_is_told_after_a_while(squeue, commands, clock):
+def test_look_at_an_ended_job_reports_it_after_a_while(squeue, commands, clock):
     """It waits on for those preempted, and for those whose node failed and who may not be put back."""
     (squeue / "listed").write_text("5|PREEMPTED|None\n6|NODE_FAIL|NodeDown\n7_2|COMPLETED|None\n")
     watch = slurm.Watch()
@@ -103,13 +103,13 @@ def test_an_end_that_the_plugin_does_not_see_is_told_after_a_while(squeue, comma
     assert slurm.INTERRUPTED.search(given_up["5"])
 
 
-def test_what_is_done_is_not_done_again_after_a_crash_of_the_controller(squeue, commands):
+def test_look_at_a_job_already_done_cancels_it(squeue, commands):
     (squeue / "listed").write_text("5|PENDING|BeginTime\n6|RUNNING|None\n7_2|COMPLETED|None\n8|RUNNING|None\n")
     assert slurm.Watch().look(["8"], done={"5", "7_2", "8", "9"}) == {}  # 8: another job under the same number
     assert commands.read_text() == "scancel 5\n"
 
 
-def test_where_sacct_tells_ends_squeue_may_forget(squeue, commands, clock):
+def test_look_with_sacct_gives_up_cancelled_jobs_only(squeue, commands, clock):
     (squeue / "listed").write_text("5|PENDING|launch failed requeued held\n")
     sacct = squeue / "bin" / "sacct"
     sacct.write_text("#!/bin/sh\necho $* >> $0.asked; echo '8|CANCELLED by 1000'; echo '9|COMPLETED'\n")
@@ -160,7 +160,7 @@ def make_job(**resources):
     return job
 
 
-def test_a_group_that_cannot_be_submitted_has_failed():
+def test_run_job_of_a_group_that_sbatch_rejects_fails_it():
     executor, job = slurm._make(Upstream, "shapes")(), make_job()
     executor.run_job(job)
     why = "Job submission failed: The given account appears to be invalid."

@@ -37,13 +37,13 @@ def start(tmp_path):
         ("[ $RANK = 0 ] && echo 'error: mine' >&2 && exit 11; sleep 60", 11, "error: mine\n"),
     ],
 )
-def test_what_ends_a_process_ends_all_and_is_said_once(start, script, code, said):
+def test_torchrun_with_a_dead_rank_ends_all_and_prints_one_cause(start, script, code, said):
     process = start(script)
     assert process.communicate()[1] == said
     assert process.returncode == code
 
 
-def test_one_signal_reaches_the_processes_and_others_do_not_hurry_them(start, tmp_path):
+def test_torchrun_with_repeated_signals_forwards_the_first(start, tmp_path):
     save = f"sleep 1; touch {tmp_path}/saved-$RANK; exit 138"
     process = start(f"trap '{save}' USR1; touch {tmp_path}/begun-$RANK; while :; do sleep 0.05; done")
     while len(list(tmp_path.glob("begun-*"))) < 2:

@@ -101,7 +101,7 @@ def test_config_page_of_every_key_has_a_row():
         ({"teachers": {20260901: {}}}, "teachers.20260901: expected text as a key, which YAML reads as another value."),
     ],
 )
-def test_a_mistake_is_named_in_one_line(values, message):
+def test_parse_of_a_wrong_value_names_it_in_one_line(values, message):
     with pytest.raises(UserError) as caught:
         c.parse_config(changed(**values))
     assert message in str(caught.value)
@@ -145,7 +145,7 @@ def test_read_yaml_of_merged_blocks_keeps_what_stands_over_them(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "\x00"])
-def test_a_file_that_is_no_mapping_is_named(tmp_path, text):
+def test_read_yaml_of_no_mapping_names_the_file(tmp_path, text):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(UserError, match=r"config\.yaml"):
         c.load_config(tmp_path / "config.yaml")
@@ -323,7 +323,7 @@ def test_strategies_are_four_scales(extra, name, kappas):
     assert (run.fake_train, run.fake_eval, run.teacher) == kappas
 
 
-def test_an_extra_run_may_have_its_own_alpha_and_steps():
+def test_distillations_of_an_extra_run_use_its_alpha_and_steps():
     run = runs_of(extra_runs=[{"strategy": "lsg", "scale": 2, "name": "two", "alpha": 1.2, "num_steps": 2}])["two"]
     assert (run.alpha, run.num_steps) == (1.2, 2)
 
@@ -405,11 +405,11 @@ def changed_files(**values) -> set[str]:
         ({"teacher": {"source": "local", "path": "x"}, "preset": "sd15"}, {"teacher.settings.yaml"}),
     ],
 )
-def test_a_change_reaches_the_stages_it_concerns(values, files):
+def test_stage_settings_after_a_change_differ_in_its_stages_only(values, files):
     assert changed_files(**values) == files
 
 
-def test_a_new_scale_changes_no_other_run():
+def test_stage_settings_with_a_new_scale_keep_the_other_runs():
     before = stage_settings(c.parse_config(SHIPPED))
     after = stage_settings(c.parse_config(changed(guidance_scales=[1.5, 2.0, 2.5, 3.0, 4.5])))
     assert {name for name in after if after[name] != before.get(name)} == {
@@ -427,7 +427,7 @@ def test_settings_survive_their_file(tmp_path):
     assert c.load_config(tmp_path / "config.yaml") == c.parse_config(SHIPPED)
 
 
-def test_every_setting_is_read():
+def test_config_keys_are_all_read_by_the_code():
     """A setting that no module mentions would be obeyed by nobody."""
     blocks_py = ROOT / "sid_core" / "config" / "blocks.py"
     code = "\n".join(p.read_text() for p in (ROOT / "sid_core").rglob("*.py") if p != blocks_py)

@@ -21,7 +21,7 @@ def test_quantise_clips_and_truncates():
     assert levels[0, 0, :, 1].tolist() == [0, 0, 127, 128, 128, 129, 255, 255]
 
 
-def test_every_level_survives_the_round_trip():
+def test_quantise_of_dequantised_levels_gives_them_back():
     levels = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
     x = images.dequantise(levels)
     assert x.min() == -1

@@ -35,7 +35,7 @@ def test_items_are_taken_only_so_far_ahead(workers):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_an_error_comes_in_its_place_and_ends_the_work(workers):
+def test_in_order_with_an_error_raises_at_its_place(workers):
     done = []
 
     def fails_at_7(n: int) -> int:

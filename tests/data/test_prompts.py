@@ -91,7 +91,7 @@ def test_formats_give_the_same_captions(tmp_path, name, data, settings):
     assert report["overlap"] == {"exact": 1, "normalised": 2, "training_captions": 2}
 
 
-def test_a_file_of_too_few_evaluation_captions_is_refused(tmp_path):
+def test_prepare_prompts_with_too_few_evaluation_captions_raises(tmp_path):
     for name, data, column in (("a.txt", b"a\nb\nc", None), ("a.csv", table(["a", "b", "c"], "to_csv"), "text")):
         (tmp_path / name).write_bytes(data)
         prompts = Prompts(source="file", train="x", evaluation=str(tmp_path / name), column=column)
@@ -204,7 +204,7 @@ def test_bad_files_are_named(tmp_path, name, train, settings, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_blank_evaluation_caption_is_refused(tmp_path):
+def test_prepare_prompts_with_a_blank_evaluation_caption_raises(tmp_path):
     with pytest.raises(UserError, match="eval: line 2 is blank"):
         prepare(tmp_path, b"one\n", b"one\n\ntwo\n")
 
@@ -217,7 +217,7 @@ def test_overlap_is_warned_about(tmp_path, caplog):
     assert warned[0].startswith("1 of 3 distinct evaluation captions are also trained on (1 of them to the letter")
 
 
-def test_no_overlap_and_the_embedded_one_are_no_warnings(tmp_path, caplog):
+def test_prepare_prompts_without_overlap_or_embedded_warns_of_nothing(tmp_path, caplog):
     prepare(tmp_path, b"a dog\n", b"a cat\n")
     prepare_prompts(PromptsSettings(prompts=Prompts(train=500, evaluation=40)), tmp_path / "embedded")
     assert read_json(tmp_path / "embedded" / "report.json")["overlap"]["exact"] > 0
@@ -251,7 +251,7 @@ def test_tokens_are_counted_as_the_teacher_counts_them(tmp_path, tiny_teacher):
     assert report["evaluation"]["tokens"]["max"] == 3
 
 
-def test_the_published_evaluation_captions_ship(tmp_path):
+def test_coco_captions_ship_with_the_package(tmp_path):
     assert hashlib.sha256(COCO_CAPTIONS.read_bytes()).hexdigest() == COCO_SHA256
     (tmp_path / "train").write_text("a dog\n")
     prompts = Prompts(source="file", train=str(tmp_path / "train"), evaluation=COCO2014_30K)
@@ -261,7 +261,7 @@ def test_the_published_evaluation_captions_ship(tmp_path):
     assert lines[1] == "A motorcycle parked in a parking space next to another motorcycle."
 
 
-def test_a_file_of_the_hub_is_read_and_its_commit_recorded(tmp_path, monkeypatch):
+def test_prepare_prompts_of_the_hub_records_the_commit(tmp_path, monkeypatch):
     (tmp_path / "repository").mkdir()
     (tmp_path / "repository" / "prompts.tar").write_bytes(archive(good=TEXT))
     given = {"source": "hub", "repo": "a/b", "member": "good.txt", "evaluation": COCO2014_30K}
@@ -352,7 +352,7 @@ def test_length_limit_of_evaluation_captions_is_one_for_start_prompts_and_genera
 # --- lines by index ----------------------------------------------------------------------------------------------------
 
 
-def test_a_line_file_is_the_list_of_its_lines(tmp_path):
+def test_line_file_equals_the_list_of_its_lines(tmp_path):
     lines = ["é" * n + str(n) for n in range(3000)]
     path = tmp_path / "lines"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -45,7 +45,7 @@ def replaced(archive, index: int, data: bytes):
 # --- what is read --------------------------------------------------------------------------------------------------------
 
 
-def test_a_zip_is_read_in_the_order_of_names_without_unpacking(archive, tmp_path):
+def test_image_files_of_a_zip_are_read_in_order_of_names(archive, tmp_path):
     images = reference_images(settings(archive))
     assert len(images) == COUNT
     for index, (_, data) in enumerate(sorted(coco_images(COUNT).items())):
@@ -130,7 +130,7 @@ def test_zip_and_folder_are_the_same_reference(archive, tmp_path):
     assert all(np.array_equal(sets[0].read(i), sets[2].read(i)) for i in range(COUNT))
 
 
-def test_the_record_sees_every_image(archive, tmp_path):
+def test_record_of_a_changed_image_differs(archive, tmp_path):
     other = coco_zip(tmp_path / "other.zip", COUNT)
     data = bytearray(sorted(coco_images(COUNT).items())[5][1])
     data[-10] ^= 1  # same name, same size
@@ -138,7 +138,7 @@ def test_the_record_sees_every_image(archive, tmp_path):
     assert ImageFiles(archive).record() != ImageFiles(other).record()
 
 
-def test_the_embedded_reference_is_the_scenes(tmp_path):
+def test_reference_images_of_embedded_are_the_scenes(tmp_path):
     images = reference_images(settings("embedded", 300))
     expected = scenes.draw("reference", 300)[0]
     for index in (299, 0, 255, 256):
@@ -169,7 +169,7 @@ def test_threads_share_the_work(archive):
     assert all(np.array_equal(found[i], images.read(i)) for i in range(COUNT))
 
 
-def test_a_pickle_is_small_and_reads_the_same(archive):
+def test_image_files_after_pickling_read_the_same(archive):
     for images in (reference_images(settings("embedded", 600)), reference_images(settings(archive))):
         expected = images.read(3)
         pickled = pickle.dumps(images)
@@ -180,13 +180,13 @@ def test_a_pickle_is_small_and_reads_the_same(archive):
 # --- what is refused, by name -------------------------------------------------------------------------------------------
 
 
-def test_another_number_of_images_names_both(archive):
+def test_reference_images_of_another_count_name_both(archive):
     with pytest.raises(UserError, match=r"evaluate\.reference_samples=40504: .*val2014\.zip holds 12 images"):
         reference_images(settings(archive, 40504))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no image", "empty"])
-def test_a_corrupt_jpeg_is_named(archive, damage):
+def test_read_of_a_corrupt_jpeg_names_it(archive, damage):
     whole = sorted(coco_images(COUNT).items())[7][1]
     name = replaced(archive, 7, {"truncated": whole[: len(whole) // 2], "no image": b"<html>", "empty": b""}[damage])
     images = reference_images(settings(archive))
@@ -195,7 +195,7 @@ def test_a_corrupt_jpeg_is_named(archive, damage):
     assert images.read(6).shape[2] == 3
 
 
-def test_a_flipped_bit_in_the_zip_is_named(archive):
+def test_read_of_a_zip_with_a_flipped_bit_names_it(archive):
     content = bytearray(archive.read_bytes())
     content[content.index(b"\xff\xd8") + 300] ^= 1  # inside the first stored image, the last by name
     archive.write_bytes(content)
@@ -203,7 +203,7 @@ def test_a_flipped_bit_in_the_zip_is_named(archive):
         reference_images(settings(archive)).read(COUNT - 1)
 
 
-def test_a_truncated_zip(archive):
+def test_image_files_of_a_truncated_zip_raise(archive):
     archive.write_bytes(archive.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"val2014\.zip is no readable zip"):
         reference_images(settings(archive))
@@ -227,7 +227,7 @@ def served(archive, tmp_path, monkeypatch):
         yield server
 
 
-def test_a_url_is_downloaded_once(served, archive):
+def test_reference_path_of_a_url_downloads_once(served, archive):
     url = f"{served.url}/files/val2014.zip"
     served.faults["/files/val2014.zip"] = [Drop(5000), Status(503)]
     first, second = reference_images(settings(url)), reference_images(settings(url))
@@ -237,7 +237,7 @@ def test_a_url_is_downloaded_once(served, archive):
     assert len(served.requests) == 3
 
 
-def test_another_zip_than_the_settings_say(served):
+def test_reference_path_of_another_zip_raises(served):
     with pytest.raises(UserError, match=f"expected {'0' * 64}"):
         reference_images(settings(f"{served.url}/files/val2014.zip", reference_sha256="0" * 64))
 

@@ -51,7 +51,7 @@ def test_equal_images_make_equal_bytes(shard, tmp_path):
     assert (tmp_path / "again.tar").read_bytes() == shard.read_bytes()
 
 
-def test_a_writer_that_fails_leaves_nothing(tmp_path):
+def test_write_shard_after_a_failure_leaves_nothing(tmp_path):
     def broken():
         yield 0, encode_png(pictures(1)[0], 1)
         raise KeyboardInterrupt

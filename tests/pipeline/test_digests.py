@@ -17,7 +17,7 @@ def data_digests(teacher: dict | None = None, **evaluate) -> dict[str, str]:
     )
 
 
-def test_what_is_fetched_is_not_looked_for_here():
+def test_data_digests_of_downloads_need_no_file():
     found = data_digests(
         {"source": "hub", "repo": "owner/name", "revision": "a" * 40},
         feature_network="https://somewhere/x.pt",
@@ -29,7 +29,7 @@ def test_what_is_fetched_is_not_looked_for_here():
 
 
 @pytest.mark.parametrize("key", ["feature_network", "clip", "reference"])
-def test_a_missing_path_is_named_by_its_key(key):
+def test_data_digests_of_a_missing_path_name_its_key(key):
     with pytest.raises(UserError, match=f"evaluate.{key}=nowhere: no such file or folder"):
         data_digests(**{key: "nowhere"})
 
@@ -41,12 +41,12 @@ def imported(**more) -> dict[str, str]:
     return digests.data_digests(parse_config(SHIPPED | {"imports": [known | hub, known | {"name": "mine"} | more]}))
 
 
-def test_an_import_that_is_not_there_is_named():
+def test_data_digests_of_a_missing_import_name_it():
     with pytest.raises(UserError, match=r"imports\.mine\.file=nowhere\.pkl: no such file or folder"):
         imported(file="nowhere.pkl")
 
 
-def test_a_replaced_import_is_noticed_and_concerns_nothing_else(tmp_path):
+def test_data_digests_of_a_replaced_import_change_its_stage_only(tmp_path):
     path = tmp_path / "x.pkl"
     path.write_bytes(b"one")
     before = imported(file=str(path))
@@ -55,7 +55,7 @@ def test_a_replaced_import_is_noticed_and_concerns_nothing_else(tmp_path):
     assert {key for key in before if before[key] != after[key]} == {"imports/mine"}
 
 
-def test_a_replaced_reference_is_noticed_and_concerns_nothing_else(tmp_path):
+def test_data_digests_of_a_replaced_reference_change_its_stage_only(tmp_path):
     path = tmp_path / "val2014.zip"
     path.write_bytes(b"one")
     before = data_digests(reference=str(path))
@@ -72,7 +72,7 @@ def covered(module: str) -> set[str]:
     return {str(p.relative_to(digests.ROOT)) for p in digests.reachable(path) - digests.PLUMBING}
 
 
-def test_a_stage_covers_what_it_imports_and_not_what_comes_after():
+def test_stage_digest_covers_imports_and_no_later_stage():
     assert {"training/run.py", "training/iteration.py", "method/losses.py", "models/text.py"} <= covered("training.run")
     assert not any(name.startswith(("evaluation", "report", "recipes")) for name in covered("training.run"))
     assert "data/images.py" in covered("sampling.generation")

@@ -42,7 +42,7 @@ def test_hours_gpu_hours_and_disk_of_a_distillation():
     assert long.disk_gb == pytest.approx(4 * (1 + 2 * 5))
 
 
-def test_a_guided_evaluation_of_the_teacher_counts_twice():
+def test_make_plan_counts_a_guided_step_twice():
     planned = stages(shipped())
     assert planned["generate teacher-dpm-solver-karras-cfg2-8steps"].hours == pytest.approx(
         2 * planned["generate teacher-dpm-solver-karras-cfg1-8steps"].hours
@@ -54,14 +54,14 @@ def test_null_is_what_the_machine_has():
     assert stages(shipped(), gpus_here=1)["distill 12.8 kimg"].gpu_hours > 0
 
 
-def test_the_table_names_every_stage_and_the_sum():
+def test_to_text_names_every_stage_and_the_sum():
     text = to_text(shipped())
     for stage in make_plan(shipped()):
         assert stage.name in text
     assert text.splitlines()[-1].startswith("all")
 
 
-def test_the_table_keeps_its_columns_beside_the_longest_name():
+def test_to_text_with_the_longest_name_keeps_its_columns():
     lines = to_text(shipped(baselines={"steps": [100], "guidance_scales": [1.25]})).splitlines()
     assert any("teacher-dpm-solver-karras-cfg1.25-100steps" in line for line in lines)
     assert len({len(line) for line in lines[1:-1]}) == 1

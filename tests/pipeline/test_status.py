@@ -93,7 +93,7 @@ def point(nimg: int, speed: float) -> str:
 # --- the graph ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_job_is_one_of_a_stage_of_the_command_line():
+def test_jobs_all_belong_to_a_subcommand():
     assert {job.stage for job in jobs(CONFIG)} <= set(cli.COMMANDS)
     assert len({job.output for job in jobs(CONFIG)}) == len(jobs(CONFIG))
 
@@ -123,13 +123,13 @@ def test_done_failed_stopped(results):
     assert standing(results, "evaluation-networks").state == "stopped"
 
 
-def test_a_deleted_result_waits_and_did_not_fail(results):
+def test_status_of_a_deleted_result_is_waiting(results):
     finish(results, "generate", "lsg-2 00001")
     (results / job("generate", "lsg-2 00001").output).unlink()
     assert standing(results, "generate", "lsg-2 00001").state == "waiting"
 
 
-def test_a_distillation_runs_while_its_lease_is_held(results):
+def test_status_of_a_held_lease_is_running(results):
     state = results / "state" / "lsg-2"
     write(results, "state/lsg-2/training.jsonl", point(3200, 99) + point(9600, 160) + '{"nimg": 99')
     with lease.lease(state):
@@ -159,7 +159,7 @@ def stage_process(folder: Path, *arguments: str):
         process.communicate()
 
 
-def test_a_stage_runs_while_its_process_does(results):
+def test_status_of_a_living_process_is_running(results):
     record(results, "logs/generate/lsg-2.00001.log", done=500, total=2500, images_per_s=400)
     out = "results/shapes/runs/lsg-2/samples/00001.tar"
     with stage_process(results.parents[1], "generate", "--out", out):
@@ -177,7 +177,7 @@ def mark(results: Path, path: str, cluster_job: str | None) -> None:
     write(results.parents[1], f".snakemake/incomplete/{name}", json.dumps({"external_jobid": cluster_job}))
 
 
-def test_a_cluster_job_that_slurm_does_not_list_is_stopped(results, squeue, monkeypatch):
+def test_status_of_an_unlisted_cluster_job_is_stopped(results, squeue, monkeypatch):
     """As after Ctrl-C with pending jobs, or a killed Snakemake and a job that died."""
     pending, begun = job("score", "lsg-2"), job("score", "none")
     for one, number in ((pending, "123"), (begun, "124_3")):
@@ -214,7 +214,7 @@ def test_slurm_is_asked_once_a_look_and_only_of_its_jobs(results, squeue):
     assert squeue.asked.read_text() == f"--noheader --user={os.getuid()} --array --format=%i\n"
 
 
-def test_a_cluster_job_is_queued_then_runs(results):
+def test_status_of_a_cluster_job_is_queued_then_running(results):
     waiting = job("score", "lsg-2")
     mark(results, waiting.output, "123")
     queued = standing(results, "score", "lsg-2")
@@ -231,7 +231,7 @@ def test_status_where_results_is_a_link_reads_the_marks_beside_it(results, tmp_p
     assert standing(results, "score", "lsg-2").state == "queued"
 
 
-def test_the_book_of_slurm_jobs_is_read(results):
+def test_status_reads_the_list_of_slurm_jobs(results):
     score = job("score", "lsg-2")
     book = {"job": "77", "output": [f"results/shapes/{score.output}", "results/other/x"]}
     write(results.parents[1], ".snakemake/slurm_jobs.jsonl", json.dumps(book) + '\n{"job": "7')
@@ -242,7 +242,7 @@ def test_the_book_of_slurm_jobs_is_read(results):
     assert (running.state, running.text) == ("running", "cluster job 77")
 
 
-def test_a_mark_left_by_a_kill_is_nobodys(results):
+def test_status_of_a_mark_after_a_kill_is_stopped(results):
     score = job("score", "lsg-2")
     mark(results, score.output, None)
     write(results, score.log, "reading\n")
@@ -316,7 +316,7 @@ def test_watching_on_a_terminal_draws_over_itself_and_ends_on_ctrl_c(results, ca
     assert capsys.readouterr().out.startswith("\033[H\033[Jshapes: 0 of")
 
 
-def test_a_configuration_may_be_asked_for_instead(results, tmp_path, capsys, monkeypatch):
+def test_status_with_a_configfile_shows_that_experiment(results, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text((ROOT / "config.yaml").read_text())
     (tmp_path / "more.yaml").write_text("experiment: more\nguidance_scales: [7]\n")
@@ -331,7 +331,7 @@ def test_no_experiment_is_a_named_error(tmp_path, capsys):
     assert capsys.readouterr().err.startswith(f"error: --results {tmp_path}/nowhere: has no config.yaml; ")
 
 
-def test_a_reader_that_has_enough_is_no_error(results):
+def test_status_into_a_closed_pipe_prints_no_error(results):
     command = f"{sys.executable} -m sid_core status --results {results} | head -n 1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, cwd=ROOT)
     assert (done.stdout.count("\n"), done.stderr, done.returncode) == (1, "", 0)

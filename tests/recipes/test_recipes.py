@@ -22,7 +22,7 @@ def made(tmp_path_factory):
     return out
 
 
-def test_the_smallest_recipe_makes_parts_that_load_and_fit_together(made):
+def test_make_assets_of_the_smallest_settings_gives_loadable_parts(made):
     from sid_core.evaluation.networks.feature_network import FeatureNetwork
     from sid_core.models.teacher import load_denoiser
     from sid_core.models.text import TextEncoder
@@ -37,7 +37,7 @@ def test_the_smallest_recipe_makes_parts_that_load_and_fit_together(made):
     assert FeatureNetwork.from_directory(made / "features")(codec.decode(latents)).shape == (2, 64)
 
 
-def test_the_recipe_records_settings_quality_and_files(made):
+def test_make_assets_records_settings_quality_and_files(made):
     recipe = json.loads((made / build.RECIPE).read_text())
     assert recipe["settings"]["teacher"]["steps"] == SMALLEST.teacher.steps
     assert set(recipe["quality"]) == {"real", "vae", "teacher-cfg-1", "teacher-cfg-3"}
@@ -46,12 +46,12 @@ def test_the_recipe_records_settings_quality_and_files(made):
     assert not made.with_name("assets.work").exists()
 
 
-def test_a_second_call_has_nothing_to_do(made, monkeypatch):
+def test_make_assets_again_has_nothing_to_do(made, monkeypatch):
     monkeypatch.setattr(build, "_make_part", lambda *_: pytest.fail("made again"))
     build.make_assets(made, SMALLEST)
 
 
-def test_the_pipeline_of_diffusers_loads_the_teacher(made):
+def test_make_assets_teacher_loads_in_diffusers(made):
     from diffusers import StableDiffusionPipeline
 
     logging.getLogger("diffusers").setLevel(logging.ERROR)
@@ -61,14 +61,14 @@ def test_the_pipeline_of_diffusers_loads_the_teacher(made):
     assert images.shape == (1, 32, 32, 3)
 
 
-def test_an_unknown_part_and_a_part_without_its_needs_are_refused(tmp_path):
+def test_make_assets_of_unknown_or_unmet_parts_raises(tmp_path):
     with pytest.raises(UserError, match="unknown part vea: expected some of autoencoder"):
         build.make_assets(tmp_path / "assets", SMALLEST, only={"vea"})
     with pytest.raises(UserError, match="teacher stands on autoencoder, clip"):
         build.make_assets(tmp_path / "assets", SMALLEST, only={"teacher"})
 
 
-def test_a_work_folder_with_something_of_the_users_is_refused(tmp_path):
+def test_make_assets_in_a_foreign_work_folder_raises(tmp_path):
     mine = tmp_path / "assets.work" / "notes.txt"
     mine.parent.mkdir()
     mine.write_text("mine")
@@ -77,7 +77,7 @@ def test_a_work_folder_with_something_of_the_users_is_refused(tmp_path):
     assert mine.read_text() == "mine"
 
 
-def test_other_settings_make_a_part_and_what_stands_on_it_anew():
+def test_make_assets_with_other_settings_remakes_dependent_parts():
     from dataclasses import replace
 
     other = replace(SMALLEST, clip=replace(SMALLEST.clip, steps=5))

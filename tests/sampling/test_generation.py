@@ -115,7 +115,7 @@ def test_16_bit_networks_see_the_same_noise(precision, whole, tiny_generator, ti
     assert record(out)["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def test_a_generator_without_probes_needs_no_teacher(whole, tiny_generator, tiny_teacher, captions, tmp_path):
+def test_generate_run_without_eps_errors_needs_no_teacher(whole, tiny_generator, tiny_teacher, captions, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.delattr(inputs_module, "load_denoiser")
         settings = generate_settings(eps_error_samples=0)
@@ -123,7 +123,7 @@ def test_a_generator_without_probes_needs_no_teacher(whole, tiny_generator, tiny
     assert np.array_equal(pixels(tmp_path / "00000.tar"), pixels(whole)[:4])
 
 
-def test_a_resumed_run_makes_the_same_files(tiny_generator, tiny_teacher, captions, tmp_path):
+def test_generate_run_again_makes_the_same_files(tiny_generator, tiny_teacher, captions, tmp_path):
     """What is left of an interrupted run are whole shards; the others are made again."""
     first, second = tmp_path / "00000.tar", tmp_path / "00001.tar"
     for shard, span in ((first, (0, 10)), (second, (10, 20))):
@@ -134,7 +134,7 @@ def test_a_resumed_run_makes_the_same_files(tiny_generator, tiny_teacher, captio
     assert second.read_bytes() == before
 
 
-def test_a_sample_is_its_caption_and_the_noise_of_its_seed(tiny_generator, tiny_teacher, captions, tmp_path):
+def test_generate_run_sample_is_its_caption_and_the_noise_of_its_seed(tiny_generator, tiny_teacher, captions, tmp_path):
     """Written out for one sample by itself; alone in a batch it rounds otherwise, hence a level of tolerance."""
     from sid_core.data.images import quantise
     from sid_core.models.text import TextEncoder
@@ -161,7 +161,7 @@ def test_further_noises_come_from_the_same_stream(tiny_teacher, captions):
     assert torch.equal(inputs.noises(torch.arange(BLOCK), 1)[:, 0], noises[:BLOCK, 0])
 
 
-def test_two_steps(save_tiny_generator, tiny_teacher, captions, whole, tmp_path):
+def test_generate_run_of_two_steps_differs_from_one(save_tiny_generator, tiny_teacher, captions, whole, tmp_path):
     generator = save_tiny_generator(tmp_path / "generator", num_steps=2)
     out = tmp_path / "00000.tar"
     generate_run(generate_settings(num_steps=2), generator, tiny_teacher, captions, 0, 8, out)
@@ -169,7 +169,7 @@ def test_two_steps(save_tiny_generator, tiny_teacher, captions, whole, tmp_path)
     assert not np.array_equal(pixels(out), pixels(whole)[:8])
 
 
-def test_the_record_says_what_was_made(whole, tiny_generator):
+def test_generate_run_records_its_inputs(whole, tiny_generator):
     from sid_core.data.shards import captions_sha256
     from sid_core.models.generator import generator_sha256
 
@@ -311,25 +311,25 @@ def test_real_images_of_other_captions_are_refused(tiny_teacher, captions, tmp_p
         generate_baseline(baseline_settings("real"), tiny_teacher, captions, 0, 4, tmp_path / "00000.tar")
 
 
-def test_more_samples_than_captions_are_refused(tiny_generator, tiny_teacher, captions, tmp_path):
+def test_generate_run_beyond_the_captions_raises(tiny_generator, tiny_teacher, captions, tmp_path):
     with pytest.raises(UserError, match="20 captions"):
         generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, 0, 21, tmp_path / "00000.tar")
 
 
-def test_a_seed_that_torch_would_wrap_is_refused(tiny_generator, tiny_teacher, captions, tmp_path):
+def test_generate_run_with_a_seed_beyond_32_bits_raises(tiny_generator, tiny_teacher, captions, tmp_path):
     """torch's CPU generator keeps the low 32 bits: 2^32 would give the images of seed 0."""
     settings = generate_settings(seed=2**32)
     with pytest.raises(UserError, match=r"generate\.seed=4294967296"):
         generate_run(settings, tiny_generator, tiny_teacher, captions, 0, 4, tmp_path / "00000.tar")
 
 
-def test_a_generator_of_other_settings_is_refused(save_tiny_generator, tiny_teacher, captions, tmp_path):
+def test_generate_run_with_a_generator_of_other_settings_raises(save_tiny_generator, tiny_teacher, captions, tmp_path):
     generator = save_tiny_generator(tmp_path / "generator", num_steps=2)
     with pytest.raises(UserError, match="num_steps=2, the settings say 1"):
         generate_run(generate_settings(), generator, tiny_teacher, captions, 0, 4, tmp_path / "00000.tar")
 
 
-def test_a_changed_generator_is_refused(tiny_generator, tiny_teacher, captions, tmp_path):
+def test_generate_run_with_a_changed_generator_raises(tiny_generator, tiny_teacher, captions, tmp_path):
     shutil.copytree(tiny_generator, tmp_path / "generator")
     weights = tmp_path / "generator" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
@@ -337,7 +337,7 @@ def test_a_changed_generator_is_refused(tiny_generator, tiny_teacher, captions, 
         generate_run(generate_settings(), tmp_path / "generator", tiny_teacher, captions, 0, 4, tmp_path / "x.tar")
 
 
-def test_a_diverged_generator_is_named_and_leaves_nothing(save_tiny_generator, tiny_teacher, captions, tmp_path):
+def test_generate_run_of_a_diverged_generator_leaves_nothing(save_tiny_generator, tiny_teacher, captions, tmp_path):
     generator = save_tiny_generator(tmp_path / "generator", broken=True)
     with pytest.raises(UserError, match=r"samples 0–15 are not finite"):
         generate_run(generate_settings(), generator, tiny_teacher, captions, 0, 4, tmp_path / "samples" / "00000.tar")

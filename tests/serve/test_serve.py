@@ -71,7 +71,7 @@ def ask(results):
     server.server_close()
 
 
-def test_an_image_is_that_of_sample_to_the_bit(results, ask, tmp_path):
+def test_draw_equals_sid_core_sample_bit_for_bit(results, ask, tmp_path):
     for _ in range(2):  # loaded anew, and kept
         status, image, headers = ask("/image", run="lsg-2", prompt="a red circle", seed=7)
         assert (status, headers["Content-Type"]) == (200, "image/png")
@@ -83,7 +83,7 @@ def test_an_image_is_that_of_sample_to_the_bit(results, ask, tmp_path):
     assert ask("/image", run="lsg-2", prompt="a red circle", seed=8)[1] != image
 
 
-def test_the_teacher_starts_from_the_same_noise(ask):
+def test_draw_teacher_uses_the_noise_of_the_generator(ask):
     def teacher(**more) -> bytes:
         status, image, _ = ask("/image", prompt="a red circle", **{"steps": 2, "guidance_scale": 2, "seed": 7} | more)
         assert status == 200
@@ -94,7 +94,7 @@ def test_the_teacher_starts_from_the_same_noise(ask):
     assert len({first, teacher(steps=3), teacher(guidance_scale=1), teacher(seed=8)}) == 4
 
 
-def test_the_teacher_is_sampled_by_the_solver_of_the_baselines(ask, tiny_teacher):
+def test_draw_teacher_uses_the_solver_of_the_baselines(ask, tiny_teacher):
     image = ask("/image", prompt="a red circle", steps=3, guidance_scale=2, seed=7)[1]
     drawn = np.asarray(Image.open(io.BytesIO(image)))
     studio = Studio(tiny_teacher)
@@ -131,7 +131,7 @@ def test_nothing_is_loaded_before_it_is_asked_for(ask):
     assert "teacher" not in vars(studio)
 
 
-def test_the_generators_asked_for_last_are_kept(results, monkeypatch):
+def test_studio_keeps_the_generators_used_last(results, monkeypatch):
     from sid_core.sampling import studio
 
     monkeypatch.setattr(studio, "KEPT", 1)
@@ -155,13 +155,13 @@ def test_the_generators_asked_for_last_are_kept(results, monkeypatch):
         ({"steps": 2, "guidance_scale": "nan"}, "guidance_scale=nan: expected more than 0"),
     ],
 )
-def test_what_cannot_be_drawn_is_named(ask, query, said):
+def test_draw_of_a_wrong_request_names_it(ask, query, said):
     status, body, _ = ask("/image", **{"prompt": "a cat"} | query)
     assert status == 400
     assert said in body.decode()
 
 
-def test_a_damaged_generator_is_named(results, ask):
+def test_draw_with_a_damaged_generator_names_it(results, ask):
     path = results / "runs" / "lsg-1.5" / "generator" / "unet" / "config.json"
     whole = path.read_text()
     path.write_text(whole + " ")
@@ -180,12 +180,12 @@ def test_pages_and_nothing_else(ask):
 
 
 @pytest.mark.parametrize("headers", [{"Host": "evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Host": ""}])
-def test_other_sites_are_refused(ask, headers):
+def test_server_rejects_requests_of_other_sites(ask, headers):
     assert ask("/experiment.json", headers)[0] == 403
     assert ask.server.server_address[0] == "127.0.0.1"
 
 
-def test_one_image_at_a_time(ask, monkeypatch):
+def test_server_draws_one_image_at_a_time(ask, monkeypatch):
     busy, most = [], []
 
     def draw(*_) -> tuple[bytes, float, float]:
@@ -203,7 +203,7 @@ def test_one_image_at_a_time(ask, monkeypatch):
     assert most == [1] * 4
 
 
-def test_what_fails_while_drawing_is_said_on_the_page_and_in_one_line(ask, monkeypatch, capfd):
+def test_server_with_a_failing_draw_reports_it_in_one_line(ask, monkeypatch, capfd):
     def draw(*_) -> None:
         raise RuntimeError("CUDA out of memory.\nTried to allocate more")
 
@@ -214,7 +214,7 @@ def test_what_fails_while_drawing_is_said_on_the_page_and_in_one_line(ask, monke
     assert capfd.readouterr().err == "/image?run=lsg-2&prompt=a&seed=0: RuntimeError: CUDA out of memory.\n"
 
 
-def test_a_page_closed_while_it_waits_is_no_error(ask, monkeypatch, capfd):
+def test_server_with_a_closed_page_prints_no_error(ask, monkeypatch, capfd):
     drawing, closed, ended = threading.Event(), threading.Event(), threading.Event()
 
     def draw(*_) -> tuple[bytes, float, float]:

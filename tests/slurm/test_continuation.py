@@ -20,7 +20,7 @@ def cluster(tmp_path_factory):
         yield running
 
 
-def test_a_training_goes_on_whatever_ended_its_job(cluster, tiny_teacher, tmp_path):
+def test_training_after_any_end_of_its_job_resumes(cluster, tiny_teacher, tmp_path):
     whole, training = (Training(tmp_path / name, tiny_teacher) for name in ("whole", "training"))
 
     def end_in(seconds: float) -> None:

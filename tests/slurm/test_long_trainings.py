@@ -61,7 +61,7 @@ def local(tmp_path):
 
 
 @pytest.mark.parametrize("put_back", [True, False])
-def test_one_call_goes_on_over_three_time_limits(run, local, put_back):
+def test_training_over_three_time_limits_needs_one_call(run, local, put_back):
     """By the same job, put back; and, where jobs may not be put back, by one after another that Slurm ends for its TIMEOUT."""
     pipeline = run(DISTILL, *([] if put_back else ["--set-resources", "distill:slurm_extra='--no-requeue'"]))
     jobs = pipeline.jobs("distill")
@@ -78,7 +78,7 @@ def test_one_call_goes_on_over_three_time_limits(run, local, put_back):
     assert pipeline.scores() == local(DISTILL)
 
 
-def test_a_training_of_two_nodes(run, local):
+def test_training_of_two_nodes_finishes(run, local):
     nodes = DISTILL | {"gpu": 2, "nodes": 2, "runtime": "1h"}
     pipeline = run(nodes)
     job = pipeline.jobs("distill")[-1]
@@ -88,7 +88,7 @@ def test_a_training_of_two_nodes(run, local):
     assert pipeline.scores() == local(nodes | {"nodes": 1})
 
 
-def test_a_node_that_fails_where_jobs_may_not_be_put_back(tmp_path, monkeypatch, local):
+def test_training_after_a_node_failure_without_requeue_resumes(tmp_path, monkeypatch, local):
     """Slurm calls it NODE_FAIL for good, and the plugin waits for it to be put back."""
     monkeypatch.setenv("PYTHONPATH", str(SLOWLY))
     with Cluster(tmp_path / "cluster") as cluster:

@@ -40,7 +40,7 @@ def processes(text: str) -> list[int]:
     return found
 
 
-def test_two_nodes_train_as_two_processes_of_one(cluster, tiny_teacher, tmp_path):
+def test_training_on_two_nodes_equals_two_local_ranks(cluster, tiny_teacher, tmp_path):
     there, here = (Training(tmp_path / name, tiny_teacher) for name in ("there", "here"))
     there.submit(cluster, *TWO, sbatch=SBATCH, slowly=False)
     local = here.start("--gpus=2")
@@ -52,7 +52,7 @@ def test_two_nodes_train_as_two_processes_of_one(cluster, tiny_teacher, tmp_path
     assert all(torch.equal(tensor, expected[name]) for name, tensor in there.weights().items())
 
 
-def test_a_signal_saves_and_a_dead_process_ends_the_job_with_one_message(cluster, tiny_teacher, tmp_path):
+def test_training_on_two_nodes_with_a_dead_rank_ends_with_one_message(cluster, tiny_teacher, tmp_path):
     training = Training(tmp_path / "training", tiny_teacher)
     job = training.submit(cluster, *TWO, sbatch=SBATCH)
     training.wait_until(lambda: training.nimg() > 0)

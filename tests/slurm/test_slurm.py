@@ -80,7 +80,7 @@ def whole(place, cluster, plugin, local):
 # --- one pipeline, a fault at each stage -----------------------------------------------------------------------------------
 
 
-def test_a_cancelled_job_is_tried_again(whole, cluster):
+def test_slurm_job_after_scancel_is_retried(whole, cluster):
     first = whole.wait_for("reference")
     cluster.run(["scancel", first["JobId"]])
     again = whole.wait_for("reference", until=lambda job: job["JobId"] != first["JobId"])
@@ -89,7 +89,7 @@ def test_a_cancelled_job_is_tried_again(whole, cluster):
     assert again["Comment"].startswith("rule_reference_evaluation_networks_reference")
 
 
-def test_a_job_gets_what_the_configuration_asks_for(whole):
+def test_slurm_job_gets_the_configured_resources(whole):
     job = whole.wait_for("distill")
     assert whole.jobs("prepare")[-1]["NumCPUs"] == "2"
     assert (job["NumCPUs"], job["MinMemoryNode"], job["TimeLimit"]) == ("1", "9000M", "02:00:00")
@@ -98,14 +98,14 @@ def test_a_job_gets_what_the_configuration_asks_for(whole):
     assert job["StdOut"].startswith(f"{whole.folder}/logs/slurm/rule_distill/lsg-1.5/")
 
 
-def test_a_job_that_is_put_back_into_the_queue_runs_again(whole, cluster):
+def test_slurm_job_after_requeue_runs_again(whole, cluster):
     job = whole.wait_for("distill")
     cluster.run(["scontrol", "requeue", job["JobId"]])
     again = whole.wait_for("distill", until=lambda job: job["Restarts"] == "1")
     assert again["JobId"] == job["JobId"]
 
 
-def test_a_killed_snakemake_loses_no_job_and_runs_none_twice(whole, cluster):
+def test_slurm_jobs_of_a_killed_snakemake_run_once(whole, cluster):
     running = whole.wait_for("distill")
     whole.kill()
     cluster.run(["scontrol", "suspend", running["JobId"]])  # lest it ends before Snakemake is back
@@ -123,7 +123,7 @@ def test_a_killed_snakemake_loses_no_job_and_runs_none_twice(whole, cluster):
     assert points == sorted(set(points))  # what the first has trained, the second did not train again
 
 
-def test_a_node_that_fails_loses_one_shard(whole, cluster):
+def test_slurm_node_failure_loses_one_shard(whole, cluster):
     job = whole.wait_for("shard")
     node = job["NodeList"]
     cluster.crash(node)
@@ -134,14 +134,14 @@ def test_a_node_that_fails_loses_one_shard(whole, cluster):
     assert sorted(shard["Comment"][-13:] for shard in shards) == ["lsg-1.5_00000", "lsg-1.5_00001"]
 
 
-def test_what_is_done_is_not_done_again(whole, cluster):
+def test_slurm_pipeline_again_has_nothing_to_do(whole, cluster):
     """As a controller would have it that has crashed and forgotten its last minute."""
     shard = whole.jobs("shard", "COMPLETED")[0]
     cluster.run(["scontrol", "requeue", shard["JobId"]])
     whole.wait_for("shard", "CANCELLED", until=lambda job: job["JobId"] == shard["JobId"])
 
 
-def test_the_controller_may_be_away(whole, cluster):
+def test_slurm_pipeline_without_a_controller_waits(whole, cluster):
     whole.wait_for("score")
     cluster.stop("slurmctld", "TERM")
     time.sleep(30)
@@ -149,7 +149,7 @@ def test_the_controller_may_be_away(whole, cluster):
     whole.finish()
 
 
-def test_the_scores_are_those_of_a_local_run(whole, local):
+def test_slurm_scores_equal_those_of_a_local_run(whole, local):
     assert local.process.wait() == 0
     scores = whole.scores()
     assert set(scores) == {"runs/lsg-1.5"}
@@ -174,7 +174,7 @@ def copy(whole, place, cluster, plugin):
     return make
 
 
-def test_two_users_one_short_of_memory_and_one_of_disk(copy, cluster, local):
+def test_slurm_users_short_of_memory_or_disk_recover(copy, cluster, local):
     little = {"score": {"gpu": 0, "threads": 1, "mem_mb": 500, "runtime": "1h"}}
     mine = copy("memory", [RUN / "score.json"], resources=BLOCKS["resources"] | little)
     theirs = copy("disk", [RUN / "score.json"], uid=NOBODY)
@@ -198,7 +198,7 @@ def test_two_users_one_short_of_memory_and_one_of_disk(copy, cluster, local):
     assert {job["UserId"].split("(")[0] for job in theirs.jobs()} == {"nobody"}
 
 
-def test_what_is_refused_ends_the_call_and_ctrl_c_every_job(place, cluster, plugin):
+def test_slurm_rejection_ends_the_call_and_ctrl_c_all_jobs(place, cluster, plugin):
     pipeline = Pipeline(place / "interrupted", cluster, plugin, **BLOCKS)
     pipeline.start("--retries", "0", "--default-resources", "slurm_extra='--job-name=mine'")
     assert "Job submission failed: The --job-name option is not allowed" in pipeline.finish(returncode=1)
@@ -214,7 +214,7 @@ def test_what_is_refused_ends_the_call_and_ctrl_c_every_job(place, cluster, plug
 
 
 @pytest.mark.slow
-def test_with_accounting(whole, place, plugin, local):
+def test_slurm_pipeline_with_sacct_finishes(whole, place, plugin, local):
     """A cluster with slurmdbd, whose sacct is asked instead of squeue, and knows afterwards what jobs got."""
     with Cluster(place / "accounting", accounting=True) as cluster:
         pipeline = Pipeline(place / "counted", cluster, plugin, **BLOCKS)
@@ -248,7 +248,7 @@ with lease.lease(sys.argv[1]):
 """
 
 
-def test_a_state_has_one_writer_whatever_nodes_the_jobs_are_on(cluster, place):
+def test_checkpoint_folder_on_two_nodes_has_one_writer(cluster, place):
     def job(node: str, seconds: int) -> subprocess.Popen:
         command = [
             "srun",

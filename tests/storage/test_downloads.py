@@ -52,7 +52,7 @@ def refused(server, out, **expected) -> str:
     return str(caught.value)
 
 
-def test_a_file_arrives_once(server, out, sha256):
+def test_download_again_fetches_nothing(server, out, sha256):
     assert download(server.url + PATH, out, sha256, SIZE) == sha256
     assert download(server.url + PATH, out, sha256, SIZE) == sha256
     assert sha256_file(out) == sha256
@@ -67,7 +67,7 @@ def test_download_takes_user_and_password_from_netrc(server, out, sha256, tmp_pa
     assert server.requests[0].headers["Authorization"] == "Basic " + base64.b64encode(b"me:hidden").decode()
 
 
-def test_an_empty_file_is_a_file(server, out):
+def test_download_of_an_empty_file_succeeds(server, out):
     (server.files / "data.bin").write_bytes(b"")
     assert download(server.url + PATH, out) == sha256_file(out)
     assert out.stat().st_size == 0
@@ -115,21 +115,21 @@ def test_retry_after_is_obeyed(server, out, sha256, monkeypatch):
     assert waits[1] < 1
 
 
-def test_a_slow_loris_is_left_for_another_connection(server, out, sha256, monkeypatch):
+def test_download_from_a_slow_server_reconnects(server, out, sha256, monkeypatch):
     monkeypatch.setattr(transfer, "STALL_S", 0.3)
     server.faults[PATH] = [Trickle(50_000), Trickle(60_000, pause_s=5)]
     assert download(server.url + PATH, out) == sha256
     assert len(server.requests) == 3
 
 
-def test_a_later_call_goes_on(server, out, sha256):
+def test_download_again_after_an_interruption_resumes(server, out, sha256):
     server.faults[PATH] = [Drop(100_000), *[Status(500)] * downloads.TRIES]
     assert "100000 bytes are kept" in refused(server, out)
     assert download(server.url + PATH, out) == sha256
     assert server.requests[-1].headers["Range"] == "bytes=100000-"
 
 
-def test_a_complete_part_is_not_fetched_again(server, out, sha256, monkeypatch):
+def test_download_with_a_complete_part_fetches_nothing(server, out, sha256, monkeypatch):
     with monkeypatch.context() as killed:
         killed.setattr(downloads.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -138,14 +138,14 @@ def test_a_complete_part_is_not_fetched_again(server, out, sha256, monkeypatch):
     assert len(server.requests) == 1
 
 
-def test_a_file_that_changed_meanwhile_is_never_spliced(server, out):
+def test_download_of_a_changed_file_starts_over(server, out):
     server.faults[PATH] = [Drop(100_000), *[Status(500)] * downloads.TRIES]
     refused(server, out)
     (server.files / "data.bin").write_bytes(random.Random(1).randbytes(SIZE))
     assert download(server.url + PATH, out) == sha256_file(server.files / "data.bin") == sha256_file(out)
 
 
-def test_a_damaged_beginning_is_thrown_away(server, out, sha256):
+def test_download_with_a_damaged_part_starts_over(server, out, sha256):
     server.faults[PATH] = [Drop(100_000), *[Status(500)] * downloads.TRIES]
     refused(server, out)
     part = out.with_name(".data.bin.part")
@@ -153,7 +153,7 @@ def test_a_damaged_beginning_is_thrown_away(server, out, sha256):
     assert download(server.url + PATH, out, sha256) == sha256
 
 
-def test_a_part_of_another_url_is_not_continued(server, out, sha256):
+def test_download_with_a_part_of_another_url_starts_over(server, out, sha256):
     (server.files / "other.bin").write_bytes(random.Random(2).randbytes(SIZE))
     server.faults["/files/other.bin"] = [Drop(100_000), *[Status(500)] * downloads.TRIES]
     with pytest.raises(UserError):
@@ -179,53 +179,53 @@ def test_a_part_of_another_url_is_not_continued(server, out, sha256):
     ],
     ids=str,
 )
-def test_what_cannot_be_overcome_is_named(server, out, faults, message):
+def test_download_with_a_permanent_error_names_it(server, out, faults, message):
     server.faults[PATH] = faults
     assert message in refused(server, out)
 
 
-def test_a_wrong_hash(server, out, sha256):
+def test_download_of_a_wrong_hash_raises(server, out, sha256):
     assert f"has sha256 {sha256}, expected {'0' * 64}" in refused(server, out, sha256="0" * 64)
     assert not out.with_name(".data.bin.part").exists()
 
 
-def test_a_damaged_transfer(server, out, sha256):
+def test_download_of_a_damaged_transfer_raises(server, out, sha256):
     server.faults[PATH] = [Corrupt(1234)]
     assert "what arrived has sha256" in refused(server, out, sha256=sha256)
     assert download(server.url + PATH, out, sha256) == sha256
 
 
-def test_a_wrong_length(server, out):
+def test_download_of_a_wrong_length_raises(server, out):
     assert f"has {SIZE} bytes, expected 5" in refused(server, out, size=5)
     assert download(server.url + PATH, out, size=SIZE)
 
 
-def test_a_promise_of_less_is_what_http_delivers(server, out, sha256):
+def test_download_of_a_short_content_length_gets_that_much(server, out, sha256):
     """A server that promises too little has its file cut by the protocol; only a hash tells."""
     server.faults[PATH] = [Promise(-1000)]
     assert "what arrived has sha256" in refused(server, out, sha256=sha256)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/x", "http://no-such-host.invalid/x"])
-def test_no_server(tmp_path, url):
+def test_download_without_a_server_raises(tmp_path, url):
     with pytest.raises(UserError, match="no connection") as caught:
         download(url, tmp_path / "x")
     assert url in str(caught.value)
 
 
-def test_a_disk_too_small_for_it(server, out, monkeypatch):
+def test_download_to_a_small_disk_raises_before_fetching(server, out, monkeypatch):
     monkeypatch.setattr(transfer.shutil, "disk_usage", lambda _: SimpleNamespace(free=9))
     assert f"no space left on device ({SIZE} more bytes are needed); make room" in refused(server, out)
 
 
-def test_a_disk_that_fills_up(server, out, sha256, monkeypatch):
+def test_download_to_a_full_disk_raises(server, out, sha256, monkeypatch):
     with monkeypatch.context() as small:
         disk_is_full(small, after=100_000)
         assert "no space left on device" in refused(server, out)
     assert download(server.url + PATH, out, sha256) == sha256
 
 
-def test_a_wrong_file_under_the_final_name(server, out, sha256):
+def test_download_over_a_wrong_file_raises(server, out, sha256):
     out.parent.mkdir()
     out.write_bytes(b"something else")
     with pytest.raises(UserError, match="delete it"):
@@ -240,7 +240,7 @@ def _fetch(url, out):
     download(url, out)
 
 
-def test_two_downloads_at_once_fetch_it_once(server, out, sha256):
+def test_download_by_two_processes_fetches_once(server, out, sha256):
     server.faults[PATH] = [Trickle(100_000, pause_s=0.01, most=50)]  # slow enough for the second to come
     processes = [
         multiprocessing.get_context("spawn").Process(target=_fetch, args=(server.url + PATH, out)) for _ in "ab"
@@ -283,7 +283,7 @@ def test_cache_fetches_once_and_checks_always(server, cache, sha256):
         cached(server.url + PATH, None, "a.key")
 
 
-def test_a_hash_set_later_keeps_what_was_fetched(server, cache, sha256):
+def test_cached_with_a_hash_set_later_keeps_the_file(server, cache, sha256):
     path = cached(server.url + PATH, None, "a.key")
     assert cached(server.url + PATH, sha256, "a.key") == path
     assert len(server.requests) == 1
@@ -291,7 +291,7 @@ def test_a_hash_set_later_keeps_what_was_fetched(server, cache, sha256):
         cached(server.url + PATH, "0" * 64, "a.key")
 
 
-def test_the_first_hash_is_said(server, cache, sha256, caplog):
+def test_cached_without_a_hash_logs_it(server, cache, sha256, caplog):
     caplog.set_level("INFO")
     cached(server.url + PATH, None, "evaluate.reference_sha256")
     assert f"recorded sha256 {sha256}; set evaluate.reference_sha256" in caplog.text

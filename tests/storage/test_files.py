@@ -153,7 +153,7 @@ def test_nothing_but_its_own_is_replaced_or_removed(work, name, kind):
     assert tree(work) == before
 
 
-def test_a_folder_is_not_replaced_by_a_file_nor_a_file_by_a_folder(work):
+def test_atomic_path_of_another_kind_raises(work):
     make_folder("own", "first")
     os.symlink("own", "link")
     before = tree(work)
@@ -165,7 +165,7 @@ def test_a_folder_is_not_replaced_by_a_file_nor_a_file_by_a_folder(work):
     assert tree(work) == before
 
 
-def test_a_folder_that_a_link_leads_to_is_replaced_there(work):
+def test_atomic_path_of_a_link_replaces_its_target(work):
     make_folder("own", "first")
     os.symlink("own", "link")
     make_folder("link", "second")
@@ -180,7 +180,7 @@ WEB = {"name": "site", "start_url": "/", "icons": [{"src": "icon.png"}]}
     "content", [WEB, WEB | {"files": ["a.js"]}, WEB | {"files": {"a.js": "sha256-…"}}, ["a.js"], None]
 )
 @pytest.mark.parametrize("marks", [(), ("generator.json",)])
-def test_a_folder_with_a_manifest_of_another_program_is_not_replaced(work, content, marks):
+def test_atomic_path_of_a_foreign_manifest_raises(work, content, marks):
     for name in ("manifest.json", "generator.json"):
         (work / "work" / "notes" / name).write_text("{" if content is None else json.dumps(content))
     before = tree(work)
@@ -190,7 +190,7 @@ def test_a_folder_with_a_manifest_of_another_program_is_not_replaced(work, conte
 
 
 @pytest.mark.parametrize("name", [".git/HEAD", "notes.txt", "unet/mine.safetensors"])
-def test_a_folder_of_this_program_with_something_of_the_users_in_it_is_not_replaced(work, name):
+def test_atomic_path_of_a_folder_with_user_files_raises(work, name):
     make_folder("own", "first")
     (work / "work" / "own" / ".snakemake_timestamp").touch()
     files.check_place("own")
@@ -202,7 +202,7 @@ def test_a_folder_of_this_program_with_something_of_the_users_in_it_is_not_repla
     assert tree(work) == before
 
 
-def test_a_folder_without_manifest_is_replaced_where_it_holds_nothing_but_the_names_written(work):
+def test_atomic_path_of_a_folder_with_known_names_replaces_it(work):
     for given in ("00000000.png", "00000008.png", ".snakemake_timestamp"):
         (work / "work" / "grids").mkdir(exist_ok=True)
         (work / "work" / "grids" / given).touch()
@@ -214,13 +214,13 @@ def test_a_folder_without_manifest_is_replaced_where_it_holds_nothing_but_the_na
     files.check_place("file", only=only)
 
 
-def test_a_folder_of_another_kind_is_not_replaced(work):
+def test_atomic_path_of_a_folder_of_another_kind_raises(work):
     make_folder("teacher", "x")
     with pytest.raises(UserError, match=r"no recipe\.json in it"):
         make_folder("teacher", "x", "recipe.json")
 
 
-def test_what_a_stage_left_is_replaced_where_its_settings_lie_beside_it(work):
+def test_atomic_path_of_a_stage_folder_with_settings_replaces_it(work):
     """Snakemake takes the declared files out before a stage runs again, the manifest among them."""
     folder = work / "work" / "teacher"
     (folder / "tokenizer").mkdir(parents=True)
@@ -274,7 +274,7 @@ def test_manifest_gives_its_record_back(folder):
     assert files.verify_manifest(folder) == {"made": "here"}
 
 
-def test_a_file_that_was_added_later_does_not_matter(folder):
+def test_verify_manifest_with_an_added_file_passes(folder):
     (folder / ".snakemake_timestamp").touch()
     files.verify_manifest(folder)
 
@@ -292,7 +292,7 @@ def test_manifest_notices_a_truncated_edited_or_missing_file_with_its_old_time(f
         files.verify_manifest(folder)
 
 
-def test_a_folder_without_manifest_is_not_finished(tmp_path):
+def test_verify_manifest_without_a_manifest_raises(tmp_path):
     with pytest.raises(UserError, match="not a finished result"):
         files.verify_manifest(tmp_path)
 

@@ -45,7 +45,7 @@ def test_lease_refuses_a_second_writer_and_names_the_first(tmp_path):
         pass
 
 
-def test_a_killed_owner_holds_nothing(tmp_path):
+def test_lease_of_a_killed_owner_is_free(tmp_path):
     code = (
         "import os, signal, sys; from sid_core.storage.lease import lease\n"
         "with lease(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)"
@@ -56,13 +56,13 @@ def test_a_killed_owner_holds_nothing(tmp_path):
         assert json.loads((tmp_path / "lease.json").read_text())["pid"] == os.getpid()
 
 
-def test_a_reused_pid_is_not_taken_for_the_owner(tmp_path):
+def test_lease_with_a_reused_pid_is_free(tmp_path):
     lease_of(tmp_path, place=heartbeat.place(), pid=os.getpid(), start="an earlier process")
     with lease.lease(tmp_path):
         pass
 
 
-def test_an_owner_on_another_host_lives_as_long_as_its_heartbeat(tmp_path, monkeypatch):
+def test_lease_of_a_remote_owner_with_a_heartbeat_is_held(tmp_path, monkeypatch):
     monkeypatch.setattr(heartbeat, "PERIOD_S", 0.3)
     lease_of(tmp_path, job="42")
     beat = threading.Timer(0.5, os.utime, [tmp_path / "lease.json"])
@@ -73,7 +73,7 @@ def test_an_owner_on_another_host_lives_as_long_as_its_heartbeat(tmp_path, monke
 
 
 @pytest.mark.parametrize(("age_s", "waits_s"), [(0, 1.2), (-30, 1.2), (30, 1.2), (100, 0)])
-def test_an_owner_on_another_host_is_dead_when_it_beats_no_more(tmp_path, monkeypatch, age_s, waits_s):
+def test_lease_of_a_remote_owner_without_a_heartbeat_is_free(tmp_path, monkeypatch, age_s, waits_s):
     monkeypatch.setattr(heartbeat, "PERIOD_S", 0.3)
     lease_of(tmp_path)
     last = time.time() - age_s
@@ -111,7 +111,7 @@ def test_lease_of_a_training_in_another_pid_namespace_is_refused(tmp_path, monke
     assert asked.stdout == ""
 
 
-def test_an_owner_that_was_taken_over_ends_at_once(tmp_path):
+def test_lease_that_was_taken_over_ends_its_owner(tmp_path):
     code = (
         "import sys, time; from sid_core.storage import heartbeat, lease; heartbeat.PERIOD_S = 0.1\n"
         "with lease.lease(sys.argv[1]):\n"
@@ -126,7 +126,7 @@ def test_an_owner_that_was_taken_over_ends_at_once(tmp_path):
     assert json.loads((tmp_path / "lease.json").read_text())["host"] == "elsewhere"
 
 
-def test_the_heartbeat_is_refreshed(tmp_path, monkeypatch):
+def test_lease_refreshes_its_heartbeat(tmp_path, monkeypatch):
     monkeypatch.setattr(heartbeat, "PERIOD_S", 0.02)
     with lease.lease(tmp_path):
         os.utime(tmp_path / "lease.json", (0, 0))
@@ -137,7 +137,7 @@ def test_the_heartbeat_is_refreshed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("dead_owner", [False, True])
-def test_of_racing_writers_one_wins(tmp_path, dead_owner):
+def test_lease_of_racing_writers_has_one_owner(tmp_path, dead_owner):
     holders, most, refused, won = [], [], [], []
     start = threading.Barrier(8)
     done = threading.Event()
@@ -167,7 +167,7 @@ def test_of_racing_writers_one_wins(tmp_path, dead_owner):
     assert (len(won), len(refused), max(most)) == (1, 7, 1)
 
 
-def test_a_writer_that_looks_slowly_does_not_take_over_from_a_faster_one(tmp_path, monkeypatch):
+def test_lease_of_a_slow_writer_does_not_replace_a_faster_one(tmp_path, monkeypatch):
     """The first to find the dead owner is held up between looking and taking; the second must not slip in."""
     lease_of(tmp_path, place=heartbeat.place(), pid=os.getpid(), start="an earlier process")
     looked, calls, outcomes, done = files.read_json, [], [], threading.Event()

@@ -169,7 +169,7 @@ def test_attempt_after_a_failure_is_another_until_one_succeeds(tmp_path, capsys)
     assert places.attempt(tmp_path) == 3
 
 
-def test_a_leftover_file_store_does_not_matter(tmp_path, monkeypatch):
+def test_init_with_a_leftover_file_store_ignores_it(tmp_path, monkeypatch):
     (tmp_path / "mlruns" / "0").mkdir(parents=True)
     (tmp_path / "mlruns" / "0" / "meta.yaml").write_text("name: Default\n")
     monkeypatch.chdir(tmp_path)
@@ -179,7 +179,7 @@ def test_a_leftover_file_store_does_not_matter(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////dev/null/mlflow.db", "nonsense://x"])
-def test_an_unreachable_place_is_said_once_and_soon(tmp_path, capsys, uri):
+def test_init_of_an_unreachable_uri_warns_once(tmp_path, capsys, uri):
     started = time.monotonic()
     tracking.init("shapes", uri, tmp_path / "first.json")
     assert time.monotonic() - started < 60
@@ -204,7 +204,7 @@ def test_switched_off_is_silent(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch, capsys):
+def test_mirror_to_a_silent_server_gives_up(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         record = tracking.init("shapes", f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path / "first.json")
@@ -238,7 +238,7 @@ def test_file_systems_of_several_machines_are_recognised(path, where):
     assert places.shared_file_system(Path(path), MOUNTS) == where
 
 
-def test_no_database_on_a_file_system_of_several_machines(tmp_path, monkeypatch, capsys):
+def test_init_of_sqlite_on_a_shared_file_system_records_the_problem(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(places, "shared_file_system", lambda *_: "nfs4 at /home")
     record = tracking.init("shapes", f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "first.json")
     assert record["problem"].startswith("nfs4 at /home is shared between machines")
@@ -287,7 +287,7 @@ def test_files_are_uploaded_again_when_they_changed(store, client, tmp_path):
     assert [artifact.path for artifact in client.list_artifacts(run.id, "generator")] == ["generator/weights"]
 
 
-def test_other_settings_and_other_protocols_are_other_runs(store):
+def test_sync_of_other_settings_or_protocols_makes_other_runs(store):
     def run(lr: float, protocol: str | None) -> str:
         mirrored = MirroredRun(store, "identity", {"lr": lr}, {}, protocol)
         mirrored.params({"protocol_hash": protocol})
@@ -405,7 +405,7 @@ def test_mirror_never_stops_or_delays_training(store, state, monkeypatch):
 
 
 @pytest.mark.parametrize(("uri", "mirrored"), [("sqlite:////data/mlflow.db", False), ("http://server:5000", True)])
-def test_another_machine_writes_to_a_server_and_opens_no_database(store, state, monkeypatch, uri, mirrored):
+def test_mirror_on_another_machine_opens_no_database(store, state, monkeypatch, uri, mirrored):
     asked = []
     monkeypatch.setattr(mirroring, "generator_run", lambda *_: asked.append(1) or 1 / 0)
     write_json(state / "tracking.json", read_json(store["path"]) | {"uri": uri, "host": "submit"})
@@ -508,7 +508,7 @@ def test_track_notes_only_the_path_of_large_weights(store, client, results, monk
     assert client.get_run(run_id).data.tags["generator"] == str(results / "runs" / "lsg-1.5" / "generator")
 
 
-def test_a_server_that_stops_answering_ends_in_one_line(store, results, monkeypatch, capsys):
+def test_sync_to_a_server_that_stops_prints_one_line(store, results, monkeypatch, capsys):
     monkeypatch.setattr(syncing, "_sync_row", lambda *_: 1 / 0)
     track(results, store["path"])
     said = capsys.readouterr().out
@@ -525,7 +525,7 @@ def test_links_lead_to_the_users_own_server():
     assert links["generators side by side"].startswith("http://server:8080/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D")
 
 
-def test_no_statistics_leave_the_machine(store):
+def test_mlflow_usage_statistics_are_disabled(store):
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
@@ -536,7 +536,7 @@ def sync(results: Path, uri: str) -> int:
     return cli.main(["track", "--sync", "--results", str(results), "--uri", uri])
 
 
-def test_what_a_server_missed_is_brought_later_and_once(store, client, results, monkeypatch, capsys):
+def test_sync_after_an_outage_adds_missing_points_once(store, client, results, monkeypatch, capsys):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (results / "runs" / "lsg-1.5" / "settings.yaml").write_text(dump(make_settings(lr=9e-6)))
     assert sync(results, "http://127.0.0.1:9") == 1
@@ -553,7 +553,7 @@ def test_what_a_server_missed_is_brought_later_and_once(store, client, results, 
     assert len(client.get_metric_history(run_id, "clip")) == 1
 
 
-def test_an_experiment_under_way_is_brought_as_far_as_it_is(store, client, tmp_path, monkeypatch):
+def test_sync_of_an_unfinished_experiment_mirrors_its_progress(store, client, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     write_config(tmp_path)
     for name in ("begun", "waiting"):
@@ -677,7 +677,7 @@ def versions(client, said: dict) -> list[dict]:
     ]
 
 
-def test_the_best_is_registered_by_the_declared_rule_and_once(client, register):
+def test_register_best_follows_the_rule_and_registers_once(client, register):
     assert register(None) is None
     for _ in range(2):
         said = register("fid")
@@ -694,7 +694,7 @@ def test_the_best_is_registered_by_the_declared_rule_and_once(client, register):
 
 
 @pytest.mark.parametrize("copied", [True, False])
-def test_the_registered_model_draws_what_sample_draws(store, register, trained, monkeypatch, copied):
+def test_registered_model_equals_sid_core_sample(store, register, trained, monkeypatch, copied):
     import mlflow
     import pandas as pd
 

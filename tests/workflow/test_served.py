@@ -171,7 +171,7 @@ def test_published_checkpoints_are_scored_beside_what_was_published(server, cach
 
 
 @pytest.mark.parametrize("name", ["sd21-base", "published"])
-def test_the_whole_graph_is_planned(server, cache, tmp_path, name):
+def test_graph_of_a_served_experiment_is_planned(server, cache, tmp_path, name):
     project = Experiment(tmp_path, name, server, cache)
     config = experiment(name)
     planned = project.planned()
@@ -182,7 +182,7 @@ def test_the_whole_graph_is_planned(server, cache, tmp_path, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd15", "sd21-base", "sd21-768", "published"])
-def test_the_whole_graph_runs(server, cache, tmp_path, name):
+def test_graph_of_a_served_experiment_runs(server, cache, tmp_path, name):
     """Every run, import and baseline that a file lists, in the precisions that it says."""
     shipped = experiment(name)
     runs = [run.model_dump(mode="json") | {"train_kimg": 0.016} for run in shipped.extra_runs]

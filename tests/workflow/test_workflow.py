@@ -42,7 +42,7 @@ def test_rules_are_formatted():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_default_profile_is_loaded_by_itself(project):
+def test_snakemake_without_options_loads_the_default_profile(project):
     assert "Using workflow specific profile profiles/default" in project.snakemake("--dry-run").stdout
 
 
@@ -85,7 +85,7 @@ def test_passwords_reach_neither_command_lines_nor_files(project):
         ),
     ],
 )
-def test_a_name_that_snakemake_reads_as_something_else_is_refused(project, name, message):
+def test_snakemake_with_a_name_read_as_a_number_raises(project, name, message):
     assert message in project.complaint("--dry-run", "--config", f"experiment={name}")
     assert not (project.folder / "results" / "null").exists()
 
@@ -117,7 +117,7 @@ def test_a_name_that_snakemake_reads_as_something_else_is_refused(project, name,
         ),
     ],
 )
-def test_a_mistake_is_told_before_anything_runs(project, blocks, expected):
+def test_snakemake_with_a_wrong_value_runs_nothing(project, blocks, expected):
     (project.folder / "captions.txt").write_text("a cat\na dog\n")
     project.configure(**blocks)
     said = project.complaint()
@@ -147,7 +147,7 @@ def test_snakemake_with_a_json_file_reads_it(project):
     project.planned("--configfile", "other.json")
 
 
-def test_a_broken_config_file_is_told(project):
+def test_snakemake_with_a_malformed_config_names_the_line(project):
     (project.folder / "config.yaml").write_text("experiment: [x\n")
     assert "not valid JSON or YAML" in project.complaint()
     project.configure()
@@ -190,11 +190,11 @@ def test_links_to_the_comparison_are_printed(finished):
     assert "http://127.0.0.1:5000/#/compare-runs?runs=" in finished.first_output
 
 
-def test_a_second_run_does_nothing(finished):
+def test_snakemake_again_has_nothing_to_do(finished):
     assert "Nothing to be done" in finished.run()
 
 
-def test_an_unfinished_experiment_has_a_page_so_far(finished):
+def test_report_of_an_unfinished_experiment_goes_to_so_far(finished):
     score = finished.results / "baselines" / "teacher-dpm-solver-karras-cfg1.5-1steps" / "score.json"
     score.rename(score.with_suffix(".hidden"))
     paths = ["--settings", str(finished.results / "config.yaml"), "--results", str(finished.results)]
@@ -207,7 +207,7 @@ def test_an_unfinished_experiment_has_a_page_so_far(finished):
     assert "Nothing to be done" in finished.run()
 
 
-def test_a_deleted_intermediate_is_noticed(finished):
+def test_snakemake_after_a_deleted_intermediate_makes_it_again(finished):
     path = finished.results / "runs" / "lsg-1.5" / "features" / "00000.json"
     path.rename(path.with_suffix(".hidden"))
     assert finished.planned() == {"features": 1, "score": 1, "pairs": 1, "report": 1, "track": 1}
@@ -227,14 +227,14 @@ def test_a_deleted_intermediate_is_noticed(finished):
         ({"distill": {"lr": 2e-4}}, {"distill", "generate", "features", "score"}),
     ],
 )
-def test_a_change_reaches_its_stage_and_those_after_it(finished, blocks, rules):
+def test_snakemake_after_a_change_runs_its_stage_and_later_ones(finished, blocks, rules):
     finished.configure(**blocks)
     planned = finished.planned()
     finished.configure()
     assert set(planned) - {"settings", "pairs", "report", "track"} == rules
 
 
-def test_more_samples_add_shards_and_make_none_again(finished):
+def test_snakemake_with_more_samples_only_adds_shards(finished):
     finished.configure(generate={"samples": 64})
     planned = finished.planned()
     finished.configure()
@@ -249,14 +249,14 @@ def test_tracking_elsewhere_or_not_at_all_makes_nothing_again(finished):
     finished.configure()
 
 
-def test_an_edit_that_is_taken_back_leaves_nothing_to_do(finished):
+def test_snakemake_after_an_undone_edit_has_nothing_to_do(finished):
     finished.configure(distill={"lr": 2e-4})
     assert finished.planned()["distill"] == 1
     finished.configure()
     assert finished.planned() == {}
 
 
-def test_a_truncated_artefact_with_its_old_time_is_noticed_by_its_consumer(finished):
+def test_stage_with_a_truncated_input_names_it(finished):
     path = finished.results / "runs" / "lsg-1.5" / "features" / "00000.safetensors"
     whole, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
     path.write_bytes(whole[:1000])
@@ -270,7 +270,7 @@ def test_a_truncated_artefact_with_its_old_time_is_noticed_by_its_consumer(finis
     os.utime(path, ns=times)
 
 
-def test_a_new_scale_trains_itself_alone(finished):
+def test_snakemake_with_a_new_scale_trains_that_run_only(finished):
     before = {
         path: path.stat().st_mtime_ns for path in (finished.results / "runs" / "lsg-1.5").rglob("*") if path.is_file()
     }

@@ -35,7 +35,7 @@ def test_files_are_those_of_the_recipe_and_at_most_20_mb():
     assert sum(path.stat().st_size for path in files.values()) <= 20e6
 
 
-def test_the_recipe_is_the_one_in_the_code():
+def test_recipe_of_the_assets_equals_the_code():
     from sid_core.recipes.build import part_digest
     from sid_core.recipes.settings import RecipeSettings
 
@@ -51,7 +51,7 @@ def test_measured_quality_meets_what_was_asked():
     assert teacher[1.5]["clip"] < teacher[2]["clip"] < teacher[3]["clip"]
 
 
-def test_every_word_is_one_token_and_the_end_token_has_the_highest_id(tokenizer):
+def test_tokenizer_of_the_assets_has_one_token_per_word(tokenizer):
     assert len(tokenizer) < 100
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == len(tokenizer) - 1
     for word in {word for text in captions.all_captions() for word in text.split()}:
@@ -108,7 +108,7 @@ def test_features_are_standardised_and_do_not_forgive_noise():
     assert (noisy - features).square().sum(dim=1).mean() > 0.05 * features.square().sum(dim=1).mean()
 
 
-def test_a_folder_that_is_no_feature_network_is_refused_by_name(tmp_path):
+def test_load_feature_network_of_another_folder_names_it(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         FeatureNetwork.from_directory(tmp_path)
     network = FeatureNetwork(8, [8, 8], 4)

@@ -10,7 +10,7 @@ from sid_core.data.shapes import captions, scenes
 
 
 @pytest.mark.parametrize(("n", "start"), [(1, 0), (300, 100), (256, 256), (7, 510)])
-def test_a_sample_is_the_same_whatever_is_drawn_beside_it(n, start):
+def test_draw_of_a_scene_is_independent_of_the_batch(n, start):
     images, texts = scenes.draw("validation", 600)
     part, part_texts = scenes.draw("validation", n, start)
     assert part.shape == (n, 32, 32, 3)
@@ -46,7 +46,7 @@ def _seconds(call):
 
 
 @pytest.mark.parametrize("kind", range(len(captions.SHAPES)))
-def test_every_shape_is_drawn_whole_inside_the_picture_and_centred(kind):
+def test_render_of_every_shape_is_inside_and_centred(kind):
     drawn = scenes.sample_scenes(1, torch.Generator().manual_seed(0))
     plain = {"kind": kind, "radius": 0.7, "rotation": 0, "x": 0, "y": 0, "stripes": 0, "shading": 0}
     for name, value in plain.items():
@@ -76,7 +76,7 @@ def test_captions_mostly_but_not_always_name_the_nearest_shape():
     assert 0.8 < right < 0.97  # one word in ten is random, and in-betweens are heard either way
 
 
-def test_all_captions_are_distinct():
+def test_all_captions_are_unique():
     assert len(set(captions.all_captions())) == len(captions.all_captions()) == 1152
     assert captions.sentence("circle", "large", "red", "green") == "a large red circle on a green background"
     assert captions.sentence("star") == "a star"
