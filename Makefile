@@ -31,8 +31,9 @@ $(READY): requirements.lock pyproject.toml
 slurm: setup ## add what `snakemake --profile workflow/profiles/slurm` needs
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --require-hashes --compile-bytecode -r requirements-slurm.lock
 
-test: setup ## run the fast tests; installs nothing outside of .venv
-	$(BIN)/python -m pytest
+# Snakemake's and matplotlib's caches go below .venv too
+test: setup ## run the fast tests; changes nothing outside of .venv but temporary files
+	XDG_CACHE_HOME=$(CURDIR)/.venv/.cache $(BIN)/python -m pytest
 
 test-all: test chromium ## also test in Chromium and on Slurm; installs both by apt-get (root, Debian)
 	$(BIN)/python -m pytest -m 'system and not slow'
