@@ -82,6 +82,12 @@ def test_example_of_a_page_is_a_valid_experiment(page, tmp_path):
     assert "note" not in to_text(given)
 
 
+def test_readme_is_short():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 85
+    assert max(map(len, lines)) <= 110
+
+
 def test_pictures_are_small():
     for picture in (ROOT / "docs").rglob("mlflow_*.png"):
         assert picture.stat().st_size < 150_000, picture.name
