@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     job_record.begin()
     try:
         claim = getattr(given, "claim", None)
-        with nullcontext() if claim is None else gpus.claimed(claim):
+        with nullcontext() if claim is None else gpus.acquire_gpus(claim):
             if given.command not in WITHOUT_NETWORKS:
                 from .models.devices import exact_products
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import UserError
-from .machine import HOME_JOB
+from .machine import SUBMITTER_JOB
 
 log = logging.getLogger(__name__)
 POLL_S = 0.5
@@ -22,7 +22,7 @@ FOLDER = Path("/tmp")  # not TMPDIR, which may differ from job to job
 PREFIX = "sid-core-gpu-"
 
 
-def visible() -> list[str]:
+def visible_gpus() -> list[str]:
     """Names of the GPUs that may be used: CUDA_VISIBLE_DEVICES where it is set, else all of this machine."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
@@ -31,7 +31,7 @@ def visible() -> list[str]:
 
 
 @contextmanager
-def claimed(count: int) -> Iterator[list[int]]:
+def acquire_gpus(count: int) -> Iterator[list[int]]:
     """Hold `count` of the visible GPUs, waiting for them where others hold them, and make them the only visible ones.
 
     Slurm has chosen the GPUs of jobs that Snakemake submits, and numbers them from 0 in each; where Snakemake itself runs within
@@ -43,8 +43,8 @@ def claimed(count: int) -> Iterator[list[int]]:
     Raises:
         UserError: more than there are.
     """
-    names = visible()
-    if os.environ.get("SLURM_JOB_ID") != os.environ.get(HOME_JOB) or not names:
+    names = visible_gpus()
+    if os.environ.get("SLURM_JOB_ID") != os.environ.get(SUBMITTER_JOB) or not names:
         yield []
         return
     if count > len(names):

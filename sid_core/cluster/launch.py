@@ -23,7 +23,7 @@ from ..errors import UserError, log_to_stderr
 from ..storage import job_record
 from ..storage.files import read_json, saved_record, saved_states, write_json
 from . import gpus
-from .machine import HOME_CALL
+from .machine import SUBMITTER_CALL
 
 log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -37,14 +37,14 @@ def main(arguments: list[str] | None = None) -> int:
     log_to_stderr()
     job_record.begin()
     try:
-        starts = Starts(given.state, given.attempt, given.continuations)
-        with gpus.claimed(given.gpus) as held:
+        history = AttemptHistory(given.state, given.attempt, given.continuations)
+        with gpus.acquire_gpus(given.gpus) as held:
             job = Job(make_command(given.stage, given.gpus, given.nodes, given.threads), held)
             code = job.wait(given.save_s)
         if code == 0:
-            starts.forget()
+            history.clear()
         elif job.out_of_time:
-            starts.refuse_standstill()
+            history.check_progress()
             requeue(given.state.name, given.save_s)
         return code
     except UserError as error:
@@ -125,7 +125,7 @@ class Job:
 # --- going on --------------------------------------------------------------------------------------------------------
 
 
-class Starts:
+class AttemptHistory:
     """What one call of Snakemake has started on a state folder, in its starts.json: a job that Slurm has put back, and retries.
 
     Outside of Snakemake every start begins a new row.
@@ -138,7 +138,7 @@ class Starts:
         self._path, self._state = state / "starts.json", state
         self._newest, from_nimg = _newest(state)
         row = read_json(self._path) if self._path.is_file() else []
-        call = os.environ.get(HOME_CALL)
+        call = os.environ.get(SUBMITTER_CALL)
         if row and attempt == 1 and (not call or row[-1]["call"] != call):
             row = []
         if attempt > 1:
@@ -154,7 +154,7 @@ class Starts:
         this = {"from_nimg": from_nimg, "call": call, "job": job, "host": socket.gethostname()}
         write_json(self._path, [*row, this | {"time_s": round(time.time())}])
 
-    def refuse_standstill(self) -> None:
+    def check_progress(self) -> None:
         """A row in which nothing is gained would last to its end.
 
         Raises:
@@ -166,7 +166,7 @@ class Starts:
                 "or lower save_s beside it"
             )
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """The training is done."""
         self._path.unlink(missing_ok=True)
 

@@ -11,25 +11,29 @@ if TYPE_CHECKING:
 
 
 # where Snakemake itself runs, as it tells its jobs: what they find out themselves is another machine's and another Slurm job's
-HOME_CALL, HOME_GPU, HOME_JOB = "SID_CORE_HOME_CALL", "SID_CORE_HOME_GPU", "SID_CORE_HOME_JOB"
+SUBMITTER_CALL, SUBMITTER_GPU, SUBMITTER_JOB = (
+    "SID_CORE_SUBMITTER_CALL",
+    "SID_CORE_SUBMITTER_GPU",
+    "SID_CORE_SUBMITTER_JOB",
+)
 
 
-def be_home() -> None:
+def mark_submitting_process() -> None:
     """Let this process's Snakemake tell its jobs that they are of one call, whether its machine has GPUs, and its Slurm job."""
-    for name in (HOME_GPU, HOME_JOB):
+    for name in (SUBMITTER_GPU, SUBMITTER_JOB):
         os.environ.pop(name, None)
-    os.environ[HOME_CALL] = uuid.uuid4().hex
-    os.environ[HOME_GPU] = str(int(has_gpu()))
+    os.environ[SUBMITTER_CALL] = uuid.uuid4().hex
+    os.environ[SUBMITTER_GPU] = str(int(has_gpu()))
     if "SLURM_JOB_ID" in os.environ:
-        os.environ[HOME_JOB] = os.environ["SLURM_JOB_ID"]
+        os.environ[SUBMITTER_JOB] = os.environ["SLURM_JOB_ID"]
 
 
 def has_gpu() -> bool:
     """Whether an NVIDIA device is there, where Snakemake was started; importing torch to ask it would take seconds."""
-    return bool(int(os.environ.get(HOME_GPU, any(Path("/dev").glob("nvidia[0-9]*")))))
+    return bool(int(os.environ.get(SUBMITTER_GPU, any(Path("/dev").glob("nvidia[0-9]*")))))
 
 
-def put_python_first() -> None:
+def prepend_python_to_path() -> None:
     """Let `python` in shell commands be the running one, also where its environment is not activated."""
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 

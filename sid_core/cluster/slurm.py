@@ -24,7 +24,11 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
 NAME = "slurm"
-INTERRUPTED = re.compile("'(TIMEOUT|NODE_FAIL|PREEMPTED)'|knows nothing")  # in the plugin's messages, and the watch's
+LOST = "LOST"  # our state of a job that Slurm does not list
+# The private members of the plugin that this file touches; tests/slurm/test_plugin.py notices a change
+READ_IN = "2.8.0"
+TOUCHED = ("_job_submission_executor", "_submitted_job_clusters", "_report_job_error_threadsafe")
+INTERRUPTED = {"TIMEOUT", "NODE_FAIL", "PREEMPTED", LOST}  # states after which `launch` continues
 FAILED = {"BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 UNENDED = {"PENDING", "CONFIGURING", "RUNNING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED"}
 PATIENCE_S = 3600  # with a controller that does not answer
@@ -45,12 +49,12 @@ def _make(upstream: type, prefix: str) -> type:
         def __post_init__(self, test_mode: bool = False) -> None:
             self.workflow.executor_settings.jobname_prefix = self.workflow.executor_settings.jobname_prefix or prefix
             super().__post_init__(test_mode)
-            self._told = set()  # jobs whose end this round has told
+            self._reported = set()  # jobs whose end this round has told
             self._done = set()  # jobs that have ended well, by Slurm's ids
             self._interrupted = Counter()  # times, by job
             self._cancelled = threading.Event()
-            self._watch = Watch()
-            self._book = Book(Path(self.workflow.workdir_init) / ".snakemake" / "slurm_jobs.jsonl")
+            self._monitor = JobMonitor()
+            self._registry = JobRegistry(Path(self.workflow.workdir_init) / ".snakemake" / "slurm_jobs.jsonl")
 
         def run_job(self, job) -> None:
             if job.is_group():  # the plugin's comment names a group's rules, and its wildcards where it has them
@@ -66,24 +70,26 @@ def _make(upstream: type, prefix: str) -> type:
         def get_partition_arg(self, job) -> str:
             # sbatch gives up after 9 s, and that would count as a failure of the job
             ask_squeue("--me", wait=self._cancelled.wait)
-            return super().get_partition_arg(job) + self._book.dependency(job.output)
+            return super().get_partition_arg(job) + self._registry.dependency(job.output)
 
         def report_job_submission(self, job_info, register_job: bool = True) -> None:
-            self._book.note(job_info.external_jobid, job_info.job.output)
+            self._registry.note(job_info.external_jobid, job_info.job.output)
             super().report_job_submission(job_info, register_job)
 
         async def check_active_jobs(self, active_jobs: list):
             if not active_jobs:  # the checking thread begins before __post_init__, and what it raises ends it for good
                 return
-            self._told = set()
+            self._reported = set()
             async for _ in super().check_active_jobs(active_jobs):
                 pass  # where Slurm did not answer, the plugin forgets the others, and Snakemake waits for ever
-            open_jobs = [job_info for job_info in active_jobs if job_info.job not in self._told]
+            open_jobs = [job_info for job_info in active_jobs if job_info.job not in self._reported]
             ids = [job_info.external_jobid for job_info in open_jobs]
             # as the plugin decides
             by_sacct = self.get_status_command() == "sacct" and shutil.which("sacct") is not None
             # ours wait for those before
-            given_up = self._watch.look([*self._book.before, *ids], self._done, by_sacct) if ids else {}
+            given_up = (
+                self._monitor.find_stuck_jobs([*self._registry.before, *ids], self._done, by_sacct) if ids else {}
+            )
             for job_info in open_jobs:
                 if job_info.external_jobid in given_up:
                     self.report_job_error(job_info, msg=given_up[job_info.external_jobid])
@@ -91,7 +97,7 @@ def _make(upstream: type, prefix: str) -> type:
                     yield job_info
 
         def report_job_success(self, job_info) -> None:
-            self._told.add(job_info.job)
+            self._reported.add(job_info.job)
             self._done.add(job_info.external_jobid)
             super().report_job_success(job_info)
 
@@ -101,10 +107,14 @@ def _make(upstream: type, prefix: str) -> type:
                 self.logger.error(msg)
             # `launch` continues these; Snakemake's retries are left for failures. Upstream, an executor would say so. `launch` counts
             # them too, where it gets to start
-            if INTERRUPTED.search(msg or "") and self._interrupted[job] < (job.resources.get("continuations") or 0):
+            continuations = job.resources.get("continuations") or 0
+            if (
+                self._interrupted[job] < continuations
+                and self._monitor.end_state(job_info.external_jobid) in INTERRUPTED
+            ):
                 self._interrupted[job] += 1
                 job.attempt -= 1
-            self._told.add(job)
+            self._reported.add(job)
             super().report_job_error(job_info, msg=msg, **given)
 
         def cancel_jobs(self, active_jobs: list) -> None:
@@ -128,14 +138,22 @@ def _make(upstream: type, prefix: str) -> type:
     return Executor
 
 
-class Watch:
+class JobMonitor:
     """Jobs that would never end: Slurm does not list them although it answers, holds them back, or has long ended them."""
 
     def __init__(self):
         self._gone_since_s: dict[str, float] = {}
         self._released: dict[str, int] = {}
+        self._lost: set[str] = set()
 
-    def look(self, jobs: list[str], done: Collection[str] = (), by_sacct: bool = False) -> dict[str, str]:
+    def end_state(self, job: str | None) -> str | None:
+        """Return the state in which Slurm lists a job that has ended, or LOST; None where it does not answer."""
+        if job is None or job in self._lost:
+            return LOST if job else None
+        listed = _listed() or {}
+        return listed[job][0] if job in listed else _ask_sacct([job]).get(job)
+
+    def find_stuck_jobs(self, jobs: list[str], done: Collection[str] = (), by_sacct: bool = False) -> dict[str, str]:
         """Those of `jobs` that are to be given up, with the reason; what Slurm could not start is released before.
 
         Args:
@@ -143,13 +161,9 @@ class Watch:
                 lest they make files anew that others read.
             by_sacct: what squeue has forgotten, sacct may tell, perhaps later: such jobs are not lost.
         """
-        command = ["squeue", "--noheader", "--me", "--array", "--states=all", "--format=%i|%T|%r"]
-        asked = subprocess.run(command, capture_output=True, text=True)
-        if asked.returncode != 0:
+        listed = _listed()
+        if listed is None:
             return {}
-        listed = {
-            job: (state, reason) for job, state, reason in (line.split("|", 2) for line in asked.stdout.splitlines())
-        }
         states = {job: state for job, (state, _) in listed.items()}
         # after a crash ids are given again
         risen = [job for job in done if states.get(job) in UNENDED and job not in jobs]
@@ -167,6 +181,7 @@ class Watch:
             for job, since_s in self._gone_since_s.items()
             if now_s - since_s >= LOST_S
         }
+        self._lost |= given_up.keys() - states.keys()
         for job in (job for job in jobs if listed.get(job, ("", ""))[1] == HELD):
             self._released[job] = self._released.get(job, 0) + 1
             if self._released[job] <= RELEASES:
@@ -177,7 +192,7 @@ class Watch:
         return given_up
 
 
-class Book:
+class JobRegistry:
     """Which Slurm job makes which files, one line a job; kept beside Snakemake's own records.
 
     Attributes:
@@ -204,14 +219,24 @@ class Book:
         return f" --dependency=afterany:{':'.join(jobs)}" if jobs else ""
 
 
+def _listed() -> dict[str, tuple[str, str]] | None:
+    """Return state and reason of this user's jobs, also of those that ended lately; None where Slurm does not answer."""
+    command = ["squeue", "--noheader", "--me", "--array", "--states=all", "--format=%i|%T|%r"]
+    asked = subprocess.run(command, capture_output=True, text=True)
+    if asked.returncode != 0:
+        return None
+    lines = (line.split("|", 2) for line in asked.stdout.splitlines())
+    return {job: (state, reason) for job, state, reason in lines}
+
+
 def _in_queue() -> set[str]:
     """Ids of this user's jobs that have not ended."""
     return set(ask_squeue("--me", "--array", "--format=%i").split())
 
 
 def _ask_sacct(jobs: list[str]) -> dict[str, str]:
-    """States of jobs, without who cancelled them; those that it does not tell are left out."""
-    if not jobs:
+    """Return states of jobs, without who cancelled them; those that it does not know are left out."""
+    if not jobs or shutil.which("sacct") is None:
         return {}
     command = ["sacct", "-X", "--noheader", "--parsable2", "--format=JobID,State", f"--jobs={','.join(jobs)}"]
     asked = subprocess.run(command, capture_output=True, text=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..cluster.gpus import visible
-from ..cluster.machine import be_home, has_gpu, put_python_first
+from ..cluster.gpus import visible_gpus
+from ..cluster.machine import has_gpu, mark_submitting_process, prepend_python_to_path
 from ..cluster.slurm import adapt
 from ..config import (
     Config,
@@ -46,12 +46,12 @@ def bootstrap(workflow, config: dict) -> "Setup":
             read_yaml(given)  # Snakemake has, but took the last of several values of a key
         checked = parse_config(config, files=workflow.configfiles, arguments=sys.argv[1:])
         setup = Setup(checked, data_digests(checked))
-        put_python_first()
+        prepend_python_to_path()
         adapt(checked.experiment)
         # a job on a cluster's node runs this Snakefile as well
         if workflow.is_main_process:
             check_enough(checked.prompts, checked.generate.samples)
-            be_home()
+            mark_submitting_process()
             _limit_gpus(workflow, checked.resources.distill)
     except UserError as error:
         raise WorkflowError(str(error)) from None
@@ -73,7 +73,7 @@ def _limit_gpus(workflow, asks: DistillResources) -> None:
 
     limits = workflow.global_resources
     if workflow.resource_settings.nodes is None and "gpu" not in limits:
-        limits["gpu"] = Resource("gpu", max(len(visible()), 1))
+        limits["gpu"] = Resource("gpu", max(len(visible_gpus()), 1))
     limit = limits.get("gpu")
     if limit is not None and limit.value < asks.gpus(int(has_gpu())):
         raise UserError(

@@ -36,8 +36,8 @@ def names(monkeypatch):
 
 def job(count, seconds, taken):
     """A process that reports which GPUs it has, when it got them and when it gives them back."""
-    with gpus.claimed(count):
-        seen = gpus.visible()
+    with gpus.acquire_gpus(count):
+        seen = gpus.visible_gpus()
         began = time.monotonic()
         time.sleep(seconds)
         taken.put((seen, began, time.monotonic()))
@@ -84,7 +84,7 @@ def test_claimed_by_a_killed_job_is_released(names, start):
 
 def test_claimed_with_a_living_child_stays_locked(names, start):
     names(1)
-    with gpus.claimed(1) as held:
+    with gpus.acquire_gpus(1) as held:
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.5,))
         child.start()  # forked: it has the descriptors
         assert len(held) == 1
@@ -99,8 +99,8 @@ def test_claimed_in_another_network_namespace_waits_as_well(names):
     if subprocess.run([*APART, "true"], capture_output=True).returncode:
         pytest.skip("this system lets no user make namespaces")
     names(1)
-    code = f"from sid_core.cluster import gpus; gpus.PREFIX = {gpus.PREFIX!r}\nwith gpus.claimed(1): print('holds', flush=True)"
-    with gpus.claimed(1):
+    code = f"from sid_core.cluster import gpus; gpus.PREFIX = {gpus.PREFIX!r}\nwith gpus.acquire_gpus(1): print('holds', flush=True)"
+    with gpus.acquire_gpus(1):
         os.environ["CUDA_VISIBLE_DEVICES"] = "gpu0"
         job = subprocess.Popen([*APART, sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         with pytest.raises(subprocess.TimeoutExpired):
@@ -112,7 +112,7 @@ def test_claimed_by_a_user_with_a_strict_umask_is_seen_by_others(names):
     names(1)
     before = os.umask(0o077)
     try:
-        with gpus.claimed(1):
+        with gpus.acquire_gpus(1):
             (place,) = (each for each in gpus.FOLDER.glob(f"{gpus.PREFIX}*") if each.name.endswith("gpu0"))
             assert place.stat().st_mode & 0o777 == 0o755
     finally:
@@ -132,40 +132,40 @@ def test_hold_whose_folder_was_cleared_away_meanwhile_holds_nothing(names, monke
 
 def test_claimed_of_zero_gpus_hides_all(names, start):
     names(2)
-    with gpus.claimed(2):
+    with gpus.acquire_gpus(2):
         start(0, 0)
         assert start.taken.get(timeout=10)[0] == []
 
 
 def test_claimed_of_too_many_gpus_raises(names):
     names(2)
-    with pytest.raises(UserError, match=r"gpu=3: expected at most 2, the GPUs gpu0,gpu1"), gpus.claimed(3):
+    with pytest.raises(UserError, match=r"gpu=3: expected at most 2, the GPUs gpu0,gpu1"), gpus.acquire_gpus(3):
         pass
 
 
 def test_slurm_has_chosen_already(names, monkeypatch):
     names(2)
     monkeypatch.setenv("SLURM_JOB_ID", "1")
-    with gpus.claimed(1), gpus.claimed(1):
-        assert gpus.visible() == ["gpu0", "gpu1"]
+    with gpus.acquire_gpus(1), gpus.acquire_gpus(1):
+        assert gpus.visible_gpus() == ["gpu0", "gpu1"]
 
 
 def test_jobs_of_a_snakemake_within_a_slurm_job_share_its_gpus(names, monkeypatch):
     names(2)
-    for name in ("SLURM_JOB_ID", machine.HOME_JOB):
+    for name in ("SLURM_JOB_ID", machine.SUBMITTER_JOB):
         monkeypatch.setenv(name, "1")
-    with gpus.claimed(1):
-        assert gpus.visible() == ["gpu0"]
+    with gpus.acquire_gpus(1):
+        assert gpus.visible_gpus() == ["gpu0"]
         monkeypatch.setenv("SLURM_JOB_ID", "2")  # that it has submitted
-        with gpus.claimed(1):
-            assert gpus.visible() == ["gpu0"]
+        with gpus.acquire_gpus(1):
+            assert gpus.visible_gpus() == ["gpu0"]
 
 
 def test_claimed_on_exit_restores_cuda_visible_devices(names):
     names(2)
-    with gpus.claimed(1):
-        assert gpus.visible() == ["gpu0"]
-    assert gpus.visible() == ["gpu0", "gpu1"]
+    with gpus.acquire_gpus(1):
+        assert gpus.visible_gpus() == ["gpu0"]
+    assert gpus.visible_gpus() == ["gpu0", "gpu1"]
 
 
 @pytest.mark.parametrize(("arguments", "expected"), [((), 3), (("--profile", "workflow/profiles/local-gpu"), 8)])
@@ -177,17 +177,17 @@ def test_snakemake_gpu_total_follows_the_machine_or_the_profile(tmp_path, argume
 
 
 def test_home_tells_its_jobs_whether_it_has_gpus_and_which_job_it_is_in(monkeypatch):
-    for name in (machine.HOME_CALL, machine.HOME_GPU, machine.HOME_JOB, "SLURM_JOB_ID"):
+    for name in (machine.SUBMITTER_CALL, machine.SUBMITTER_GPU, machine.SUBMITTER_JOB, "SLURM_JOB_ID"):
         monkeypatch.setenv(name, "7")
-    machine.be_home()
-    assert os.environ[machine.HOME_GPU] == str(int(bool(list(Path("/dev").glob("nvidia[0-9]*")))))
-    assert os.environ[machine.HOME_JOB] == "7"
-    other = str(1 - int(os.environ[machine.HOME_GPU]))
-    monkeypatch.setenv(machine.HOME_GPU, other)  # as on a node that is not as the home is
+    machine.mark_submitting_process()
+    assert os.environ[machine.SUBMITTER_GPU] == str(int(bool(list(Path("/dev").glob("nvidia[0-9]*")))))
+    assert os.environ[machine.SUBMITTER_JOB] == "7"
+    other = str(1 - int(os.environ[machine.SUBMITTER_GPU]))
+    monkeypatch.setenv(machine.SUBMITTER_GPU, other)  # as on a node that is not as the home is
     assert machine.has_gpu() is bool(int(other))
     monkeypatch.delenv("SLURM_JOB_ID")
-    machine.be_home()
-    assert machine.HOME_JOB not in os.environ
-    call = os.environ[machine.HOME_CALL]
-    machine.be_home()
-    assert os.environ[machine.HOME_CALL] != call
+    machine.mark_submitting_process()
+    assert machine.SUBMITTER_JOB not in os.environ
+    call = os.environ[machine.SUBMITTER_CALL]
+    machine.mark_submitting_process()
+    assert os.environ[machine.SUBMITTER_CALL] != call

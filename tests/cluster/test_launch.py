@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from sid_core.cluster import launch
-from sid_core.cluster.machine import HOME_CALL
+from sid_core.cluster.machine import SUBMITTER_CALL
 from sid_core.errors import UserError
 
 # saves when it is asked to, at one image more each time, and ends as a training does
@@ -45,7 +45,7 @@ def slurm(tmp_path, monkeypatch):
     job = SimpleNamespace(calls=tmp_path / "calls.txt", set=monkeypatch.setenv)
     job.set("CALLS", str(job.calls))
     job.set("COMMENT", "rule_distill_wildcards_lsg-2")
-    job.set(HOME_CALL, "1234")
+    job.set(SUBMITTER_CALL, "1234")
     job.set("SLURM_JOB_ID", "7")
     job.set("END", str(int(time.time()) + 3600))
     return job
@@ -106,7 +106,7 @@ def test_main_at_the_time_limit_requeues_up_to_the_maximum(state, slurm, start):
 def test_starts_of_another_snakemake_call_begin_anew(state, slurm, start, monkeypatch, call, attempt, length):
     start("exit 1")
     assert start.ended()[0] == 1
-    monkeypatch.delenv(HOME_CALL) if call is None else slurm.set(HOME_CALL, call)
+    monkeypatch.delenv(SUBMITTER_CALL) if call is None else slurm.set(SUBMITTER_CALL, call)
     start("exit 1", "--attempt", str(attempt))
     assert start.ended()[0] == 1
     assert len(row(state)) == length

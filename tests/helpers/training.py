@@ -12,7 +12,7 @@ from cluster import Cluster
 from safetensors.torch import load_file
 from small_run import make_settings
 
-from sid_core.cluster.machine import HOME_CALL
+from sid_core.cluster.machine import SUBMITTER_CALL
 from sid_core.config import Prompts, PromptsSettings, dump
 from sid_core.data.prompts import prepare_prompts
 
@@ -62,7 +62,7 @@ class Training:
         shell = f"{BARE}; exec {' '.join(self.command(*options))} >> {self.log} 2>&1"
         job = [f"--comment=rule_distill_wildcards_{RUN}", "--time=60", "--output=/dev/null"]
         paths = [str(SLOWLY)] * slowly + [os.environ.get("PYTHONPATH", "")]
-        environment = {"PYTHONPATH": ":".join(filter(None, paths)), "OMP_NUM_THREADS": "1", HOME_CALL: "1"}
+        environment = {"PYTHONPATH": ":".join(filter(None, paths)), "OMP_NUM_THREADS": "1", SUBMITTER_CALL: "1"}
         self.job = cluster.run(
             ["sbatch", "--parsable", "--mem=2000", *job, *sbatch, f"--wrap={shell}"], cwd=Path.cwd(), env=environment
         ).strip()

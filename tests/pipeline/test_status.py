@@ -14,7 +14,7 @@ import pytest
 
 from sid_core import cli
 from sid_core import config as c
-from sid_core.pipeline.status import look, text
+from sid_core.pipeline.status import poll, text
 from sid_core.pipeline.status.jobs import jobs
 from sid_core.storage import heartbeat, lease
 from sid_core.storage.job_record import record_path
@@ -82,8 +82,8 @@ def finish(folder: Path, stage: str, name: str = "", seconds: float = 10) -> Non
         write(folder, done.benchmark, f"s\th:m:s\n{seconds}\t0:00:10\n")
 
 
-def standing(folder: Path, stage: str, name: str = ""):
-    return next(s for s in look.look(CONFIG, folder) if s.job == job(stage, name))
+def status_of(folder: Path, stage: str, name: str = ""):
+    return next(s for s in poll.job_statuses(CONFIG, folder) if s.job == job(stage, name))
 
 
 def point(nimg: int, speed: float) -> str:
@@ -102,7 +102,7 @@ def test_jobs_all_belong_to_a_subcommand():
 
 
 def test_nothing_started(results):
-    assert {s.state for s in look.look(CONFIG, results)} == {"waiting"}
+    assert {s.state for s in poll.job_statuses(CONFIG, results)} == {"waiting"}
 
 
 def test_done_failed_stopped(results):
@@ -112,39 +112,39 @@ def test_done_failed_stopped(results):
     said = "lsg-2: interrupted; its state is saved, running again continues"
     record(results, "logs/distill/lsg-2.log", ended="interrupted", message=said)
     write(results, "logs/evaluation_networks.log", "half a li")
-    assert standing(results, "prompts").state == "done"
-    failed = standing(results, "teacher", "")
+    assert status_of(results, "prompts").state == "done"
+    failed = status_of(results, "teacher", "")
     assert (failed.state, failed.text) == ("failed", "teacher: no such folder")
-    assert (standing(results, "distill", "none").state, standing(results, "distill", "none").text) == (
+    assert (status_of(results, "distill", "none").state, status_of(results, "distill", "none").text) == (
         "failed",
         "KeyError: 3",
     )
-    assert standing(results, "distill", "lsg-2").state == "stopped"
-    assert standing(results, "evaluation-networks").state == "stopped"
+    assert status_of(results, "distill", "lsg-2").state == "stopped"
+    assert status_of(results, "evaluation-networks").state == "stopped"
 
 
 def test_status_of_a_deleted_result_is_waiting(results):
     finish(results, "generate", "lsg-2 00001")
     (results / job("generate", "lsg-2 00001").output).unlink()
-    assert standing(results, "generate", "lsg-2 00001").state == "waiting"
+    assert status_of(results, "generate", "lsg-2 00001").state == "waiting"
 
 
 def test_status_of_a_held_lease_is_running(results):
     state = results / "state" / "lsg-2"
     write(results, "state/lsg-2/training.jsonl", point(3200, 99) + point(9600, 160) + '{"nimg": 99')
     with lease.lease(state):
-        running = standing(results, "distill", "lsg-2")
+        running = status_of(results, "distill", "lsg-2")
         assert running.state == "running"
         assert running.text.startswith("9,600 of 19,200 images (50%), 160 images/s, process ")
         assert running.left_s == pytest.approx(60)
-    assert standing(results, "distill", "lsg-2").state == "waiting"
+    assert status_of(results, "distill", "lsg-2").state == "waiting"
     # killed: its lease stays behind, and holds nothing
     owner = {"host": "elsewhere", "pid": 1, "start": "1", "job": "77", "token": "x"}
     write(results, "state/lsg-2/lease.json", json.dumps(owner))
-    assert "Slurm job 77 on elsewhere" in standing(results, "distill", "lsg-2").text
+    assert "Slurm job 77 on elsewhere" in status_of(results, "distill", "lsg-2").text
     long_ago = time.time() - 5 * heartbeat.PERIOD_S
     os.utime(state / "lease.json", (long_ago, long_ago))
-    assert standing(results, "distill", "lsg-2").state == "waiting"
+    assert status_of(results, "distill", "lsg-2").state == "waiting"
 
 
 @contextmanager
@@ -163,12 +163,12 @@ def test_status_of_a_living_process_is_running(results):
     record(results, "logs/generate/lsg-2.00001.log", done=500, total=2500, images_per_s=400)
     out = "results/shapes/runs/lsg-2/samples/00001.tar"
     with stage_process(results.parents[1], "generate", "--out", out):
-        running = standing(results, "generate", "lsg-2 00001")
+        running = status_of(results, "generate", "lsg-2 00001")
         assert (running.state, running.left_s) == ("running", 5)
-        assert standing(results, "generate", "lsg-2 00000").state == "waiting"
-    assert standing(results, "generate", "lsg-2 00001").state == "stopped"
+        assert status_of(results, "generate", "lsg-2 00000").state == "waiting"
+    assert status_of(results, "generate", "lsg-2 00001").state == "stopped"
     with stage_process(results.parents[2], "generate", "--out", out):  # another clone's
-        assert standing(results, "generate", "lsg-2 00001").state == "stopped"
+        assert status_of(results, "generate", "lsg-2 00001").state == "stopped"
 
 
 def mark(results: Path, path: str, cluster_job: str | None) -> None:
@@ -185,18 +185,18 @@ def test_status_of_an_unlisted_cluster_job_is_stopped(results, squeue, monkeypat
     write(results, begun.log, "reading\n")
 
     def states() -> list[str]:
-        return [standing(results, "score", name).state for name in ("lsg-2", "none")]
+        return [status_of(results, "score", name).state for name in ("lsg-2", "none")]
 
     assert states() == ["queued", "running"]
     squeue("123\n124_3\n125\n")
     assert states() == ["queued", "running"]
     squeue("124_3\n")
     assert states() == ["stopped", "running"]
-    assert standing(results, "score", "lsg-2").text.startswith("cluster job 123 is gone before it began: ")
+    assert status_of(results, "score", "lsg-2").text.startswith("cluster job 123 is gone before it began: ")
     squeue("")
     assert states() == ["stopped", "stopped"]
     record(results, begun.log, ended="failed", message="no such folder")
-    assert standing(results, "score", "none").state == "failed"
+    assert status_of(results, "score", "none").state == "failed"
     squeue(None)
     assert states() == ["queued", "running"]
     monkeypatch.setenv("PATH", str(results))
@@ -206,21 +206,21 @@ def test_status_of_an_unlisted_cluster_job_is_stopped(results, squeue, monkeypat
 def test_slurm_is_asked_once_a_look_and_only_of_its_jobs(results, squeue):
     squeue("")
     mark(results, job("score", "lsg-1.5").output, None)
-    look.look(CONFIG, results)
+    poll.job_statuses(CONFIG, results)
     assert not squeue.asked.exists()
     for name in ("lsg-2", "none"):
         mark(results, job("score", name).output, "123")
-    look.look(CONFIG, results)
+    poll.job_statuses(CONFIG, results)
     assert squeue.asked.read_text() == f"--noheader --user={os.getuid()} --array --format=%i\n"
 
 
 def test_status_of_a_cluster_job_is_queued_then_running(results):
     waiting = job("score", "lsg-2")
     mark(results, waiting.output, "123")
-    queued = standing(results, "score", "lsg-2")
+    queued = status_of(results, "score", "lsg-2")
     assert (queued.state, queued.text) == ("queued", "cluster job 123")
     write(results, waiting.log, "reading\n")
-    assert standing(results, "score", "lsg-2").state == "running"
+    assert status_of(results, "score", "lsg-2").state == "running"
 
 
 def test_status_where_results_is_a_link_reads_the_marks_beside_it(results, tmp_path):
@@ -228,17 +228,17 @@ def test_status_where_results_is_a_link_reads_the_marks_beside_it(results, tmp_p
     results.parent.rename(scratch)
     results.parent.symlink_to(scratch)
     mark(results, job("score", "lsg-2").output, "123")
-    assert standing(results, "score", "lsg-2").state == "queued"
+    assert status_of(results, "score", "lsg-2").state == "queued"
 
 
 def test_status_reads_the_list_of_slurm_jobs(results):
     score = job("score", "lsg-2")
     book = {"job": "77", "output": [f"results/shapes/{score.output}", "results/other/x"]}
     write(results.parents[1], ".snakemake/slurm_jobs.jsonl", json.dumps(book) + '\n{"job": "7')
-    assert standing(results, "score", "lsg-2").state == "waiting"  # that job has ended
+    assert status_of(results, "score", "lsg-2").state == "waiting"  # that job has ended
     mark(results, score.output, None)
     write(results, score.log, "reading\n")
-    running = standing(results, "score", "lsg-2")
+    running = status_of(results, "score", "lsg-2")
     assert (running.state, running.text) == ("running", "cluster job 77")
 
 
@@ -246,24 +246,24 @@ def test_status_of_a_mark_after_a_kill_is_stopped(results):
     score = job("score", "lsg-2")
     mark(results, score.output, None)
     write(results, score.log, "reading\n")
-    assert standing(results, "score", "lsg-2").state == "running"  # on another machine, it may be
-    long_ago = time.time() - 2 * look.FRESH_S
+    assert status_of(results, "score", "lsg-2").state == "running"  # on another machine, it may be
+    long_ago = time.time() - 2 * poll.FRESH_S
     os.utime(results / score.log, (long_ago, long_ago))
-    assert standing(results, "score", "lsg-2").state == "stopped"
+    assert status_of(results, "score", "lsg-2").state == "stopped"
 
 
 # --- how long ----------------------------------------------------------------------------------------------------------
 
 
 def test_time_left_follows_what_was_measured(results):
-    assert standing(results, "distill", "none").left_s == pytest.approx(9600 / CONFIG.plan.train_images_per_s)
+    assert status_of(results, "distill", "none").left_s == pytest.approx(9600 / CONFIG.plan.train_images_per_s)
     finish(results, "distill", "lsg-1.5", seconds=192)
-    assert standing(results, "distill", "lsg-2").left_s == pytest.approx(192)
-    assert standing(results, "distill", "none").left_s == pytest.approx(96)  # half as long
+    assert status_of(results, "distill", "lsg-2").left_s == pytest.approx(192)
+    assert status_of(results, "distill", "none").left_s == pytest.approx(96)  # half as long
     write(results, "state/none/training.jsonl", point(7200, 100))
-    assert standing(results, "distill", "none").left_s == pytest.approx(24)  # goes on from there
+    assert status_of(results, "distill", "none").left_s == pytest.approx(24)  # goes on from there
     finish(results, "features", "lsg-2 00000", seconds=7)
-    assert standing(results, "features", "lsg-2 00001").left_s == pytest.approx(7)
+    assert status_of(results, "features", "lsg-2 00001").left_s == pytest.approx(7)
 
 
 @pytest.mark.parametrize(

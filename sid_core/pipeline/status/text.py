@@ -9,43 +9,41 @@ from pathlib import Path
 
 from ...config import Config, load_config
 from ..inputs import load_frozen
-from .look import Standing, look
+from .poll import JobStatus, job_statuses
 
 REFRESH_S = 2.0
 STATES = ("done", "running", "queued", "failed", "stopped", "waiting")
 TOLD = STATES[1:5]  # job by job
 
 
-def headline(experiment: str, standings: list[Standing]) -> str:
+def headline(experiment: str, statuses: list[JobStatus]) -> str:
     """One line: how many jobs are done, running, failed, and about how long still."""
-    count = Counter(standing.state for standing in standings)
-    parts = [f"{count['done']} of {len(standings)} jobs done"]
+    count = Counter(status.state for status in statuses)
+    parts = [f"{count['done']} of {len(statuses)} jobs done"]
     parts += [f"{count[state]} {state}" for state in TOLD if count[state]]
-    if count["done"] < len(standings):
+    if count["done"] < len(statuses):
         at_once = max(count["running"], 1)
-        left = max(
-            sum(s.left_s for s in standings) / at_once, *(s.left_s for s in standings if s.state != "waiting"), 0
-        )
+        left = max(sum(s.left_s for s in statuses) / at_once, *(s.left_s for s in statuses if s.state != "waiting"), 0)
         parts.append(f"about {_duration(left)} {'left' if count['running'] else 'of work left, and nothing runs'}")
     return f"{experiment}: {', '.join(parts)}"
 
 
-def to_text(experiment: str, folder: Path, standings: list[Standing]) -> str:
+def to_text(experiment: str, folder: Path, statuses: list[JobStatus]) -> str:
     """The headline, a line for each stage, and one for each job that runs, failed or was stopped."""
-    lines = [headline(experiment, standings), ""]
-    for stage in dict.fromkeys(standing.job.stage for standing in standings):
-        count = Counter(standing.state for standing in standings if standing.job.stage == stage)
+    lines = [headline(experiment, statuses), ""]
+    for stage in dict.fromkeys(status.job.stage for status in statuses):
+        count = Counter(status.state for status in statuses if status.job.stage == stage)
         others = ", ".join(f"{count[state]} {state}" for state in STATES[1:] if count[state])
         lines.append(f"  {stage:18s} {count['done']:4d} of {sum(count.values()):4d}  {others}".rstrip())
     for state in TOLD:
-        chosen = [standing for standing in standings if standing.state == state]
+        chosen = [status for status in statuses if status.state == state]
         lines += ["", f"{state}:"] if chosen else []
-        for standing in chosen:
-            left = f"about {_duration(standing.left_s)} left" if state == "running" else ""
-            said = ", ".join(part for part in (standing.text, left) if part)
-            lines.append(f"  {standing.job.stage} {standing.job.name}".rstrip() + f": {said}")
+        for status in chosen:
+            left = f"about {_duration(status.left_s)} left" if state == "running" else ""
+            said = ", ".join(part for part in (status.text, left) if part)
+            lines.append(f"  {status.job.stage} {status.job.name}".rstrip() + f": {said}")
             if state in ("failed", "stopped"):
-                lines.append(f"    {folder / standing.job.log}")
+                lines.append(f"    {folder / status.job.log}")
     return "\n".join(lines)
 
 
@@ -65,24 +63,24 @@ def show(results: Path | None, configfile: Path | None, watch: bool) -> None:
         config = load_frozen(results)
     terminal = sys.stdout.isatty()
     with suppress(KeyboardInterrupt):
-        for standings in _looks(config, results, watch):
+        for statuses in _polls(config, results, watch):
             if watch and terminal:
-                text = to_text(config.experiment, results, standings)
+                text = to_text(config.experiment, results, statuses)
                 print(f"\033[H\033[J{text}\n\n{time.strftime('%H:%M:%S')}, again every {REFRESH_S:.0f} s; Ctrl-C ends")
             elif watch:
-                print(headline(config.experiment, standings), flush=True)
+                print(headline(config.experiment, statuses), flush=True)
             else:
-                print(to_text(config.experiment, results, standings))
+                print(to_text(config.experiment, results, statuses))
 
 
-def _looks(config: Config, results: Path, watch: bool) -> Iterator[list[Standing]]:
+def _polls(config: Config, results: Path, watch: bool) -> Iterator[list[JobStatus]]:
     """One look; with `watch` one every REFRESH_S until all is done, on a terminal all of them, else those that differ."""
     said = None
     while True:
-        standings = look(config, results)
-        states = [standing.state for standing in standings]
+        statuses = job_statuses(config, results)
+        states = [status.state for status in statuses]
         if states != said or sys.stdout.isatty():
-            yield standings
+            yield statuses
         if not watch or set(states) == {"done"}:
             return
         said = states

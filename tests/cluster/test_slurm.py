@@ -1,8 +1,11 @@
 """What is known of the jobs that a killed Snakemake has left; on a real Slurm: tests/slurm."""
 
+import inspect
 import json
+import re
 import threading
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -31,11 +34,11 @@ def test_dependency_on_running_jobs_of_the_same_files_delays_the_job(squeue):
     path.write_text(
         "".join(json.dumps(entry) + "\n" for entry in before) + '{"job": "8", "out'
     )  # killed while it wrote
-    book = slurm.Book(path)
-    assert book.before == ["5", "7_2"]
-    assert book.dependency(["b", "d", "e"]) == " --dependency=afterany:5:7_2"
-    assert book.dependency(["c", "e"]) == ""  # it has ended
-    book.note("9", ["c"])
+    registry = slurm.JobRegistry(path)
+    assert registry.before == ["5", "7_2"]
+    assert registry.dependency(["b", "d", "e"]) == " --dependency=afterany:5:7_2"
+    assert registry.dependency(["c", "e"]) == ""  # it has ended
+    registry.note("9", ["c"])
     assert [json.loads(line)["job"] for line in path.read_text().splitlines()] == ["5", "7_2", "9"]
 
 
@@ -65,24 +68,25 @@ def commands(squeue, monkeypatch):
     return squeue / "commands"
 
 
-def test_look_at_an_unlisted_job_gives_it_up(squeue, commands, clock):
-    watch = slurm.Watch()
-    assert watch.look(["5", "6"]) == {}
-    assert watch.look(["5", "6", "8"]) == {}
+def test_find_stuck_jobs_of_an_unlisted_job_gives_it_up(squeue, commands, clock):
+    monitor = slurm.JobMonitor()
+    assert monitor.find_stuck_jobs(["5", "6"]) == {}
+    assert monitor.find_stuck_jobs(["5", "6", "8"]) == {}
     (squeue / "away").touch()
-    assert watch.look(["5", "6", "8"]) == {}  # no answer tells nothing
-    assert watch.look(["5", "6", "8"]).keys() == {"6"}
-    assert "knows nothing of job 8" in watch.look(["5", "8"])["8"]
+    assert monitor.find_stuck_jobs(["5", "6", "8"]) == {}  # no answer tells nothing
+    assert monitor.find_stuck_jobs(["5", "6", "8"]).keys() == {"6"}
+    assert "knows nothing of job 8" in monitor.find_stuck_jobs(["5", "8"])["8"]
+    assert monitor.end_state("8") in slurm.INTERRUPTED
     assert not commands.exists()
 
 
-def test_look_at_a_held_job_releases_it_a_few_times(squeue, commands):
+def test_find_stuck_jobs_of_a_held_job_releases_it_a_few_times(squeue, commands):
     held = "PENDING|launch failed requeued held"
     (squeue / "listed").write_text(f"5|{held}\n6|{held}\n7_2|PENDING|Priority\n")
-    watch = slurm.Watch()
+    monitor = slurm.JobMonitor()
     for _ in range(slurm.RELEASES):
-        assert watch.look(["5", "7_2"]) == {}  # 6 is not this pipeline's
-    assert "could not start job 5 in 4 attempts; sinfo -R" in watch.look(["5", "7_2"])["5"]
+        assert monitor.find_stuck_jobs(["5", "7_2"]) == {}  # 6 is not this pipeline's
+    assert "could not start job 5 in 4 attempts; sinfo -R" in monitor.find_stuck_jobs(["5", "7_2"])["5"]
     assert commands.read_text().splitlines() == ["scontrol release 5"] * 3 + ["scancel 5"]
 
 
@@ -93,19 +97,20 @@ def clock(monkeypatch):
     monkeypatch.setattr(slurm.time, "monotonic", lambda: next(times))
 
 
-def test_look_at_an_ended_job_reports_it_after_a_while(squeue, commands, clock):
+def test_find_stuck_jobs_of_an_ended_job_reports_it_after_a_while(squeue, commands, clock):
     """It waits on for those preempted, and for those whose node failed and who may not be put back."""
     (squeue / "listed").write_text("5|PREEMPTED|None\n6|NODE_FAIL|NodeDown\n7_2|COMPLETED|None\n")
-    watch = slurm.Watch()
-    assert [watch.look(["5", "7_2"]) for _ in range(2)] == [{}, {}]
-    given_up = watch.look(["5", "6", "7_2"])
+    monitor = slurm.JobMonitor()
+    assert [monitor.find_stuck_jobs(["5", "7_2"]) for _ in range(2)] == [{}, {}]
+    given_up = monitor.find_stuck_jobs(["5", "6", "7_2"])
     assert given_up == {"5": "SLURM-job '5' failed, SLURM status is: 'PREEMPTED'"}
-    assert slurm.INTERRUPTED.search(given_up["5"])
+    assert monitor.end_state("5") in slurm.INTERRUPTED
 
 
-def test_look_at_a_job_already_done_cancels_it(squeue, commands):
+def test_find_stuck_jobs_of_a_job_already_done_cancels_it(squeue, commands):
     (squeue / "listed").write_text("5|PENDING|BeginTime\n6|RUNNING|None\n7_2|COMPLETED|None\n8|RUNNING|None\n")
-    assert slurm.Watch().look(["8"], done={"5", "7_2", "8", "9"}) == {}  # 8: another job under the same number
+    # 8: another job under the same number
+    assert slurm.JobMonitor().find_stuck_jobs(["8"], done={"5", "7_2", "8", "9"}) == {}
     assert commands.read_text() == "scancel 5\n"
 
 
@@ -114,9 +119,9 @@ def test_look_with_sacct_gives_up_cancelled_jobs_only(squeue, commands, clock):
     sacct = squeue / "bin" / "sacct"
     sacct.write_text("#!/bin/sh\necho $* >> $0.asked; echo '8|CANCELLED by 1000'; echo '9|COMPLETED'\n")
     sacct.chmod(0o755)
-    watch = slurm.Watch()
-    assert [watch.look(["5", "8", "9", "10"], by_sacct=True) for _ in range(2)] == [{}, {}]
-    given_up = watch.look(["5", "8", "9", "10"], by_sacct=True)
+    monitor = slurm.JobMonitor()
+    assert [monitor.find_stuck_jobs(["5", "8", "9", "10"], by_sacct=True) for _ in range(2)] == [{}, {}]
+    given_up = monitor.find_stuck_jobs(["5", "8", "9", "10"], by_sacct=True)
     assert given_up == {"8": "SLURM-job '8' failed, SLURM status is: 'CANCELLED'"}
     assert commands.read_text().splitlines() == ["scontrol release 5"] * 3
     assert "--jobs=8,9,10" in sacct.with_name("sacct.asked").read_text()
@@ -131,7 +136,8 @@ class Upstream:
     run_uuid, _submitted_job_clusters, workflow = "shapes_1", set(), None
 
     def __init__(self):
-        self._interrupted, self._told, self._cancelled = Counter(), set(), threading.Event()
+        self._interrupted, self._reported, self._cancelled = Counter(), set(), threading.Event()
+        self._monitor = slurm.JobMonitor()
         self.errors, self.logged, self.shut_down = [], [], {}
         self.logger = SimpleNamespace(error=self.logged.append)
         self._job_submission_executor = SimpleNamespace(shutdown=self.shut_down.update)
@@ -165,16 +171,17 @@ def test_run_job_of_a_group_that_sbatch_rejects_fails_it():
     executor.run_job(job)
     why = "Job submission failed: The given account appears to be invalid."
     assert executor.errors == [(job, why)]
-    executor.report_job_error(SimpleNamespace(job=job), msg=why)
+    executor.report_job_error(SimpleNamespace(job=job, external_jobid=None), msg=why)
     assert executor.logged == [why]  # as Snakemake itself does of single jobs alone
 
 
-def test_interruptions_use_no_retries_up_to_their_cap():
+def test_interruptions_use_no_retries_up_to_their_cap(squeue, commands):
     executor, job = slurm._make(Upstream, "shapes")(), make_job(continuations=2)
     attempts = []
     for end in ("TIMEOUT", "FAILED", "NODE_FAIL", "TIMEOUT", "TIMEOUT"):
         job.attempt += 1  # as Snakemake does after it
-        executor.report_job_error(SimpleNamespace(job=job), msg=f"SLURM status is: '{end}'")
+        (squeue / "listed").write_text(f"5|{end}|None\n")
+        executor.report_job_error(SimpleNamespace(job=job, external_jobid="5"), msg="the plugin's")
         attempts.append(job.attempt)
     assert attempts == [1, 2, 2, 3, 4]
 
@@ -185,3 +192,12 @@ def test_ctrl_c_cancels_by_name_whatever_is_in_no_list(squeue, commands):
     assert commands.read_text() == "scancel --name=shapes_1\n"
     assert executor.shut_down == {"wait": True, "cancel_futures": True}
     assert executor._cancelled.is_set()
+
+
+def test_plugin_is_of_the_version_whose_private_members_are_touched():
+    """tests/slurm looks into the plugin itself, where it is installed."""
+    lock = (Path(__file__).parents[2] / "requirements-slurm.lock").read_text()
+    assert f"snakemake-executor-plugin-slurm=={slurm.READ_IN} " in lock
+    own = set(re.findall(r"self\.(_\w+) = ", inspect.getsource(slurm)))
+    used = set(re.findall(r"self\.(_\w+)", inspect.getsource(slurm._make)))
+    assert used - own == set(slurm.TOUCHED)

@@ -31,7 +31,7 @@ TAIL = 4096  # bytes read of a training log
 
 
 @dataclass(frozen=True)
-class Standing:
+class JobStatus:
     """How a job stands, what is known beyond that, and the seconds it still takes."""
 
     job: Job
@@ -40,7 +40,7 @@ class Standing:
     left_s: float = 0.0
 
 
-def look(config: Config, folder: Path) -> list[Standing]:
+def job_statuses(config: Config, folder: Path) -> list[JobStatus]:
     """How every job of `config` stands in `folder` (results/EXPERIMENT, two levels below where Snakemake runs)."""
     everything, here = jobs(config), _processes()
     marks = _marks(folder.absolute())  # not resolved: results/ may be a link, and .snakemake lies beside it
@@ -48,7 +48,7 @@ def look(config: Config, folder: Path) -> list[Standing]:
     states = {job: _state(job, folder, here, marks, gone) for job in everything}
     speed = _expectations(config, folder, states)
     return [
-        Standing(job, state, text, 0.0 if state == "done" else _left_s(job, folder, state, speed))
+        JobStatus(job, state, text, 0.0 if state == "done" else _left_s(job, folder, state, speed))
         for job, (state, text) in states.items()
     ]
 
