@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ..data.images import enlarge, pixel_sha256, shrink
 from ..data.pool import batches, in_order
-from ..data.progress import Progress
 from ..data.reference_images import cached_features, reference_images
 from ..data.shards import captions_sha256, decode_member, ranges, read_members
 from ..errors import UserError
 from ..storage.files import atomic_path, digest, read_lines, verify_sidecar, write_sidecar
+from ..storage.progress import Progress
 from ..storage.versions import versions
 from .networks.extractors import Clip, Features
 from .networks.extras import Preference, extras
@@ -88,7 +88,7 @@ def _reference_features(
         image = images.read(index)
         return pixel_sha256(image), looks.prepare(image)
 
-    progress, hashes = Progress(len(images), "reference"), []
+    progress, hashes = Progress("reference", len(images)), []
     for batch in batches(in_order(prepare, range(len(images)), workers, 2 * settings.batch), settings.batch):
         hashes += [sha256 for sha256, _ in batch]
         looks.add([prepared for _, prepared in batch], [""] * len(batch))
@@ -126,7 +126,7 @@ def extract_features(settings: "FeatureSettings", shard: Path, captions: Path, o
     def prepare(member: tuple[dict, bytes]) -> tuple[int, tuple]:
         return member[0]["index"], looks.prepare(decode_member(shard, member))
 
-    progress, index = Progress(len(made["samples"]), f"features of {shard.name}"), []
+    progress, index = Progress(f"features of {shard.name}", len(made["samples"])), []
     prepared = in_order(prepare, read_members(shard, made["samples"]), workers, 2 * settings.batch)
     for batch in batches(prepared, settings.batch):
         looks.add([images for _, images in batch], [lines[i] for i, _ in batch])

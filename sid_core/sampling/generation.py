@@ -19,13 +19,13 @@ from torch import Tensor
 from ..config import SEEDS, settings_digest
 from ..data.images import encode_png, pixel_sha256, quantise, shrink
 from ..data.pool import in_order
-from ..data.progress import Progress
 from ..data.shards import captions_sha256, ranges, write_shard
 from ..errors import UserError
 from ..method import Denoiser, n_step
 from ..models.devices import place
 from ..models.generator import generator_sha256, load_generator
 from ..models.scheduler import make_solver
+from ..storage.progress import Progress
 from ..storage.versions import versions
 from .inputs import NOISE_DEVICE, Inputs
 
@@ -191,7 +191,7 @@ def _write(inputs: Inputs, sampler: Sampler, start: int, stop: int, out: Path, i
     }
     samples = _samples(inputs, sampler, start, stop, record)
     stored = in_order(partial(_stored, sampling), samples, workers, ahead=inputs.batch)
-    write_shard(out, _recorded(stored, record, inputs.seed, Progress(stop - start, out.stem)), record)
+    write_shard(out, _recorded(stored, record, inputs.seed, Progress(out.stem, stop - start)), record)
 
 
 @torch.inference_mode()

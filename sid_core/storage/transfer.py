@@ -5,10 +5,8 @@ and a file that changed meanwhile starts over.
 """
 
 import errno
-import logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -18,11 +16,10 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from .files import read_json, write_json
+from .progress import Progress
 
 if TYPE_CHECKING:
     from requests import Response
-
-log = logging.getLogger(__name__)
 
 STALL_S = 60.0  # without a byte, or with fewer than SLOWEST bytes/s over this time: connect again
 SLOWEST = 1000
@@ -147,7 +144,7 @@ def _total(response: "Response", offset: int) -> int | None:
 
 def _write(url: str, response: "Response", part: Path, offset: int, total: int | None) -> None:
     done = offset
-    progress = Progress(part.name[1:-5], total, offset)
+    progress = Progress(part.name[1:-5], total, "B", offset)
     try:
         if total is not None and shutil.disk_usage(part.parent).free < total - offset:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -196,22 +193,3 @@ def _chunks(response: "Response") -> Iterator[bytes]:
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-class Progress:
-    """A bar on a terminal, a line at every tenth in a log file."""
-
-    def __init__(self, name: str, total: int | None, done: int):
-        from tqdm import tqdm
-
-        self._name, self._total, self._tenth = name, total, 10 * done // total if total else 0
-        terminal = sys.stderr.isatty()
-        self._bar = tqdm(desc=name, total=total, initial=done, unit="B", unit_scale=True) if terminal else None
-
-    def update(self, done: int) -> None:
-        """Show that `done` bytes are there, of all."""
-        if self._bar is not None:
-            self._bar.update(done - self._bar.n)
-        elif self._total and 10 * done // self._total > self._tenth:
-            self._tenth = 10 * done // self._total
-            log.info("%s: %.1f of %.1f MB", self._name, done / 1e6, self._total / 1e6)
