@@ -162,3 +162,6 @@ def test_sd15_fits_24_gb():
     predicted = memory.predict(SD15, 2.0, "bfloat16", checkpointing=True)
     assert predicted.placed("optimizer").largest("24 GB") >= memory.GOOD
     assert predicted.static <= 27e9
+    smallest = MEMORY["smallest"]
+    needed = predicted.placed(smallest["offload"]).needed(smallest["micro_batch"])
+    assert needed / memory.GB == pytest.approx(14.2, abs=0.05)  # docs/performance.md
