@@ -24,9 +24,10 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from sid_core.data.shapes import ASSETS, scenes
+from sid_core.models.conditioning import PromptSet
 from sid_core.models.scheduler import scheduler_config
-from sid_core.models.teacher import latent_shape, load_denoiser
-from sid_core.models.text import PromptSet, TextEncoder
+from sid_core.models.teacher import latent_shape, load_backbone
+from sid_core.models.text import TextEncoder
 from sid_core.training.iteration import EMA_RAMP, Trainer
 from sid_core.training.randomness import Draw
 
@@ -46,8 +47,8 @@ class PublishedWay:
 
     def __init__(self, ours: Trainer, encoder: TextEncoder, captions: list[str], scheduler: DDPMScheduler):
         self.ours, self.encoder, self.captions, self.scheduler = ours, encoder, captions, scheduler
-        self.teacher = copy.deepcopy(ours.teacher.unet)
-        self.fake, self.generator, self.ema = (copy.deepcopy(ours.teacher.unet) for _ in range(3))
+        self.teacher = copy.deepcopy(ours.teacher.network)
+        self.fake, self.generator, self.ema = (copy.deepcopy(ours.teacher.network) for _ in range(3))
         self.optimizers = [
             torch.optim.Adam(net.parameters(), lr=LR, betas=(0.0, 0.999), eps=1e-8, foreach=False, fused=False)
             for net in (self.fake, self.generator)
@@ -63,7 +64,7 @@ class PublishedWay:
 
     def encode(self, prompts: list[str]) -> Tensor:
         with self.timed("prompts encoded at every call"):
-            return self.encoder.encode(prompts)
+            return self.encoder.encode(prompts).tokens
 
     def sample(self, z: Tensor, prompts: list[str]) -> Tensor:
         t = torch.full((len(z),), T_INIT)
@@ -85,7 +86,10 @@ class PublishedWay:
     def step(self) -> tuple[float, float]:
         with self.timed("garbage collection"):
             gc.collect()
-        draws = self.ours._draw("fake", BATCH, 0.1), self.ours._draw("generator", BATCH, 0.0)
+        draws = (
+            self.ours._draw("fake", self.ours.iteration, BATCH, 0.1),
+            self.ours._draw("generator", self.ours.iteration, BATCH, 0.0),
+        )
         losses = self.fake_half(draws[0]), self.generator_half(draws[1])
         halflife = min(SETTINGS.ema_halflife_nimg, EMA_RAMP * self.iteration * BATCH)
         beta = 0.5 ** (BATCH / max(halflife, 1e-8))
@@ -147,7 +151,7 @@ def main() -> None:
 
     folder = ASSETS / "teacher"
     encoder, captions = TextEncoder.from_directory(folder), scenes.draw("train", 5000)[1]
-    ours = Trainer(load_denoiser(folder), PromptSet(encoder, captions), latent_shape(folder), RUN, SETTINGS)
+    ours = Trainer(load_backbone(folder), PromptSet(encoder, captions), latent_shape(folder), RUN, SETTINGS)
     config = {k: v for k, v in scheduler_config(folder).items() if not k.startswith("_")}
     scheduler = DDPMScheduler.from_config(config)
     published = PublishedWay(ours, encoder, captions, scheduler)

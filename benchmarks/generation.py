@@ -23,10 +23,12 @@ from sid_core.cluster.machine import device
 from sid_core.data.images import encode_png, pixel_sha256, quantise
 from sid_core.data.pool import batches, in_order
 from sid_core.data.shapes import ASSETS
-from sid_core.method import Denoiser, one_step
+from sid_core.method import one_step
+from sid_core.models.backbones import StableDiffusion
+from sid_core.models.conditioning import Conditioning
 from sid_core.models.devices import DTYPES, exact_products, place
 from sid_core.models.scheduler import noise_schedule
-from sid_core.models.teacher import latent_shape, load_denoiser
+from sid_core.models.teacher import latent_shape, load_backbone
 from sid_core.models.vae import ImageCodec
 
 SAMPLES = 30_000
@@ -34,7 +36,7 @@ T_INIT = 625
 CAPTION = "a photo of a red apple on a wooden table, number {}"
 
 
-def of_sd15_shape() -> tuple[Denoiser, ImageCodec, tuple[int, int, int], tuple[int, int]]:
+def of_sd15_shape() -> tuple[StableDiffusion, ImageCodec, tuple[int, int, int], tuple[int, int]]:
     """Make random weights: generator, VAE, latent shape, and length and width of prompt embeddings."""
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
     vae = AutoencoderKL(
@@ -47,19 +49,24 @@ def of_sd15_shape() -> tuple[Denoiser, ImageCodec, tuple[int, int, int], tuple[i
     schedule = noise_schedule(
         dict(DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False).config)
     )
-    return Denoiser(unet, schedule, "epsilon").eval().requires_grad_(False), ImageCodec(vae), (4, 64, 64), (77, 768)
+    return (
+        StableDiffusion(unet, schedule, "epsilon").eval().requires_grad_(False),
+        ImageCodec(vae),
+        (4, 64, 64),
+        (77, 768),
+    )
 
 
-def embedded() -> tuple[Denoiser, ImageCodec, tuple[int, int, int], tuple[int, int]]:
+def embedded() -> tuple[StableDiffusion, ImageCodec, tuple[int, int, int], tuple[int, int]]:
     """Load the same from the embedded teacher."""
     folder = ASSETS / "teacher"
-    denoiser = load_denoiser(folder)
-    prompt = (16, denoiser.unet.config.cross_attention_dim)
+    denoiser = load_backbone(folder)
+    prompt = (16, denoiser.network.config.cross_attention_dim)
     return denoiser, ImageCodec.from_directory(folder), latent_shape(folder), prompt
 
 
-def text_encoder(size: str, precision: str) -> Callable[[list[str]], torch.Tensor] | None:
-    """Return a function from captions to embeddings (B, L, D) by CLIP's text model; None without transformers."""
+def text_encoder(size: str, precision: str) -> Callable[[list[str]], Conditioning] | None:
+    """Return a function from captions to embeddings by CLIP's text model; None without transformers."""
     if importlib.util.find_spec("transformers") is None:
         return None
     if size == "embedded":
@@ -73,10 +80,10 @@ def text_encoder(size: str, precision: str) -> Callable[[list[str]], torch.Tenso
     )
     model = place(model.eval().requires_grad_(False), precision)
 
-    def encode(captions: list[str]) -> torch.Tensor:
+    def encode(captions: list[str]) -> Conditioning:
         tokens = torch.full((len(captions), 77), 49407)  # tokenising is the CPU's work and takes microseconds
         tokens[:, 0] = 49406
-        return model(tokens.to(model.device)).last_hidden_state.float()
+        return Conditioning(model(tokens.to(model.device)).last_hidden_state.float())
 
     return encode
 
@@ -156,9 +163,9 @@ def main() -> None:
         drawn = [torch.randn(latent, generator=torch.Generator().manual_seed(i)) for i in indices]
         return torch.stack(drawn).to(device())
 
-    def prompts(indices: list[int]) -> torch.Tensor:
+    def prompts(indices: list[int]) -> Conditioning:
         if encode is None:
-            return torch.randn(len(indices), *prompt, device=device())
+            return Conditioning(torch.randn(len(indices), *prompt, device=device()))
         return encode([CAPTION.format(i) for i in indices])
 
     def pack(image: np.ndarray) -> tuple[bytes, str]:

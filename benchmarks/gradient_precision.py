@@ -25,17 +25,15 @@ import torch
 from torch import Tensor
 
 from sid_core import config
-from sid_core.cluster.machine import device
 from sid_core.config import DistillSettings
 from sid_core.data.captions import read_captions
 from sid_core.data.shapes.captions import all_captions
 from sid_core.errors import UserError
-from sid_core.method import DTYPES
-from sid_core.models.teacher import latent_shape, load_denoiser
-from sid_core.models.text import PromptSet, TextEncoder
+from sid_core.method import DTYPES, Phase
 from sid_core.training.flat import ALIGN, norm
 from sid_core.training.iteration import Trainer
 from sid_core.training.precision import set_arithmetic
+from sid_core.training.run import make_trainer
 from sid_core.training.state import load_newest_state
 
 ROOT = Path(__file__).parents[1]
@@ -90,13 +88,13 @@ def check_precision(
             trainer.step()
     elif load_newest_state(state, trainer) is None:
         raise UserError(f"--from-state {state}: no saved state there; expected the state folder of a run")
-    weights = {half: student.master.to("cpu", copy=True) for half, student in trainer.students.items()}
+    weights = {half: student.master.to("cpu", copy=True) for half, student in trainer.trained.items()}
     reference = list(_gradients(trainer, edges))
     rows = list(_rows(ANOTHER, reference, _gradients(trainer, edges, first=LAST + bins), edges))
     del trainer
     for precision in precisions:
         trainer = _trainer(settings, teacher, captions, precision)
-        for half, student in trainer.students.items():
+        for half, student in trainer.trained.items():
             student.master.copy_(weights[half])
             student.refresh()
         rows += _rows(precision, reference, _gradients(trainer, edges), edges)
@@ -138,13 +136,10 @@ def _edges(t_min: int, t_max: int, bins: int) -> list[tuple[int, int]]:
 def _trainer(settings: DistillSettings, teacher: Path, captions: Sequence[str], precision: str) -> Trainer:
     """Make a Trainer that tolerates any number of non-finite gradients."""
     changes = {"precision": precision, "nonfinite": "skip", "offload": "none", "shard": "none", "compile": False}
-    denoiser = load_denoiser(teacher)
-    encoder = TextEncoder.from_directory(teacher).to(device())
-    prompts = PromptSet(encoder, captions)
-    distill = settings.distill.model_copy(update=changes)
-    trainer = Trainer(denoiser, prompts, latent_shape(teacher), settings.run, distill, device=torch.device(device()))
-    for student in trainer.students.values():
-        student.guard.limit = 10**9
+    distill = settings.distill.model_copy(update=changes | {"proxy_samples": 0})
+    trainer = make_trainer(settings.model_copy(update={"distill": distill}), teacher, captions)
+    for trained in trainer.trained.values():
+        trained.guard.limit = 10**9
     return trainer
 
 
@@ -152,18 +147,18 @@ def _gradients(trainer: Trainer, edges: list[tuple[int, int]], first: int = LAST
     """Yield both networks' gradients (size,) in host memory per bin; random inputs are those of iterations from `first`."""
     set_arithmetic(trainer.settings.precision)
     settings = trainer.settings
-    for student in trainer.students.values():
+    for student in trainer.trained.values():
         student.lr = 0.0  # gradients, and no update
     for iteration, (low, high) in enumerate(edges, first):
         trainer.iteration = iteration
         trainer.settings = settings.model_copy(update={"t_min": low, "t_max": high, "lr_final": None})
-        yield {half: _gradient(trainer, half) for half in NETWORKS}
+        yield {phase.name: _gradient(trainer, phase) for phase in trainer.phases}
     trainer.settings = settings
 
 
-def _gradient(trainer: Trainer, half: str) -> Tensor:
+def _gradient(trainer: Trainer, phase: Phase) -> Tensor:
     for _ in range(SCALINGS):
-        trainer._half(half)
+        trainer._update(phase)
         if torch.isfinite(trainer.gradient.parameters).all():
             break
     return trainer.gradient.parameters.to("cpu", copy=True)

@@ -27,12 +27,12 @@ ROOT = Path(__file__).parents[1]
 def prepare(folder: Path, images: int) -> None:
     """Write settings, captions, the embedded teacher, and its weights as a generator."""
     from sid_core.models.generator import save_generator
-    from sid_core.models.teacher import load_denoiser, prepare_teacher, teacher_sha256
+    from sid_core.models.teacher import load_backbone, prepare_teacher, teacher_sha256
 
     prepare_teacher(config.Teacher(), folder / "teacher")
-    unet = load_denoiser(folder / "teacher").unet
+    backbone = load_backbone(folder / "teacher")
     record = {"t_init": 625, "num_steps": 1, "teacher_sha256": teacher_sha256(folder / "teacher")}
-    save_generator(folder / "generator", unet, unet.state_dict(), record)
+    save_generator(folder / "generator", backbone, backbone.network.state_dict(), record)
     (folder / "captions.txt").write_text("\n".join(scenes.draw("evaluation", images)[1]) + "\n", encoding="utf-8")
     shipped = config.load_config(ROOT / "config.yaml")
     values = shipped.model_dump() | {"prompts": shipped.prompts.model_dump() | {"evaluation": images}}

@@ -33,8 +33,8 @@ def make_trainer(width: int) -> SimpleNamespace:
     optimizer = SimpleNamespace(second=vector, first=None, steps=torch.tensor(1))
     student = SimpleNamespace(master=vector, optimizer=optimizer, guard=SimpleNamespace(saved=dict))
     return SimpleNamespace(
-        world=World(), layout=layout, ema_weights=vector, students={"fake": student, "generator": student},
-        whole=lambda vector: vector, iteration=0, nimg=0, fake_metrics=None,
+        world=World(), layout=layout, ema_weights=vector, trained={"fake_score": student, "generator": student},
+        whole=lambda vector: vector, iteration=0, nimg=0, phases_done=0, metrics={},
     )  # fmt: skip
 
 

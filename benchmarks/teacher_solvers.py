@@ -22,8 +22,8 @@ from sid_core.data.shapes import scenes
 from sid_core.evaluation.metrics.frechet import Gaussian, Reference
 from sid_core.evaluation.metrics.samples import clip_score
 from sid_core.evaluation.networks.extractors import Clip, Features
-from sid_core.models.scheduler import make_solver
-from sid_core.models.teacher import prepare_teacher
+from sid_core.models.conditioning import Conditioning
+from sid_core.models.teacher import load_solver, prepare_teacher
 from sid_core.sampling.generation import solve
 from sid_core.sampling.inputs import Inputs
 
@@ -68,8 +68,8 @@ def main() -> None:
 def sample(inputs: Inputs, teacher: Path, name: str, steps: int, scale: float, count: int) -> tuple[list, list[float]]:
     """Return `count` images of the teacher and its epsilon-prediction error on the first thousand."""
 
-    def latents(noises: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
-        solver = make_solver(name, teacher, steps)
+    def latents(noises: torch.Tensor, cond: Conditioning) -> torch.Tensor:
+        solver = load_solver(name, teacher, steps)
         return solve(solver, inputs.teacher, noises[:, 0], cond, inputs.empty_prompt, scale)
 
     images, errors = [], []

@@ -146,7 +146,8 @@ def _call(given: argparse.Namespace) -> None:
 
 def _distill(given: argparse.Namespace) -> None:
     from .data.prompts import training_prompts
-    from .models.vae import AT_ONCE, ImageCodec
+    from .models.teacher import load_image_codec
+    from .models.vae import AT_ONCE
     from .pipeline.digests import stage_digest
     from .pipeline.paths import State
     from .sampling.preview import write_grid
@@ -166,7 +167,7 @@ def _distill(given: argparse.Namespace) -> None:
         )
     verify_manifest(given.prompts.parent)
     prompts = training_prompts(given.prompts)
-    codec = ImageCodec.from_directory(given.teacher, AT_ONCE)
+    codec = load_image_codec(given.teacher, AT_ONCE)
 
     def draw(nimg: int, latents) -> None:
         write_grid(codec.to(latents.device).decode(latents), State(given.state).grids / f"{nimg:08d}.png")
@@ -270,7 +271,7 @@ def _track(given: argparse.Namespace) -> None:
 
 def _sample(given: argparse.Namespace) -> None:
     logging.getLogger(__name__).info("loading libraries")  # they take seconds, and many on a file server
-    from .sampling.studio import sample
+    from .sampling.session import sample
 
     print(sample(given.generator, given.teacher, given.prompt, given.seed, given.out, given.count))
 

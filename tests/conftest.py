@@ -70,15 +70,15 @@ def scene_captions(tmp_path_factory) -> Path:
 def save_tiny_generator(tiny_teacher):
     """Writes a generator with the tiny teacher's weights; a broken one makes NaN."""
     from sid_core.models.generator import save_generator
-    from sid_core.models.teacher import load_denoiser, teacher_sha256
+    from sid_core.models.teacher import load_backbone, teacher_sha256
 
     def save(out: Path, num_steps: int = 1, broken: bool = False) -> Path:
-        unet = load_denoiser(tiny_teacher).unet
-        weights = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+        backbone = load_backbone(tiny_teacher)
+        weights = {name: tensor.clone() for name, tensor in backbone.network.state_dict().items()}
         if broken:
             weights["conv_out.bias"].fill_(torch.nan)
         record = {"t_init": 625, "num_steps": num_steps, "teacher_sha256": teacher_sha256(tiny_teacher)}
-        save_generator(out, unet, weights, record)
+        save_generator(out, backbone, weights, record)
         return out
 
     return save

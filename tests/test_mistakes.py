@@ -190,7 +190,7 @@ def test_main_with_a_web_project_as_out_leaves_it_alone(inputs, tmp_path, capsys
         ("sample", {"count": 0}, "--seed 0 -n 0: expected 1 or more images"),
         ("sample", {"seed": -1}, "--seed -1 -n 1: expected 1 or more images, and seeds from 0"),
         ("sample", {"teacher": "results"}, "--teacher results: has no tokenizer; expected a prepared teacher"),
-        ("prompts", {"teacher": "results"}, "--teacher results: has no tokenizer; expected"),
+        ("prompts", {"teacher": "results"}, "--teacher results: no prepared teacher; expected"),
         ("report", {"settings": "other.yaml"}, "--settings other.yaml: of experiment other, but --results"),
         ("pairs", {"settings": "other.yaml"}, "--settings other.yaml: of experiment other, but --results"),
     ],

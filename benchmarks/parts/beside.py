@@ -36,10 +36,10 @@ def load(path: Path, architecture: Architecture, trainer: Trainer) -> tuple[str,
         raise SystemExit(f"--beside {path}: expected it to define build(unet_factory, settings)")
     s, prompts = trainer.settings, trainer.prompts
     settings = SimpleNamespace(
-        batch=s.batch, micro_batch=s.micro_batch, precision=s.precision, kappa=trainer.guidance.teacher, lr=s.lr,
+        batch=s.batch, micro_batch=s.micro_batch, precision=s.precision, kappa=trainer.run.teacher, lr=s.lr,
         t_init=s.t_init, t_min=s.t_min, t_max=s.t_max, latent_shape=trainer.latent_shape,
         prediction_type=trainer.teacher.prediction_type, alphas_cumprod=trainer.teacher.schedule._alpha ** 2,
-        embeddings=prompts.table, empty=prompts.empty, device=trainer.device,
+        embeddings=prompts.table.tokens, empty=prompts.empty.tokens, device=trainer.device,
     )  # fmt: skip
     step = module.build(lambda: new_unet(architecture, trainer.device), settings)
     return getattr(module, "NAME", path.stem), step

@@ -94,6 +94,7 @@ class ExtraRun(Block):
 
     name: Name | None = Field(None, description="default: <strategy>-<scale>; a custom run needs one")
     strategy: Literal["lsg", "long", "short", "none", "custom"]
+    objective: Name = Field("sid", description="what moves the generator: an entry of method.objectives.OBJECTIVES")
     scale: Positive | None = Field(
         None, description="kappa of lsg (all), long (teacher > 1) and short (fake_train < 1)"
     )

@@ -16,6 +16,7 @@ class Run(Block):
 
     name: Name
     strategy: Literal["lsg", "long", "short", "none", "custom"]
+    objective: Name = "sid"
     fake_train: Positive
     fake_eval: Positive
     teacher: Positive
@@ -62,6 +63,7 @@ def distillations(config: "Config") -> "list[DistillSettings]":
             run = Run(
                 name=base if seed == 0 else f"{base}-seed{seed}",
                 strategy=extra.strategy,
+                objective=extra.objective,
                 fake_train=fake_train,
                 fake_eval=fake_eval,
                 teacher=teacher,

@@ -37,15 +37,16 @@ def prepare_prompts(settings: "PromptsSettings", out: Path, teacher: Path | None
     refused among the evaluation captions, where it would shift the numbering.
 
     Args:
-        teacher: a prepared teacher, whose tokenizer counts tokens; None: they are not counted.
+        teacher: a prepared teacher, whose tokenizer counts tokens; where it has none, or None is given, they are not counted.
 
     Raises:
-        UserError: a file is missing, empty, damaged, not UTF-8 or not of captions; the hub does not give it; the teacher has no
-            tokenizer (transformers would count by an empty one, after minutes of asking the hub).
+        UserError: a file is missing, empty, damaged, not UTF-8 or not of captions; the hub does not give it; `teacher` is none.
     """
     prompts = settings.prompts
-    if teacher and not any((teacher / "tokenizer" / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise UserError(f"--teacher {teacher}: has no tokenizer; expected results/EXPERIMENT/teacher, or leave it out")
+    if teacher and not (teacher / "manifest.json").is_file():
+        raise UserError(
+            f"--teacher {teacher}: no prepared teacher; expected results/EXPERIMENT/teacher, or leave it out"
+        )
     with atomic_path(out) as folder:
         folder.mkdir()
         evaluation = _Written(folder / "evaluation.txt")
@@ -133,7 +134,9 @@ class _Written:
         counts = {"captions": len(hashes), "distinct": distinct, "duplicates": len(hashes) - distinct}
         return counts | {
             "blank_lines": self.blanks,
-            "tokens": token_lengths(self.path, len(hashes), teacher) if teacher else None,
+            "tokens": token_lengths(self.path, len(hashes), teacher)
+            if teacher and (teacher / "tokenizer").is_dir()
+            else None,
         }
 
 

@@ -1,19 +1,21 @@
-"""SiD-LSG as pure functions of tensors (arXiv 2406.01561): schedule, denoiser, one-step generator, guidance, losses."""
+"""The method as pure functions of tensors (arXiv 2406.01561): schedules, the generator, guidance, objectives."""
 
-from .denoiser import Denoiser
-from .generator import n_step, one_step, step_timesteps
-from .losses import Guidance, fake_score_loss, generator_loss
+from .generator import n_step, one_step
+from .objectives import OBJECTIVES, Batch, Guidance, Networks, Phase, fake_score_loss, generator_loss
 from .precision import DTYPES
-from .schedule import NoiseSchedule
+from .schedule import Schedule, VPSchedule
 
 __all__ = [
     "DTYPES",
-    "Denoiser",
+    "OBJECTIVES",
+    "Batch",
     "Guidance",
-    "NoiseSchedule",
+    "Networks",
+    "Phase",
+    "Schedule",
+    "VPSchedule",
     "fake_score_loss",
     "generator_loss",
     "n_step",
     "one_step",
-    "step_timesteps",
 ]

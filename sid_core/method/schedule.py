@@ -1,10 +1,46 @@
-"""The discrete DDPM schedule: x_t = alpha_t x_0 + sigma_t eps, alpha_t^2 + sigma_t^2 = 1 (arXiv 2406.01561, section 2)."""
+"""Noise schedules: x_t = alpha_t x_0 + sigma_t eps. What t is, an index or a time, is the schedule's business alone."""
 
+import torch
 from torch import Tensor, nn
 
 
-class NoiseSchedule(nn.Module):
-    """alpha, sigma and SNR of integer noise levels t, each (B,) int64 -> (B, 1, 1, 1) float32."""
+class Schedule(nn.Module):
+    """alpha, sigma and weights of noise levels t (B,), each (B, 1, 1, 1) float32.
+
+    Settings give noise levels in thousandths of the whole range: t_init = 625, t_min = 20, t_max = 980.
+    """
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Return the share of x_0 in x_t."""
+        raise NotImplementedError
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return the share of noise in x_t."""
+        raise NotImplementedError
+
+    def fake_weight(self, t: Tensor) -> Tensor:
+        """Return the weight of |x0_hat - x_0|^2 in the fake score's loss."""
+        raise NotImplementedError
+
+    def draw(self, stream: torch.Generator, batch: int, low: int, high: int) -> Tensor:
+        """Draw training noise levels (B,) between the settings t_min = low and t_max = high."""
+        raise NotImplementedError
+
+    def steps(self, t_init: int, num_steps: int) -> list[int] | list[float]:
+        """Return the noise levels of a generator that starts at t_init and makes `num_steps` evaluations."""
+        raise NotImplementedError
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """Convert noise levels to what the network takes."""
+        return t
+
+    def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """x_t = alpha_t x_0 + sigma_t eps, (B, C, H, W)."""
+        return self.alpha(t) * x0 + self.sigma(t) * eps
+
+
+class VPSchedule(Schedule):
+    """The discrete DDPM schedule, alpha_t^2 + sigma_t^2 = 1, of integer noise levels (arXiv 2406.01561, section 2)."""
 
     def __init__(self, alphas_cumprod: Tensor):
         """alphas_cumprod: abar_t for t = 0..T-1, (T,) in [0, 1], not increasing."""
@@ -21,17 +57,21 @@ class NoiseSchedule(nn.Module):
         return len(self._alpha)
 
     def alpha(self, t: Tensor) -> Tensor:
-        """sqrt(abar_t): what is left of x_0."""
+        """sqrt(abar_t)."""
         return self._alpha[t].view(-1, 1, 1, 1)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """sqrt(1 - abar_t): how much noise."""
+        """sqrt(1 - abar_t)."""
         return self._sigma[t].view(-1, 1, 1, 1)
 
-    def snr(self, t: Tensor) -> Tensor:
-        """alpha^2 / sigma^2."""
+    def fake_weight(self, t: Tensor) -> Tensor:
+        """SNR(t) = alpha^2 / sigma^2: makes the x_0 error the eps error, for epsilon and v prediction alike."""
         return self._snr[t].view(-1, 1, 1, 1)
 
-    def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """x_t = alpha_t x_0 + sigma_t eps, (B, C, H, W)."""
-        return self.alpha(t) * x0 + self.sigma(t) * eps
+    def draw(self, stream: torch.Generator, batch: int, low: int, high: int) -> Tensor:
+        """Draw t uniformly from low..high-1."""
+        return torch.randint(low, high, (batch,), generator=stream)
+
+    def steps(self, t_init: int, num_steps: int) -> list[int]:
+        """t_i = floor(t_init (1 - i / n)) for i = 0..n-1, in exact integer arithmetic."""
+        return [t_init * (num_steps - i) // num_steps for i in range(num_steps)]

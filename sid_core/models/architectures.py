@@ -12,10 +12,9 @@ from safetensors import safe_open
 
 from ..data import shapes
 from ..errors import UserError
-from ..method.denoiser import Denoiser
-from ..models.scheduler import prediction_type
 from ..storage.files import read_json
-from .scheduler import noise_schedule, scheduler_config
+from .backbones import Backbone, StableDiffusion
+from .scheduler import noise_schedule, prediction_type, scheduler_config
 from .vae import AT_ONCE, AutoencoderKL, ImageCodec
 
 SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -101,11 +100,12 @@ def of_directory(folder: Path) -> Architecture:
     return Architecture(configs[0], scheduler_config(folder), latent_shape(folder), text_shape, parameters, configs[1])
 
 
-def new_denoiser(architecture: Architecture, device: str | torch.device, seed: int = 0) -> Denoiser:
-    """A Denoiser of random float32 weights; on the device `meta` it has shapes alone."""
+def new_backbone(architecture: Architecture, device: str | torch.device, seed: int = 0) -> Backbone:
+    """Make a Backbone of random float32 weights; on the device `meta` it has shapes alone."""
     device = torch.device(device)
     schedule = noise_schedule(architecture.scheduler).to(device)
-    return Denoiser(new_unet(architecture, device, seed), schedule, prediction_type(architecture.scheduler)).eval()
+    unet = new_unet(architecture, device, seed)
+    return StableDiffusion(unet, schedule, prediction_type(architecture.scheduler)).eval()
 
 
 def new_codec(architecture: Architecture) -> ImageCodec:

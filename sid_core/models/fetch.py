@@ -1,4 +1,4 @@
-"""A teacher's files, from a folder or a hub's repository: the five components under plain names, and nothing beside them."""
+"""Bring a teacher's files from a folder or a hub's repository: its family's components under plain names, and nothing beside."""
 
 import logging
 import os
@@ -14,35 +14,12 @@ from safetensors.torch import load_file, save_file
 from ..errors import UserError
 from ..storage import hub
 from ..storage.files import read_json, sha256_file
-from .supported import check_configs, check_files
+from .backbones import Backbone, family_of_index
 
 if TYPE_CHECKING:
     from ..config import Teacher
 
 log = logging.getLogger(__name__)
-
-WEIGHTS = {
-    "text_encoder": "model",
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-}
-# beside the weights, where the source has it
-SMALL = {
-    "tokenizer": (
-        "tokenizer.json",
-        "vocab.json",
-        "merges.txt",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-    ),
-    "text_encoder": ("config.json",),
-    "unet": ("config.json",),
-    "vae": ("config.json",),
-    "scheduler": ("scheduler_config.json",),
-}
-# of SMALL, what must be there; any one of the alternatives
-NEEDED = {component: files[:2] if component == "tokenizer" else files for component, files in SMALL.items()}
 
 
 @dataclass(frozen=True)
@@ -61,7 +38,7 @@ class Folder:
         """
         if not path.is_dir():
             raise UserError(
-                f"teacher.path={path}: no such folder; expected a diffusers directory with {', '.join(SMALL)}"
+                f"teacher.path={path}: no such folder; expected a diffusers directory, with model_index.json"
             )
         found = (file for pattern in ("*", "*/*") for file in path.glob(pattern) if file.is_file())
         return cls(path, frozenset(file.relative_to(path).as_posix() for file in found))
@@ -75,7 +52,7 @@ Source = Folder | hub.Repository
 
 
 def fetch_teacher(settings: "Teacher", path: Path | None, folder: Path) -> dict:
-    """Bring the five components into `folder`; return what is known of them.
+    """Bring the components of the teacher's family into `folder`; return what is known of them.
 
     Weights of a hub are hard links into its cache where the file system allows: 4 GB are not there twice. Shards are joined.
 
@@ -90,17 +67,22 @@ def fetch_teacher(settings: "Teacher", path: Path | None, folder: Path) -> dict:
         place = f"teacher.repo={source.name}"
     else:
         source, place = Folder.of(path), f"teacher.path={path}"
-    check_files(source.files, place)
-    small = _small_files(source, place)
+    index = "model_index.json"
+    family = family_of_index(read_json(source.fetch(index)) if index in source.files else {})
+    family.check_files(source.files, place)
+    small = _small_files(source, family, place)
     paths = {name: source.fetch(name).resolve() for name in small}
     for name in small:
         _bring(paths[name], folder / name)
-    check_configs(folder, place)  # before gigabytes are fetched
-    weights = {component: _weight_files(source, component, settings.variant, place) for component in WEIGHTS}
+    family.check_configs(folder, place)  # before gigabytes are fetched
+    weights = {
+        component: _weight_files(source, component, stem, settings.variant, place)
+        for component, stem in family.WEIGHTS.items()
+    }
     paths |= {name: source.fetch(name).resolve() for names in weights.values() for name in names}
     files = _identified(settings, paths) if path is None else {}
     for component, names in weights.items():
-        target = folder / component / f"{WEIGHTS[component]}.safetensors"
+        target = folder / component / f"{family.WEIGHTS[component]}.safetensors"
         if len(names) > 1:
             _join([paths[name] for name in names], target, place)
         else:
@@ -133,19 +115,22 @@ def _identified(settings: "Teacher", paths: dict[str, Path]) -> dict[str, dict]:
     return files
 
 
-def _small_files(source: Source, place: str) -> list[str]:
+def _small_files(source: Source, family: type[Backbone], place: str) -> list[str]:
     """Names of all that is no weights."""
-    for component, alternatives in NEEDED.items():
+    for component, alternatives in family.NEEDED.items():
         names = [f"{component}/{file}" for file in alternatives]
         if not source.files.intersection(names):
             raise UserError(f"{place}: component {component} is missing ({' or '.join(names)}{_offline(source)})")
-    wanted = ["model_index.json", *(f"{component}/{file}" for component, files in SMALL.items() for file in files)]
+    wanted = [
+        "model_index.json",
+        *(f"{component}/{file}" for component, files in family.CONFIGS.items() for file in files),
+    ]
     return [name for name in wanted if name in source.files]
 
 
-def _weight_files(source: Source, component: str, variant: str | None, place: str) -> list[str]:
+def _weight_files(source: Source, component: str, stem: str, variant: str | None, place: str) -> list[str]:
     """Names of the safetensors that hold a component's weights: one, or shards; of fp16 where there is nothing else."""
-    stem = f"{component}/{WEIGHTS[component]}"
+    stem = f"{component}/{stem}"
     for kind in [variant] if variant else ["", "fp16"]:
         dot = f".{kind}" if kind else ""
         single, index = f"{stem}{dot}.safetensors", f"{stem}.safetensors.index{dot}.json"
@@ -194,7 +179,7 @@ def _missing(source: Source, component: str, name: str, variant: str | None, pla
             f"{place}: has no {name}, only pickled weights ({', '.join(there)}), which may hold code and are not read. "
             f"Fix: where you trust them, run {_conversion(source)} and set teacher: {{source: local, path: converted}}"
         )
-    return f"{place}: has no {name}; expected a diffusers repository with {', '.join(SMALL)}"
+    return f"{place}: has no {name}; expected a diffusers repository, with model_index.json"
 
 
 def _conversion(source: Source) -> str:

@@ -1,58 +1,48 @@
-"""A distilled generator on disk: a UNet in the diffusers layout, with generator.json saying how to call it."""
+"""A distilled generator on disk: its network in the diffusers layout, with generator.json saying how to call it."""
 
-import json
 from pathlib import Path
 
-from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..method.denoiser import Denoiser
-from ..models.scheduler import prediction_type
 from ..pipeline.paths import Results, Row
 from ..storage.files import atomic_path, read_json, sha256_file, verify_manifest, write_json, write_manifest
-from .components import load_component
-from .scheduler import noise_schedule, scheduler_config
+from .backbones import Backbone, family_of
 from .teacher import recorded_sha256
 
-WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 
-
-def save_generator(out: Path, unet: UNet2DConditionModel, weights: dict[str, Tensor], record: dict) -> None:
-    """Write `out` whole: the UNet's config, `weights` (the EMA) as safetensors, `record` as generator.json, a manifest.
+def save_generator(out: Path, backbone: Backbone, weights: dict[str, Tensor], record: dict) -> None:
+    """Write `out` whole: the network's config, `weights` (the EMA) as safetensors, `record` as generator.json, a manifest.
 
     `record` needs `t_init` and `num_steps`, by which the network is called, and the `teacher_sha256` it belongs to.
     """
     with atomic_path(out, "generator.json") as folder:
-        (folder / "unet").mkdir(parents=True)
-        # diffusers' own save would write the machine's paths into the config
-        config = {key: value for key, value in json.loads(unet.to_json_string()).items() if key != "_name_or_path"}
-        write_json(folder / "unet" / "config.json", config)
-        save_file(
-            {name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS, metadata={"format": "pt"}
-        )
+        network = folder / backbone.NETWORK
+        network.mkdir(parents=True)
+        backbone.save_config(network)
+        path = network / f"{backbone.WEIGHTS[backbone.NETWORK]}.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path, metadata={"format": "pt"})
         write_json(folder / "generator.json", record)
         write_manifest(folder)
 
 
-def load_generator(folder: Path, teacher: Path) -> tuple[Denoiser, dict]:
-    """The generator as a Denoiser (frozen, evaluation mode) on the teacher's schedule, and its generator.json.
+def load_generator(folder: Path, teacher: Path) -> tuple[Backbone, dict]:
+    """Load the generator (frozen, evaluation mode) on the teacher's schedule, and its generator.json.
 
-    Raises UserError when a file of it is missing or changed, or when it was distilled from another teacher.
+    Raises:
+        UserError: a file of it is missing or changed, or it was distilled from another teacher.
     """
     folder = Path(folder)
     verify_manifest(folder)
-    record, config = read_json(folder / "generator.json"), scheduler_config(teacher)
+    record, family = read_json(folder / "generator.json"), family_of(teacher)
     expected, found = record["teacher_sha256"], recorded_sha256(teacher)
     if found != expected:
         raise UserError(
             f"{folder}: distilled from the teacher {expected[:12]}, but {teacher} is {found[:12]}; "
             "give the teacher it was distilled from"
         )
-    unet = load_component(UNet2DConditionModel, folder / "unet")
-    denoiser = Denoiser(unet, noise_schedule(config), prediction_type(config))
-    return denoiser.eval().requires_grad_(False), record
+    return family.load_network(folder / family.NETWORK, Path(teacher)), record
 
 
 def generator_folder(path: Path) -> Path:
@@ -86,5 +76,6 @@ def find_teacher(generator: Path) -> Path:
 
 
 def generator_sha256(folder: Path) -> str:
-    """Hash of the weight file, which identifies a generator in every table."""
-    return sha256_file(Path(folder) / WEIGHTS)
+    """Return the hash of the weight file, which identifies a generator in every table."""
+    (weights,) = Path(folder).glob("*/*.safetensors")
+    return sha256_file(weights)

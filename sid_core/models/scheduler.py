@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from ..errors import UserError
-from ..method.schedule import NoiseSchedule
+from ..method.schedule import VPSchedule
 from ..storage.files import read_json
 
 # diffusers' samplers of a discrete DDPM schedule of betas; flow matching, EDM and consistency models have others
@@ -43,7 +43,7 @@ def scheduler_config(folder: Path) -> dict:
     return read_json(Path(folder) / "scheduler" / "scheduler_config.json")
 
 
-def noise_schedule(config: dict) -> NoiseSchedule:
+def noise_schedule(config: dict) -> VPSchedule:
     """Build from a diffusers scheduler_config.json.
 
     Raises:
@@ -77,7 +77,7 @@ def noise_schedule(config: dict) -> NoiseSchedule:
             )
         abar = _zero_terminal_snr(abar)
     try:
-        return NoiseSchedule(abar)
+        return VPSchedule(abar)
     except ValueError as error:
         raise UserError(f"noise schedule: {error}; check the scheduler's betas") from None
 

@@ -11,9 +11,8 @@ from ..data.shapes.scenes import draw
 from ..evaluation.metrics.frechet import Gaussian, Reference
 from ..evaluation.metrics.samples import clip_score
 from ..evaluation.networks.extractors import Clip, Features
-from ..models.scheduler import make_solver
-from ..models.teacher import load_denoiser
-from ..models.text import TextEncoder
+from ..models.conditioning import Conditioning
+from ..models.teacher import load_backbone, load_image_codec, load_solver, load_text_encoder
 from ..models.vae import ImageCodec
 from ..sampling.generation import solve
 from .common import Progress
@@ -30,7 +29,7 @@ def measure(settings: QualitySettings, seed: int, folder: Path) -> dict:
         {name: {"fid", "clip"}}; names "real", "vae" and "teacher-cfg-SCALE".
     """
     network, clip = Features(str(folder / "features")), Clip(str(folder / "clip"))
-    codec, encoder = ImageCodec.from_directory(folder / "teacher"), TextEncoder.from_directory(folder / "teacher")
+    codec, encoder = load_image_codec(folder / "teacher"), load_text_encoder(folder / "teacher")
     images, texts = draw("validation", settings.samples)
     embeddings = clip.texts(texts)
 
@@ -55,17 +54,17 @@ def measure(settings: QualitySettings, seed: int, folder: Path) -> dict:
 
 @torch.no_grad()
 def sample(
-    teacher: Path, codec: ImageCodec, prompts: Tensor, empty: Tensor, scale: float, steps: int, seed: int
+    teacher: Path, codec: ImageCodec, prompts: Conditioning, empty: Conditioning, scale: float, steps: int, seed: int
 ) -> np.ndarray:
-    """The teacher's DDIM samples, (n, H, W, 3) uint8; prompts (n, L, D), empty (1, L, D)."""
-    denoiser = load_denoiser(teacher)
-    config = denoiser.unet.config
+    """The teacher's DDIM samples of n prompts, (n, H, W, 3) uint8."""
+    backbone = load_backbone(teacher)
+    config = backbone.network.config
     generator = torch.Generator().manual_seed(seed)
     pictures: list[np.ndarray] = []
     progress = Progress(f"teacher at guidance {scale:g}: samples", len(prompts))
     for cond in prompts.split(BATCH):
         noise = torch.randn(len(cond), config.in_channels, *[config.sample_size] * 2, generator=generator)
-        latents = solve(make_solver("ddim", teacher, steps), denoiser, noise, cond, empty, scale)
+        latents = solve(load_solver("ddim", teacher, steps), backbone, noise, cond, empty, scale)
         pictures.append(quantise(codec.decode(latents)))
         progress.update(sum(map(len, pictures)))
     return np.concatenate(pictures)

@@ -18,7 +18,7 @@ def train_teacher(settings: TeacherSettings, seed: int, folder: Path) -> None:
     """Train the UNet on the VAE and the text encoder already in `folder`; add unet, scheduler and model_index.json."""
     codec, encoder = ImageCodec.from_directory(folder), TextEncoder.from_directory(folder)
     prompts = [*all_captions(), ""]
-    embeddings = encoder.encode(prompts)  # (1153, 12, 64)
+    embeddings = encoder.encode(prompts).tokens  # (1153, 12, 64)
     mean, std, caption = encode_scenes(codec, settings.scenes, {text: row for row, text in enumerate(prompts)})
 
     torch.manual_seed(seed)

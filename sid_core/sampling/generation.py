@@ -21,10 +21,12 @@ from ..data.images import encode_png, pixel_sha256, quantise, shrink
 from ..data.pool import in_order
 from ..data.shards import captions_sha256, ranges, write_shard
 from ..errors import UserError
-from ..method import Denoiser, n_step
+from ..method import n_step
+from ..models.backbones import Backbone
+from ..models.conditioning import Conditioning
 from ..models.devices import place
 from ..models.generator import generator_sha256, load_generator
-from ..models.scheduler import make_solver
+from ..models.teacher import load_solver
 from ..storage.progress import Progress
 from ..storage.versions import versions
 from .inputs import NOISE_DEVICE, Inputs
@@ -93,7 +95,7 @@ def generate_run(
     inputs = Inputs(settings.sampling, teacher, captions)
     network = place(network, settings.sampling.precision)
 
-    def latents(noises: Tensor, cond: Tensor) -> Tensor:
+    def latents(noises: Tensor, cond: Conditioning) -> Tensor:
         return n_step(network, noises.unbind(1), settings.t_init, cond)
 
     def networks(indices: Tensor, noises: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,9 +127,9 @@ def generate_baseline(
 
 def _teacher_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path) -> Sampler:
     baseline = settings.baseline
-    solver = make_solver(baseline.solver, teacher, baseline.steps)
+    solver = load_solver(baseline.solver, teacher, baseline.steps)
 
-    def latents(noises: Tensor, cond: Tensor) -> Tensor:
+    def latents(noises: Tensor, cond: Conditioning) -> Tensor:
         solver.set_timesteps(
             baseline.steps, device=inputs.device
         )  # forgets the block before: multistep solvers keep a history
@@ -152,12 +154,10 @@ def _real_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path) -
     return Sampler(partial(inputs.real_images, settings.split), None)
 
 
-def solve(solver, teacher: Denoiser, noise: Tensor, cond: Tensor, uncond: Tensor, guidance_scale: float) -> Tensor:
-    """Latents (B, C, h, w) from noise of that shape, by a diffusers solver with its timesteps set.
-
-    The Denoiser answers with x_0 whatever its network predicts, so the solver is told to expect that.
-    """
-    solver.register_to_config(prediction_type="sample")
+def solve(
+    solver, teacher: Backbone, noise: Tensor, cond: Conditioning, uncond: Conditioning, guidance_scale: float
+) -> Tensor:
+    """Latents (B, C, h, w) from noise of that shape, by a solver that steps with x_0 and has its timesteps set."""
     x_t = noise * solver.init_noise_sigma
     for step in solver.timesteps:
         x0_hat = teacher(solver.scale_model_input(x_t, step), step.expand(len(x_t)), cond, uncond, guidance_scale)

@@ -12,7 +12,7 @@ Noise is drawn on the CPU wherever the networks run: a GPU's stream is another o
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,16 +21,17 @@ from ..cluster.machine import device
 from ..data.images import dequantise
 from ..data.shapes import scenes
 from ..errors import UserError
-from ..method import Denoiser
 from ..method.randomness import generator
+from ..models.backbones import Backbone
+from ..models.conditioning import Conditioning, PromptSet
 from ..models.devices import place
-from ..models.teacher import latent_shape, load_denoiser, teacher_sha256
-from ..models.text import PromptSet, TextEncoder
-from ..models.vae import ImageCodec
+from ..models.teacher import latent_shape, load_backbone, load_image_codec, load_text_encoder, teacher_sha256
 from ..storage.files import read_lines
 
 if TYPE_CHECKING:
     from ..config import Sampling
+
+Rows = TypeVar("Rows", Tensor, Conditioning)
 
 # 64 is fastest on a CPU for the embedded networks (the UNet takes 0.50 ms an image, 0.83 in blocks of 16, 1.1 in blocks of 8);
 # above 32 x 32 latents blocks shrink, so that 512 px images come 16 at a time.
@@ -56,16 +57,16 @@ class Inputs:
         self.sampling, self._folder, self.device = sampling, teacher, device()
         self.captions = read_lines(captions, "caption")
         self.teacher_sha256 = teacher_sha256(teacher)
-        self.codec = place(ImageCodec.from_directory(teacher, sampling.vae_slicing), sampling.precision)
-        encoder = place(TextEncoder.from_directory(teacher), sampling.precision)
+        self.codec = place(load_image_codec(teacher, sampling.vae_slicing), sampling.precision)
+        encoder = place(load_text_encoder(teacher), sampling.precision)
         self._prompts = PromptSet(encoder, self.captions)
         self._latent_shape = latent_shape(teacher)
         self.block = block_size(self._latent_shape)
 
     @cached_property
-    def teacher(self) -> Denoiser:
+    def teacher(self) -> Backbone:
         """The teacher's network; samples of a generator need it for their eps error alone."""
-        return place(load_denoiser(self._folder), self.sampling.precision)
+        return place(load_backbone(self._folder), self.sampling.precision)
 
     @property
     def batch(self) -> int:
@@ -77,19 +78,20 @@ class Inputs:
         first, last = start // self.block * self.block, -(-stop // self.block) * self.block
         yield from torch.arange(first, last).split(self.batch)
 
-    def by_block(self, network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    def by_block(self, network: Callable[..., Rows], *inputs: Tensor | Conditioning) -> Rows:
         """A network on one block of its inputs after the other."""
         assert len(inputs[0]) % self.block == 0, f"{len(inputs[0])} rows: expected whole blocks of {self.block}"
         blocks = zip(*(tensor.split(self.block) for tensor in inputs), strict=True)
-        return torch.cat([network(*block) for block in blocks])
+        results = [network(*block) for block in blocks]
+        return Conditioning.cat(results) if isinstance(results[0], Conditioning) else torch.cat(results)
 
     @property
-    def empty_prompt(self) -> Tensor:
-        """Embedding (1, L, D)."""
+    def empty_prompt(self) -> Conditioning:
+        """The empty prompt, one row."""
         return self._prompts.empty
 
-    def prompts(self, indices: Tensor) -> Tensor:
-        """Embeddings (B, L, D) of the samples' captions."""
+    def prompts(self, indices: Tensor) -> Conditioning:
+        """Embeddings of the samples' captions."""
         return self.by_block(self._prompts, indices % len(self.captions))
 
     def seed(self, index: int) -> int:
@@ -138,5 +140,5 @@ class Inputs:
     def _probe(self, index: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
         """Draw t () and eps (C, h, w) of a sample's eps error from a stream of their own: the sample's would give eps = z."""
         stream = generator("eps error", self.seed(index))
-        t = torch.randint(*EPS_LEVELS, (), generator=stream)
+        (t,) = self.teacher.schedule.draw(stream, 1, *EPS_LEVELS)
         return t, torch.randn(shape, generator=stream)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..storage.files import read_json, sha256_file
-from .studio import Studio
+from .session import InferenceSession
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -21,8 +21,8 @@ class RegisteredGenerator:
 
     def __init__(self, data: Path):
         places = {name: _verified(data, **entry) for name, entry in read_json(data / "model.json").items()}
-        self._studio, self._folder = Studio(places["teacher"]), places["generator"]
-        self._studio.generator(self._folder)
+        self._session, self._folder = InferenceSession(places["teacher"]), places["generator"]
+        self._session.generator(self._folder)
 
     def predict(self, prompts: "DataFrame", params: dict | None = None) -> np.ndarray:
         """Images of the column `prompt`, from the noise of the column `seed` (0 where there is none): (N, H, W, 3) uint8.
@@ -31,7 +31,7 @@ class RegisteredGenerator:
         """
         seeds = prompts["seed"] if "seed" in prompts else [0] * len(prompts)
         pairs = zip(prompts["prompt"], seeds, strict=True)
-        return np.stack([self._studio.image(self._folder, prompt, int(seed)) for prompt, seed in pairs])
+        return np.stack([self._session.image(self._folder, prompt, int(seed)) for prompt, seed in pairs])
 
 
 def _verified(data: Path, path: str, manifest_sha256: str) -> Path:

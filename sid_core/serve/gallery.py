@@ -13,7 +13,7 @@ from ..storage.files import read_json, read_lines
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..sampling.studio import Studio
+    from ..sampling.session import InferenceSession
 
 EXAMPLES = 12  # evaluation captions offered on the page
 MOST_STEPS = 1000  # of the teacher: its schedule has no more
@@ -40,7 +40,7 @@ class Gallery:
                 f"{self.results.runs}: no finished generator yet; `sid-core status --results {results}` says how far they are"
             )
         self.experiment = config.experiment
-        self._studios: dict[Path, Studio] = {}
+        self._sessions: dict[Path, InferenceSession] = {}
 
     def describe(self) -> dict:
         """What the page shows before anything is drawn."""
@@ -66,10 +66,10 @@ class Gallery:
         _check_prompt(prompt)
         generator = self.results.run(name).generator
         started = time.monotonic()
-        studio = self._studio(self.runs[name])
-        studio.generator(generator)
+        session = self._session(self.runs[name])
+        session.generator(generator)
         loaded = time.monotonic()
-        return _packed(studio.image(generator, prompt, seed), started, loaded)
+        return _packed(session.image(generator, prompt, seed), started, loaded)
 
     def draw_teacher(self, prompt: str, seed: int, steps: int, guidance_scale: float) -> tuple[bytes, float, float]:
         """The same, of the teacher."""
@@ -79,17 +79,17 @@ class Gallery:
         if not 0 < guidance_scale <= 100:
             raise UserError(f"guidance_scale={guidance_scale:g}: expected more than 0, at most 100")
         started = time.monotonic()
-        studio = self._studio(self.results.teacher())
-        assert studio.teacher is not None  # loaded now, not while it is timed
+        session = self._session(self.results.teacher())
+        assert session.teacher is not None  # loaded now, not while it is timed
         loaded = time.monotonic()
-        return _packed(studio.teacher_image(prompt, seed, steps, guidance_scale), started, loaded)
+        return _packed(session.teacher_image(prompt, seed, steps, guidance_scale), started, loaded)
 
-    def _studio(self, teacher: Path) -> "Studio":
-        from ..sampling.studio import Studio  # takes seconds, which the page need not wait for
+    def _session(self, teacher: Path) -> "InferenceSession":
+        from ..sampling.session import InferenceSession  # takes seconds, which the page need not wait for
 
-        if teacher not in self._studios:
-            self._studios[teacher] = Studio(teacher)
-        return self._studios[teacher]
+        if teacher not in self._sessions:
+            self._sessions[teacher] = InferenceSession(teacher)
+        return self._sessions[teacher]
 
 
 def _check_prompt(prompt: str) -> None:

@@ -28,7 +28,7 @@ MANIFEST = "manifest.json"
 LOCK = "sid-core.lock"  # in each temporary folder of this program
 
 
-STATE = re.compile(r"state-\d{9}(half)?")  # name of a training state
+STATE = re.compile(r"state-\d{9}(half\d*)?")  # name of a training state
 
 
 @contextmanager

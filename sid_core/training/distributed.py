@@ -50,19 +50,19 @@ class World:
         first = self.rank * share
         return [slice(start, start + part) for start in range(first, first + share, part)]
 
-    def share(self, size: int) -> slice:
+    def shard(self, size: int) -> slice:
         """This process's part of a vector, of which each keeps an equal one."""
         part = size // self.size
         return slice(self.rank * part, (self.rank + 1) * part)
 
-    def sum_(self, vector: Tensor) -> None:
+    def all_reduce_(self, vector: Tensor) -> None:
         """Sum `vector` over all processes, in place."""
         self._call(dist.all_reduce, vector)
 
-    def gather_(self, vector: Tensor) -> None:
-        """Give all processes each one's `share` of the vector, in place."""
+    def all_gather_(self, vector: Tensor) -> None:
+        """Give all processes each one's `shard` of the vector, in place."""
         whole = vector.view(torch.uint8)  # gloo does not know every type
-        self._call(dist.all_gather_into_tensor, whole, whole[self.share(len(whole))].clone())
+        self._call(dist.all_gather_into_tensor, whole, whole[self.shard(len(whole))].clone())
 
     def largest(self, number: int) -> int:
         """The largest of the processes' numbers; goes over the host, a GPU's work is not waited for."""
@@ -87,12 +87,12 @@ class World:
         self.broadcast_(data)
         return bytes(data.tolist()).decode()
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until all are here, or one has ended. The first that ends with an error has the others killed, who may have to write yet."""
         with suppress(PeerLost):
             self.largest(0)
 
-    def begin_sum_(self, vector: Tensor) -> Callable[[], None]:
+    def begin_all_reduce_(self, vector: Tensor) -> Callable[[], None]:
         """Begin to sum `vector` in place while other work goes on; what is returned waits for it."""
         work = self._call(dist.all_reduce, vector, dist.ReduceOp.SUM, None, True)
         return lambda: self._call(work.wait)
@@ -109,7 +109,7 @@ class World:
             ) from None
 
 
-class OverlappedSum:
+class OverlappedAllReduce:
     """Sums a gradient over all processes, each of its blocks as soon as backward is done with it and those before it have begun.
 
     The order is fixed, as all processes must begin the same sums in the same one.
@@ -143,7 +143,7 @@ class OverlappedSum:
         self._missing = []
 
     def _begin_next(self) -> None:
-        self._waits.append(self.world.begin_sum_(self.blocks[len(self._waits)][0]))
+        self._waits.append(self.world.begin_all_reduce_(self.blocks[len(self._waits)][0]))
 
 
 def is_first() -> bool:

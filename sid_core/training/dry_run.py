@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from ..cluster.machine import to_device
-from ..models.architectures import Architecture, new_denoiser
+from ..models.architectures import Architecture, new_backbone
+from ..models.conditioning import Conditioning
 from .iteration import Trainer
-from .precision import lay_out, set_determinism
+from .precision import set_determinism, set_memory_format
 
 # what Trainer reads of config.Distill, as in the published runs
 PUBLISHED = {
@@ -24,27 +24,32 @@ PUBLISHED = {
 
 
 class RandomPrompts:
-    """Stands for a PromptSet: `table`, embeddings (N, L, D) on the host, and `empty` (1, L, D) on the device."""
+    """A PromptSet of random embeddings: `table` (N, L, D) in host memory, and `empty`, one row on the device."""
 
     def __init__(self, shape: tuple[int, int], device: torch.device, count: int = 256, seed: int = 0):
         generator = torch.Generator().manual_seed(seed)
-        self.table = torch.randn(count, *shape, generator=generator)
-        self.empty = torch.randn(1, *shape, generator=generator).to(device)
+        self.table = Conditioning(torch.randn(count, *shape, generator=generator))
+        self.empty = Conditioning(torch.randn(1, *shape, generator=generator).to(device))
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def __call__(self, indices: Tensor, dropped: Tensor | None = None) -> Tensor:
-        cond = to_device(self.table[indices], self.empty.device)
-        if dropped is not None:
-            cond = torch.where(to_device(dropped, cond.device).view(-1, 1, 1), self.empty, cond)
-        return cond
+    def __call__(self, indices: Tensor, dropped: Tensor | None = None) -> Conditioning:
+        cond = self.table[indices].to_device(self.empty.tokens.device)
+        return cond if dropped is None else cond.replaced(dropped, self.empty)
 
 
 def make_run(kappa: float, seed: int = 0) -> SimpleNamespace:
     """A run of one sampling step with all guidance scales `kappa`."""
     return SimpleNamespace(
-        name="dry-run", fake_train=kappa, fake_eval=kappa, teacher=kappa, alpha=1.0, num_steps=1, seed=seed
+        name="dry-run",
+        objective="sid",
+        fake_train=kappa,
+        fake_eval=kappa,
+        teacher=kappa,
+        alpha=1.0,
+        num_steps=1,
+        seed=seed,
     )
 
 
@@ -58,9 +63,9 @@ def make_settings(**changes) -> SimpleNamespace:
 def make_trainer(architecture: Architecture, device: str | torch.device, kappa: float = 2.0, **changes) -> Trainer:
     """A Trainer of `architecture` on `device`; `changes` to the published settings."""
     device = torch.device(device)
-    teacher = new_denoiser(architecture, "meta" if device.type == "meta" else "cpu")
+    teacher = new_backbone(architecture, "meta" if device.type == "meta" else "cpu")
     settings = make_settings(**changes)
     set_determinism(settings.deterministic)
-    lay_out(teacher.unet, settings.precision, device)
+    set_memory_format(teacher.network, settings.precision, device)
     prompts = RandomPrompts(architecture.text_shape, device)
     return Trainer(teacher, prompts, architecture.latent_shape, make_run(kappa), settings, device=device)

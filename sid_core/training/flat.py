@@ -6,7 +6,8 @@ layers; names matter only where a state is saved. A vector may live in the host'
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -14,8 +15,6 @@ from torch import Tensor, nn
 
 ALIGN = 64  # elements; every tensor starts at a multiple of it, as vectorised kernels like
 SLICE = 2**24  # elements of an offloaded vector that are on the device at once: 64 MB
-# of backward; diffusers lists the middle after the way up, and all else comes first
-STAGES = {"mid_block": 1, "down_blocks": 2, "time_embedding": 3, "conv_in": 3}
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -25,13 +24,14 @@ class Layout:
 
     Args:
         shares: equal parts that a vector can be cut into.
+        backward_order: top-level module -> its place in backward, where that is not the reversed order of the parameters; 0 else.
 
     Attributes:
         size: elements of a vector. Gaps between parameters are zero in every vector, and stay it.
         blocks: parts of a vector whose gradients are complete one after the other, in about this order: (names, where they lie).
     """
 
-    def __init__(self, network: nn.Module, shares: int = 1):
+    def __init__(self, network: nn.Module, shares: int = 1, backward_order: Mapping[str, int] = MappingProxyType({})):
         self._slots: dict[str, tuple[torch.Size, tuple[int, ...], int]] = {}
         self.size = 0
         blocks: dict[str, list[str]] = {}
@@ -41,7 +41,7 @@ class Layout:
             self.size += _aligned(parameter.numel(), ALIGN)
             blocks.setdefault(re.match(r"\w+(\.\d+)?", name)[0], []).append(name)
         self.size = _aligned(self.size, ALIGN * shares)
-        order = sorted(reversed(blocks), key=lambda block: STAGES.get(block.split(".")[0], 0))
+        order = sorted(reversed(blocks), key=lambda block: backward_order.get(block.split(".")[0], 0))
         self.blocks = [(blocks[block], self._extent(blocks[block])) for block in order]
 
     def _extent(self, names: list[str]) -> slice:

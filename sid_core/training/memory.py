@@ -19,10 +19,10 @@ from torch.utils._pytree import tree_iter
 
 from ..errors import UserError
 from ..method import DTYPES
-from ..models.architectures import Architecture, new_codec, new_denoiser
+from ..models.architectures import Architecture, new_backbone, new_codec
+from .blocks import blocks_to_shard
 from .dry_run import RandomPrompts, make_run, make_settings
 from .iteration import Trainer
-from .regions import blocks_to_share_out
 
 aten = torch.ops.aten
 GB, GIB = 1e9, 2**30
@@ -151,7 +151,7 @@ def predict(
     with torch.device("meta"):
         encoder = torch.empty(architecture.text_parameters)
         codec = new_codec(architecture)
-    teacher = new_denoiser(architecture, "meta")  # in the host's memory, until it is copied
+    teacher = new_backbone(architecture, "meta")  # in the host's memory, until it is copied
     with LiveBytes("meta") as memory, fused_attention():
         prompts = RandomPrompts(architecture.text_shape, torch.device("meta"))
         trainer = Trainer(teacher, prompts, architecture.latent_shape, make_run(kappa), settings)
@@ -166,10 +166,10 @@ def predict(
         memory.restart()
         codec.decode(trainer.grid_latents(GRID))
         decoding = memory.peak - static
-    averages, students = trainer.ema_weights.nbytes, trainer.students.values()
+    averages, students = trainer.ema_weights.nbytes, trainer.trained.values()
     optimizers = sum(student.master.nbytes + student.optimizer.second.nbytes for student in students)
     lent = 0 if DTYPES[precision] != torch.float32 else sum(student.master.nbytes for student in students)
-    blocks = [sum(p.nbytes for p in block.parameters()) for block in blocks_to_share_out(trainer.teacher.unet)]
+    blocks = [sum(p.nbytes for p in block.parameters()) for block in blocks_to_shard(trainer.teacher)]
     return Prediction(
         static, 2 * one - two, two - one, decoding, averages, optimizers, lent, sum(blocks), max(blocks, default=0)
     )

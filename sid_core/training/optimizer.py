@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from ..config import Distill
 
 
+def learning_rate(settings: "Distill", base: float, nimg: int) -> float:
+    """Return the learning rate after `nimg` images: `base` of a network, decaying linearly by lr_final / lr over the run."""
+    if settings.lr_final is None:
+        return base
+    return base * (1.0 + (settings.lr_final / settings.lr - 1) * min(nimg / (1000 * settings.train_kimg), 1.0))
+
+
 class Adam:
     """torch's fused Adam (AdamW where weight_decay is above 0) on the vector `parameters`.
 

@@ -35,10 +35,10 @@ def set_determinism(wanted: bool) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over all new memory
 
 
-def lay_out(unet: nn.Module, precision: str, device: torch.device) -> None:
-    """Order a UNet's weights as cuDNN's 16-bit convolutions want them: they would transpose in and out of every one. A CPU gains nothing."""
+def set_memory_format(network: nn.Module, precision: str, device: torch.device) -> None:
+    """Order weights as cuDNN's 16-bit convolutions want them: they would transpose in and out of every one. A CPU gains nothing."""
     if device.type == "cuda" and DTYPES[precision] != torch.float32:
-        unet.to(memory_format=torch.channels_last)
+        network.to(memory_format=torch.channels_last)
 
 
 class Guard:

@@ -1,12 +1,12 @@
-"""Everything random in an iteration, derived from (seed, iteration, half): nothing random is ever saved, and a resumed run
+"""Everything random in an iteration, derived from (seed, iteration, phase): nothing random is ever saved, and a resumed run
 draws what the uninterrupted one would have drawn.
 
 The draws are of the whole batch. Micro-batches (and ranks) take slices of it, so that results do not depend on how the
 batch is split.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,18 +14,16 @@ from torch import Tensor
 from ..cluster.machine import to_device
 from ..method.randomness import generator
 
-Half = Literal["fake", "generator", "grid", "proxy"]
-
 
 @dataclass(frozen=True)
 class Draw:
-    """One half's random inputs for a batch of B."""
+    """The random inputs of one phase, for a batch of B."""
 
     prompts: Tensor  # (B,) int64, indices into the prompt set
     dropped: Tensor  # (B,) bool, where the prompt becomes ""
     noises: Tensor  # (num_steps, B, C, H, W), z of every generator step
     eps: Tensor  # (B, C, H, W), the noise added to x_g
-    t: Tensor  # (B,) int64, its level
+    t: Tensor  # (B,), its level
 
     def __getitem__(self, rows: slice) -> "Draw":
         return Draw(self.prompts[rows], self.dropped[rows], self.noises[:, rows], self.eps[rows], self.t[rows])
@@ -36,9 +34,9 @@ class Draw:
         return Draw(self.prompts, self.dropped, *moved)
 
 
-def rng(seed: int, iteration: int, half: Half) -> torch.Generator:
-    """A CPU generator for one half of one iteration."""
-    return generator("training", seed, iteration, half)
+def rng(seed: int, iteration: int, purpose: str) -> torch.Generator:
+    """Make the CPU generator of one phase of one iteration, or of another purpose."""
+    return generator("training", seed, iteration, purpose)
 
 
 def draw(
@@ -48,14 +46,14 @@ def draw(
     latent_shape: tuple[int, int, int],
     num_prompts: int,
     num_steps: int,
-    t_range: tuple[int, int],
+    draw_t: Callable[[torch.Generator], Tensor],
     dropout: float = 0.0,
 ) -> Draw:
-    """Prompts uniformly with replacement, z and eps standard normal, t uniform in [t_min, t_max), drops with probability `dropout`."""
+    """Prompts uniformly with replacement, z and eps standard normal, t by `draw_t`, drops with probability `dropout`."""
     return Draw(
         prompts=torch.randint(num_prompts, (batch,), generator=stream),
         dropped=torch.rand(batch, generator=stream) < dropout,
         noises=torch.randn(num_steps, batch, *latent_shape, generator=stream),
         eps=torch.randn(batch, *latent_shape, generator=stream),
-        t=torch.randint(*t_range, (batch,), generator=stream),
+        t=draw_t(stream),
     )

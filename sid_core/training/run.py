@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -18,18 +19,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..cluster.machine import device as this_device
 from ..errors import UserError
+from ..models.conditioning import PromptSet
 from ..models.generator import save_generator
-from ..models.teacher import latent_shape, load_denoiser, teacher_sha256
-from ..models.text import PromptSet, TextEncoder
+from ..models.teacher import latent_shape, load_backbone, load_text_encoder, teacher_sha256
 from ..storage.files import atomic_path, digest, read_json, saved_states, trained_from, write_json
 from ..storage.lease import lease
-from .book import Book, load_best, make_point
+from .blocks import shard_blocks
 from .distributed import World, connected, is_first
 from .health import AlarmWatch, TrainingStopped
 from .iteration import Abandoned, Trainer
-from .precision import lay_out
-from .regions import share_out_blocks
+from .logger import TrainingLogger, load_best, make_point
+from .precision import set_memory_format
 from .state import (
     DAMAGED,
     IDENTITY,
@@ -108,15 +110,15 @@ def distill(
             _claim_state(state, settings, identity, code)
         _agree(world, identity)
         try:
-            trainer = _make_trainer(settings, teacher, prompts, world, device)
+            trainer = make_trainer(settings, teacher, prompts, world, device)
             _train(trainer, state, signals, on_samples, on_held_out)
         except TrainingStopped as error:
             if is_first():
                 _end(state, "aborted", trainer, f"{settings.run.name}: {error}")
-            world.meet()
+            world.barrier()
             raise TrainingStopped(f"{settings.run.name}: {error}") from None
         except Interrupted:
-            world.meet()
+            world.barrier()
             raise
         except torch.OutOfMemoryError as error:
             raise UserError(f"{settings.run.name}: {_out_of_memory(error, settings.distill, world)}") from None
@@ -132,20 +134,24 @@ def distill(
             _end(state, "finished", trainer)
 
 
-def _make_trainer(
-    settings: "DistillSettings", teacher: Path, prompts: Sequence[str], world: World, device: torch.device
+def make_trainer(
+    settings: "DistillSettings",
+    teacher: Path,
+    prompts: Sequence[str],
+    world: World | None = None,
+    device: torch.device | None = None,
 ) -> Trainer:
-    denoiser = load_denoiser(teacher)
-    lay_out(denoiser.unet, settings.distill.precision, device)
-    encoder = TextEncoder.from_directory(teacher).to(device)
-    prompt_set = PromptSet(encoder, prompts)
-    held_out = settings.distill.proxy_samples
+    """Build the Trainer of a run from a prepared teacher directory and its captions."""
+    world, device = world or World(), device or torch.device(this_device())
+    distill, backbone = settings.distill, load_backbone(teacher)
+    set_memory_format(backbone.network, distill.precision, device)
+    prompt_set = PromptSet(load_text_encoder(teacher).to(device), prompts)
+    held_out = distill.proxy_samples
     if held_out >= len(prompts):
         raise UserError(f"distill.proxy_samples={held_out}: expected fewer than the {len(prompts)} training captions")
-    shape = latent_shape(teacher)
-    trainer = Trainer(denoiser, prompt_set, shape, settings.run, settings.distill, world, held_out, device)
-    if settings.distill.shard == "all" and world.size > 1:
-        share_out_blocks(trainer.teacher.unet, device)
+    trainer = Trainer(backbone, prompt_set, latent_shape(teacher), settings.run, distill, world, held_out, device)
+    if distill.shard == "all" and world.size > 1:
+        shard_blocks(trainer.teacher, device)
     return trainer
 
 
@@ -163,7 +169,7 @@ def _export(
         "teacher_sha256": teacher_sha256,
         "trained_from": origin,
     }
-    weights = trainer.ema.unet.state_dict()
+    weights = trainer.ema.network.state_dict()
     if settings.distill.keep_best:
         weights, chosen = load_best(state)
         record["chosen"] = {"rule": f"lowest {settings.distill.keep_best}", **chosen}
@@ -172,7 +178,7 @@ def _export(
         shutil.copy(state / "training.jsonl", temporary)
     with atomic_path(out.parent / "grids", only=r"\d{8,}\.png") as temporary:
         shutil.copytree(state / "grids", temporary)
-    save_generator(out, trainer.ema.unet, weights, record)
+    save_generator(out, trainer.ema, weights, record)
 
 
 def _out_of_memory(error: Exception, distill: "Distill", world: World) -> str:
@@ -197,6 +203,47 @@ def _out_of_memory(error: Exception, distill: "Distill", world: World) -> str:
 # --- the loop --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Due:
+    """What is due after an iteration.
+
+    Attributes:
+        log, score, draw, save: a logged point, scores of held-out prompts, a sample grid, a saved state.
+        last: the run is complete.
+        signum: number of a signal that arrived on some process, else 0.
+    """
+
+    log: bool
+    score: bool
+    draw: bool
+    save: bool
+    last: bool
+    signum: int
+
+
+def _loop(trainer: Trainer, total: int, window: dict[str, Tensor], signals: "_Signals") -> Iterator[Due]:
+    """Iterate to the end; after each iteration add its metrics to `window` and yield what is due. Processes agree on it.
+
+    Raises:
+        Abandoned: a signal arrived, and the iteration takes too long to be waited for.
+    """
+    s, world, clock = trainer.settings, trainer.world, _Clock(trainer.settings.state_every_s)
+    trainer.abandon = lambda: world.largest(signals.overdue()) > 0
+    while trainer.iteration < total:
+        for name, value in trainer.step().items():
+            window[name] = window.get(name, 0) + value.double()
+        window["iterations"] = window.get("iterations", 0) + 1
+        # one number, as it is asked for in every iteration; whose clock is ahead saves for all
+        signum, late = divmod(world.largest(2 * signals.first + clock.is_late()), 2)
+        last = trainer.iteration == total
+        score = s.proxy_samples > 0 and (last or _due(trainer, s.proxy_every_nimg))
+        log_now = last or score or _due(trainer, s.log_every_nimg)
+        save = bool(last or signum or late or _due(trainer, s.state_every_nimg))
+        yield Due(log_now, score, last or _due(trainer, s.samples_every_nimg), save, last, signum)
+        if save:
+            clock.start()
+
+
 def _train(
     trainer: Trainer,
     state: Path,
@@ -215,49 +262,36 @@ def _train(
             f"{state}: has already seen {trainer.nimg:,} images, more than distill.train_kimg={s.train_kimg:g}; delete the folder to start over"
         )
     trainer.collect_ema()
-    book = Book(trainer, state, total * s.batch, on_samples, on_held_out) if is_first() else None
-    watch, clock = AlarmWatch(s.alarms), _Clock(s.state_every_s)
+    logger = TrainingLogger(trainer, state, total * s.batch, on_samples, on_held_out) if is_first() else None
+    watch = AlarmWatch(s.alarms)
     # one point less than trips an alarm
-    before = book.before[max(len(book.before) + 1 - s.alarms.patience, 0) :] if book else None
+    before = logger.before[max(len(logger.before) + 1 - s.alarms.patience, 0) :] if logger else None
     for point in json.loads(world.broadcast_text(json.dumps(before))):
         watch.check(point)
-    trainer.abandon = lambda: world.largest(signals.overdue()) > 0
     with StateWriter(state, s.keep_states) as writer, _bar(trainer, total) as bar:
-        while trainer.iteration < total:
-            try:
-                metrics = trainer.step()
-            except Abandoned:
-                trainer.raise_if_stopped()
-                writer.write(trainer, window)
-                raise Interrupted(world.largest(signals.first)) from None
-            for name, value in metrics.items():
-                window[name] = window.get(name, 0) + value.double()
-            window["iterations"] = window.get("iterations", 0) + 1
-            bar.update(s.batch)
-            # one number, as it is asked for in every iteration; whose clock is ahead saves for all
-            signum, late = divmod(world.largest(2 * signals.first + clock.is_late()), 2)
-            last = trainer.iteration == total
-            look = s.proxy_samples > 0 and (last or _due(trainer, s.proxy_every_nimg))
-            log_now = last or look or _due(trainer, s.log_every_nimg)
-            save_now = last or signum or late or _due(trainer, s.state_every_nimg)
-            draw_now = last or _due(trainer, s.samples_every_nimg)
-            if log_now or save_now:
-                trainer.raise_if_stopped()
-            if look or draw_now:
-                trainer.collect_ema()
-            if log_now:
-                point = make_point(trainer, window)
-                window = {}
-                if book:
-                    book.log(point | (book.look() if look else {}), quiet=not bar.disable)
-                watch.check(point)
-            if book and draw_now:
-                book.draw()
-            if save_now:
-                writer.write(trainer, window)
-                clock.start()
-            if signum and not last:
-                raise Interrupted(signum)
+        try:
+            for due in _loop(trainer, total, window, signals):
+                bar.update(s.batch)
+                if due.log or due.save:
+                    trainer.raise_if_stopped()
+                if due.score or due.draw:
+                    trainer.collect_ema()
+                if due.log:
+                    point = make_point(trainer, window)
+                    window.clear()
+                    if logger:
+                        logger.log(point | (logger.score_held_out() if due.score else {}), quiet=not bar.disable)
+                    watch.check(point)
+                if logger and due.draw:
+                    logger.draw()
+                if due.save:
+                    writer.write(trainer, window)
+                if due.signum and not due.last:
+                    raise Interrupted(due.signum)
+        except Abandoned:
+            trainer.raise_if_stopped()
+            writer.write(trainer, window)
+            raise Interrupted(world.largest(signals.first)) from None
     trainer.collect_ema()
 
 

@@ -79,7 +79,7 @@ class StateWriter:
             pending.result()
 
     def _write(self, layout: Layout, record: dict) -> None:
-        state = self.folder / _name(record["iteration"], record["fake_metrics"])
+        state = self.folder / _name(record["iteration"], record["phases_done"])
 
         def write(name: str) -> None:
             path = state / f"{name}.safetensors"
@@ -155,10 +155,10 @@ def load_newest_state(folder: Path, trainer: Trainer) -> dict[str, Tensor] | Non
     counters = json.loads(text)
     _restore(trainer, path)
     trainer.iteration = counters["iteration"]
-    for half, student in trainer.students.items():
-        student.optimizer.steps.fill_(counters["adam_steps"][half])
-        student.guard.restore(counters["guards"][half])
-        student.refresh()
+    for name, trained in trainer.trained.items():
+        trained.optimizer.steps.fill_(counters["adam_steps"][name])
+        trained.guard.restore(counters["guards"][name])
+        trained.refresh()
     if counters["processes"] != world.size and world.rank == 0:
         log.warning(
             "%s: saved by %d process(es), continued on %d: the same draws, weights equal up to rounding only",
@@ -166,8 +166,8 @@ def load_newest_state(folder: Path, trainer: Trainer) -> dict[str, Tensor] | Non
             counters["processes"],
             world.size,
         )
-    half_done = counters["fake_metrics"]
-    trainer.fake_metrics = half_done and _to_tensors(half_done, trainer.device)
+    trainer.phases_done = counters["phases_done"]
+    trainer.metrics = _to_tensors(counters["metrics"], trainer.device)
     return _to_tensors(counters["window"], trainer.device)
 
 
@@ -177,15 +177,15 @@ def set_damaged_aside(folder: Path, trainer: Trainer) -> None:
     """
     aside = Path(folder) / DAMAGED
     for path in reversed(saved_states(folder)):
-        if path.name > _name(trainer.iteration, trainer.fake_metrics):
+        if path.name > _name(trainer.iteration, trainer.phases_done):
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
             log.warning("%s: damaged, and now called %s", path, aside.name)
 
 
-def _name(iteration: int, half_done: dict | None) -> str:
-    """Of a state. Half an iteration sorts after the whole ones before it."""
-    return f"state-{iteration:09d}{'half' if half_done else ''}"
+def _name(iteration: int, phases_done: int) -> str:
+    """Name a state. One within an iteration sorts after the whole iterations before it."""
+    return f"state-{iteration:09d}{f'half{phases_done}' if phases_done else ''}"
 
 
 def _to_text(values: dict[str, Tensor]) -> dict[str, str]:
@@ -217,12 +217,11 @@ def _newest_whole(folder: Path) -> Path | None:
 def _vectors(trainer: Trainer) -> dict[str, Tensor]:
     """What a state holds, by the names of its files."""
     vectors = {"ema": trainer.ema_weights}
-    for half, name in (("fake", "fake_score"), ("generator", "generator")):
-        student = trainer.students[half]
-        vectors[name] = student.master
-        vectors[f"{name}_second_moment"] = student.optimizer.second
-        if student.optimizer.first is not None:
-            vectors[f"{name}_first_moment"] = student.optimizer.first
+    for name, trained in trainer.trained.items():
+        vectors[name] = trained.master
+        vectors[f"{name}_second_moment"] = trained.optimizer.second
+        if trained.optimizer.first is not None:
+            vectors[f"{name}_first_moment"] = trained.optimizer.first
     return vectors
 
 
@@ -243,10 +242,11 @@ def _record(trainer: Trainer, window: dict[str, Tensor]) -> dict:
         "iteration": trainer.iteration,
         "nimg": trainer.nimg,
         "processes": trainer.world.size,
-        "adam_steps": {half: student.optimizer.steps.item() for half, student in trainer.students.items()},
-        "guards": {half: student.guard.saved() for half, student in trainer.students.items()},
+        "adam_steps": {name: trained.optimizer.steps.item() for name, trained in trainer.trained.items()},
+        "guards": {name: trained.guard.saved() for name, trained in trainer.trained.items()},
         "window": _to_text(window),
-        "fake_metrics": trainer.fake_metrics and _to_text(trainer.fake_metrics),
+        "phases_done": trainer.phases_done,
+        "metrics": _to_text(trainer.metrics),
     }
 
 

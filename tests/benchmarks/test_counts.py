@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sid_core.models import architectures
-from sid_core.models.text import PromptSet
+from sid_core.models.conditioning import Conditioning, PromptSet
 from sid_core.training import dry_run
 from sid_core.training.memory import fused_attention
 
@@ -32,10 +32,10 @@ def test_sd15_computes_no_more_than_it_must(kappa, tflop):
 
 def flops_of_one(train_weights: bool, differentiate_input: bool, guided: bool) -> int:
     """One evaluation of a new network at batch 1, forward and backward."""
-    denoiser = architectures.new_denoiser(SMALL, "meta").requires_grad_(train_weights)
+    denoiser = architectures.new_backbone(SMALL, "meta").requires_grad_(train_weights)
     x_t = torch.empty(1, *SMALL.latent_shape, device="meta", requires_grad=differentiate_input)
     t = torch.zeros(1, dtype=torch.int64, device="meta")
-    text = torch.empty(1, *SMALL.text_shape, device="meta")
+    text = Conditioning(torch.empty(1, *SMALL.text_shape, device="meta"))
 
     def evaluate():
         x0_hat = denoiser(x_t, t, text, text, 2.0) if guided else denoiser(x_t, t, text)
@@ -94,19 +94,22 @@ def test_every_prompt_is_encoded_once_and_the_empty_one_once_a_run():
 
         def encode(self, prompts):
             self.encoded += prompts
-            return torch.zeros(len(prompts), *SMALL.text_shape)
+            return Conditioning(torch.zeros(len(prompts), *SMALL.text_shape))
 
         def empty(self):
             return self.encode([""])
+
+    def on_meta(tensor):
+        return tensor.to("meta")
 
     encoder = Encoder()
     trainer = dry_run.make_trainer(SMALL, "meta", batch=6, micro_batch=6, prompt_dropout=0.5)
     prompts = PromptSet(encoder, [f"prompt {i}" for i in range(1000)], 0)
     prompts_type = type(
-        "Prompts", (), {"__len__": lambda _: 1000, "__call__": lambda _, *asked: prompts(*asked).to("meta")}
+        "Prompts", (), {"__len__": lambda _: 1000, "__call__": lambda _, *asked: prompts(*asked).map(on_meta)}
     )
     trainer.prompts = prompts_type()
-    trainer.prompts.empty = prompts.empty.to("meta")
+    trainer.prompts.empty = prompts.empty.map(on_meta)
     for _ in range(2):
         trainer.step()
     assert encoder.encoded.count("") == 1

@@ -25,7 +25,7 @@ class Plain:
         return {"fake": self._fake_half(), "generator": self._generator_half()}
 
     def _guided(self, net, x_t, t, cond, scale):
-        empty = self.trainer.prompts.empty.expand_as(cond)
+        empty = self.trainer.prompts.empty.expand(len(cond))
         without, given = net(x_t, t, empty), net(x_t, t, cond)
         return without + scale * (given - without)
 
@@ -37,18 +37,20 @@ class Plain:
     def _fake_half(self):
         run = self.trainer.run
         guided = (run.fake_train, run.fake_eval) != (1, 1)
-        draw = self.trainer._draw("fake", self.s.batch, self.s.prompt_dropout if guided else 0.0)
+        draw = self.trainer._draw(
+            "fake", self.trainer.iteration, self.s.batch, self.s.prompt_dropout if guided else 0.0
+        )
         cond = self.trainer.prompts(draw.prompts, draw.dropped)
         schedule = self.fake.schedule
         x_g = self._sample(draw, cond).detach()
         x_t = schedule.add_noise(x_g, draw.eps, draw.t)
         self.fake.requires_grad_(True)
         x0_hat = self._guided(self.fake, x_t, draw.t, cond, run.fake_train)
-        loss = (schedule.snr(draw.t) * (x0_hat - x_g) ** 2).sum() / self.s.batch
+        loss = (schedule.fake_weight(draw.t) * (x0_hat - x_g) ** 2).sum() / self.s.batch
         return self._update("fake", self.fake, loss)
 
     def _generator_half(self):
-        draw = self.trainer._draw("generator", self.s.batch, 0.0)
+        draw = self.trainer._draw("generator", self.trainer.iteration, self.s.batch, 0.0)
         cond = self.trainer.prompts(draw.prompts)
         self.generator.requires_grad_(True)
         x_g = self._sample(draw, cond)
@@ -63,7 +65,7 @@ class Plain:
     def _update(self, half, net, loss):
         loss.backward()
         net.requires_grad_(False)
-        gradient = torch.cat([p.grad.flatten() for p in net.unet.parameters()])
+        gradient = torch.cat([p.grad.flatten() for p in net.network.parameters()])
         self.optimizers[half].step()
         self.optimizers[half].zero_grad()
         return gradient

@@ -6,9 +6,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sid_core.config import Alarms, Distill, DistillSettings, Run
-from sid_core.models.teacher import latent_shape, load_denoiser
-from sid_core.models.text import PromptSet, TextEncoder
 from sid_core.storage.files import saved_states
+from sid_core.training import run
 from sid_core.training.iteration import Trainer
 
 PROMPTS = ["a red dot", "a blue dot", "two dots", "no dots", "a dot"]
@@ -37,9 +36,7 @@ def make_settings(run: dict | None = None, alarms: dict | None = None, **distill
 
 
 def make_trainer(teacher: Path, **kwargs) -> Trainer:
-    settings = make_settings(**kwargs)
-    prompts = PromptSet(TextEncoder.from_directory(teacher), PROMPTS)
-    return Trainer(load_denoiser(teacher), prompts, latent_shape(teacher), settings.run, settings.distill)
+    return run.make_trainer(make_settings(**kwargs), teacher, PROMPTS)
 
 
 def load_state(folder: Path) -> dict[str, Tensor]:

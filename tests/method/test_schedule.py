@@ -42,7 +42,7 @@ def test_identities():
     schedule = noise_schedule(SD)
     torch.testing.assert_close(schedule.alpha(ALL_T) ** 2 + schedule.sigma(ALL_T) ** 2, torch.ones(1000, 1, 1, 1))
     torch.testing.assert_close(
-        schedule.snr(ALL_T), schedule.alpha(ALL_T) ** 2 / schedule.sigma(ALL_T) ** 2, rtol=1e-4, atol=0
+        schedule.fake_weight(ALL_T), schedule.alpha(ALL_T) ** 2 / schedule.sigma(ALL_T) ** 2, rtol=1e-4, atol=0
     )
 
 
@@ -65,12 +65,21 @@ def test_refuses_by_name(change, named):
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_x0_equals_schedulers_step(kind):
     """The closed form equals what the published code takes from a scheduler's step, sample by sample."""
-    from sid_core.method import Denoiser
+    from sid_core.models.backbones import StableDiffusion
 
     scheduler = DDIMScheduler(**SD, clip_sample=False, prediction_type=kind)
     scheduler.set_timesteps(1000)
-    denoiser = Denoiser(torch.nn.Identity(), noise_schedule(SD), kind)
+    denoiser = StableDiffusion(torch.nn.Identity(), noise_schedule(SD), kind)
     x_t, output = torch.randn(2, 5, 4, 3, 3)
     t = torch.tensor([20, 300, 625, 900, 979])
     theirs = [scheduler.step(output[i], t[i], x_t[i]).pred_original_sample for i in range(5)]
-    torch.testing.assert_close(denoiser._x0(output, x_t, t), torch.stack(theirs), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(denoiser.to_x0(output, x_t, t), torch.stack(theirs), rtol=1e-5, atol=1e-5)
+
+
+def test_steps_are_exact_floors():
+    schedule = noise_schedule(SD)
+    assert schedule.steps(625, 1) == [625]
+    assert schedule.steps(625, 2) == [625, 312]
+    assert schedule.steps(625, 4) == [625, 468, 312, 156]
+    # 950 * (1 - 1/19) is 899.999… in floating point
+    assert schedule.steps(950, 19)[1] == 900

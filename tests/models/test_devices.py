@@ -1,18 +1,20 @@
 import pytest
 import torch
 
+from sid_core.models.conditioning import Conditioning
 from sid_core.models.devices import DTYPES, exact_products, place
-from sid_core.models.teacher import load_denoiser
+from sid_core.models.teacher import load_backbone
 
 
 @pytest.mark.parametrize("precision", DTYPES)
 def test_weights_take_the_precision_and_the_schedule_stays_float32(precision, tiny_teacher):
-    denoiser = place(load_denoiser(tiny_teacher), precision)
+    denoiser = place(load_backbone(tiny_teacher), precision)
     assert {weights.dtype for weights in denoiser.parameters()} == {DTYPES[precision]}
     assert {buffer.dtype for buffer in denoiser.schedule.buffers()} == {torch.float32}
     x, t = torch.randn(2, 4, 8, 8), torch.tensor([3, 900])
     with torch.no_grad():
-        x0_hat = denoiser(*(value.to(denoiser.unet.device) for value in (x, t, torch.randn(2, 12, 16))))
+        cond = Conditioning(torch.randn(2, 12, 16)).to_device(denoiser.network.device)
+        x0_hat = denoiser(x.to(denoiser.network.device), t.to(denoiser.network.device), cond)
     assert x0_hat.dtype == torch.float32
 
 
@@ -27,8 +29,8 @@ def test_float32_products_are_float32():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_float32_agrees_with_the_cpu(tiny_teacher):
     exact_products()
-    x, t, cond = torch.randn(4, 4, 8, 8), torch.full((4,), 625), torch.randn(4, 12, 16)
+    x, t, cond = torch.randn(4, 4, 8, 8), torch.full((4,), 625), Conditioning(torch.randn(4, 12, 16))
     with torch.no_grad():
-        expected = load_denoiser(tiny_teacher)(x, t, cond)
-        found = place(load_denoiser(tiny_teacher), "float32")(x.cuda(), t.cuda(), cond.cuda())
+        expected = load_backbone(tiny_teacher)(x, t, cond)
+        found = place(load_backbone(tiny_teacher), "float32")(x.cuda(), t.cuda(), cond.to_device(torch.device("cuda")))
     assert torch.allclose(found.cpu(), expected, atol=1e-4)

@@ -11,7 +11,7 @@ from tiny_parts import LICENSE, sd_repository
 
 from sid_core.config import Teacher
 from sid_core.errors import UserError
-from sid_core.models.teacher import load_denoiser, prepare_teacher, teacher_sha256
+from sid_core.models.teacher import load_backbone, prepare_teacher, teacher_sha256
 from sid_core.models.text import TextEncoder
 from sid_core.storage.files import read_json, sha256_file, write_json
 
@@ -66,14 +66,14 @@ def test_only_what_is_needed_is_fetched(hub, repository, tmp_path):
     fetched = {path.removeprefix(path_of(hub, "")) for path in hub.fetched(f"/{REPO}/")}
     assert {name for name in fetched if name.endswith(".safetensors")} == WEIGHTS
     assert not any(name.endswith((".bin", ".ckpt", ".msgpack")) or "safety" in name for name in fetched)
-    ours, theirs = load_denoiser(out).unet.state_dict(), load_denoiser(repository).unet.state_dict()
+    ours, theirs = load_backbone(out).network.state_dict(), load_backbone(repository).network.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_the_tokenizer_may_be_vocabulary_and_merges(hub, tiny_teacher, tmp_path):
     ours, theirs = (TextEncoder.from_directory(folder) for folder in (prepare(hub, tmp_path), tiny_teacher))
     prompts = ["a red circle", ""]
-    assert torch.equal(ours.encode(prompts), theirs.encode(prompts))
+    assert torch.equal(ours.encode(prompts).tokens, theirs.encode(prompts).tokens)
 
 
 def test_provenance_says_where_everything_is_from(hub, tmp_path):
@@ -103,17 +103,17 @@ def test_half_precision_becomes_float32(hub, repository, tmp_path):
     out = prepare(hub, tmp_path, variant="fp16")
     weights = {name.replace(".safetensors", ".fp16.safetensors") for name in WEIGHTS}
     assert {f.removeprefix(path_of(hub, "")) for f in hub.fetched(f"/{REPO}/") if f.endswith(".safetensors")} == weights
-    halved, whole = load_denoiser(out).unet.state_dict(), load_denoiser(repository).unet.state_dict()
+    halved, whole = load_backbone(out).network.state_dict(), load_backbone(repository).network.state_dict()
     assert all(torch.equal(halved[name], whole[name].half().float()) for name in whole)
     assert all(tensor.dtype == torch.float32 for tensor in halved.values())
-    assert TextEncoder.from_directory(out).empty().dtype == torch.float32
+    assert TextEncoder.from_directory(out).empty().tokens.dtype == torch.float32
 
 
 def test_v_prediction(tiny_teacher_source, tmp_path, monkeypatch):
     repos = {REPO: sd_repository(tiny_teacher_source, tmp_path / "sd21", prediction_type="v_prediction")}
     with Server(repos=repos) as hub:
         hub.use_as_hub(monkeypatch, tmp_path / "cache")
-        assert load_denoiser(prepare(hub, tmp_path)).prediction_type == "v_prediction"
+        assert load_backbone(prepare(hub, tmp_path)).prediction_type == "v_prediction"
 
 
 def test_equal_to_the_same_files_from_disk(hub, repository, tmp_path):

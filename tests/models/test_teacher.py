@@ -16,12 +16,12 @@ from transformers import CLIPTextModel
 from sid_core.config import Teacher
 from sid_core.data import shapes
 from sid_core.errors import UserError
-from sid_core.method import Denoiser
-from sid_core.models import build, prediction
+from sid_core.models import build
+from sid_core.models.backbones import StableDiffusion, prediction
 from sid_core.models.components import load_component
 from sid_core.models.generator import load_generator, save_generator
 from sid_core.models.scheduler import make_solver
-from sid_core.models.teacher import latent_shape, load_denoiser, prepare_teacher, teacher_sha256
+from sid_core.models.teacher import latent_shape, load_backbone, prepare_teacher, teacher_sha256
 from sid_core.models.text import TextEncoder
 from sid_core.models.vae import ImageCodec
 from sid_core.storage.files import read_json
@@ -47,7 +47,7 @@ def edit(path, **changes):
 
 
 def test_brings_the_weights_unchanged(tiny_teacher_source, tiny_teacher):
-    ours = load_denoiser(tiny_teacher).unet.state_dict()
+    ours = load_backbone(tiny_teacher).network.state_dict()
     theirs = UNet2DConditionModel.from_pretrained(tiny_teacher_source / "unet", low_cpu_mem_usage=False).state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert latent_shape(tiny_teacher) == (4, 8, 8)
@@ -146,7 +146,7 @@ def test_refused_schedulers(copy, tmp_path, change):
 
 def test_prediction_type_is_read_from_the_scheduler(copy, tmp_path):
     edit(copy / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
-    assert load_denoiser(prepare(copy, tmp_path)).prediction_type == "v_prediction"
+    assert load_backbone(prepare(copy, tmp_path)).prediction_type == "v_prediction"
 
 
 def test_an_edited_file_is_noticed(copy, tmp_path):
@@ -193,19 +193,20 @@ def test_solver_takes_nothing_but_the_noise_schedule_from_the_teacher(tiny_teach
 
 
 def test_generator_round_trip(tiny_teacher, tmp_path):
-    unet = load_denoiser(tiny_teacher).unet
+    backbone = load_backbone(tiny_teacher)
     record = {"t_init": 625, "num_steps": 1, "teacher_sha256": teacher_sha256(tiny_teacher)}
-    save_generator(tmp_path / "generator", unet, unet.state_dict(), record)
+    save_generator(tmp_path / "generator", backbone, backbone.network.state_dict(), record)
     loaded, read = load_generator(tmp_path / "generator", tiny_teacher)
     assert read == record
-    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), unet.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), backbone.parameters(), strict=True))
     assert str(tmp_path) not in (tmp_path / "generator" / "unet" / "config.json").read_text()
     assert UNet2DConditionModel.from_pretrained(tmp_path / "generator" / "unet", low_cpu_mem_usage=False)
 
 
 def test_generator_of_another_teacher(tiny_teacher, copy, tmp_path):
-    unet, sha256 = load_denoiser(tiny_teacher).unet, teacher_sha256(tiny_teacher)
-    save_generator(tmp_path / "g", unet, unet.state_dict(), {"t_init": 625, "num_steps": 1, "teacher_sha256": sha256})
+    backbone, sha256 = load_backbone(tiny_teacher), teacher_sha256(tiny_teacher)
+    record = {"t_init": 625, "num_steps": 1, "teacher_sha256": sha256}
+    save_generator(tmp_path / "g", backbone, backbone.network.state_dict(), record)
     edit(copy / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
     other = prepare(copy, tmp_path)
     says = f"g: distilled from the teacher {sha256[:12]}, but {other} is {teacher_sha256(other)[:12]}; give the teacher"
@@ -289,13 +290,13 @@ def test_prepare_teacher_with_weights_that_are_no_numbers_names_them(copy, tmp_p
 def test_prepare_teacher_whose_tokenizer_states_no_length_takes_the_encoders(copy, tmp_path, stated):
     edit(copy / "tokenizer" / "tokenizer_config.json", model_max_length=stated)
     out = prepare(copy, tmp_path)
-    assert TextEncoder.from_directory(out).empty().shape == (1, 12, 16)
+    assert TextEncoder.from_directory(out).empty().tokens.shape == (1, 12, 16)
     assert read_json(out / "provenance.json")["tokens"] == 12
 
 
 def test_prepare_teacher_without_tokenizer_config_takes_the_encoders_length(copy, tmp_path):
     (copy / "tokenizer" / "tokenizer_config.json").unlink()
-    assert TextEncoder.from_directory(prepare(copy, tmp_path)).empty().shape == (1, 12, 16)
+    assert TextEncoder.from_directory(prepare(copy, tmp_path)).empty().tokens.shape == (1, 12, 16)
 
 
 def test_prepare_teacher_whose_tokenizer_is_longer_than_the_encoder_names_both(copy, tmp_path):
@@ -334,14 +335,12 @@ def test_make_solver_with_more_steps_than_the_schedule_names_them(tiny_teacher):
 class PredictsV(torch.nn.Module):
     """A network of v from one of epsilon: v = (eps - sigma x_t) / alpha."""
 
-    dtype = torch.float32
-
-    def __init__(self, teacher: Denoiser):
+    def __init__(self, teacher: StableDiffusion):
         super().__init__()
         self.teacher = teacher
 
     def forward(self, x_t, t, encoder_hidden_states):
-        output = self.teacher.unet(x_t, t, encoder_hidden_states=encoder_hidden_states)
+        output = self.teacher.network(x_t, t, encoder_hidden_states=encoder_hidden_states)
         schedule = self.teacher.schedule
         output.sample = (output.sample - schedule.sigma(t) * x_t) / schedule.alpha(t)
         return output
@@ -350,9 +349,10 @@ class PredictsV(torch.nn.Module):
 @pytest.mark.parametrize("right", ["epsilon", "v_prediction"])
 def test_x0_errors_of_a_trained_teacher_name_its_prediction_type(right):
     folder = shapes.ASSETS / "teacher"
-    teacher, empty = load_denoiser(folder), TextEncoder.from_directory(folder).empty()
-    network = teacher.unet if right == "epsilon" else PredictsV(teacher)
-    errors = prediction.x0_errors(network, teacher.schedule, empty, latent_shape(folder))
+    teacher, empty = load_backbone(folder), TextEncoder.from_directory(folder).empty()
+    if right == "v_prediction":
+        teacher = teacher.with_network(PredictsV(teacher))
+    errors = prediction.x0_errors(teacher, empty, latent_shape(folder))
     assert prediction.name_type(errors) == right
     assert errors[right] < 0.3
 
@@ -366,7 +366,7 @@ def test_prepare_teacher_that_states_no_prediction_type_measures_and_records_it(
     recorded = read_json(out / "provenance.json")["prediction_type"]
     assert (recorded["value"], recorded["stated"]) == ("epsilon", False)
     assert 2 * recorded["x0_errors"]["epsilon"] < recorded["x0_errors"]["v_prediction"]
-    assert load_denoiser(out).prediction_type == "epsilon"
+    assert load_backbone(out).prediction_type == "epsilon"
 
 
 def test_prepare_teacher_whose_prediction_type_cannot_be_measured_asks_for_it(copy, tmp_path):
@@ -464,7 +464,7 @@ def test_prepare_teacher_with_a_damaged_index_names_it(copy, tmp_path, text):
 def test_prepare_teacher_of_half_precision_from_a_folder_becomes_float32(copy, tiny_teacher, tmp_path, keep, settings):
     make_fp16(copy, keep)
     out = prepare(copy, tmp_path, **settings)
-    ours, whole = load_denoiser(out).unet.state_dict(), load_denoiser(tiny_teacher).unet.state_dict()
+    ours, whole = load_backbone(out).network.state_dict(), load_backbone(tiny_teacher).network.state_dict()
     assert all(torch.equal(ours[name], whole[name].half().float()) for name in whole)
     assert read_json(out / "provenance.json")["weights"]["unet"] == ["unet/diffusion_pytorch_model.fp16.safetensors"]
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sid_core.models.text import PromptSet, TextEncoder
+from sid_core.models.conditioning import PromptSet
+from sid_core.models.text import TextEncoder
 
 PROMPTS = ["a red dot", "a blue dot", "a red dot", "two dots"]
 
@@ -16,27 +17,28 @@ def encoder(tiny_teacher):
 def test_encodes_padded_tokens(encoder):
     tokens = encoder.tokenizer(PROMPTS, padding="max_length", max_length=12, return_tensors="pt").input_ids
     with torch.no_grad():
-        torch.testing.assert_close(encoder.encode(PROMPTS), encoder.model(tokens)[0])
-    assert encoder.empty().shape == (1, 12, 16)
+        torch.testing.assert_close(encoder.encode(PROMPTS).tokens, encoder.model(tokens)[0])
+    assert encoder.empty().tokens.shape == (1, 12, 16)
 
 
 def test_long_prompts_are_truncated(encoder):
-    assert encoder.encode(["a very long prompt of many letters"]).shape == (1, 12, 16)
+    assert encoder.encode(["a very long prompt of many letters"]).tokens.shape == (1, 12, 16)
 
 
 @pytest.mark.parametrize("cache_size", [0, 10])
 def test_set_by_index(encoder, cache_size):
     prompts = PromptSet(encoder, PROMPTS, cache_size)
-    got = prompts(torch.tensor([2, 1]), torch.tensor([False, True]))
-    torch.testing.assert_close(got[0], encoder.encode(["a red dot"])[0])
-    torch.testing.assert_close(got[1], encoder.empty()[0])
+    got = prompts(torch.tensor([2, 1]), torch.tensor([False, True])).tokens
+    torch.testing.assert_close(got[0], encoder.encode(["a red dot"]).tokens[0])
+    torch.testing.assert_close(got[1], encoder.empty().tokens[0])
 
 
 @pytest.mark.parametrize("cache_size", [0, 10])
 def test_nothing_that_is_asked_for_makes_the_host_wait(encoder, cache_size, monkeypatch):
     """All that goes to the encoder's device goes by way of pinned memory."""
     prompts, sent = PromptSet(encoder, PROMPTS, cache_size), []
-    monkeypatch.setattr("sid_core.models.text.to_device", lambda tensor, device: sent.append(tensor) or tensor)
+    for module in ("text", "conditioning"):
+        monkeypatch.setattr(f"sid_core.models.{module}.to_device", lambda tensor, _: sent.append(tensor) or tensor)
     prompts(torch.tensor([0, 3]), torch.tensor([False, True]))
     assert [len(tensor) for tensor in sent] == [2, 2]  # tokens or embeddings, and which are dropped
 
@@ -46,7 +48,7 @@ def test_bits_do_not_depend_on_history(encoder, cache_size):
     fresh, used = (PromptSet(encoder, PROMPTS, cache_size) for _ in range(2))
     used(torch.tensor([3, 3, 1]))
     indices = torch.tensor([0, 3])
-    assert torch.equal(fresh(indices), used(indices))
+    assert torch.equal(fresh(indices).tokens, used(indices).tokens)
 
 
 class Endless(list):
@@ -66,4 +68,4 @@ class Endless(list):
 def test_more_prompts_than_the_cache_holds_are_not_all_read(encoder, cache_size):
     prompts = PromptSet(encoder, Endless(cache_size + 1), cache_size)
     assert len(prompts) == 100
-    torch.testing.assert_close(prompts(torch.tensor([99]))[0], encoder.encode(["p 99"])[0])
+    torch.testing.assert_close(prompts(torch.tensor([99])).tokens, encoder.encode(["p 99"]).tokens)

@@ -24,7 +24,7 @@ def made(tmp_path_factory):
 
 def test_make_assets_of_the_smallest_settings_gives_loadable_parts(made):
     from sid_core.evaluation.networks.feature_network import FeatureNetwork
-    from sid_core.models.teacher import load_denoiser
+    from sid_core.models.teacher import load_backbone
     from sid_core.models.text import TextEncoder
     from sid_core.models.vae import ImageCodec
 
@@ -32,8 +32,8 @@ def test_make_assets_of_the_smallest_settings_gives_loadable_parts(made):
     codec = ImageCodec.from_directory(made / "teacher")
     latents = codec.encode(torch.zeros(2, 3, 32, 32))
     assert latents.shape == (2, 4, 8, 8)
-    denoiser = load_denoiser(made / "teacher")
-    assert denoiser.unet(latents, torch.tensor([5, 5]), cond).sample.shape == latents.shape
+    denoiser = load_backbone(made / "teacher")
+    assert denoiser.network(latents, torch.tensor([5, 5]), cond).sample.shape == latents.shape
     assert FeatureNetwork.from_directory(made / "features")(codec.decode(latents)).shape == (2, 64)
 
 

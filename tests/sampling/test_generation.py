@@ -11,10 +11,12 @@ from small import CAPTIONS, SAMPLES, baseline_settings, generate_settings, sampl
 from sid_core.data.images import shrink
 from sid_core.data.shards import read_shard
 from sid_core.errors import UserError
-from sid_core.method import Denoiser, n_step
+from sid_core.method import n_step
+from sid_core.models.backbones import StableDiffusion
+from sid_core.models.conditioning import Conditioning
 from sid_core.models.generator import load_generator
 from sid_core.models.scheduler import make_solver, noise_schedule, scheduler_config
-from sid_core.models.teacher import load_denoiser
+from sid_core.models.teacher import load_backbone, load_solver
 from sid_core.models.vae import ImageCodec
 from sid_core.sampling import generation
 from sid_core.sampling import inputs as inputs_module
@@ -117,7 +119,7 @@ def test_16_bit_networks_see_the_same_noise(precision, whole, tiny_generator, ti
 
 def test_generate_run_without_eps_errors_needs_no_teacher(whole, tiny_generator, tiny_teacher, captions, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.delattr(inputs_module, "load_denoiser")
+        patch.delattr(inputs_module, "load_backbone")
         settings = generate_settings(eps_error_samples=0)
         generate_run(settings, tiny_generator, tiny_teacher, captions, 0, 4, tmp_path / "00000.tar")
     assert np.array_equal(pixels(tmp_path / "00000.tar"), pixels(whole)[:4])
@@ -186,7 +188,7 @@ def test_generate_run_records_its_inputs(whole, tiny_generator):
 def test_eps_error_of_noise_is_worse_than_that_of_the_truth(tiny_teacher, captions):
     """A teacher that knows all data to be 0 finds no error there; elsewhere alpha x / sigma is taken for noise."""
 
-    class Zero(Denoiser):
+    class Zero(StableDiffusion):
         def forward(self, x_t, t, cond, uncond=None, guidance_scale=1.0):
             return torch.zeros_like(x_t)
 
@@ -198,7 +200,7 @@ def test_eps_error_of_noise_is_worse_than_that_of_the_truth(tiny_teacher, captio
     assert max(good) < 1e-9
     bad = inputs.eps_errors(torch.ones(2 * BLOCK, 4, 8, 8), indices)
     t = torch.stack([inputs._probe(int(i), torch.Size([4, 8, 8]))[0] for i in indices])
-    assert bad == pytest.approx(schedule.snr(t).flatten().tolist(), rel=1e-3)
+    assert bad == pytest.approx(schedule.fake_weight(t).flatten().tolist(), rel=1e-3)
     assert t.min() >= 20
     assert t.max() < 980
     assert len(t.unique()) > BLOCK
@@ -214,18 +216,19 @@ def test_probe_noise_is_not_the_samples_own(tiny_teacher, captions):
 @pytest.mark.parametrize("name", ["ddim", "dpm-solver", "dpm-solver-karras"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_solver_equals_diffusers_on_the_networks_own_prediction(name, guidance_scale, tiny_teacher):
-    """The Denoiser's x_0 and the usual loop over guided epsilon are one sampler."""
-    teacher, generator = load_denoiser(tiny_teacher), torch.Generator().manual_seed(0)
+    """The StableDiffusion's x_0 and the usual loop over guided epsilon are one sampler."""
+    teacher, generator = load_backbone(tiny_teacher), torch.Generator().manual_seed(0)
     z = torch.randn(3, 4, 8, 8, generator=generator)
     cond, uncond = torch.randn(3, 12, 16, generator=generator), torch.randn(1, 12, 16, generator=generator)
     solver, x = make_solver(name, tiny_teacher, 6), z
     with torch.no_grad():
         for t in solver.timesteps:
-            conditional = teacher.unet(x, t, cond).sample
-            unconditional = teacher.unet(x, t, uncond.expand(3, -1, -1)).sample
+            conditional = teacher.network(x, t, cond).sample
+            unconditional = teacher.network(x, t, uncond.expand(3, -1, -1)).sample
             eps = unconditional + guidance_scale * (conditional - unconditional)
             x = solver.step(eps, t, x).prev_sample
-        ours = solve(make_solver(name, tiny_teacher, 6), teacher, z, cond, uncond, guidance_scale)
+        cond, uncond = Conditioning(cond), Conditioning(uncond)
+        ours = solve(load_solver(name, tiny_teacher, 6), teacher, z, cond, uncond, guidance_scale)
     # Karras' noise levels lie between the schedule's: the network is asked at the nearest, where its x_0 is a little another one
     tolerance = 1e-2 if name == "dpm-solver-karras" else 1e-4
     assert torch.allclose(ours, x, atol=tolerance, rtol=tolerance)
@@ -236,7 +239,7 @@ def test_solver_equals_diffusers_on_the_networks_own_prediction(name, guidance_s
 def test_latents_are_not_bounded_by_whatever_scheduler_the_teacher_names(name, kind, tmp_path):
     """Schedulers that know no clip_sample leave it out of their config, and DDIM's default is to clip."""
 
-    class Five(Denoiser):
+    class Five(StableDiffusion):
         def forward(self, x_t, t, cond, uncond=None, guidance_scale=1.0):
             return torch.full_like(x_t, 5.0)
 
@@ -244,7 +247,7 @@ def test_latents_are_not_bounded_by_whatever_scheduler_the_teacher_names(name, k
     kind(**betas).save_pretrained(tmp_path / "scheduler")
     teacher = Five(torch.nn.Identity(), noise_schedule(scheduler_config(tmp_path)), "epsilon")
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    x_0 = solve(make_solver(name, tmp_path, 4), teacher, z, None, None, 1.0)
+    x_0 = solve(load_solver(name, tmp_path, 4), teacher, z, None, None, 1.0)
     assert (x_0 - 5).abs().max() < 1e-4
 
 

@@ -20,10 +20,9 @@ from PIL import Image
 
 from sid_core import cli
 from sid_core import config as c
-from sid_core.models.scheduler import make_solver
-from sid_core.models.teacher import teacher_sha256
+from sid_core.models.teacher import load_solver, teacher_sha256
 from sid_core.sampling.generation import solve
-from sid_core.sampling.studio import Studio
+from sid_core.sampling.session import InferenceSession
 from sid_core.serve.gallery import Gallery
 from sid_core.serve.server import make_server
 from sid_core.storage.files import write_json, write_manifest
@@ -97,12 +96,12 @@ def test_draw_teacher_uses_the_noise_of_the_generator(ask):
 def test_draw_teacher_uses_the_solver_of_the_baselines(ask, tiny_teacher):
     image = ask("/image", prompt="a red circle", steps=3, guidance_scale=2, seed=7)[1]
     drawn = np.asarray(Image.open(io.BytesIO(image)))
-    studio = Studio(tiny_teacher)
+    session = InferenceSession(tiny_teacher)
     with torch.inference_mode():
-        cond, uncond = studio._encoder.encode(["a red circle"]), studio._encoder.empty()
+        cond, uncond = session._encoder.encode(["a red circle"]), session._encoder.empty()
         dpm, ddim = (
-            studio._decode(
-                solve(make_solver(name, tiny_teacher, 3), studio.teacher, studio._noises(7, 1)[0], cond, uncond, 2.0)
+            session._decode(
+                solve(load_solver(name, tiny_teacher, 3), session.teacher, session._noises(7, 1)[0], cond, uncond, 2.0)
             )
             for name in ("dpm-solver", "ddim")
         )
@@ -124,21 +123,21 @@ def test_finished_generators_are_offered_with_their_scores(ask):
 
 def test_nothing_is_loaded_before_it_is_asked_for(ask):
     gallery = ask.server.gallery
-    assert gallery._studios == {}
+    assert gallery._sessions == {}
     ask("/image", run="lsg-1.5", prompt="a", seed=0)
-    (studio,) = gallery._studios.values()
-    assert [folder.parent.name for folder in studio._generators] == ["lsg-1.5"]
-    assert "teacher" not in vars(studio)
+    (session,) = gallery._sessions.values()
+    assert [folder.parent.name for folder in session._generators] == ["lsg-1.5"]
+    assert "teacher" not in vars(session)
 
 
-def test_studio_keeps_the_generators_used_last(results, monkeypatch):
-    from sid_core.sampling import studio
+def test_inference_session_keeps_the_generators_used_last(results, monkeypatch):
+    from sid_core.sampling import session
 
-    monkeypatch.setattr(studio, "KEPT", 1)
+    monkeypatch.setattr(session, "KEPT", 1)
     gallery = Gallery(results)
     for name in ("lsg-1.5", "lsg-2"):
         gallery.draw(name, "a", 0)
-    assert [folder.parent.name for folder in gallery._studio(results / "teacher")._generators] == ["lsg-2"]
+    assert [folder.parent.name for folder in gallery._session(results / "teacher")._generators] == ["lsg-2"]
 
 
 @pytest.mark.parametrize(

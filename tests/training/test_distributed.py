@@ -16,7 +16,7 @@ from small_run import PROMPTS, load_state, make_settings
 
 from sid_core.errors import UserError
 from sid_core.models import architectures
-from sid_core.models.text import PromptSet
+from sid_core.models.conditioning import PromptSet
 from sid_core.storage.files import saved_states
 from sid_core.training import dry_run, state
 from sid_core.training.distributed import PeerLost, World
@@ -24,7 +24,7 @@ from sid_core.training.health import TrainingStopped
 from sid_core.training.iteration import Trainer
 from sid_core.training.randomness import draw, rng
 from sid_core.training.run import Interrupted, distill
-from sid_core.training.student import Student
+from sid_core.training.trained_network import TrainedNetwork
 
 SIZE = {"batch": 8, "micro_batch": 2, "train_kimg": 0.064, "log_every_nimg": 8, "state_every_nimg": 24}
 WEIGHTS = Path("generator") / "unet" / "diffusion_pytorch_model.safetensors"
@@ -119,7 +119,7 @@ def test_the_prompts_are_those_of_the_whole_batchs_draw(run):
                 latent_shape=(4, 8, 8),
                 num_prompts=len(PROMPTS),
                 num_steps=1,
-                t_range=(20, 980),
+                draw_t=lambda stream: torch.randint(20, 980, (4,), generator=stream),
             )
             expected.append(d.prompts.tolist())
     assert asked_of(folder, 2) == expected
@@ -129,12 +129,12 @@ def test_sums_begin_while_backward_goes_on(monkeypatch):
     """Of one of two processes: every block, in one order, before backward ends, and waited for after it."""
     events, cpu = [], torch.device("cpu")
     note = lambda self, vector: events.append(vector.data_ptr()) or (lambda: events.append("waited"))  # noqa: E731
-    monkeypatch.setattr(World, "begin_sum_", note)
-    monkeypatch.setattr(World, "sum_", lambda *_: None)
-    inner = Student.close
-    monkeypatch.setattr(Student, "close", lambda self: events.append("backward ended") or inner(self))
+    monkeypatch.setattr(World, "begin_all_reduce_", note)
+    monkeypatch.setattr(World, "all_reduce_", lambda *_: None)
+    inner = TrainedNetwork.close
+    monkeypatch.setattr(TrainedNetwork, "close", lambda self: events.append("backward ended") or inner(self))
     small, settings = architectures.named("small"), dry_run.make_settings(batch=4, micro_batch=1, nonfinite="skip")
-    made = architectures.new_denoiser(small, cpu), dry_run.RandomPrompts(small.text_shape, cpu), small.latent_shape
+    made = architectures.new_backbone(small, cpu), dry_run.RandomPrompts(small.text_shape, cpu), small.latent_shape
     trainer = Trainer(*made, dry_run.make_run(2.0), settings, World(0, 2), device=cpu)
     trainer.step()
     starts = [trainer.gradient.parameters[part].data_ptr() for _, part in trainer.layout.blocks]
@@ -188,8 +188,8 @@ def test_none_leaves_before_all_have_saved(run):
 
 def load_channels_last(rank):
     """As on a GPU in 16 bits."""
-    inner = distill.__globals__["load_denoiser"]
-    distill.__globals__["load_denoiser"] = lambda folder: inner(folder).to(memory_format=torch.channels_last)
+    inner = distill.__globals__["load_backbone"]
+    distill.__globals__["load_backbone"] = lambda folder: inner(folder).to(memory_format=torch.channels_last)
 
 
 def test_a_teacher_that_is_shared_out_gives_the_same_losses(run):
@@ -230,7 +230,7 @@ def poison_second(rank):
     def step(self):
         if rank == 1 and self.iteration == 2:
             with torch.no_grad():
-                next(self.teacher.unet.parameters()).fill_(float("nan"))
+                next(self.teacher.network.parameters()).fill_(float("nan"))
         return inner(self)
 
     Trainer.step = step

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from sid_core.training import iteration, student
+from sid_core.training import iteration, trained_network
 from sid_core.training.health import TrainingStopped
 from sid_core.training.randomness import draw, rng
-from sid_core.training.student import Student
+from sid_core.training.trained_network import TrainedNetwork
 
 
 def weights(denoiser):
-    return torch.cat([p.detach().flatten() for p in denoiser.unet.parameters()]).clone()
+    return torch.cat([p.detach().flatten() for p in denoiser.network.parameters()]).clone()
 
 
 def test_starts_from_the_teacher_and_moves_only_its_students(make_trainer):
@@ -57,18 +57,20 @@ def test_micro_batches_give_the_full_batchs_gradient(make_trainer, micro_batch, 
         found = {}
 
         def keep(student, gradient, loss, lr, iteration):
-            found[next(half for half, s in trainer.students.items() if s is student)] = gradient.parameters.clone()
+            found[next(name for name, trained in trainer.trained.items() if trained is student)] = (
+                gradient.parameters.clone()
+            )
             return torch.zeros(())
 
         torch.manual_seed(0)
         with torch.no_grad():  # as long as the two scores are equal, the generator's gradient is rounding alone
             for p in trainer.fake_score.parameters():
                 p += 0.1 * torch.randn_like(p)
-        monkeypatch.setattr(Student, "update", keep)
+        monkeypatch.setattr(TrainedNetwork, "update", keep)
         return trainer.step(), found
 
     (metrics_a, a), (metrics_b, b) = gradients(make_trainer()), gradients(make_trainer(micro_batch=micro_batch))
-    for half in ("fake", "generator"):
+    for half in ("fake_score", "generator"):
         assert (a[half] - b[half]).norm() < 1e-5 * a[half].norm()
     for name in ("fake_loss", "generator_loss", "teacher_residual", "fake_residual", "score_gap", "latent_std"):
         assert metrics_a[name].item() == pytest.approx(metrics_b[name].item(), rel=1e-5), name
@@ -98,7 +100,7 @@ def test_learning_rate_decays_linearly_for_both(make_trainer):
     rates = []
     for _ in range(20):
         trainer.step()
-        rates.append([student.optimizer.lr for student in trainer.students.values()])
+        rates.append([student.optimizer.lr for student in trainer.trained.values()])
     assert rates[0] == pytest.approx([3e-4, 1e-4])
     assert rates[10] == pytest.approx([3e-4 * 0.6, 1e-4 * 0.6])
 
@@ -120,14 +122,18 @@ def test_prompts_are_dropped_in_the_fake_half_where_it_is_guided(make_trainer, s
     trainer.prompts = recorder_type()
     trainer.step()
     fake, generator = seen
-    assert fake.any().item() == dropped
+    assert (fake is not None and fake.any().item()) == dropped
     assert generator is None
+
+
+def levels(batch):
+    return lambda stream: torch.randint(20, 980, (batch,), generator=stream)
 
 
 def test_draws_depend_on_seed_iteration_and_half_alone():
     def make(*key):
         return draw(
-            rng(*key), batch=6, latent_shape=(2, 3, 3), num_prompts=50, num_steps=2, t_range=(20, 980), dropout=0.5
+            rng(*key), batch=6, latent_shape=(2, 3, 3), num_prompts=50, num_steps=2, draw_t=levels(6), dropout=0.5
         )
 
     a, b = make(0, 3, "fake"), make(0, 3, "fake")
@@ -147,7 +153,7 @@ def test_levels_cover_their_range_and_noise_is_normal():
         latent_shape=(1, 1, 1),
         num_prompts=3,
         num_steps=1,
-        t_range=(20, 980),
+        draw_t=levels(200_000),
         dropout=0.1,
     )
     assert (d.t.min().item(), d.t.max().item()) == (20, 979)
@@ -162,7 +168,7 @@ def test_levels_cover_their_range_and_noise_is_normal():
 
 def poison(denoiser):
     with torch.no_grad():
-        next(denoiser.unet.parameters()).fill_(float("nan"))
+        next(denoiser.network.parameters()).fill_(float("nan"))
 
 
 @pytest.mark.parametrize("network", ["fake_score", "teacher"])
@@ -176,7 +182,7 @@ def test_nonfinite_stops_and_names_network_and_step(make_trainer, network):
 
 
 def test_skip_leaves_the_weights_counts_and_gives_up_at_the_limit(make_trainer, monkeypatch):
-    monkeypatch.setattr(student, "NONFINITE_LIMIT", 3)
+    monkeypatch.setattr(trained_network, "NONFINITE_LIMIT", 3)
     trainer = make_trainer(nonfinite="skip")
     poison(trainer.teacher)  # only the generator's half sees it
     before = weights(trainer.generator)
@@ -192,9 +198,9 @@ def test_grid_uses_the_ema_and_noise_that_never_changes(make_trainer):
     trainer = make_trainer()
     first = trainer.grid_latents(4)
     assert torch.equal(first, trainer.grid_latents(4))
-    before = copy.deepcopy(trainer.ema.unet.state_dict())
+    before = copy.deepcopy(trainer.ema.network.state_dict())
     for _ in range(3):
         trainer.step()
     assert not torch.equal(first, trainer.grid_latents(4))
-    trainer.ema.unet.load_state_dict(before)
+    trainer.ema.network.load_state_dict(before)
     assert torch.equal(first, trainer.grid_latents(4))

@@ -16,7 +16,7 @@ from sid_core.training.iteration import Trainer
 
 SMALL = architectures.named("small")
 SD15 = architectures.named("sd15")
-NETWORK = architectures.new_denoiser(SMALL, "cpu")
+NETWORK = architectures.new_backbone(SMALL, "cpu")
 CODEC = sum(p.nbytes for p in architectures.new_codec(SMALL).parameters())
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from plain import Plain
 
-from sid_core.training.student import Student
+from sid_core.training.trained_network import TrainedNetwork
 
 # whole batch and micro-batches; with and without guidance; another alpha
 CASES = [
@@ -19,7 +19,7 @@ CASES = [
 @pytest.mark.parametrize(("run", "distill"), CASES)
 def test_gradients_equal_the_plain_iterations(make_trainer, monkeypatch, run, distill):
     trainer = make_trainer(run=run, prompt_dropout=0.3, **distill)
-    fake, found, inner = trainer.students["fake"], {}, Student.update
+    fake, found, inner = trainer.trained["fake_score"], {}, TrainedNetwork.update
     torch.manual_seed(0)
     fake.master += 0.1 * torch.randn_like(fake.master)  # tell the scores apart
 
@@ -27,18 +27,18 @@ def test_gradients_equal_the_plain_iterations(make_trainer, monkeypatch, run, di
         half = "fake" if student is fake else "generator"
         found[half] = torch.cat([view.flatten() for view in gradient.views.values()])
         if half == "fake":  # the generator's half starts from the same fake score in both
-            for p, q in zip(student.network.parameters(), plain.fake.parameters(), strict=True):
+            for p, q in zip(student.backbone.parameters(), plain.fake.parameters(), strict=True):
                 p.copy_(q)
             return torch.zeros(())
         return inner(student, gradient, *given)
 
     plain = Plain(trainer)
     expected = plain.step()
-    monkeypatch.setattr(Student, "update", torch.no_grad()(update))
+    monkeypatch.setattr(TrainedNetwork, "update", torch.no_grad()(update))
     trainer.step()
     for half in ("fake", "generator"):
         assert (found[half] - expected[half]).norm() < 1e-5 * expected[half].norm(), half
-    after = torch.cat([p.flatten() for p in plain.generator.unet.parameters()])
-    ours = torch.cat([p.flatten() for p in trainer.generator.unet.parameters()])
+    after = torch.cat([p.flatten() for p in plain.generator.network.parameters()])
+    ours = torch.cat([p.flatten() for p in trainer.generator.network.parameters()])
     # Adam's first step is a sign: where a gradient is rounding alone the two may differ
     assert ((after - ours).abs() < 1e-6).float().mean() > 0.98

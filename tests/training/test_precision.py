@@ -5,10 +5,10 @@ import os
 import pytest
 import torch
 
-from sid_core.models.teacher import load_denoiser
-from sid_core.training.precision import FIRST_SCALE, GROWTH_INTERVAL, Guard, lay_out, set_determinism
+from sid_core.models.teacher import load_backbone
+from sid_core.training.precision import FIRST_SCALE, GROWTH_INTERVAL, Guard, set_determinism, set_memory_format
 from sid_core.training.state import StateWriter, load_newest_state
-from sid_core.training.student import Student
+from sid_core.training.trained_network import TrainedNetwork
 
 CPU = torch.device("cpu")
 
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 def shake(trainer):
     """Tell the scores apart: while they are equal, the generator's gradient is rounding alone."""
     torch.manual_seed(0)
-    for student in (trainer.students["fake"],):
+    for student in (trainer.trained["fake_score"],):
         student.master += 0.05 * torch.randn_like(student.master)
         student.refresh()
 
@@ -26,13 +26,13 @@ def gradients(trainer, monkeypatch):
     found = {}
 
     def keep(student, gradient, loss, lr, iteration):
-        half = "fake" if student is trainer.students["fake"] else "generator"
+        half = "fake" if student is trainer.trained["fake_score"] else "generator"
         found[half] = gradient.parameters / student.guard.scale
         return torch.zeros(())
 
     shake(trainer)
     with monkeypatch.context() as patch:
-        patch.setattr(Student, "update", keep)
+        patch.setattr(TrainedNetwork, "update", keep)
         return trainer.step(), found
 
 
@@ -58,8 +58,8 @@ def test_only_16_bit_weights_of_a_gpu_are_channels_last(tiny_teacher):
         ("cuda", "tf32"),
         ("cpu", "bfloat16"),
     ):
-        unet = load_denoiser(tiny_teacher).unet
-        lay_out(unet, precision, torch.device(kind))
+        unet = load_backbone(tiny_teacher).network
+        set_memory_format(unet, precision, torch.device(kind))
         last = unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
         assert last == (kind == "cuda" and precision in ("bfloat16", "float16"))
 
@@ -89,24 +89,24 @@ def test_networks_compute_on_refreshed_16_bit_copies(make_trainer, precision):
     dtype = getattr(torch, precision)
     for _ in range(2):
         trainer.step()
-    for student in trainer.students.values():
+    for student in trainer.trained.values():
         assert student.master.dtype == torch.float32
         for name, view in trainer.layout.views(student.master).items():
-            parameter = student.network.unet.get_parameter(name)
+            parameter = student.backbone.network.get_parameter(name)
             assert parameter.dtype == dtype
             assert torch.equal(parameter, view.to(dtype))
             assert parameter.grad is None
-    assert {p.dtype for p in trainer.teacher.unet.parameters()} == {dtype}
-    assert {p.dtype for p in trainer.ema.unet.parameters()} == {torch.float32}
+    assert {p.dtype for p in trainer.teacher.network.parameters()} == {dtype}
+    assert {p.dtype for p in trainer.ema.network.parameters()} == {torch.float32}
 
 
 def test_updates_below_16_bit_resolution_add_up(make_trainer):
     """lr 1e-6 moves no bfloat16 weight of size 0.1 (half an ulp is 2e-4), but it moves the float32 ones."""
     trainer = make_trainer(precision="bfloat16", lr=1e-6)
-    before = trainer.students["generator"].master.clone()
+    before = trainer.trained["generator"].master.clone()
     for _ in range(3):
         trainer.step()
-    moved = (trainer.students["generator"].master - before).abs()
+    moved = (trainer.trained["generator"].master - before).abs()
     assert 0 < moved.max() < 1e-5
     assert (moved > 0).float().mean() > 0.5
 
@@ -193,6 +193,6 @@ def test_a_restored_run_goes_on_with_the_same_bits(make_trainer, tmp_path, preci
     for _ in range(2):
         second.step()
     assert torch.equal(whole.ema_weights, second.ema_weights)
-    for one, other in zip(whole.students.values(), second.students.values(), strict=True):
+    for one, other in zip(whole.trained.values(), second.trained.values(), strict=True):
         assert torch.equal(one.master, other.master)
         assert one.guard.saved() == other.guard.saved()

@@ -124,7 +124,7 @@ def test_an_iteration_left_half_done_equals_a_whole_one(in_parts, tiny_teacher, 
         with pytest.raises(Interrupted, match="SIGUSR1"):
             distill(make_settings(micro_batch=1), tiny_teacher, PROMPTS, folders.state, folders.out)
     newest = saved_states(folders.state)[0].name
-    assert newest == ("state-000000005half" if network == "generator" else "state-000000005")
+    assert newest == ("state-000000005half1" if network == "generator" else "state-000000005")
     distill(make_settings(micro_batch=1), tiny_teacher, PROMPTS, folders.state, folders.out)
     assert sha256_file(folders.out / WEIGHTS) == sha256_file(in_parts / "run" / "generator" / WEIGHTS)
     assert points(folders.out.parent / "training.jsonl") == points(in_parts / "run" / "training.jsonl")
@@ -406,7 +406,7 @@ def test_training_does_not_wait_for_the_disk(make_trainer, tmp_path, disk):
     trainer = make_trainer()
     with StateWriter(tmp_path, keep=2) as writer:
         writer.write(trainer, {})
-        before = trainer.students["generator"].master.clone()
+        before = trainer.trained["generator"].master.clone()
         trainer.step()  # after the copy was taken
         assert not saved_states(tmp_path)
         disk.set()
@@ -523,9 +523,9 @@ def test_held_out_captions_are_looked_at_and_never_trained_on(tiny_teacher, fold
     settings = make_settings(proxy_samples=2, proxy_every_nimg=40)
     indices, inner = set(), Trainer._draw
 
-    def draw(self, half, batch, dropout):
-        drawn = inner(self, half, batch, dropout)
-        indices.update(drawn.prompts.tolist() if half in self.students else [])
+    def draw(self, purpose, iteration, batch, dropout):
+        drawn = inner(self, purpose, iteration, batch, dropout)
+        indices.update(drawn.prompts.tolist() if purpose in ("fake", "generator") else [])
         return drawn
 
     monkeypatch.setattr(Trainer, "_draw", draw)

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ...config import scale_name
 from ...errors import UserError
-from ...models.scheduler import prediction_type
 from ...storage import hub
 from ...storage.files import read_json, sha256_file
+from ..backbones import StableDiffusion
 from ..generator import save_generator
-from ..scheduler import scheduler_config
+from ..scheduler import noise_schedule, prediction_type, scheduler_config
 from ..teacher import teacher_sha256
 from .unpickle import Thing, read_pickle
 
@@ -95,7 +95,7 @@ def import_official(
     """
     if not 0 <= t_init <= 999 or not 1 <= run["num_steps"] <= max(t_init, 1):
         raise UserError(f"t_init={t_init}, num_steps={run['num_steps']}: expected 0–999, and 1 to t_init steps")
-    sha256 = teacher_sha256(teacher)
+    sha256, config = teacher_sha256(teacher), scheduler_config(teacher)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(read_json(teacher / "unet" / "config.json"))
     network = _network(path)
@@ -106,12 +106,13 @@ def import_official(
         "run": run,
         "t_init": t_init,
         "num_steps": run["num_steps"],
-        "prediction_type": prediction_type(scheduler_config(teacher)),
+        "prediction_type": prediction_type(config),
         "train_kimg": train_kimg,
         "teacher_sha256": sha256,
         "imported": {"file": path.name, "sha256": sha256_file(path), **source},
     }
-    save_generator(out, unet, {name: tensor.float() for name, tensor in weights.items()}, record)
+    backbone = StableDiffusion(unet, noise_schedule(config), prediction_type(config))
+    save_generator(out, backbone, {name: tensor.float() for name, tensor in weights.items()}, record)
 
 
 def _network(path: Path) -> Thing:

@@ -12,11 +12,10 @@ from pathlib import Path
 from diffusers import EulerDiscreteScheduler
 
 from ...errors import UserError
-from ...models.scheduler import prediction_type
 from ...storage.files import atomic_path, read_json, verify_manifest, write_json, write_manifest, write_text
 from ..build import write_model_index
 from ..generator import generator_folder, generator_sha256
-from ..scheduler import make_solver, scheduler_config
+from ..scheduler import make_solver, prediction_type, scheduler_config
 from ..teacher import latent_shape, teacher_sha256
 from .card import model_card
 

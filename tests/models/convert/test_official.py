@@ -38,8 +38,8 @@ def test_the_weights_are_those_of_the_pickle(tiny_teacher, tmp_path, dtype, old)
     verify_manifest(tmp_path / "generator")
     generator, record = load_generator(tmp_path / "generator", tiny_teacher)
     expected = unet.state_dict()
-    assert generator.unet.state_dict().keys() == expected.keys()
-    for name, tensor in generator.unet.state_dict().items():
+    assert generator.network.state_dict().keys() == expected.keys()
+    for name, tensor in generator.network.state_dict().items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, expected[name].float())
     assert record["run"] == {
@@ -61,7 +61,7 @@ def test_an_imported_generator_computes_what_the_pickled_one_did(tiny_teacher, t
     import_official(write(unet, tmp_path / "x.pkl"), tiny_teacher, tmp_path / "generator")
     generator, _ = load_generator(tmp_path / "generator", tiny_teacher)
     x, cond, t = torch.randn(2, 4, 8, 8), torch.randn(2, 12, 16), torch.tensor([625, 625])
-    assert torch.equal(generator.unet(x, t, cond).sample, unet(x, t, cond).sample)
+    assert torch.equal(generator.network(x, t, cond).sample, unet(x, t, cond).sample)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import torch
 import yaml
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler, LCMScheduler
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
-from official_style import network
 from PIL import Image
 
 from sid_core import cli
@@ -20,7 +19,7 @@ from sid_core.method import one_step
 from sid_core.models.convert.card import model_card
 from sid_core.models.generator import generator_sha256, load_generator, save_generator
 from sid_core.models.scheduler import scheduler_config
-from sid_core.models.teacher import prepare_teacher, teacher_sha256
+from sid_core.models.teacher import load_backbone, prepare_teacher, teacher_sha256
 from sid_core.models.text import TextEncoder
 from sid_core.storage.files import read_json, verify_manifest, write_json, write_manifest
 
@@ -39,7 +38,7 @@ def change_scheduler(source: Path, out: Path, **changes: object) -> Path:
 
 def make_generator(teacher: Path, out: Path, t_init: int = 625, num_steps: int = 1) -> Path:
     """A generator with small random weights."""
-    unet = network(teacher)
+    backbone = load_backbone(teacher)
     scales = {"fake_train": 1.5, "fake_eval": 1.5, "teacher": 1.5, "alpha": 1.0}
     record = {
         "run": {"name": "lsg-1.5", "strategy": "lsg", **scales, "num_steps": num_steps, "seed": 0},
@@ -49,8 +48,8 @@ def make_generator(teacher: Path, out: Path, t_init: int = 625, num_steps: int =
         "train_kimg": 12.8,
         "teacher_sha256": teacher_sha256(teacher),
     }
-    weights = {name: 0.1 * tensor for name, tensor in unet.state_dict().items()}
-    save_generator(out, unet, weights, record)
+    weights = {name: 0.1 * tensor for name, tensor in backbone.network.state_dict().items()}
+    save_generator(out, backbone, weights, record)
     return out
 
 
@@ -256,7 +255,7 @@ class Api:
 @pytest.fixture
 def api(monkeypatch):
     class Fresh(Api):
-        asked: list = []  # noqa: RUF012  a new one for each test
+        asked: list = []
 
     monkeypatch.setattr("huggingface_hub.HfApi", Fresh)
     return Fresh

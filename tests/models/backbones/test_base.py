@@ -2,11 +2,14 @@
 
 import pytest
 import torch
-from test_losses import SD
 from toy import ToyUNet
 
-from sid_core.method import Denoiser, one_step
+from sid_core.method import one_step
+from sid_core.models.backbones import StableDiffusion
+from sid_core.models.conditioning import Conditioning
 from sid_core.models.scheduler import noise_schedule
+
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 @pytest.fixture
@@ -15,8 +18,8 @@ def inputs():
     return (
         torch.randn(4, 2, 4, 4, generator=g),
         torch.tensor([20, 300, 625, 979]),
-        torch.randn(4, 5, 6, generator=g),
-        torch.randn(1, 5, 6, generator=g),
+        Conditioning(torch.randn(4, 5, 6, generator=g)),
+        Conditioning(torch.randn(1, 5, 6, generator=g)),
     )
 
 
@@ -24,8 +27,8 @@ def inputs():
 @pytest.mark.parametrize("kappa", [0.5, 1.5, 4.5])
 def test_guidance_of_x0_equals_guidance_of_output(inputs, kind, kappa):
     x_t, t, cond, empty = inputs
-    f = Denoiser(ToyUNet(0), noise_schedule(SD), kind)
-    f_cond, f_empty = f(x_t, t, cond), f(x_t, t, empty.expand_as(cond))
+    f = StableDiffusion(ToyUNet(0), noise_schedule(SD), kind)
+    f_cond, f_empty = f(x_t, t, cond), f(x_t, t, empty.expand(4))
     torch.testing.assert_close(
         f(x_t, t, cond, empty, kappa), f_empty + kappa * (f_cond - f_empty), rtol=1e-4, atol=1e-4
     )
@@ -36,19 +39,21 @@ def test_scale_one_evaluates_the_conditional_branch_once(inputs):
     batches = []
     unet = ToyUNet(0)
     unet.register_forward_hook(lambda module, args, output: batches.append(len(args[0])))
-    Denoiser(unet, noise_schedule(SD), "epsilon")(x_t, t, cond, empty, 1.0)
+    StableDiffusion(unet, noise_schedule(SD), "epsilon")(x_t, t, cond, empty, 1.0)
     assert batches == [4]
 
 
 def test_eps_inverts_x0(inputs):
     x_t, t, cond, _ = inputs
-    f = Denoiser(ToyUNet(0), noise_schedule(SD), "epsilon")
-    torch.testing.assert_close(f.eps(f(x_t, t, cond), x_t, t), f.unet(x_t, t, cond).sample, rtol=1e-4, atol=1e-4)
+    f = StableDiffusion(ToyUNet(0), noise_schedule(SD), "epsilon")
+    torch.testing.assert_close(
+        f.eps(f(x_t, t, cond), x_t, t), f.network(x_t, t, cond.tokens).sample, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_one_step_feeds_sigma_z(inputs):
     z, _, cond, _ = inputs
-    f = Denoiser(ToyUNet(0), noise_schedule(SD), "epsilon")
+    f = StableDiffusion(ToyUNet(0), noise_schedule(SD), "epsilon")
     t = torch.full((4,), 625)
-    eps_hat = f.unet(0.928555 * z, t, cond).sample
+    eps_hat = f.network(0.928555 * z, t, cond.tokens).sample
     torch.testing.assert_close(one_step(f, z, 625, cond), 2.50172 * (z - eps_hat), rtol=1e-4, atol=1e-4)

@@ -14,13 +14,11 @@ from ..cluster.machine import device
 from ..config import SEEDS
 from ..data.images import quantise
 from ..errors import UserError
-from ..method import Denoiser, n_step
+from ..method import n_step
+from ..models.backbones import Backbone, family_of
 from ..models.devices import place
 from ..models.generator import find_teacher, generator_folder, load_generator
-from ..models.scheduler import make_solver
-from ..models.teacher import COMPONENTS, latent_shape, load_denoiser
-from ..models.text import TextEncoder
-from ..models.vae import ImageCodec
+from ..models.teacher import latent_shape, load_backbone, load_image_codec, load_solver, load_text_encoder
 from ..storage.files import atomic_path, check_place
 from .generation import solve
 from .preview import factor, to_png
@@ -47,11 +45,10 @@ def sample(generator: Path, teacher: Path | None, prompt: str, seed: int, out: P
     teacher = teacher or find_teacher(generator)
     if not teacher.is_dir():
         raise UserError(f"--teacher {teacher}: no such folder; expected results/EXPERIMENT/… of a finished run")
-    for name, files in COMPONENTS.items():
-        if not any((teacher / name / file).is_file() for file in files):
-            raise UserError(
-                f"--teacher {teacher}: has no {name}; expected a prepared teacher, results/EXPERIMENT/teacher"
-            )
+    if missing := family_of(teacher).missing(teacher):
+        raise UserError(
+            f"--teacher {teacher}: has no {missing[0]}; expected a prepared teacher, results/EXPERIMENT/teacher"
+        )
     if count < 1 or not 0 <= seed <= SEEDS - count:
         raise UserError(f"--seed {seed} -n {count}: expected 1 or more images, and seeds from 0 to {SEEDS - 1}")
     check_place(out)
@@ -60,13 +57,13 @@ def sample(generator: Path, teacher: Path | None, prompt: str, seed: int, out: P
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: no such folder {out.parent}. Fix: make it, or give another place")
     log.info("loading the networks of %s and %s", generator, teacher)
-    studio = Studio(teacher)
-    studio.generator(generator)
+    session = InferenceSession(teacher)
+    session.generator(generator)
     taken_ms = []
     for path, one in zip(paths, seeds, strict=True):
         log.info("drawing %s, seed %d (%d of %d)", path, one, one - seed + 1, count)
         started = time.monotonic()
-        pixels = studio.image(generator, prompt, one)
+        pixels = session.image(generator, prompt, one)
         taken_ms.append(1000 * (time.monotonic() - started))
         with atomic_path(path) as temporary:
             temporary.write_bytes(to_png(pixels, enlarge=factor(len(pixels))))
@@ -79,7 +76,7 @@ def sample(generator: Path, teacher: Path | None, prompt: str, seed: int, out: P
     )
 
 
-class Studio:
+class InferenceSession:
     """A teacher and its generators, each loaded when it is first asked for: one image of a prompt at a time.
 
     Noise is drawn on the CPU: on one machine an image depends on network, prompt and seed, not on what was drawn before.
@@ -90,15 +87,15 @@ class Studio:
 
     def __init__(self, teacher: Path):
         self.folder, self._generators = Path(teacher), OrderedDict()
-        self._encoder = place(TextEncoder.from_directory(teacher), "float32")
-        self._codec = place(ImageCodec.from_directory(teacher), "float32")
+        self._encoder = place(load_text_encoder(teacher), "float32")
+        self._codec = place(load_image_codec(teacher), "float32")
         self._shape = latent_shape(teacher)
 
     @cached_property
-    def teacher(self) -> Denoiser:
-        return place(load_denoiser(self.folder), "float32")
+    def teacher(self) -> Backbone:
+        return place(load_backbone(self.folder), "float32")
 
-    def generator(self, folder: Path) -> tuple[Denoiser, dict]:
+    def generator(self, folder: Path) -> tuple[Backbone, dict]:
         """The network and its generator.json; the KEPT that were asked for last stay in memory."""
         if folder not in self._generators:
             network, record = load_generator(folder, self.folder)
@@ -118,7 +115,7 @@ class Studio:
     @torch.inference_mode()
     def teacher_image(self, prompt: str, seed: int, steps: int, guidance_scale: float) -> np.ndarray:
         """Draw what the teacher makes of it from the same noise, by DPM-Solver++: (H, W, 3) uint8."""
-        solver = make_solver("dpm-solver", self.folder, steps)
+        solver = load_solver("dpm-solver", self.folder, steps)
         solver.set_timesteps(steps, device=device())
         cond, uncond = self._encoder.encode([prompt]), self._encoder.empty()
         return self._decode(solve(solver, self.teacher, self._noises(seed, 1)[0], cond, uncond, guidance_scale))

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: its log, sample grids, and the best weights by a declared rule."""
+"""Write what a run leaves while it trains: its log, sample grids, and the best weights by a declared rule."""
 
 import json
 import logging
@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 GRID = 16  # samples in a grid
 
 
-class Book:
-    """What the first process writes while it trains: the log and the grids, continued from the restored state.
+class TrainingLogger:
+    """Write the log and the grids, continued from the restored state; the first process has one.
 
     Attributes:
         before: logged points up to that state.
@@ -62,8 +62,8 @@ class Book:
         if self.on_samples:
             self.on_samples(self.trainer.nimg, self.trainer.grid_latents(GRID))
 
-    def look(self) -> dict[str, float | None]:
-        """Numbers of samples for the held-out prompts; the weights with the lowest fid_proxy so far are kept, where that is set."""
+    def score_held_out(self) -> dict[str, float | None]:
+        """Return scores of samples for the held-out prompts; the weights with the lowest fid_proxy so far are kept, where that is set."""
         if self.on_held_out is None:
             return {}
         values = self.on_held_out(self.trainer.held_out_latents())
@@ -73,7 +73,7 @@ class Book:
             if values[rule] < min(before, default=math.inf):
                 path = self.state / f"best-{self.trainer.nimg:012d}.safetensors"
                 with atomic_path(path) as temporary:
-                    weights = self.trainer.ema.unet.state_dict()
+                    weights = self.trainer.ema.network.state_dict()
                     save_file({name: weight.cpu().contiguous() for name, weight in weights.items()}, temporary)
                 write_sidecar(path, {"nimg": self.trainer.nimg, "value": values[rule]})
                 _remove_superseded(self.state, self.trainer.settings.batch)
@@ -84,7 +84,7 @@ def load_best(state: Path) -> tuple[dict[str, Tensor], dict]:
     """The kept weights by name, and {"nimg", "value"} of the point they are from.
 
     Raises:
-        UserError: there are none, as no look gave a finite number, or they are damaged.
+        UserError: there are none, as no score of held-out prompts was finite, or they are damaged.
     """
     bests = _bests(state)
     if not bests:
@@ -133,7 +133,7 @@ def make_point(trainer: Trainer, window: dict[str, Tensor]) -> dict[str, float |
     """One logged point: means over the iterations since the last one; what is not finite (nonfinite: skip) becomes null."""
     iterations = float(window["iterations"])
     means = {name: float(total) / iterations for name, total in window.items() if name != "iterations"}
-    scales = {f"{half}_loss_scale": student.guard.scale for half, student in trainer.students.items()}
+    scales = {f"{phase.name}_loss_scale": trainer.trained[phase.network].guard.scale for phase in trainer.phases}
     return {
         "nimg": trainer.nimg,
         "iteration": trainer.iteration,

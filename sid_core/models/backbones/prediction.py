@@ -1,10 +1,11 @@
-"""Measure what a UNet predicts where its scheduler does not state it, by the x_0 error on samples of its own."""
+"""Measure what a network predicts where its scheduler does not state it, by the x_0 error on samples of its own."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..method.denoiser import Denoiser
-from ..method.schedule import NoiseSchedule
+from ...method.schedule import VPSchedule
+from ..conditioning import Conditioning
+from .base import Backbone
 
 KINDS = ("epsilon", "v_prediction")
 STEPS, LEVELS = 4, (0.2, 0.4, 0.6)  # of sampling; of the noise levels, as parts of the schedule
@@ -12,7 +13,7 @@ MOST, MARGIN = 0.5, 2.0  # the right type's error is at most this, and the other
 
 
 @torch.no_grad()
-def x0_errors(unet: nn.Module, schedule: NoiseSchedule, empty: Tensor, shape: tuple[int, int, int]) -> dict[str, float]:
+def x0_errors(backbone: Backbone, empty: Conditioning, shape: tuple[int, int, int]) -> dict[str, float]:
     """Relative x_0 error E|f(x_t) - x_0|^2 / min(Var x_0, 1) under each prediction type.
 
     x_0 is drawn under the same type by four DDIM steps from one noise. The embedded teacher gives at most 0.28 under the right
@@ -20,13 +21,13 @@ def x0_errors(unet: nn.Module, schedule: NoiseSchedule, empty: Tensor, shape: tu
     under a wrong type may blow up, and an error relative to them says nothing: hence the 1, the variance of latents.
 
     Args:
-        empty: embedding of the empty prompt (1, L, D). shape: (C, H, W) of the latents.
+        empty: the empty prompt. shape: (C, H, W) of the latents.
     """
     draws = torch.Generator().manual_seed(0)
-    z, *noises = torch.randn(1 + len(LEVELS), 1, *shape, generator=draws).to(empty.device)
-    errors = {}
+    z, *noises = torch.randn(1 + len(LEVELS), 1, *shape, generator=draws).to(empty.tokens.device)
+    errors, schedule = {}, backbone.schedule
     for kind in KINDS:
-        denoiser = Denoiser(unet, schedule, kind)
+        denoiser = type(backbone)(backbone.network, schedule, kind)
         x0 = _sample(denoiser, z, empty)
         found = []
         for level, eps in zip(LEVELS, noises, strict=True):
@@ -43,7 +44,7 @@ def name_type(errors: dict[str, float]) -> str | None:
     return right if shown else None
 
 
-def _sample(denoiser: Denoiser, z: Tensor, cond: Tensor) -> Tensor:
+def _sample(denoiser: Backbone, z: Tensor, cond: Conditioning) -> Tensor:
     """x_0 by DDIM steps of equal length from the last noise level (eta 0)."""
     schedule, x_t = denoiser.schedule, z
     levels = [_level(schedule, 1 - i / STEPS, z) for i in range(STEPS)]
@@ -54,5 +55,5 @@ def _sample(denoiser: Denoiser, z: Tensor, cond: Tensor) -> Tensor:
     return x0
 
 
-def _level(schedule: NoiseSchedule, part: float, like: Tensor) -> Tensor:
+def _level(schedule: VPSchedule, part: float, like: Tensor) -> Tensor:
     return torch.tensor([round(part * len(schedule)) - 1], device=like.device)

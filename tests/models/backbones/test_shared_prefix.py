@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from sid_core.method.guided_pair import guided_pair, prove_pair, shares_prefix
+from sid_core.models.backbones.shared_prefix import guided_pair, prove_pair, shares_prefix
 
 CROSS, PLAIN = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
 

@@ -1,4 +1,4 @@
-"""A trained network: float32 weights, their gradient and optimizer, and the network that computes, in its own precision."""
+"""A network in training: float32 weights, their gradient and optimizer, and the network that computes, in its own precision."""
 
 from functools import partial
 from typing import TYPE_CHECKING
@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..method import DTYPES, Denoiser
-from .distributed import OverlappedSum, World
+from ..method import DTYPES
+from ..models.backbones import Backbone
+from .distributed import OverlappedAllReduce, World
 from .flat import Layout, norm, placed, with_weights
 from .optimizer import Adam
 from .precision import Guard
@@ -16,29 +17,22 @@ if TYPE_CHECKING:
     from ..config import Distill
 
 NONFINITE_LIMIT = 10  # skipped updates in a row that end a run with `nonfinite: skip`
-METRICS = 8  # places for an iteration's metrics
 
 
 class Gradient:
-    """One float32 gradient of a whole network, and an iteration's metrics. Both students use it in turn; between iterations its memory is
-    lent to whoever needs a whole vector.
+    """One float32 gradient of a whole network. Both trained networks use it in turn; between iterations its memory is lent to
+    whoever needs a whole vector.
 
     Attributes:
         parameters: the gradient, a vector of the layout; `views` of it by name.
-        metrics: (METRICS,).
     """
 
     def __init__(self, layout: Layout, device: torch.device, world: World):
         self.world = world
         self.parameters = torch.zeros(layout.size, device=device)
-        self.metrics = torch.zeros(METRICS, device=device)
         self.views = layout.views(self.parameters)
         self._block = {name: i for i, (names, _) in enumerate(layout.blocks) for name in names}
-        self._sum = OverlappedSum(world, [(self.parameters[part], len(names)) for names, part in layout.blocks])
-
-    def clear(self) -> None:
-        self.parameters.zero_()
-        self.metrics.zero_()
+        self._sum = OverlappedAllReduce(world, [(self.parameters[part], len(names)) for names, part in layout.blocks])
 
     def take(self, name: str, parameter: Tensor) -> None:
         """Backward is done with a parameter: a 16-bit gradient goes into the float32 sum as soon as it is there, and is freed."""
@@ -55,18 +49,17 @@ class Gradient:
     def finish_sum(self) -> None:
         if self.world.size > 1:
             self._sum.finish()
-            self.world.sum_(self.metrics)
 
 
-class Student:
+class TrainedNetwork:
     """The fake score or the generator. It starts from the teacher's weights.
 
     Args:
         start: the teacher's float32 weights, a vector, on whatever device.
-        own: the part of a vector that this process keeps and updates; all of it, or its share.
+        own: the part of a vector that this process keeps and updates; all of it, or its shard.
 
     Attributes:
-        network: the Denoiser that computes. Its parameters are views of `master`, or of a copy of it: in 16 bits, or because
+        backbone: the Backbone that computes. Its parameters are views of `master`, or of a copy of it: in 16 bits, or because
             `master` is in the host's memory or a part.
         master: the float32 weights, a vector.
         lr: learning rate at the start of the run.
@@ -74,7 +67,7 @@ class Student:
 
     def __init__(
         self,
-        teacher: Denoiser,
+        teacher: Backbone,
         start: Tensor,
         layout: Layout,
         own: slice,
@@ -89,17 +82,17 @@ class Student:
         apart = self.offloaded or len(self.master) < len(start) or dtype != torch.float32
         self._copy = start.to(device, dtype, copy=True) if apart else self.master
         weights = layout.views(self._copy)
-        self.network = Denoiser(with_weights(teacher.unet, weights), teacher.schedule, teacher.prediction_type)
+        self.backbone = teacher.with_network(with_weights(teacher.network, weights))
         self.optimizer = Adam(self.master, settings, lr, device, self.offloaded)
         limit = 1 if settings.nonfinite == "stop" else NONFINITE_LIMIT
         self.guard = Guard(device, settings.precision, limit)
-        self._parameters = dict(self.network.unet.named_parameters())
+        self._parameters = dict(self.backbone.network.named_parameters())
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def open(self, gradient: Gradient) -> None:
         """Let backward add to `gradient`, emptied first."""
-        gradient.clear()
-        self.network.requires_grad_(True)
+        gradient.parameters.zero_()
+        self.backbone.requires_grad_(True)
         for name, parameter in self._parameters.items():
             if parameter.dtype == torch.float32:
                 parameter.grad = gradient.views[name]  # backward adds in place
@@ -107,7 +100,7 @@ class Student:
 
     def close(self) -> None:
         """Freeze the network again."""
-        self.network.requires_grad_(False)
+        self.backbone.requires_grad_(False)
         for parameter in self._parameters.values():
             parameter.grad = None
         for hook in self._hooks:
@@ -131,4 +124,4 @@ class Student:
             return
         self._copy[self.own].copy_(self.master)
         if len(self.master) < len(self._copy):
-            self.world.gather_(self._copy)
+            self.world.all_gather_(self._copy)

@@ -4,20 +4,22 @@ import copy
 
 import pytest
 import torch
+from torch import Tensor
 
-from sid_core.models.teacher import load_denoiser
-from sid_core.training.regions import checkpoint_blocks, compile_blocks
+from sid_core.models.conditioning import Conditioning
+from sid_core.models.teacher import load_backbone
+from sid_core.training.blocks import checkpoint_blocks, compile_blocks
 
 
 @pytest.fixture
 def denoiser(tiny_teacher):
-    return load_denoiser(tiny_teacher)
+    return load_backbone(tiny_teacher)
 
 
 @pytest.fixture
 def inputs():
     torch.manual_seed(0)
-    return torch.randn(2, 4, 8, 8), torch.tensor([30, 800]), torch.randn(2, 12, 16), torch.randn(1, 12, 16)
+    return torch.randn(2, 4, 8, 8), torch.tensor([30, 800]), *(Conditioning(torch.randn(n, 12, 16)) for n in (2, 1))
 
 
 def backward(denoiser, inputs, frozen, scale):
@@ -42,7 +44,7 @@ def backward(denoiser, inputs, frozen, scale):
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_checkpointed_gradients_are_equal_and_keep_less(denoiser, inputs, frozen, scale):
     other = copy.deepcopy(denoiser)
-    checkpoint_blocks(other.unet)
+    checkpoint_blocks(other)
     (plain, kept), (again, kept_less) = (backward(d, inputs, frozen, scale) for d in (denoiser, other))
     assert len(plain) == len(again)
     assert (len(plain) == 1) == frozen
@@ -69,7 +71,7 @@ def test_what_is_offloaded_changes_no_bit(make_trainer, monkeypatch, precision, 
         trainer.collect_ema()
     plain, offloaded = trainers
     assert torch.equal(plain.ema_weights, offloaded.ema_weights)
-    assert torch.equal(plain.students["fake"].master, offloaded.students["fake"].master)
+    assert torch.equal(plain.trained["fake_score"].master, offloaded.trained["fake_score"].master)
     assert torch.equal(plain.grid_latents(2), offloaded.grid_latents(2))
     assert plain.ema_drift() == offloaded.ema_drift()
 
@@ -78,7 +80,7 @@ def test_what_is_offloaded_changes_no_bit(make_trainer, monkeypatch, precision, 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="compiling for a CPU takes minutes and gains nothing")
 def test_compiled_blocks_compute_the_same(denoiser, inputs):
     denoiser.cuda()
-    x_t, t, cond, uncond = (tensor.cuda() for tensor in inputs)
+    x_t, t, cond, uncond = (each.map(Tensor.cuda) if isinstance(each, Conditioning) else each.cuda() for each in inputs)
     plain = denoiser(x_t, t, cond, uncond, 2.0)
-    compile_blocks(denoiser.unet)
+    compile_blocks(denoiser)
     torch.testing.assert_close(denoiser(x_t, t, cond, uncond, 2.0), plain, rtol=1e-4, atol=1e-4)

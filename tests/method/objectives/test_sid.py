@@ -8,7 +8,9 @@ import pytest
 import torch
 from toy import ToyUNet
 
-from sid_core.method import Denoiser, Guidance, fake_score_loss, generator_loss, n_step, step_timesteps
+from sid_core.method import Guidance, fake_score_loss, generator_loss, n_step
+from sid_core.models.backbones import StableDiffusion
+from sid_core.models.conditioning import Conditioning
 from sid_core.models.scheduler import noise_schedule
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -30,21 +32,22 @@ class Problem:
         self.kind = kind
         schedule = noise_schedule(SD)
         self.nets = {
-            name: Denoiser(ToyUNet(seed), schedule, kind) for seed, name in enumerate(("teacher", "fake", "generator"))
+            name: StableDiffusion(ToyUNet(seed), schedule, kind)
+            for seed, name in enumerate(("teacher", "fake", "generator"))
         }
         self.exact = {name: ToyUNet(seed).double() for seed, name in enumerate(("teacher", "fake", "generator"))}
         g = torch.Generator().manual_seed(7)
         self.noises = torch.randn(num_steps, B, *SHAPE, generator=g)
         self.eps = torch.randn(B, *SHAPE, generator=g)
         self.t = torch.tensor([20, 400, 979])
-        self.cond, self.empty = torch.randn(B, L, D, generator=g), torch.randn(1, L, D, generator=g)
+        self.cond, self.empty = (Conditioning(torch.randn(n, L, D, generator=g)) for n in (B, 1))
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
         self.abar = torch.cumprod(1 - betas, 0)
 
     # the reference, one sample i at a time
     def raw(self, name, x, t, i, kappa):
         def once(cond):
-            return self.exact[name](x[None], torch.tensor([t]), cond.double()).sample[0]
+            return self.exact[name](x[None], torch.tensor([t]), cond.tokens.double()).sample[0]
 
         cond = once(self.cond[i : i + 1])
         return cond if kappa == 1 else once(self.empty) + kappa * (cond - once(self.empty))
@@ -100,7 +103,9 @@ class Problem:
         x_g = n_step(self.nets["generator"], list(self.noises), t_init, self.cond).detach()
         fake = self.nets["fake"]
         return fake_score_loss(
-            fake(self.x_t(x_g), self.t, self.cond, self.empty, guidance.fake_train), x_g, fake.schedule.snr(self.t)
+            fake(self.x_t(x_g), self.t, self.cond, self.empty, guidance.fake_train),
+            x_g,
+            fake.schedule.fake_weight(self.t),
         )
 
     def generator_loss(self, guidance, alpha, t_init):
@@ -116,7 +121,7 @@ def assert_same(loss, exact_loss, net, exact_net):
     loss.backward()
     exact_loss.backward()
     assert loss.item() == pytest.approx(exact_loss.item(), rel=1e-5)
-    for p, q in zip(net.unet.parameters(), exact_net.parameters(), strict=True):
+    for p, q in zip(net.network.parameters(), exact_net.parameters(), strict=True):
         assert (p.grad.double() - q.grad).norm() <= 1e-5 * q.grad.norm()
 
 
@@ -149,9 +154,9 @@ def test_v_loss_is_snr_weighted_v_error():
     x_t = schedule.add_noise(x_g, eps, t)
     x0_hat = schedule.alpha(t) * x_t - schedule.sigma(t) * v
     v_error = ((v - (schedule.alpha(t) * eps - schedule.sigma(t) * x_g)) ** 2).sum((1, 2, 3))
-    snr = schedule.snr(t).flatten()
+    snr = schedule.fake_weight(t).flatten()
     torch.testing.assert_close(
-        fake_score_loss(x0_hat, x_g, schedule.snr(t)), (snr / (snr + 1) * v_error).mean(), rtol=1e-4, atol=0
+        fake_score_loss(x0_hat, x_g, schedule.fake_weight(t)), (snr / (snr + 1) * v_error).mean(), rtol=1e-4, atol=0
     )
 
 
@@ -162,11 +167,3 @@ def test_weight_has_no_gradient_and_a_floor():
     assert loss.item() == pytest.approx(-4e5)
     loss.backward()
     torch.testing.assert_close(x_g.grad, torch.full_like(x_g, -1e5))
-
-
-def test_timesteps_are_exact_floors():
-    assert step_timesteps(625, 1) == [625]
-    assert step_timesteps(625, 2) == [625, 312]
-    assert step_timesteps(625, 4) == [625, 468, 312, 156]
-    # 950 * (1 - 1/19) is 899.999… in floating point
-    assert step_timesteps(950, 19)[1] == 900

@@ -1,0 +1,144 @@
+"""What every score distillation does: the fake score learns the generator's samples, then the generator follows the two scores.
+
+Losses are sums over channels and pixels, means over the batch, in float32: the score difference is a small difference of close
+numbers, amplified by sigma / alpha (13 at t = 980).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..generator import n_step
+from ..schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """The guidance scales: long-short guidance (LSG) has all equal and above 1; 1 everywhere is no guidance."""
+
+    fake_train: float  # kappa_1, while the fake score is trained
+    fake_eval: float  # kappa_2 = kappa_3, of the fake score in the generator's loss
+    teacher: float  # kappa_4, of the teacher
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The three networks, each called as f(x_t, t, cond, empty, kappa) -> x_0; all but the one in training are frozen."""
+
+    teacher: nn.Module
+    fake_score: nn.Module
+    generator: nn.Module
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of B images. What `cond` and `empty` hold is between the text encoder and the networks."""
+
+    cond: Any  # B prompts
+    empty: Any  # the empty prompt, one row
+    noises: Sequence[Tensor]  # z of every generator step, each (B, C, H, W)
+    eps: Tensor  # (B, C, H, W), the noise added to x_g
+    t: Tensor  # (B,), its level
+
+
+Metrics = dict[str, Tensor]  # means over the batch, scalars without gradient: parts of a batch add up
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One update of one network within an iteration.
+
+    Attributes:
+        name: prefix of its metrics, of which `<name>_loss` is required.
+        network: 'fake_score' or 'generator', the one that is updated.
+        backward: adds the gradient of factor * loss; called as backward(networks, batch, factor).
+        drops_prompts: whether prompt dropout applies.
+        stream: key of its random draws where several phases share a name; each needs draws of its own.
+    """
+
+    name: str
+    network: str
+    backward: Callable[[Networks, Batch, float | Tensor], Metrics]
+    drops_prompts: bool = False
+    stream: str = ""
+
+
+class ScoreDistillation:
+    """An objective that needs a teacher's and a fake score's estimate of x_0.
+
+    A subclass states its `generator_loss`; one that needs other updates overrides `phases`.
+    """
+
+    # whether the loss is differentiated through both scores, or takes them as constants
+    needs_score_gradient = True
+
+    def __init__(self, guidance: Guidance, t_init: int, alpha: float = 1.0):
+        self.guidance, self.t_init, self.alpha = guidance, t_init, alpha
+
+    def generator_loss(self, x_g: Tensor, f_teacher: Tensor, f_fake: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+        """Return the loss of samples x_g (B, C, H, W), given both guided estimates of them from x_t."""
+        raise NotImplementedError
+
+    def phases(self) -> list[Phase]:
+        """Return the updates of an iteration in their order."""
+        guided = self.guidance.fake_train != 1 or self.guidance.fake_eval != 1
+        return [
+            Phase("fake", "fake_score", self.fake_backward, drops_prompts=guided),
+            Phase("generator", "generator", self.generator_backward),
+        ]
+
+    def fake_backward(self, networks: Networks, batch: Batch, factor: float | Tensor) -> Metrics:
+        """Add the gradient of the fake score's loss."""
+        with torch.no_grad():
+            x_g = n_step(networks.generator, batch.noises, self.t_init, batch.cond)
+        schedule = networks.fake_score.schedule
+        x_t = schedule.add_noise(x_g, batch.eps, batch.t)
+        x0_hat = networks.fake_score(x_t, batch.t, batch.cond, batch.empty, self.guidance.fake_train)
+        loss = fake_score_loss(x0_hat, x_g, schedule.fake_weight(batch.t))
+        (loss * factor).backward()
+        return {"fake_loss": loss.detach() / x_g[0].numel()}  # per element: comparable over latent sizes
+
+    def generator_backward(self, networks: Networks, batch: Batch, factor: float | Tensor) -> Metrics:
+        """Add the gradient of the generator's loss."""
+        x_g = n_step(networks.generator, batch.noises, self.t_init, batch.cond)
+        # a leaf: the graphs of both scores are freed before the generator's is walked
+        leaf, schedule = x_g.detach().requires_grad_(), networks.teacher.schedule
+        with torch.set_grad_enabled(self.needs_score_gradient):
+            x_t = schedule.add_noise(leaf, batch.eps, batch.t)
+            f_teacher = networks.teacher(x_t, batch.t, batch.cond, batch.empty, self.guidance.teacher)
+            f_fake = networks.fake_score(x_t, batch.t, batch.cond, batch.empty, self.guidance.fake_eval)
+        loss = self.generator_loss(leaf, f_teacher, f_fake, batch.t, schedule)
+        (loss * factor).backward()
+        x_g.backward(leaf.grad)
+        with torch.no_grad():
+            x_g, f_teacher, f_fake = x_g.detach(), f_teacher.detach(), f_fake.detach()
+            return {
+                "generator_loss": loss.detach(),
+                "teacher_residual": (f_teacher - x_g).abs().mean(),
+                "fake_residual": (f_fake - x_g).abs().mean(),
+                "gap_square": (f_teacher - f_fake).square().mean(),
+                "latent": x_g.mean(),
+                "latent_square": x_g.square().mean(),
+            }
+
+    def finish(self, metrics: Metrics) -> Metrics:
+        """Convert a phase's means over the whole batch to what is logged: roots and spreads do not add up over parts."""
+        if "gap_square" in metrics:
+            metrics["score_gap"] = metrics.pop("gap_square").sqrt()
+            mean, square = metrics.pop("latent"), metrics.pop("latent_square")
+            metrics["latent_std"] = (square - mean.square()).clamp(min=0).sqrt()
+        return metrics
+
+
+def fake_score_loss(x0_hat: Tensor, x_g: Tensor, weight: Tensor) -> Tensor:
+    """Return weight |f_psi(x_t) - x_g|^2 (arXiv 2406.01561, section 3.2).
+
+    Args:
+        x0_hat: the fake score's (guided) estimate (B, C, H, W).
+        x_g: the generator's sample it should recover, without gradient.
+        weight: `Schedule.fake_weight`, (B, 1, 1, 1).
+    """
+    return (weight * (x0_hat - x_g) ** 2).sum(dim=(1, 2, 3)).mean()

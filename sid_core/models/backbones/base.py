@@ -1,0 +1,168 @@
+"""Backbones: every diffusion network as x0_hat = f(x_t, t, c), whatever it predicts and however it is called.
+
+Teacher, fake score and generator are one class with three sets of weights. A family of teachers (Stable Diffusion, …) is one
+subclass of `Backbone`, and the one place that knows its components on disk.
+"""
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from ...method.schedule import Schedule
+from ...storage.files import write_json
+from ..conditioning import Conditioning, Encoder
+
+
+class Backbone(nn.Module):
+    """A conditional diffusion network seen as an estimate of x_0.
+
+    Guiding x_0 or the network's own output gives the same result: x_0 is affine in the output, and the coefficients of the
+    guided sum add to one.
+
+    Args:
+        network: the diffusion network.
+        schedule: the teacher's noise schedule.
+        prediction_type: 'epsilon', 'v_prediction', or what a family adds.
+    """
+
+    # --- a family states these ---------------------------------------------------------------------------------------
+    PIPELINES: ClassVar[tuple[str, ...]]  # `_class_name` in model_index.json
+    NETWORK: ClassVar[str]  # component folder of the diffusion network
+    WEIGHTS: ClassVar[dict[str, str]]  # components with weights, and the stem of their file
+    CONFIGS: ClassVar[dict[str, tuple[str, ...]]]  # files beside the weights
+    NEEDED: ClassVar[dict[str, tuple[str, ...]]]  # of CONFIGS those required; any one of the alternatives
+    # class names of modules, by what is done to them in training
+    COMPILED: ClassVar[Collection[str]] = ()
+    SHARDED: ClassVar[Collection[str]] = ()
+    # of backward, where it is not the reversed order of the parameters: top-level module -> place
+    BACKWARD_ORDER: ClassVar[dict[str, int]] = {}
+
+    def __init__(self, network: nn.Module, schedule: Schedule, prediction_type: str):
+        super().__init__()
+        self.network, self.schedule, self.prediction_type = network, schedule, prediction_type
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """Return the network's own output (B, C, H, W) for inputs of its dtype."""
+        raise NotImplementedError
+
+    def predict_pair(self, x_t: Tensor, t: Tensor, uncond: Conditioning, cond: Conditioning) -> Tensor:
+        """Return the outputs without and with the prompt, (2B, C, H, W) in this order."""
+        return self.predict(torch.cat([x_t, x_t]), torch.cat([t, t]), Conditioning.cat([uncond, cond]))
+
+    def to_x0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Convert the network's output to x_0."""
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        if self.prediction_type == "epsilon":
+            return (x_t - sigma * output) / alpha
+        return alpha * x_t - sigma * output
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """Yield the blocks whose activations gradient checkpointing computes again."""
+        yield from ()
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Load the teacher of a prepared directory: float32, evaluation mode, no gradients."""
+        return cls.load_network(folder / cls.NETWORK, folder)
+
+    @classmethod
+    def load_network(cls, weights: Path, teacher: Path) -> Self:
+        """Load the network in the folder `weights`, with the schedule and prediction type of a prepared teacher directory."""
+        raise NotImplementedError
+
+    @classmethod
+    def text_encoder(cls, folder: Path) -> Encoder:
+        """Load the text encoders of a prepared directory."""
+        raise NotImplementedError
+
+    @classmethod
+    def image_codec(cls, folder: Path, at_once: int | None = None) -> nn.Module:
+        """Load the autoencoder of a prepared directory; it takes `at_once` images at a time."""
+        raise NotImplementedError
+
+    @classmethod
+    def latent_shape(cls, folder: Path) -> tuple[int, int, int]:
+        """Return (C, H, W) of the latents the network was trained on."""
+        raise NotImplementedError
+
+    @classmethod
+    def solver(cls, name: str, folder: Path, steps: int):
+        """Return a sampler of the baseline `name` that steps with x_0, with diffusers' interface of schedulers."""
+        raise NotImplementedError
+
+    @classmethod
+    def check_files(cls, files: Collection[str], place: str) -> None:
+        """Refuse, by file names alone, what is not of this family."""
+
+    @classmethod
+    def check_configs(cls, folder: Path, place: str) -> None:
+        """Refuse, by JSON files alone, what is not of this family; weights are fetched after this."""
+
+    @classmethod
+    def check(cls, folder: Path, place: str) -> dict:
+        """Load the components and refuse those that do not fit together; return what was found out, for the record."""
+        return {}
+
+    # --- the same for all --------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Conditioning,
+        uncond: Conditioning | None = None,
+        guidance_scale: float = 1.0,
+    ) -> Tensor:
+        """x0_hat (B, C, H, W) float32 = f(empty) + kappa (f(c) - f(empty)).
+
+        Args:
+            x_t: noisy latents (B, C, H, W) float32.
+            t: noise levels (B,).
+            cond: B prompts.
+            uncond: the empty prompt, one row; needed where guidance_scale is not 1.
+            guidance_scale: kappa. At 1 only the conditional branch is evaluated.
+        """
+        x, cond = x_t.to(self.dtype), cond.to(self.dtype)
+        if guidance_scale == 1:
+            output = self.predict(x, t, cond).float()
+        else:
+            assert uncond is not None, f"guidance_scale={guidance_scale} needs the embedding of the empty prompt"
+            both = self.predict_pair(x, t, uncond.to(self.dtype).expand(len(cond)), cond)
+            output_uncond, output_cond = both.float().chunk(2)
+            output = output_uncond + guidance_scale * (output_cond - output_uncond)
+        return self.to_x0(output, x_t, t)
+
+    def eps(self, x0_hat: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return the noise that an estimate of x_0 implies: (x_t - alpha x0_hat) / sigma."""
+        return (x_t - self.schedule.alpha(t) * x0_hat) / self.schedule.sigma(t)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
+
+    def with_network(self, network: nn.Module) -> Self:
+        """Return a backbone of the same kind around another network of the same architecture."""
+        return type(self)(network, self.schedule, self.prediction_type)
+
+    def frozen(self) -> Self:
+        return self.eval().requires_grad_(False)
+
+    def save_config(self, folder: Path) -> None:
+        """Write the network's config.json; diffusers' own save would write the machine's paths into it."""
+        import json
+
+        config = json.loads(self.network.to_json_string())
+        write_json(folder / "config.json", {key: value for key, value in config.items() if key != "_name_or_path"})
+
+    @classmethod
+    def missing(cls, folder: Path) -> list[str]:
+        """Return the components that a prepared directory lacks."""
+        files = {name: (f"{stem}.safetensors",) for name, stem in cls.WEIGHTS.items()}
+        return [
+            name
+            for name, alternatives in (cls.NEEDED | files).items()
+            if not any((folder / name / file).is_file() for file in alternatives)
+        ]

@@ -1,0 +1,278 @@
+"""Stable Diffusion 1.x and 2.x: one CLIP text encoder, a UNet2DConditionModel, an AutoencoderKL, a discrete DDPM schedule."""
+
+import logging
+import math
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+from ...cluster.machine import device
+from ...errors import UserError
+from ...storage.files import read_json, write_json
+from ..components import load_component
+from ..conditioning import Conditioning
+from ..scheduler import make_solver, noise_schedule, prediction_type, scheduler_config
+from ..vae import ImageCodec
+from .base import Backbone
+from .prediction import name_type, x0_errors
+from .shared_prefix import guided_pair, prove_pair
+
+if TYPE_CHECKING:
+    from ..text import TextEncoder
+
+log = logging.getLogger(__name__)
+
+CLASSES = {
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "text_encoder": ("CLIPTextModel",),
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+}
+FOREIGN = ("text_encoder_2", "text_encoder_3", "tokenizer_2", "tokenizer_3", "transformer")
+# beside them; the rest of a pipeline would be left behind, and with it a part of the model
+UNUSED = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")
+# inputs that a UNet may need beside latents, noise level and text, and which the method does not give it
+UNET = {
+    "addition_embed_type": None,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "time_cond_proj_dim": None,
+    "attention_type": "default",
+}
+# the method's latents are z * scaling_factor, as in Stable Diffusion's
+VAE = {"shift_factor": None, "latents_mean": None, "latents_std": None}
+EXPECTED = "expected Stable Diffusion's: one CLIP text encoder, a UNet2DConditionModel and an AutoencoderKL"
+LONGEST = 100_000  # tokens; transformers puts 10^30 for a length that is not stated
+TIMESTEPS = 1000  # noise levels of t_init, t_min and t_max, and of the eps error
+
+
+class StableDiffusion(Backbone):
+    """A UNet with one text encoder."""
+
+    PIPELINES = ("StableDiffusionPipeline",)
+    NETWORK = "unet"
+    WEIGHTS = {
+        "text_encoder": "model",
+        "unet": "diffusion_pytorch_model",
+        "vae": "diffusion_pytorch_model",
+    }
+    CONFIGS = {
+        "tokenizer": (
+            "tokenizer.json",
+            "vocab.json",
+            "merges.txt",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "added_tokens.json",
+        ),
+        "text_encoder": ("config.json",),
+        "unet": ("config.json",),
+        "vae": ("config.json",),
+        "scheduler": ("scheduler_config.json",),
+    }
+    NEEDED = CONFIGS | {"tokenizer": ("tokenizer.json", "vocab.json")}
+    COMPILED = frozenset({"ResnetBlock2D", "BasicTransformerBlock"})
+    # nearly all weights; the walk of a guided pair calls these whole
+    SHARDED = frozenset({"ResnetBlock2D", "Attention", "FeedForward"})
+    # diffusers lists the middle after the way up; all that is not named here is done first
+    BACKWARD_ORDER = {"mid_block": 1, "down_blocks": 2, "time_embedding": 3, "conv_in": 3}
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        return self.network(x_t, t, encoder_hidden_states=cond.tokens).sample
+
+    def predict_pair(self, x_t: Tensor, t: Tensor, uncond: Conditioning, cond: Conditioning) -> Tensor:
+        return guided_pair(self.network, x_t, t, uncond.tokens, cond.tokens)
+
+    def blocks(self) -> Iterator[nn.Module]:
+        unet = self.network
+        for level in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
+            yield from level.resnets
+            yield from getattr(level, "attentions", None) or ()
+
+    @classmethod
+    def load_network(cls, weights: Path, teacher: Path) -> Self:
+        config, unet = scheduler_config(teacher), load_component(UNet2DConditionModel, weights)
+        prove_pair(unet)
+        return cls(unet, noise_schedule(config), prediction_type(config)).frozen()
+
+    @classmethod
+    def text_encoder(cls, folder: Path) -> "TextEncoder":
+        from ..text import TextEncoder  # needs transformers, which training on random weights does not
+
+        return TextEncoder.from_directory(folder)
+
+    @classmethod
+    def image_codec(cls, folder: Path, at_once: int | None = None) -> ImageCodec:
+        return ImageCodec.from_directory(folder, at_once)
+
+    @classmethod
+    def solver(cls, name: str, folder: Path, steps: int) -> DDIMScheduler | DPMSolverMultistepScheduler:
+        solver = make_solver(name, folder, steps)
+        solver.register_to_config(prediction_type="sample")  # it is given x_0, whatever the network predicts
+        return solver
+
+    @classmethod
+    def latent_shape(cls, folder: Path) -> tuple[int, int, int]:
+        """(C, H, W) of the latents the UNet was made for.
+
+        Raises:
+            UserError: the UNet's config does not state their size.
+        """
+        config = read_json(Path(folder) / "unet" / "config.json")
+        size = config.get("sample_size")
+        sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
+        if not all(isinstance(side, int) and side > 0 for side in sides):
+            raise UserError(
+                f"{folder}: unet: sample_size={size}: expected the side of the latents it was trained at. Fix: state it in "
+                "unet/config.json of a local copy (64 for images of 512 pixels)"
+            )
+        return config.get("in_channels", 4), *sides
+
+    @classmethod
+    def check_files(cls, files: Collection[str], place: str) -> None:
+        """Refuse folders of other families, such as SDXL's second text encoder."""
+        folders = {name.split("/")[0] for name in files if "/" in name}
+        if foreign := [name for name in FOREIGN if name in folders]:
+            raise UserError(f"{place}: has {', '.join(foreign)}; {EXPECTED}. Fix: give another teacher")
+
+    @classmethod
+    def check_configs(cls, folder: Path, place: str) -> None:
+        """Refuse, by what its JSON files state, a pipeline whose parts the method does not know.
+
+        Raises:
+            UserError: names file, setting, value and what was expected.
+        """
+        if (folder / "model_index.json").is_file():
+            _check_index(cls.PIPELINES, read_json(folder / "model_index.json"), place)
+        for component, classes in CLASSES.items():
+            if component != "text_encoder" and (path := folder / component / _config_name(component)).is_file():
+                key = "tokenizer_class" if component == "tokenizer" else "_class_name"
+                _expect(f"{place}: {component}", read_json(path), key, (*classes, None))
+        unet, vae = (read_json(folder / name / "config.json") for name in ("unet", "vae"))
+        for key, value in UNET.items():
+            _expect(f"{place}: unet", unet, key, (value,), missing=value)
+        for key, value in VAE.items():
+            _expect(f"{place}: vae", vae, key, (value,), missing=value)
+        _expect(f"{place}: unet", unet, "out_channels", (unet.get("in_channels", 4),), missing=4)
+        if not isinstance(unet.get("cross_attention_dim", 1280), int):
+            raise UserError(f"{place}: unet: cross_attention_dim={unet['cross_attention_dim']}: expected one number")
+        text = read_json(folder / "text_encoder" / "config.json")
+        _expect(f"{place}: text_encoder", text, "model_type", ("clip_text_model", "clip", None))
+
+    @classmethod
+    def check(cls, folder: Path, place: str) -> dict:
+        """Load the brought components and see that they fit the method and each other; state what a config left open.
+
+        Returns what was found out, for the record: tokens of a prompt, and the prediction type, stated or measured.
+        """
+        config = scheduler_config(folder)
+        steps = len(noise_schedule(config))
+        if steps != TIMESTEPS:
+            raise UserError(
+                f"{place}: scheduler: num_train_timesteps={steps}: expected {TIMESTEPS}, to which t_init, t_min and t_max "
+                "refer. Fix: give a teacher of such a schedule"
+            )
+        shape, positions = cls.latent_shape(folder), _positions(folder)
+        tokens = settle_length(folder, positions, place)
+        backbone, encoder, codec = cls.load(folder), cls.text_encoder(folder), cls.image_codec(folder)
+        for component, model in (("unet", backbone.network), ("text_encoder", encoder.model), ("vae", codec.vae)):
+            check_finite(component, model, place)
+        if (ids := len(encoder.tokenizer)) > (rows := encoder.model.get_input_embeddings().num_embeddings):
+            raise UserError(
+                f"{place}: tokenizer has {ids} tokens, text_encoder expects {rows}; they do not belong together"
+            )
+        empty, width = encoder.empty(), backbone.network.config.cross_attention_dim
+        if empty.tokens.shape[-1] != width:
+            raise UserError(
+                f"{place}: text_encoder gives {empty.tokens.shape[-1]} values a token, unet expects {width}; they do not belong together"
+            )
+        if codec.latent_channels != shape[0]:
+            raise UserError(
+                f"{place}: vae has {codec.latent_channels} latent channels, unet expects {shape[0]}; they do not belong together"
+            )
+        return {"tokens": tokens, "prediction_type": _settle_prediction_type(folder, backbone, empty, place)}
+
+
+def check_finite(component: str, model: nn.Module, place: str) -> None:
+    """Refuse weights that are NaN or infinite: training would fail on them and blame the learning rate."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(
+                f"{place}: {component}: {name} holds values that are NaN or infinite. Fix: fetch the file again, or give another teacher"
+            )
+
+
+def settle_length(folder: Path, positions: int, place: str) -> int:
+    """The tokens of a prompt, by the tokenizer; where it states none, the text encoder's, written into the prepared copy.
+
+    Raises:
+        UserError: prompts would be longer than the text encoder has positions.
+    """
+    path = folder / "tokenizer" / _config_name("tokenizer")
+    config = read_json(path) if path.is_file() else {"tokenizer_class": "CLIPTokenizer"}
+    length = config.get("model_max_length") or LONGEST
+    if length >= LONGEST:
+        write_json(path, config | {"model_max_length": positions})
+        return positions
+    if not isinstance(length, int) or length > positions:
+        raise UserError(
+            f"{place}: tokenizer: model_max_length={length}: expected at most {positions}, the text encoder's positions. "
+            f"Fix: set it to {positions} in tokenizer/{path.name} of a local copy"
+        )
+    return length
+
+
+def _check_index(pipelines: tuple[str, ...], index: dict, place: str) -> None:
+    _expect(f"{place}: model_index.json", index, "_class_name", (*pipelines, None))
+    for component, entry in index.items():
+        if component.startswith("_") or not isinstance(entry, list) or entry in ([], [None, None]):
+            continue
+        kind = entry[-1]
+        if (component in CLASSES and kind not in CLASSES[component]) or component not in (*CLASSES, *UNUSED):
+            raise UserError(f"{place}: model_index.json: {component}={kind}: {EXPECTED}. Fix: give another teacher")
+
+
+def _config_name(component: str) -> str:
+    return "tokenizer_config.json" if component == "tokenizer" else "config.json"
+
+
+def _expect(where: str, config: dict, key: str, allowed: tuple, missing: object = None) -> None:
+    if (value := config.get(key, missing)) not in allowed:
+        expected = " or ".join(str(one) for one in allowed if one is not None) or "none"
+        raise UserError(f"{where}: {key}={value}: expected {expected}; {EXPECTED}. Fix: give another teacher")
+
+
+def _positions(folder: Path) -> int:
+    config = read_json(folder / "text_encoder" / "config.json")
+    return config.get("text_config", config).get("max_position_embeddings", 77)  # transformers' default
+
+
+def _settle_prediction_type(folder: Path, backbone: Backbone, empty: Conditioning, place: str) -> dict:
+    """What the UNet predicts, as the scheduler states it; where it states nothing, as measured, and written into the copy.
+
+    Raises:
+        UserError: the errors show neither type.
+    """
+    config = scheduler_config(folder)
+    if config.get("prediction_type") is not None:
+        return {"value": prediction_type(config), "stated": True}
+    where = torch.device(device())
+    log.info("%s: the scheduler states no prediction_type; measuring which it is", place)
+    errors = x0_errors(backbone.to(where), empty.to_device(where), backbone.latent_shape(folder))
+    found, shown = name_type(errors), ", ".join(f"{kind} {error:.2g}" for kind, error in errors.items())
+    if found is None:
+        raise UserError(
+            f"{place}: scheduler: prediction_type is not stated, and the x_0 errors of the teacher on its own samples show "
+            f"neither ({shown}; expected one below 0.5 and half of the other). Fix: set it to epsilon or v_prediction in "
+            "scheduler/scheduler_config.json of a local copy"
+        )
+    log.info("%s: prediction_type=%s by relative x_0 errors on its own samples (%s)", place, found, shown)
+    write_json(folder / "scheduler" / "scheduler_config.json", config | {"prediction_type": found})
+    finite = {kind: error if math.isfinite(error) else None for kind, error in errors.items()}
+    return {"value": found, "stated": False, "x0_errors": finite}

@@ -1,0 +1,115 @@
+"""What a text encoder gives to a diffusion network: a few tensors, one row a prompt, which training and sampling only move,
+slice and drop."""
+
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..cluster.machine import to_device
+
+CACHED = 4096  # distinct prompts encoded ahead, at most; 1 GB at Stable Diffusion's size
+CHUNK = 256  # prompts encoded at once when a whole set is encoded ahead
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """The embeddings of B prompts. A family of teachers fills in what its network needs."""
+
+    tokens: Tensor  # (B, L, D)
+    pooled: Tensor | None = None  # (B, P)
+    mask: Tensor | None = None  # (B, L), 1 where a token counts
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
+        """Apply `change` to every tensor that is there."""
+        return Conditioning(*(None if part is None else change(part) for part in self._parts()))
+
+    def __getitem__(self, rows: slice | Tensor) -> "Conditioning":
+        return self.map(lambda part: part[rows])
+
+    def to(self, dtype: torch.dtype) -> "Conditioning":
+        """Convert to `dtype`, but for masks of integers."""
+        return self.map(lambda part: part.to(dtype) if part.is_floating_point() else part)
+
+    def to_device(self, device: torch.device) -> "Conditioning":
+        return self.map(lambda part: to_device(part, device))
+
+    def expand(self, count: int) -> "Conditioning":
+        """Repeat one row `count` times, without memory for it."""
+        return self.map(lambda part: part.expand(count, *part.shape[1:]))
+
+    def split(self, size: int) -> list["Conditioning"]:
+        return [self[start : start + size] for start in range(0, len(self), size)]
+
+    def replaced(self, dropped: Tensor, empty: "Conditioning") -> "Conditioning":
+        """Put the one row of `empty` where `dropped` (B,) bool is set."""
+
+        def choose(part: Tensor, instead: Tensor) -> Tensor:
+            return torch.where(to_device(dropped, part.device).view(-1, *[1] * (part.ndim - 1)), instead, part)
+
+        pairs = zip(self._parts(), empty._parts(), strict=True)
+        return Conditioning(*(None if part is None else choose(part, instead) for part, instead in pairs))
+
+    @staticmethod
+    def cat(blocks: Sequence["Conditioning"]) -> "Conditioning":
+        """Join rows."""
+        columns = zip(*(block._parts() for block in blocks), strict=True)
+        return Conditioning(*(None if parts[0] is None else torch.cat(parts) for parts in columns))
+
+    def _parts(self) -> tuple[Tensor | None, ...]:
+        return self.tokens, self.pooled, self.mask
+
+
+class Encoder(Protocol):
+    """A family's tokenizers and text encoders, frozen."""
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning: ...
+
+    def empty(self) -> Conditioning:
+        """Return the unconditional embedding, one row."""
+
+
+class PromptSet:
+    """Embeddings of a fixed list of prompts, by index.
+
+    Up to `cache_size` distinct prompts are encoded once, ahead and in a fixed order; more are encoded when asked for. Either
+    way the embedding of a batch depends on the list and the indices alone, not on what was asked before: a resumed run
+    must see the same bits. Embeddings arrive on the encoder's device; the cache stays in host memory.
+    """
+
+    def __init__(self, encoder: Encoder, prompts: Sequence[str], cache_size: int = CACHED):
+        self.encoder, self.prompts = encoder, prompts
+        self.empty = encoder.empty()
+        self._table = None
+        if (rows := _distinct(prompts, cache_size)) is not None:
+            texts, self._row = rows
+            chunks = [encoder.encode(texts[i : i + CHUNK]).map(Tensor.cpu) for i in range(0, len(texts), CHUNK)]
+            self._table = Conditioning.cat(chunks)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __call__(self, indices: Tensor, dropped: Tensor | None = None) -> Conditioning:
+        """Return B embeddings, of the prompts at `indices` (B,) int64; where `dropped` (B,) bool, of the empty prompt."""
+        if self._table is not None:
+            cond = self._table[self._row[indices]].to_device(self.empty.tokens.device)
+        else:
+            cond = self.encoder.encode([self.prompts[i] for i in indices.tolist()])
+        return cond if dropped is None else cond.replaced(dropped, self.empty)
+
+
+def _distinct(prompts: Sequence[str], most: int) -> tuple[list[str], Tensor] | None:
+    """Return the distinct prompts in order and, for each prompt, the index of its text; None if there are more than `most`."""
+    rows: dict[str, int] = {}
+    which = array("q")
+    for prompt in prompts:
+        which.append(rows.setdefault(prompt, len(rows)))
+        if len(rows) > most:
+            return None
+    return list(rows), torch.tensor(which)
