@@ -24,7 +24,7 @@ def run(tmp_path):
 
 
 def test_progress_is_recorded_beside_the_log(run):
-    code = "from sid_core.data.progress import Progress\np = Progress(20, 'x')\np.update(10)"
+    code = "from sid_core.storage.progress import Progress\np = Progress('x', 20)\np.update(10)"
     record = run(code)
     assert (record["done"], record["total"]) == (10, 20)
     assert record["images_per_s"] > 0
