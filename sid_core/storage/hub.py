@@ -99,16 +99,16 @@ def find(name: str, revision: str, keys: tuple[str, str]) -> Repository:
 
 
 def cached(name: str, revision: str, keys: tuple[str, str]) -> Repository | None:
-    """What the cache holds of a repository, in the layout that huggingface_hub documents; None for nothing.
+    """Return what the cache holds of a repository; None for nothing."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    refs/BRANCH names a commit, snapshots/COMMIT holds the files.
-    """
-    folder = _cache_of(name)
-    ref = folder / "refs" / revision
-    commit = ref.read_text() if ref.is_file() else revision
-    snapshot = folder / "snapshots" / commit
-    files = frozenset(str(p.relative_to(snapshot)) for p in snapshot.rglob("*") if p.is_file())
-    return Repository(name, commit, files, keys, answered=False) if files else None
+    try:
+        snapshot = Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    files = frozenset(str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.is_file())
+    return Repository(name, snapshot.name, files, keys, answered=False) if files else None
 
 
 def _cache_of(name: str) -> Path:
