@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: a tiny random teacher in the diffusers layout, made in a second."""
+"""Define fixtures of all tests: a tiny random teacher in the diffusers layout, made in a second."""
 
 import json
 import string
@@ -18,7 +18,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def tiny_teacher_source(tmp_path_factory) -> Path:
-    """A diffusers directory with random weights: 4 x 8 x 8 latents, 16 x 16 images, 12 tokens of width 16."""
+    """Write a diffusers directory with random weights: 4 x 8 x 8 latents, 16 x 16 images, 12 tokens of width 16."""
     from sid_core.models import build
 
     folder = tmp_path_factory.mktemp("source") / "teacher"
@@ -40,7 +40,7 @@ def tiny_teacher_source(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_teacher(tiny_teacher_source, tmp_path_factory) -> Path:
-    """The same after the teacher stage: with provenance and manifest."""
+    """Prepare it by the teacher stage: with provenance and manifest."""
     from sid_core.config import Teacher
     from sid_core.models.teacher import prepare_teacher
 
@@ -58,7 +58,7 @@ def captions(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def scene_captions(tmp_path_factory) -> Path:
-    """The captions of the first evaluation scenes."""
+    """Write the captions of the first evaluation scenes."""
     from sid_core.data.shapes import scenes
 
     path = tmp_path_factory.mktemp("prompts") / "evaluation.txt"
@@ -68,7 +68,7 @@ def scene_captions(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def save_tiny_generator(tiny_teacher):
-    """Writes a generator with the tiny teacher's weights; a broken one makes NaN."""
+    """Return a function that writes a generator with the tiny teacher's weights; a broken one makes NaN."""
     from sid_core.models.generator import save_generator
     from sid_core.models.teacher import load_backbone, teacher_sha256
 
@@ -91,7 +91,7 @@ def tiny_generator(save_tiny_generator, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def networks(tmp_path_factory) -> dict[str, str]:
-    """Folders of a feature network for 24 x 24 images and of an open_clip model for 16 x 16."""
+    """Write a feature network for 24 x 24 images and an open_clip model for 16 x 16."""
     import open_clip
     from safetensors.torch import save_file
 
@@ -114,7 +114,7 @@ def networks(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def evaluate_settings(networks):
-    """Settings of a score for the tiny networks: 16 x 16 images, enlarged to 24 x 24; `.evaluate` is what features need."""
+    """Return a function that makes score settings for the tiny networks: 16 x 16 images, enlarged to 24 x 24."""
 
     def make(samples: int = SAMPLES, seed: int = 0, **changes) -> ScoreSettings:
         values = {

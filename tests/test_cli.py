@@ -1,4 +1,4 @@
-"""The command line: a user's mistake is one message and exit code 1, a defect keeps its traceback."""
+"""Test the command line: a user's error is one message and exit code 1, a defect keeps its traceback."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ from sid_core.storage.files import write_manifest
 
 @pytest.fixture
 def settings(tmp_path):
-    """A settings file of the prompts stage."""
+    """Write a settings file of the prompts stage."""
     path = tmp_path / "settings.yaml"
     path.write_text(dump(PromptsSettings(prompts=Prompts(train=3, evaluation=2))))
     return path
@@ -183,7 +183,7 @@ def test_threads_are_shared_by_a_nodes_processes_and_set_before_torch_is_importe
 
 @pytest.fixture(scope="module")
 def experiment(tiny_teacher, tmp_path_factory):
-    """results/x with the tiny teacher, five prompts, and a run that was distilled through the command line."""
+    """Make results/x with the tiny teacher, five prompts, and a run distilled by the command line."""
     folder = tmp_path_factory.mktemp("results") / "x"
     (folder / "runs" / "lsg-1.5").mkdir(parents=True)
     (folder / "teacher").symlink_to(tiny_teacher)

@@ -1,4 +1,4 @@
-"""What the pages say of the program is so: reference pages are up to date, commands exist, links lead somewhere."""
+"""Test the documentation: reference pages are up to date, commands exist, links have targets."""
 
 import argparse
 import re
@@ -32,7 +32,7 @@ def test_reference_pages_explain_every_key_and_argument():
 
 
 def prose(page: Path) -> str:
-    """A page without its blocks and spans of code."""
+    """Return a page without its blocks and spans of code."""
     return re.sub(r"```.*?```|`[^`]*`", "", page.read_text(), flags=re.S)
 
 

@@ -1,4 +1,4 @@
-"""Passwords in URLs: no setting takes one, and no message, log or record shows one."""
+"""Test that no setting accepts a password in a URL and no message, log or record shows one."""
 
 import os
 import subprocess

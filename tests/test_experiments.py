@@ -1,4 +1,4 @@
-"""The shipped experiments are valid, differ from config.yaml in every key they name, and carry what was published."""
+"""Test that the shipped experiments are valid and have the published settings."""
 
 import csv
 from pathlib import Path
@@ -23,7 +23,7 @@ def test_experiment_file_is_valid_and_has_its_name(path):
 
 
 def published(teacher: str) -> list[tuple[str, float, float]]:
-    """Strategy, scale and thousand images of every published row."""
+    """Return strategy, scale and thousand images of every published row."""
     with open(PUBLISHED, encoding="utf-8", newline="") as handle:
         rows = [row for row in csv.DictReader(handle) if row["teacher"] == teacher]
     return [(row["strategy"], float(row["kappa"]), float(row["train_kimg"])) for row in rows]

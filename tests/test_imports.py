@@ -1,4 +1,4 @@
-"""What must not be imported to train, or to print help. The layers themselves are contracts of import-linter (pyproject.toml)."""
+"""Test which packages training and help do not import. The layers are contracts of import-linter (pyproject.toml)."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Wrong and missing inputs of every command end in one named error: exit code 1, no traceback, nothing written."""
+"""Test wrong and missing inputs of every command: one error, exit code 1, no traceback, nothing written."""
 
 import shutil
 from pathlib import Path
@@ -26,7 +26,7 @@ AFTER_OTHERS = {
 
 @pytest.fixture(scope="module")
 def inputs(tiny_teacher, tmp_path_factory):
-    """A right value for every argument, in a folder with config.yaml: each test spoils one of them."""
+    """Make a valid value for every argument, in a folder with config.yaml: each test spoils one of them."""
     folder = tmp_path_factory.mktemp("inputs")
     config = c.load_config(ROOT / "config.yaml")
     (folder / "config.yaml").write_text(c.dump(config))
@@ -81,12 +81,12 @@ def inputs(tiny_teacher, tmp_path_factory):
 
 
 def optional(stage: str) -> list[str]:
-    """Inputs that are no required options."""
+    """Return inputs that are no required options."""
     return {"compare": ["runs"], "import-official": ["network"], "plan-memory": ["teacher"]}.get(stage, [])
 
 
 def cases() -> list[tuple[str, str]]:
-    """Every command with each of its inputs that is a file or folder."""
+    """Return every command with each of its inputs that is a file or folder."""
     found = []
     for stage, command in cli.COMMANDS.items():
         names = [name for name in command.needs if name not in OUTPUTS | {"range", "prompt"}] + optional(stage)
@@ -120,7 +120,7 @@ def test_cases_cover_every_command():
 
 @pytest.fixture
 def complaint(inputs, tmp_path, capsys, monkeypatch):
-    """complaint(stage, name, path): runs the command with `path` for the input `name`, which must end in an error that names it."""
+    """Return complaint(stage, name, path), which runs the command with `path` for `name` and returns its error."""
 
     def complaint(stage: str, name: str, path: Path) -> None:
         monkeypatch.chdir(inputs[0])

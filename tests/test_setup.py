@@ -1,4 +1,4 @@
-"""The Pythons this project runs on: pyproject.toml, Makefile and README state one range, and make holds to it."""
+"""Test the supported Pythons and the Makefile: pyproject.toml, Makefile and README state one range."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ OLDEST, FIRST_REFUSED = "3.11", "3.14"  # immutables, which Snakemake needs, has
 
 
 def make_setup(tmp_path: Path, version: tuple[int, int]) -> subprocess.CompletedProcess:
-    """`make setup` by a Python that claims to be of `version`, and ends where it is asked for the environment."""
+    """Run `make setup` with a Python that claims `version` and exits when asked for the environment."""
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     python = tmp_path / "python"

@@ -1,4 +1,4 @@
-"""Pages opened in Debian's Chromium, headless and without a network: what a visitor sees, and what the page tries behind it."""
+"""Open pages in headless Chromium without a network, and fail on any error or request that a page causes."""
 
 import re
 import shutil
@@ -20,7 +20,7 @@ ARGUMENTS = [
 
 @pytest.fixture(scope="module")
 def browser():
-    """Playwright's Browser; of a module, since its event loop is in the way of others in the same process."""
+    """Start Playwright's Browser per module: its event loop conflicts with others in the process."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.fail("no chromium here: apt-get install chromium")
@@ -32,7 +32,7 @@ def browser():
 
 @pytest.fixture
 def complaints():
-    """What went wrong in pages: a logged error, an exception, something not loaded, another machine asked. Fails the test."""
+    """Collect logged errors, exceptions, failed loads and requests to other machines; any of them fails the test."""
     found = []
     yield found
     assert not found, "\n".join(found)
@@ -40,7 +40,7 @@ def complaints():
 
 @pytest.fixture
 def open_page(browser, complaints):
-    """open_page(url, allow=(), **options of Browser.new_context) -> Page, e.g. viewport={"width": 400, "height": 800}.
+    """Return open_page(url, allow=(), **options of Browser.new_context) -> Page, e.g. viewport={"width": 400, "height": 800}.
 
     `allow`: regular expressions of complaints that are no defect of ours.
     """
@@ -72,7 +72,7 @@ def open_page(browser, complaints):
 
 @pytest.fixture(scope="session")
 def accessibility():
-    """accessibility(page) -> serious and critical findings of axe-core, a line each; [] is good."""
+    """Return accessibility(page) -> serious and critical findings of axe-core, a line each."""
 
     def findings(page: Page) -> list[str]:
         violations = Axe().run(page).response["violations"]

@@ -1,4 +1,4 @@
-"""MLflow's pages at the addresses that the pipeline prints: saved views with their charts, runs, curves, grids and the best model."""
+"""Test MLflow's pages at the printed addresses: saved views with their charts, runs, curves, grids and the best model."""
 
 import json
 import os
@@ -26,7 +26,7 @@ THEIRS = ["404", "ResizeObserver", "ERR_ABORTED", r"Error: <\w+> attribute"]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """A tracked experiment of two scales and a teacher row, with curves and grids."""
+    """Track an experiment of two scales and a teacher row, with curves and grids."""
     folder = tmp_path_factory.mktemp("project") / "results" / "shapes"
     values = c.merge(c.read_yaml(ROOT / "config.yaml"), {"guidance_scales": [1.5, 2]})
     config = c.parse_config(values)
@@ -62,7 +62,7 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def links(results):
-    """What `track` printed, with a server behind it that keeps its files in the project's folder."""
+    """Return what `track` printed, with a server that stores its files in the project's folder."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     base, project = f"http://127.0.0.1:{port}", results.parents[1]

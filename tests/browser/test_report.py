@@ -1,4 +1,4 @@
-"""report.html of eight runs, opened: what a reader sees, points at and clicks, by mouse and by keyboard."""
+"""Test report.html of eight runs in a browser, by mouse and by keyboard."""
 
 import time
 
@@ -21,7 +21,7 @@ LARGEST, SLOWEST_S = 15e6, 2.0
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """Eight runs of images of 256 x 256."""
+    """Write a report of eight runs with images of 256 x 256."""
     config = make_config(guidance_scales=[1.5, 2.0, 3.0, 4.5], extra_runs=EXTRA)
     folder = write_experiment(tmp_path_factory.mktemp("results"), config, side=256)
     write_report(config, Inputs.finished(config, folder))
@@ -30,7 +30,7 @@ def report(tmp_path_factory):
 
 @pytest.fixture
 def open_report(open_page, report):
-    """open_report(**options) -> Page."""
+    """Return open_report(**options) -> Page."""
     return lambda **options: open_page(report.as_uri(), **options)
 
 

@@ -1,4 +1,4 @@
-"""The page to try prompts on, as a visitor uses it: by mouse, by keyboard, on a phone, in the dark."""
+"""Test the page to try prompts: by mouse, by keyboard, on a phone, in dark mode."""
 
 import shutil
 import threading
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def address(tiny_teacher, tmp_path_factory):
-    """A served experiment with two scales, and a second seed of each."""
+    """Serve an experiment with two scales and two seeds each; yield its address."""
     folder = tmp_path_factory.mktemp("results") / "x"
     values = c.merge(c.read_yaml(ROOT / "config.yaml"), {"guidance_scales": [1.5, 2], "seeds": [0, 1]})
     config = c.parse_config(values)
@@ -43,7 +43,7 @@ def address(tiny_teacher, tmp_path_factory):
 
 
 def drawn(page, count: int, seed: int) -> list[str]:
-    """The images' descriptions, once `count` are there."""
+    """Wait for `count` images and return their descriptions."""
     page.get_by_role("status").get_by_text(f"Seed {seed}: {count} drawn.").wait_for(timeout=60_000)
     return [image.get_attribute("alt") for image in page.locator("#images img").all()]
 

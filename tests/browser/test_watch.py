@@ -1,4 +1,4 @@
-"""The fixtures themselves: a bad page is caught, a good one is not."""
+"""Test the fixtures: a bad page fails, a good one passes."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""GPUs of one machine among jobs that know nothing of each other. CUDA_VISIBLE_DEVICES names the GPUs; none is opened."""
+"""Test how independent jobs of one machine acquire GPUs. CUDA_VISIBLE_DEVICES names the GPUs; none is opened."""
 
 import multiprocessing
 import os
@@ -20,7 +20,7 @@ APART = ["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork"]
 
 @pytest.fixture
 def names(monkeypatch):
-    """names(n): a machine with n GPUs, under names that no other test uses."""
+    """Return names(n): simulate a machine with n GPUs under unique names."""
     monkeypatch.setattr(gpus, "POLL_S", 0.02)
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     # tests may run at the same time on one machine, beside jobs that have real GPUs
@@ -35,7 +35,7 @@ def names(monkeypatch):
 
 
 def job(count, seconds, taken):
-    """A process that reports which GPUs it has, when it got them and when it gives them back."""
+    """Report the GPUs of a process, when it acquired and when it released them."""
     with gpus.acquire_gpus(count):
         seen = gpus.visible_gpus()
         began = time.monotonic()
@@ -45,7 +45,7 @@ def job(count, seconds, taken):
 
 @pytest.fixture
 def start():
-    """start(count, seconds) -> a job's process; `start.taken` is what they report."""
+    """Return start(count, seconds) -> a job's process; `start.taken` queues their reports."""
     fork = multiprocessing.get_context("fork")
     started = []
 

@@ -1,4 +1,4 @@
-"""The job around a training, with a shell script in the training's place and Slurm's commands played by two more."""
+"""Test the job around a training; shell scripts replace the training and Slurm's commands."""
 
 import json
 import logging
@@ -36,7 +36,7 @@ def state(tmp_path):
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """In job 7, which `rule_distill` was submitted as, with an hour left. `calls`: what scontrol was asked for."""
+    """Simulate Slurm job 7 of `rule_distill` with an hour left. `calls` records the calls of scontrol."""
     for name, script in {"squeue": SQUEUE, "scontrol": SCONTROL}.items():
         (tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "bin" / name).write_text(script)
@@ -53,7 +53,7 @@ def slurm(tmp_path, monkeypatch):
 
 @pytest.fixture
 def start(state, monkeypatch, capfd):
-    """start(script, options…) -> process of a launch; `start.ended()` -> its exit code and what it said."""
+    """Return start(script, options…) -> process of a launch; `start.ended()` -> its exit code and output."""
     fork = multiprocessing.get_context("fork")
 
     def begin(script=TRAINING, *options):

@@ -1,4 +1,4 @@
-"""What is known of the jobs that a killed Snakemake has left; on a real Slurm: tests/slurm."""
+"""Test how jobs of a killed Snakemake are tracked; on a real Slurm: tests/slurm."""
 
 import inspect
 import json
@@ -15,7 +15,7 @@ from sid_core.cluster import slurm
 
 @pytest.fixture
 def squeue(tmp_path, monkeypatch):
-    """A squeue that fails once, as while the controller is away, and then tells these jobs."""
+    """Simulate a squeue that fails once, as without a controller, and then lists these jobs."""
     program = tmp_path / "bin" / "squeue"
     program.parent.mkdir()
     program.write_text(
@@ -60,7 +60,7 @@ def test_who_is_cancelled_does_not_wait_for_a_controller_that_is_away(squeue):
 
 @pytest.fixture
 def commands(squeue, monkeypatch):
-    """What is asked of Slurm beside squeue."""
+    """Record the calls of Slurm's other commands."""
     (squeue / "listed").write_text("5|RUNNING|None\n7_2|PENDING|Priority\n")
     for name in ("scontrol", "scancel"):
         (squeue / "bin" / name).write_text(f"#!/bin/sh\necho {name} $* >> {squeue}/commands\n")
@@ -92,7 +92,7 @@ def test_find_stuck_jobs_of_a_held_job_releases_it_a_few_times(squeue, commands)
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Half a minute goes by at each look."""
+    """Advance the clock by half a minute per poll."""
     times = iter(range(0, 3000, 30))
     monkeypatch.setattr(slurm.time, "monotonic", lambda: next(times))
 

@@ -1,4 +1,4 @@
-"""torchrun without its pages: shell scripts in the processes' place."""
+"""Test the torchrun wrapper with shell scripts as ranks."""
 
 import signal
 import subprocess
@@ -20,7 +20,7 @@ TORCHRUN = [
 
 @pytest.fixture
 def start(tmp_path):
-    """start(script): two processes that run it."""
+    """Return start(script), which runs it on two ranks."""
 
     def begin(script: str) -> subprocess.Popen:
         path = tmp_path / "script.sh"  # torchrun would replace $$ in an argument

@@ -8,7 +8,7 @@ from sid_core.data.pool import batches, in_order
 
 
 def late_first(n: int) -> int:
-    """The first items take longest."""
+    """Return the item after a delay that is longest for the first items."""
     time.sleep(0.02 / (n + 1))
     return n * n
 

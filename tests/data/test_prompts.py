@@ -1,4 +1,4 @@
-"""Prompt files: good text, bad text, tables, archives, a hub; and lines of a file by index."""
+"""Test prompt files: valid and invalid text, tables, archives, a hub; and lines of a file by index."""
 
 import gzip
 import hashlib
@@ -29,7 +29,7 @@ def prepare(tmp_path, train: bytes, evaluation: bytes = b"a cat\n", name: str = 
 
 
 def table(captions: list[str | None], write: str) -> bytes:
-    """A table with a column of captions and another, by pandas' method `write`."""
+    """Write a table with a column of captions and another by pandas' method `write`."""
     buffer = io.BytesIO()
     getattr(pandas.DataFrame({"id": range(len(captions)), "text": captions}), write)(buffer, index=False)
     return buffer.getvalue()

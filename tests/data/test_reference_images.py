@@ -1,4 +1,4 @@
-"""Reference images from wherever: the same images, the same record; what is damaged or missing is named."""
+"""Test that reference images of any source have the same record and that errors name damaged or missing ones."""
 
 import io
 import os
@@ -33,7 +33,7 @@ def settings(reference, count: int = COUNT, **changes) -> BuildReferenceSettings
 
 
 def replaced(archive, index: int, data: bytes):
-    """The same zip with other bytes in one of its images; returns the image's name."""
+    """Replace the bytes of one image in the zip; return the image's name."""
     members = dict(sorted(coco_images(COUNT).items()))
     name = list(members)[index]
     with zipfile.ZipFile(archive, "w") as made:

@@ -29,7 +29,7 @@ def shard(tmp_path):
 
 
 def rewrite(shard, members: list[tuple[str, bytes]]) -> None:
-    """Other contents under a sidecar that vouches for the file: what is left to find is inside."""
+    """Rewrite a shard with a valid sidecar, so that only its contents are wrong."""
     known = read_json(sidecar(shard))["record"]
     with tarfile.open(shard, "w") as archive:
         for name, data in members:

@@ -1,4 +1,4 @@
-"""A real Slurm on this machine: `python tests/helpers/cluster.py COMMAND` runs a shell command in a cluster of its own.
+"""Run a real Slurm on this machine: `python tests/helpers/cluster.py COMMAND` runs a shell command in a new cluster.
 
 Everything lives in namespaces of its own: /etc/slurm and /etc/hosts are mounted over, all processes end with the first one
 (which ends with this program, also by SIGKILL), and each node has a host name. So several clusters run side by side, and
@@ -102,7 +102,7 @@ class Cluster:
     """
 
     def __init__(self, folder: Path, nodes: int = 2, accounting: bool = False, conf: str = ""):
-        """`accounting`: with slurmdbd and MariaDB, so that sacct works. `conf`: further lines of slurm.conf."""
+        """Configure slurmdbd and MariaDB for sacct by `accounting`; `conf` adds lines to slurm.conf."""
         self.folder, self.accounting, self.log = folder.resolve(), accounting, folder.resolve() / "log"
         self.nodes = [f"node{i}" for i in range(nodes)]
         self._conf, self._root = conf, [] if os.geteuid() == 0 else ["sudo", "-n"]
@@ -147,7 +147,7 @@ class Cluster:
         return output
 
     def jobs(self) -> list[dict[str, str]]:
-        """All jobs that the controller remembers (of the last five minutes, and unfinished ones), as scontrol shows them."""
+        """Return all jobs that the controller remembers (of the last five minutes, and unfinished ones), as scontrol shows them."""
         lines = self.run(["scontrol", "--oneliner", "show", "job"]).splitlines()
         return [dict(re.findall(r"(\S+?)=(.*?) *(?= \S+?=|$)", line)) for line in lines if line.startswith("JobId=")]
 
@@ -303,7 +303,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _youngest_child(pid: int) -> int:
-    """The last descendant: sudo and unshare wait for the process that is first in the new namespace."""
+    """Return the last descendant: sudo and unshare wait for the first process of the new namespace."""
     while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         pid = int(children[0])
     return pid

@@ -1,4 +1,4 @@
-"""A finished experiment, made up: the layout of results/<experiment>/ with random images and plausible scores."""
+"""Make up a finished experiment: the layout of results/<experiment>/ with random images and plausible scores."""
 
 import csv
 import hashlib
@@ -73,7 +73,7 @@ def make_score(fid: float, clip: float, nfe: int, generator_sha256: str | None =
 
 
 def write_samples(path: Path, seed: int, side: int) -> None:
-    """Noise of 32 x 32, enlarged where `side` is larger, to files about as large as a photograph's."""
+    """Write noise of 32 x 32, enlarged to `side`, in files about as large as a photograph's."""
     rng = np.random.default_rng(seed)
     path.parent.mkdir(parents=True)
     records = []
@@ -95,7 +95,7 @@ def write_samples(path: Path, seed: int, side: int) -> None:
 
 
 def write_run(folder: Path, run: Run, number: int, side: int) -> None:
-    """FID 30 and CLIP 0.4 at scale 1.5, 45 and 0.6 at 3; a seed more adds 2 and 0.01; of other strategies CLIP is higher."""
+    """Write a run with FID 30 and CLIP 0.4 at scale 1.5, 45 and 0.6 at 3; each further seed adds 2 and 0.01."""
     clip = 0.2 + 0.2 * run.teacher / 1.5 + 0.01 * (run.seed or 0) + 0.05 * (run.teacher - run.fake_train)
     score = make_score(15 + 10 * run.teacher + 2 * (run.seed or 0), clip, run.num_steps, "a" * 64)
     write_json(folder / "score.json", score)
@@ -156,7 +156,7 @@ def write_statistics(folder: Path, config: Config) -> None:
 
 
 def write_experiment(folder: Path, config: Config, side: int = 32) -> Path:
-    """`side` of the images, in pixels."""
+    """Write an experiment with images of `side` pixels."""
     (folder / "prompts").mkdir()
     (folder / "prompts" / "evaluation.txt").write_text("\n".join(CAPTIONS) + "\n", encoding="utf-8")
     for number, run in enumerate(generators(config)):
@@ -174,7 +174,7 @@ def write_experiment(folder: Path, config: Config, side: int = 32) -> Path:
 
 
 def read_entries(config: Config, folder: Path) -> list[entries.Entry]:
-    """What figures and tables are made of."""
+    """Return the entries of figures and tables."""
     scores = table.read_scores(Inputs.finished(config, folder).scores)
     rows = table.make_rows(config, folder, scores)
     return entries.make_entries(config, rows, scores, entries.read_intervals(folder / "seeds.csv"))

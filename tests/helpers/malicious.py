@@ -1,4 +1,4 @@
-"""Pickles that do harm when they are loaded as pickles are: each creates a file."""
+"""Make malicious pickles: each creates a file when it is loaded by pickle."""
 
 import builtins
 import functools
@@ -23,17 +23,17 @@ class Call:
         return self.reduced
 
     def __call__(self):
-        """pickle wants what is called to be callable, also where it is itself the result of a call."""
+        """Return self: pickle requires a callable, also for the result of a call."""
 
 
 def text(value: object) -> bytes:
-    """The instruction that pushes a text."""
+    """Return the instruction that pushes a text."""
     data = str(value).encode()
     return b"X" + len(data).to_bytes(4, "little") + data
 
 
 def binary(data: bytes) -> bytes:
-    """The instruction that pushes bytes."""
+    """Return the instruction that pushes bytes."""
     return b"B" + len(data).to_bytes(4, "little") + data
 
 
@@ -43,7 +43,7 @@ def named(module: str, name: str) -> bytes:
 
 
 def corpus(marker: Path) -> dict[str, bytes]:
-    """Pickles by what they try; each creates the file `marker`."""
+    """Return pickles by their attack; each creates the file `marker`."""
     shell, code = f"touch {marker}", f"open({str(marker)!r}, 'w').close()"
     dump = pickle.dumps
     run = b"cos\nsystem\n" + text(shell) + b"\x85R"  # calls os.system, leaves its result on the stack

@@ -1,4 +1,4 @@
-"""Settings of a distillation that takes seconds and is mirrored to MLflow."""
+"""Make settings of a distillation that takes seconds and is mirrored to MLflow."""
 
 from sid_core.config import DistillSettings
 

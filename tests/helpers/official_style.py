@@ -1,4 +1,4 @@
-"""Pickles as the published code wrote them: whole modules by `pickle.dump`, of classes where diffusers had them then."""
+"""Write pickles as the published code did: whole modules by `pickle.dump`, under diffusers' former module paths."""
 
 import pickle
 import sys
@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 
 
 def network(teacher: Path, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
-    """The teacher's UNet with other weights."""
+    """Load the teacher's UNet with other weights."""
     unet = UNet2DConditionModel.from_pretrained(str(teacher / "unet"), low_cpu_mem_usage=False)
     generator = torch.Generator().manual_seed(1)
     for parameter in unet.parameters():
@@ -21,7 +21,7 @@ def network(teacher: Path, dtype: torch.dtype = torch.float32) -> UNet2DConditio
 
 
 def write(unet: torch.nn.Module, path: Path, old: bool = False) -> Path:
-    """pickle.dump of dict(ema=unet); `old`: with the module paths of old diffusers, which this one does not have."""
+    """Dump dict(ema=unet) by pickle; `old`: with module paths of former diffusers versions."""
     with open(path, "wb") as file, old_paths(unet) if old else open(path.parent / "unused", "wb"):
         pickle.dump(dict(ema=unet), file)
     return path
@@ -29,7 +29,7 @@ def write(unet: torch.nn.Module, path: Path, old: bool = False) -> Path:
 
 @contextmanager
 def old_paths(unet: torch.nn.Module) -> Iterator[None]:
-    """For the time being, a network's classes say that they live in diffusers.models.unet_2d_condition and the like."""
+    """Set the modules of a network's classes to diffusers.models.unet_2d_condition and the like within the context."""
     classes = {type(module) for module in unet.modules() if ".unets." in type(module).__module__}
     before = {cls: cls.__module__ for cls in classes}
     made = set()

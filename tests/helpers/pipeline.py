@@ -1,4 +1,4 @@
-"""The smallest experiment on a Slurm cluster, for the tests and for faults.py and benchmarks/slurm_speed.py."""
+"""Run the smallest experiment on a Slurm cluster, for the tests, faults.py and benchmarks/slurm_speed.py."""
 
 import contextlib
 import copy
@@ -18,7 +18,7 @@ PATIENCE_S = 900
 
 
 def install_plugin(folder: Path) -> Path:
-    """The profile's packages, from their lock, in a folder of their own: installed beside Snakemake, they slow every call."""
+    """Install the profile's locked packages into a separate folder: next to Snakemake they would slow every call."""
     uv = [Path(sys.executable).with_name("uv"), "pip", "install", "--quiet", "--python", sys.executable]
     subprocess.run(
         [
@@ -81,7 +81,7 @@ class Pipeline(Project):
         return self.log.read_text()[-20_000:]
 
     def kill(self, signum: int = signal.SIGKILL) -> None:
-        """A signal to snakemake on the submit host. After SIGKILL, what it submitted runs on."""
+        """Send a signal to snakemake on the submit host. After SIGKILL its jobs keep running."""
         self.cluster.run(["kill", f"-{int(signum)}", (self.folder / "pid").read_text().strip()], uid=0)
         self.process.wait(PATIENCE_S)
 
@@ -90,7 +90,7 @@ class Pipeline(Project):
         self.finish()
 
     def jobs(self, rule: str = "", state: str = "") -> list[dict[str, str]]:
-        """This pipeline's jobs, the newest last."""
+        """Return this pipeline's jobs, the newest last."""
         found = [
             job
             for job in self.cluster.jobs()
@@ -101,7 +101,7 @@ class Pipeline(Project):
         return sorted(found, key=lambda job: int(job["JobId"]))
 
     def wait_for(self, rule: str, state: str = "RUNNING", until=lambda job: True) -> dict[str, str]:
-        """The newest job of a rule or group, once it is in a state."""
+        """Wait until the newest job of a rule or group is in a state, and return it."""
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             with contextlib.suppress(RuntimeError):  # the controller may be away
@@ -117,7 +117,7 @@ class Pipeline(Project):
 
 
 def read_scores(results: Path) -> dict[str, dict]:
-    """All scores of an experiment, without the speeds; with the generators' checksums, which cover every weight."""
+    """Read all scores of an experiment without throughputs, and the generators' checksums, which cover every weight."""
     scores = {
         str(path.parent.relative_to(results)): json.loads(path.read_text()) for path in results.glob("*/*/score.json")
     }

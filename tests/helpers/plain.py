@@ -1,5 +1,6 @@
-"""One iteration written the plain way: whole batch, one graph from the losses to the weights, both branches of a guided pair
-evaluated apart, torch's optimizer. What the trainer does faster is compared with it.
+"""Run one iteration without the trainer's optimisations, as a reference for it.
+
+The whole batch, one graph from the losses to the weights, both branches of a guided pair evaluated apart, torch's optimizer.
 """
 
 import copy
@@ -21,7 +22,7 @@ class Plain:
         self.optimizers = {"fake": make(self.fake), "generator": make(self.generator)}
 
     def step(self) -> dict[str, torch.Tensor]:
-        """Both halves; returns their gradients, concatenated."""
+        """Run both phases; return their gradients, concatenated."""
         return {"fake": self._fake_half(), "generator": self._generator_half()}
 
     def _guided(self, net, x_t, t, cond, scale):

@@ -1,4 +1,4 @@
-"""A copy of the workflow in a folder of its own, with the smallest experiment."""
+"""Copy the workflow into a folder with the smallest experiment."""
 
 import copy
 import os
@@ -72,14 +72,14 @@ class Project:
         return done.stdout
 
     def planned(self, *arguments: str) -> dict[str, int]:
-        """What a dry run would do: number of jobs by rule."""
+        """Return the number of jobs by rule in a dry run."""
         done = self.snakemake("--dry-run", *arguments)
         assert done.returncode == 0, done.stdout
         jobs = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout, re.M))
         return {rule: int(count) for rule, count in jobs.items() if rule not in ("all", "total")}
 
     def complaint(self, *arguments: str) -> str:
-        """What a user sees of a run that fails."""
+        """Return the output of a run that fails."""
         done = self.snakemake("--cores", "1", *arguments)
         assert done.returncode == 1
         assert "Traceback" not in done.stdout

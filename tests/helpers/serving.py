@@ -1,4 +1,4 @@
-"""A file server and a tiny model hub on 127.0.0.1, which misbehave on request.
+"""Serve files and a tiny model hub on 127.0.0.1, which misbehave on request.
 
     with Server(files=folder, repos={"owner/name": folder}) as server:
         server.use_as_hub(monkeypatch, cache)            # huggingface_hub in this process; environment() is for others
@@ -126,7 +126,7 @@ class Server:
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def commit(self, repo: str) -> str:
-        """The full commit of a repository; kept, also when its files change."""
+        """Return the full commit of a repository, constant also when its files change."""
         if repo not in self._commits:
             listed = [(str(path.relative_to(self.repos[repo])), path.read_bytes()) for path in self.contents(repo)]
             self._commits[repo] = hashlib.sha1(repr([repo, listed]).encode()).hexdigest()
@@ -136,7 +136,7 @@ class Server:
         return sorted(path for path in self.repos[repo].rglob("*") if path.is_file())
 
     def environment(self, cache: Path) -> dict[str, str]:
-        """Environment variables for a process that is to use this hub and caches of its own."""
+        """Return environment variables for a process that uses this hub and separate caches."""
         return {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(cache / "hf"),
@@ -146,7 +146,7 @@ class Server:
         }
 
     def use_as_hub(self, monkeypatch, cache: Path) -> None:
-        """The same for this process, where huggingface_hub may have read its environment long ago."""
+        """Use this hub in this process, where huggingface_hub has already read its environment."""
         from huggingface_hub import constants
 
         for name, value in self.environment(cache).items():
@@ -160,7 +160,7 @@ class Server:
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
 
     def fetched(self, prefix: str = "/") -> list[str]:
-        """Paths of GET requests, in order."""
+        """Return the paths of GET requests, in order."""
         return [
             request.path for request in self.requests if request.method == "GET" and request.path.startswith(prefix)
         ]
@@ -176,7 +176,7 @@ class _Quiet(ThreadingHTTPServer):
     request_queue_size = 64
 
     def handle_error(self, *_) -> None:
-        """Clients that went away are what the tests are about."""
+        """Ignore disconnected clients: the tests provoke them."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Settings and captions of the tiny experiment that the tests of this folder evaluate."""
+"""Define settings and captions of the tiny experiment that tests evaluate."""
 
 from pathlib import Path
 

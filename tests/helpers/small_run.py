@@ -1,4 +1,4 @@
-"""Settings of a distillation of the tiny teacher that takes seconds."""
+"""Make settings of a distillation of the tiny teacher that takes seconds."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ PROMPTS = ["a red dot", "a blue dot", "two dots", "no dots", "a dot"]
 
 
 def make_settings(run: dict | None = None, alarms: dict | None = None, **distill) -> DistillSettings:
-    """20 iterations of batch 4 with everything saved often; keyword arguments override."""
+    """Return settings of 20 iterations of batch 4 with frequent checkpoints; keyword arguments override."""
     quiet = Alarms(
         score_gap_max=1e9, latent_std_min=0, latent_std_max=1e9, generator_loss_max=1e9, patience=2, warmup_nimg=0
     )
@@ -40,6 +40,6 @@ def make_trainer(teacher: Path, **kwargs) -> Trainer:
 
 
 def load_state(folder: Path) -> dict[str, Tensor]:
-    """All tensors of the newest state, by "file/parameter"."""
+    """Load all tensors of the newest checkpoint, by "file/parameter"."""
     files = saved_states(folder)[0].glob("*.safetensors")
     return {f"{path.stem}/{name}": tensor for path in files for name, tensor in load_file(path).items()}

@@ -1,4 +1,4 @@
-"""Tiny stand-ins for the real parts, in their real layouts: what tests serve as a hub and as files."""
+"""Make tiny stand-ins for the real components in their real layouts, which tests serve as a hub and as files."""
 
 import io
 import json
@@ -13,7 +13,7 @@ LICENSE = "creativeml-openrail-m"
 
 
 def sd_repository(source: Path, out: Path, prediction_type: str = "epsilon", safetensors: bool = True) -> Path:
-    """Stable Diffusion's repository, from a teacher folder: its files, the fp16 variant, and much that is not needed.
+    """Write Stable Diffusion's repository from a teacher folder: its files, the fp16 variant, and many unneeded files.
 
     The tokenizer comes as vocab.json and merges.txt, the scheduler as PNDM's config, as in SD 1.5 and 2.1.
     """
@@ -42,7 +42,7 @@ def sd_repository(source: Path, out: Path, prediction_type: str = "epsilon", saf
 
 
 def _old_tokenizer(folder: Path) -> None:
-    """tokenizer.json to the files that older transformers wrote."""
+    """Convert tokenizer.json to the files that older transformers wrote."""
     model = json.loads((folder / "tokenizer.json").read_text())["model"]
     length = json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"]
     shutil.rmtree(folder)
@@ -63,7 +63,7 @@ def _old_tokenizer(folder: Path) -> None:
 
 
 def coco_images(count: int, side: int = 48) -> dict[str, bytes]:
-    """JPEGs by COCO's names, of odd sizes; the second is grey, the third CMYK."""
+    """Return JPEGs by COCO's names, of odd sizes; the second is grey, the third CMYK."""
     rng = np.random.default_rng(0)
     images = {}
     for i in range(count):
@@ -77,7 +77,7 @@ def coco_images(count: int, side: int = 48) -> dict[str, bytes]:
 
 
 def coco_zip(out: Path, count: int, side: int = 48) -> Path:
-    """val2014.zip as COCO packs it: a folder entry first, members not in order of their names, nothing compressed."""
+    """Write val2014.zip as COCO packs it: a folder entry first, members not in order of their names, uncompressed."""
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("val2014/", b"")
         for name, data in reversed(coco_images(count, side).items()):
@@ -86,7 +86,7 @@ def coco_zip(out: Path, count: int, side: int = 48) -> Path:
 
 
 def inception(out: Path, features: int = 12) -> Path:
-    """A TorchScript file with the interface of inception-2015-12-05.pt, for 299 x 299 images, with random weights."""
+    """Write a TorchScript file with the interface of inception-2015-12-05.pt, for 299 x 299 images, with random weights."""
     import torch
     from torch import nn
 
@@ -106,7 +106,7 @@ def inception(out: Path, features: int = 12) -> Path:
 
 
 def clip_repository(out: Path, image_size: int = 32, binary: bool = False) -> Path:
-    """An open_clip repository with a tiny model of random weights that takes open_clip's bundled tokenizer."""
+    """Write an open_clip repository with a tiny model of random weights that takes open_clip's bundled tokenizer."""
     import open_clip
     import torch
     from safetensors.torch import save_file
@@ -131,7 +131,7 @@ def clip_repository(out: Path, image_size: int = 32, binary: bool = False) -> Pa
 
 
 def dinov2(out: Path) -> Path:
-    """facebook/dinov2-large's layout with a tiny model of random weights; its patches are 14 x 14 as there."""
+    """Write facebook/dinov2-large's layout with a tiny model of random weights and patches of 14 x 14."""
     import torch
     from transformers import Dinov2Config, Dinov2Model
 
@@ -142,7 +142,7 @@ def dinov2(out: Path) -> Path:
 
 
 def pickscore(out: Path) -> Path:
-    """yuvalkirstain/PickScore_v1's layout with a tiny model of random weights; its vocabulary is CLIP's."""
+    """Write yuvalkirstain/PickScore_v1's layout with a tiny model of random weights and CLIP's vocabulary."""
     import torch
     from transformers import CLIPConfig, CLIPModel
 
@@ -163,7 +163,7 @@ HPS_SIZES = {
 
 
 def hps(out: Path) -> Path:
-    """xswu/HPSv2's layout: a checkpoint of open_clip's architecture, here of HPS_SIZES with random weights."""
+    """Write xswu/HPSv2's layout: a checkpoint of open_clip's architecture, here of HPS_SIZES with random weights."""
     import open_clip
     import torch
 

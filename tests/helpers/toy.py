@@ -1,4 +1,4 @@
-"""A network of a few parameters, called like diffusers' UNet."""
+"""Define a network of a few parameters, called like diffusers' UNet."""
 
 from types import SimpleNamespace
 

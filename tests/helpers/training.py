@@ -1,4 +1,4 @@
-"""A tiny distillation as the workflow starts it, in Slurm jobs of its own: without Snakemake, which takes most of a job's time."""
+"""Run a tiny distillation in Slurm jobs as the workflow does, but without Snakemake, which takes most of a job's time."""
 
 import json
 import os
@@ -38,7 +38,7 @@ class Training:
         self._teacher = teacher
 
     def command(self, *options: str) -> list[str]:
-        """What the rule calls."""
+        """Return the rule's command."""
         stage = {
             "settings": self.folder / "settings.yaml",
             "teacher": self._teacher,
@@ -52,12 +52,12 @@ class Training:
         return [*launch, "--", "distill", *given, "--threads", "1"]
 
     def start(self, *options: str) -> subprocess.Popen:
-        """Here, without Slurm."""
+        """Start it without Slurm."""
         with open(self.log, "w") as log:
             return subprocess.Popen(self.command(*options), stdout=log, stderr=subprocess.STDOUT)
 
     def submit(self, cluster: Cluster, *options: str, sbatch: tuple[str, ...] = (), slowly: bool = True) -> str:
-        """As a Slurm job such as Snakemake's; returns its id."""
+        """Submit it as a Slurm job such as Snakemake's; return its id."""
         self.cluster = cluster
         shell = f"{BARE}; exec {' '.join(self.command(*options))} >> {self.log} 2>&1"
         job = [f"--comment=rule_distill_wildcards_{RUN}", "--time=60", "--output=/dev/null"]
@@ -69,12 +69,12 @@ class Training:
         return self.job
 
     def wait_for_the_end(self) -> str:
-        """Until the job has ended; returns how, in Slurm's words."""
+        """Wait until the job has ended; return its Slurm state."""
         self.wait_until(lambda: self.shown()["JobState"] not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED"))
         return self.shown()["JobState"]
 
     def shown(self) -> dict[str, str]:
-        """The job as scontrol shows it."""
+        """Return the job as scontrol shows it."""
         return next(job for job in self.cluster.jobs() if job["JobId"] == self.job)
 
     def wait_until(self, ready: Callable[[], bool], meanwhile: Callable[[], object] = lambda: None) -> None:
@@ -88,12 +88,12 @@ class Training:
         return self.log.read_text() if self.log.exists() else ""
 
     def nimg(self) -> int:
-        """How far the log is."""
+        """Return the images seen by the last log entry."""
         points = self.points()
         return points[-1]["nimg"] if points else 0
 
     def points(self) -> list[dict]:
-        """The log without its times."""
+        """Return the log without its times."""
         path = self.state / "training.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         return [
@@ -103,7 +103,7 @@ class Training:
         ]
 
     def starts(self) -> list[dict]:
-        """Of the training so far, as `launch` counts them."""
+        """Return the training's starts, as `launch` counts them."""
         path = self.state / "starts.json"
         return json.loads(path.read_text()) if path.exists() else []
 

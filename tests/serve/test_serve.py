@@ -1,4 +1,4 @@
-"""The page to try prompts on: the images of `sid-core sample`, one at a time, for this machine alone."""
+"""Test the page to try prompts: images equal `sid-core sample`, one at a time, on this machine only."""
 
 import io
 import json
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def results(tiny_teacher, tmp_path_factory):
-    """results/x with two finished generators, of the teacher's own weights, and one that is not."""
+    """Write results/x with two finished generators, of the teacher's weights, and an unfinished one."""
     folder = tmp_path_factory.mktemp("results") / "x"
     values = c.merge(c.read_yaml(ROOT / "config.yaml"), {"experiment": "x", "guidance_scales": [1.5, 2, 3]})
     for run in c.runs(c.parse_config(values))[:2]:
@@ -52,7 +52,7 @@ def results(tiny_teacher, tmp_path_factory):
 
 @pytest.fixture
 def ask(results):
-    """ask(path, headers, **query) -> (status, body, headers) of a server of its own."""
+    """Return ask(path, headers, **query) -> (status, body, headers) of a new server."""
     server = make_server(Gallery(results), 0)
     threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
 

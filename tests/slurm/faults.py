@@ -1,4 +1,4 @@
-"""Random faults into a sweep on a Slurm of its own, again and again: `python tests/slurm/faults.py --sweeps 20 --faults 10`.
+"""Inject random faults into sweeps on a new Slurm: `python tests/slurm/faults.py --sweeps 20 --faults 10`.
 
 Two scales, two shards each: eleven jobs. Each sweep must end with the scores of a local run, bit for bit. Faults come from a seed:
 each once so many jobs are done, to random jobs among those that run (what they hit depends on the machine's speed too). Where Snakemake
@@ -46,12 +46,12 @@ def requeue(sweep: Pipeline, rng: random.Random) -> Jobs:
 
 
 def time_out(sweep: Pipeline, rng: random.Random) -> Jobs:
-    """The limit is now the shortest there is, a minute: jobs that run longer are ended."""
+    """Set the time limit to the shortest, a minute: Slurm ends longer jobs."""
     return on_a_job(sweep, rng, "scontrol", "update", "TimeLimit=1", "job")
 
 
 def run_out_of_memory(sweep: Pipeline, rng: random.Random) -> Jobs:
-    """What the kernel does then: the largest process of a job is killed."""
+    """Kill the largest process of a job, as the kernel does."""
     job = rng.choice(sweep.jobs(state="RUNNING"))
     script = (
         f"for p in $(scontrol listpids {job['JobId']} {job['NodeList']} | awk 'NR > 1 {{print $1}}'); do "
@@ -62,7 +62,7 @@ def run_out_of_memory(sweep: Pipeline, rng: random.Random) -> Jobs:
 
 
 def kill_slurmd(sweep: Pipeline, rng: random.Random) -> Jobs:
-    """Its jobs run on, unless the controller takes the node for failed, after 10 s."""
+    """Kill a slurmd. Its jobs keep running, unless the controller marks the node as failed, after 10 s."""
     node = rng.choice(sweep.cluster.nodes)
     sweep.cluster.stop(node)
     time.sleep(rng.uniform(1, 25))
@@ -80,7 +80,7 @@ def crash_a_node(sweep: Pipeline, rng: random.Random) -> Jobs:
 
 
 def resume_nodes(sweep: Pipeline) -> None:
-    """What an operator does: a node that died while it started a job is drained."""
+    """Resume drained nodes as an operator does: a node that dies while it starts a job is drained."""
     for line in sweep.cluster.run(["sinfo", "--noheader", "--Node", "--format=%N %t"]).splitlines():
         node, state = line.split()
         if state in ("drain", "drng", "down"):
@@ -89,7 +89,7 @@ def resume_nodes(sweep: Pipeline) -> None:
 
 
 def stop_the_controller(sweep: Pipeline, rng: random.Random) -> Jobs:
-    """Killed, and away for 30 s. Who asked it for something just before sees that it was forgotten, and asks again."""
+    """Stop the controller for 30 s by SIGKILL. Callers repeat requests that it has lost."""
     asked_s, *command = getattr(sweep, "asked", (0.0,))
     forgotten = time.monotonic() - asked_s < FORGETS_S
     sweep.cluster.stop("slurmctld")
@@ -152,7 +152,7 @@ class Recoveries:
                 del self._hit[job["Comment"]]
 
     def forget(self) -> None:
-        """What was not seen to run again ended too soon for it, or well before the fault came."""
+        """Remove faults whose job was not seen again: it ended too early, or before the fault."""
         self._hit = {}
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""A training that its job ends before it is done goes on, and ends with the bits of one that was never interrupted."""
+"""Test that a training resumes after its job ends, and finishes with the bits of an uninterrupted one."""
 
 import time
 
@@ -28,7 +28,7 @@ def test_training_after_any_end_of_its_job_resumes(cluster, tiny_teacher, tmp_pa
         cluster.run(["scontrol", "update", f"JobId={training.job}", f"EndTime={end}"], uid=0)
 
     def trains(start: int) -> bool:
-        """Whether the training has gone on after its `start`-th start."""
+        """Return whether the training has made progress since its `start`-th start."""
         row = training.starts()
         return len(row) == start and training.nimg() > row[-1]["from_nimg"]
 

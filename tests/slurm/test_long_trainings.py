@@ -1,4 +1,4 @@
-"""Through Snakemake itself, which takes minutes: a training over several time limits in one call, and one of two nodes."""
+"""Test through Snakemake, which takes minutes: a training over several time limits in one call, and one on two nodes."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ STATE = "results/smallest/state/lsg-1.5"
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """run(distill, options…) -> the finished pipeline, in whose trainings a point of the log takes a second."""
+    """Return run(distill, options…) -> the finished pipeline, whose trainings take a second per log entry."""
     monkeypatch.setenv("PYTHONPATH", str(SLOWLY))
     with Cluster(tmp_path / "cluster") as cluster:
 
@@ -44,7 +44,7 @@ def run(tmp_path, monkeypatch):
 
 @pytest.fixture
 def local(tmp_path):
-    """local(distill) -> scores without Slurm and limits."""
+    """Return local(distill) -> scores without Slurm and limits."""
 
     def begin(distill: dict) -> dict:
         (tmp_path / "local").mkdir()
@@ -111,7 +111,7 @@ def test_training_after_a_node_failure_without_requeue_resumes(tmp_path, monkeyp
 
 @pytest.fixture
 def server(tmp_path):
-    """The address of an MLflow server, as one that a group runs for its cluster."""
+    """Start an MLflow server as a group would for its cluster; yield its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -134,7 +134,7 @@ def test_trainings_on_nodes_are_followed_on_a_server(tmp_path, monkeypatch, serv
     client = MlflowClient(tracking_uri=server)
 
     def points() -> int:
-        """Of the run, on the server."""
+        """Return the run's log entries on the server."""
         runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
         return sum(len(client.get_metric_history(run.info.run_id, "training/fake_loss")) for run in runs)
 

@@ -1,4 +1,4 @@
-"""A training of two nodes, a process on each: the bits of two processes on one machine, and one message where one dies."""
+"""Test a training on two nodes: the bits of two ranks on one machine, and one message if a rank dies."""
 
 import os
 import re
@@ -26,7 +26,7 @@ def cluster(tmp_path_factory):
 
 
 def processes(text: str) -> list[int]:
-    """Of this machine, the cluster's among them, by their command line."""
+    """Return the processes of this machine, including the cluster's, by their command line."""
     found = []
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():

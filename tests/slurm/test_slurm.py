@@ -1,4 +1,4 @@
-"""The same scores on a real Slurm as on this machine, bit for bit, whatever fails meanwhile.
+"""Test that scores on a real Slurm equal local ones, bit for bit, under any failure.
 
 One pipeline goes through the whole graph; each of the first tests brings a fault at another stage of it and goes on from where
 the last one left it. Its finished results are then copied for faults of single stages. A job costs Snakemake twice: few jobs.
@@ -39,7 +39,7 @@ RUN = Path("results/smallest/runs/lsg-1.5")
 
 @pytest.fixture(scope="module")
 def place():
-    """A folder that other users may enter, which pytest's is not."""
+    """Make a folder that other users may enter; pytest's is closed."""
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
@@ -58,7 +58,7 @@ def cluster(place):
 
 @pytest.fixture(scope="module")
 def local(place):
-    """The same experiment without Slurm. It runs beside the first tests, to save time."""
+    """Start the same experiment without Slurm, concurrently with the first tests to save time."""
     (place / "local").mkdir()
     project = Project(place / "local")
     project.configure(**BLOCKS)
@@ -71,7 +71,7 @@ def local(place):
 
 @pytest.fixture(scope="module")
 def whole(place, cluster, plugin, local):
-    """A pipeline that has just begun."""
+    """Start a pipeline."""
     pipeline = Pipeline(place / "whole", cluster, plugin, **BLOCKS)
     pipeline.start()
     return pipeline
@@ -161,7 +161,7 @@ def test_slurm_scores_equal_those_of_a_local_run(whole, local):
 
 @pytest.fixture
 def copy(whole, place, cluster, plugin):
-    """Makes a pipeline that goes on from the finished one's results, without `remove`."""
+    """Return a function that makes a pipeline from the finished one's results, without `remove`."""
 
     def make(name: str, remove: list[str], uid: int = 0, **blocks) -> Pipeline:
         pipeline = Pipeline(place / name, cluster, plugin, uid, **(BLOCKS | blocks))

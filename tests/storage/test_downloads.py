@@ -1,4 +1,4 @@
-"""Downloads through a server that misbehaves: each ends in the right file or in an error that names url, cause and remedy."""
+"""Test downloads from a misbehaving server: each gives the right file or an error that names URL, cause and remedy."""
 
 import base64
 import multiprocessing
@@ -44,7 +44,7 @@ def sha256(server):
 
 
 def refused(server, out, **expected) -> str:
-    """The message of a download that must fail, and must leave nothing under the final name."""
+    """Return the error of a download that must fail and leave nothing under the final name."""
     with pytest.raises(UserError) as caught:
         download(server.url + PATH, out, **expected)
     assert not out.exists()

@@ -1,4 +1,4 @@
-"""Files are whole or absent, consumers notice what was changed, and a folder has one writer."""
+"""Test that writes are atomic, that readers detect changes, and that a folder has one writer."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ def test_atomic_path_leaves_nothing_when_the_writer_fails(tmp_path):
 
 
 def make_folder(path, name, *marks):
-    """A result of one file."""
+    """Write a result of one file."""
     with files.atomic_path(path, *marks) as temporary:
         temporary.mkdir()
         (temporary / name).write_text(name)
@@ -54,7 +54,7 @@ with files.atomic_path(sys.argv[1]) as temporary:
 
 
 def begin(path, how, *before):
-    """A process that writes `path`, and is "killed" in the middle or "slow"."""
+    """Start a process that writes `path`, and is "killed" in the middle or "slow"."""
     writer = subprocess.Popen(
         [*before, sys.executable, "-c", WRITER, str(path), how], stdout=subprocess.PIPE, text=True
     )
@@ -128,13 +128,13 @@ def test_atomic_path_on_a_file_system_without_locks_works_and_trusts_the_heartbe
 
 
 def tree(folder) -> dict[str, str | None]:
-    """Everything below a folder, hidden files too: contents by path."""
+    """Return the contents of all files below a folder, hidden ones included, by path."""
     return {str(p.relative_to(folder)): p.read_text() if p.is_file() else None for p in folder.rglob("*")}
 
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    """A user's folder with a repository, where the command is called."""
+    """Make a user's folder with a repository, as the working folder."""
     (tmp_path / "work" / ".git").mkdir(parents=True)
     (tmp_path / "work" / ".git" / "HEAD").write_text("ref: refs/heads/main")
     (tmp_path / "work" / "notes").mkdir()

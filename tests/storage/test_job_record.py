@@ -1,4 +1,4 @@
-"""The record beside a job's log: progress, and the end; none without a log."""
+"""Test the record of a job's progress and end, next to its log."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from sid_core.storage.job_record import record_path
 
 @pytest.fixture
 def run(tmp_path):
-    """run(code) -> the record of a process that prints to a log, None where there is none."""
+    """Return run(code) -> the record of a process that prints to a log, or None."""
 
     def run(code: str, name: str = "job.log"):
         log = tmp_path / name

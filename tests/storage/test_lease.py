@@ -1,4 +1,4 @@
-"""A folder has one writer."""
+"""Test that a folder has one writer."""
 
 import json
 import os

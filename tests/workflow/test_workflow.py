@@ -1,4 +1,4 @@
-"""The real graph at its smallest, in a folder of its own: what is made, what is made again, and what a mistake looks like.
+"""Test the real graph with the smallest experiment: first runs, reruns and errors.
 
 One experiment is shared and each test goes on from where the last one left it: a stage is a process, and imports take most of
 its time. The first run distils one scale; a second one is added later.
@@ -22,7 +22,7 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(project):
-    """The project after its first run."""
+    """Run the project once and return it."""
     project.first_output = project.run()
     return project
 

@@ -1,4 +1,4 @@
-"""The shipped weights: as recorded, small, loadable offline, and consistent with each other."""
+"""Test the shipped weights: as recorded, small, loadable offline, and consistent with each other."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Scenes and captions: reproducible in any portion, and captions that say something about the picture."""
+"""Test that scenes and captions are reproducible in any slice and that captions describe the scenes."""
 
 import time
 

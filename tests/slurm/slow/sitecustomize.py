@@ -1,4 +1,4 @@
-"""With this folder in PYTHONPATH a training takes a second for each point that it logs, without using the CPU."""
+"""Delay a training by a second per log entry, without using the CPU, if this folder is in PYTHONPATH."""
 
 import sys
 import time
