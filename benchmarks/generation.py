@@ -114,25 +114,28 @@ def peak_gib() -> str:
 
 def feature_stages(given: argparse.Namespace, images: np.ndarray) -> dict[str, float]:
     """Return milliseconds per image of each stage after sampling, for images (B, H, W, 3)."""
-    from sid_core.data.images import decode_png, enlarge, shrink
-    from sid_core.evaluation.networks.extractors import Clip, Features
+    from sid_core.config import FeatureSettings
+    from sid_core.data.images import decode_png, shrink
+    from sid_core.evaluation.networks.required import Clip, Features
 
-    network, clip = Features(given.feature_network), Clip(given.clip)
+    names = ("feature_network", "clip", "feature_size")
+    settings = FeatureSettings(batch=len(images), **{name: getattr(given, name) for name in names})
+    network, clip = Features(settings), Clip(settings)
     pngs = [encode_png(image, given.png_level) for image in images]
 
     def prepare(png: bytes) -> tuple[np.ndarray, torch.Tensor]:
         image = decode_png(png, "sample")
         pixel_sha256(image)
         stored = shrink(image, given.image_size) if given.image_size else image
-        return enlarge(stored, given.feature_size) if given.feature_size else stored, clip.prepare(stored)
+        return network.prepare(stored), clip.prepare(stored)
 
     run = partial(in_order, prepare, pngs, given.threads, len(pngs))
     prepared = list(run())
     seen, for_clip = [image for image, _ in prepared], [image for _, image in prepared]
     return {
         f"prepare, {given.threads} threads": ms_per_image(lambda: list(run()), len(pngs)),
-        "feature network": ms_per_image(lambda: network(seen), len(pngs)),
-        "CLIP image": ms_per_image(lambda: clip.encode(for_clip), len(pngs)),
+        "feature network": ms_per_image(lambda: network.rows(seen), len(pngs)),
+        "CLIP image": ms_per_image(lambda: clip.rows(for_clip), len(pngs)),
     }
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sid_core.config import SEEDS, Sampling, Teacher
+from sid_core.config import SEEDS, FeatureSettings, Sampling, Teacher
 from sid_core.data.images import quantise
 from sid_core.data.pool import batches
 from sid_core.data.shapes import scenes
 from sid_core.evaluation.metrics.frechet import Gaussian, Reference
 from sid_core.evaluation.metrics.samples import clip_score
-from sid_core.evaluation.networks.extractors import Clip, Features
+from sid_core.evaluation.networks.required import Clip, Features
 from sid_core.models.conditioning import Conditioning
 from sid_core.models.teacher import load_solver, prepare_teacher
 from sid_core.sampling.generation import solve
@@ -39,11 +39,12 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=[*CONVERGENCE, *SCALES], metavar="SOLVER:STEPS:CFG")
     given = parser.parse_args()
 
-    features, clip = Features("embedded"), Clip("embedded")
+    settings = FeatureSettings(batch=BATCH)
+    features, clip = Features(settings), Clip(settings)
     _, captions = scenes.draw("validation", given.samples)
     texts = clip.texts(captions)
     drawn = scenes.draw("validation-reference", REFERENCE)[0]
-    reference = Reference(Gaussian.fit(torch.cat([features(part) for part in batches(drawn, BATCH)])))
+    reference = Reference(Gaussian.fit(torch.cat([features.rows(part) for part in batches(drawn, BATCH)])))
     with tempfile.TemporaryDirectory() as folder:
         teacher, lines = Path(folder) / "teacher", Path(folder) / "captions.txt"
         prepare_teacher(Teacher(), teacher)
@@ -55,7 +56,7 @@ def main() -> None:
             name, steps, scale = row.split(":")
             images, errors = sample(inputs, teacher, name, int(steps), float(scale), given.samples)
             sampled_s = time.process_time() - began_s
-            fid = reference.distance(Gaussian.fit(torch.cat([features(part) for part in batches(images, BATCH)])))
+            fid = reference.distance(Gaussian.fit(torch.cat([features.rows(part) for part in batches(images, BATCH)])))
             agreement = clip_score(torch.cat([clip.images(part) for part in batches(images, BATCH)]), texts, 10).value
             nfe = int(steps) * (1 if float(scale) == 1 else 2)
             print(

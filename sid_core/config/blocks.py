@@ -387,24 +387,37 @@ class Baselines(Block):
 
 
 class Network(Block):
-    """The network of a further metric."""
+    """Where an evaluation network comes from; text alone is its source."""
 
-    source: str = Field(description="a folder with its files, or OWNER/NAME on a hub")
-    revision: Commit | None = Field(None, description="full commit on the hub; null: source is a folder")
+    source: str = Field(description="`embedded`, a path, or OWNER/NAME on a hub")
+    revision: Commit | None = Field(None, description="full commit on the hub; null: source is not there")
     sha256: Sha256 | None = Field(None, description="of its weight file; null: recorded only")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_source(cls, values: Any) -> Any:
+        return {"source": values} if isinstance(values, str) else values
+
+
+def _or_source(schema: dict) -> None:
+    """Let a JSON schema take text in place of a block."""
+    blocks = schema.pop("anyOf", None) or [{"$ref": schema.pop("$ref")}]
+    schema["anyOf"] = [{"type": "string"}, *blocks]
 
 
 class FeatureSettings(Block):
-    """What is done to images, and which networks look at them: all that shapes the features of samples."""
+    """How images become features of samples: by which evaluation networks, at which size and precision."""
 
-    feature_network: str = Field(
-        "embedded",
-        description="`embedded`, a folder with config.json and model.safetensors, or the path or URL of a TorchScript file",
+    feature_network: Network = Field(
+        Network(source="embedded"),
+        description="a folder with config.json and model.safetensors, or the path or URL of a TorchScript file; default: `embedded`",
+        json_schema_extra=_or_source,
     )
-    feature_network_sha256: Sha256 | None = Field(None, description="of its weight file; null: recorded only")
-    clip: str = Field("embedded", description="`embedded`, a folder in open_clip's layout, or OWNER/NAME on a hub")
-    clip_revision: Commit | None = Field(None, description="full commit of clip on the hub; null: clip is not there")
-    clip_sha256: Sha256 | None = Field(None, description="of its weight file; null: recorded only")
+    clip: Network = Field(
+        Network(source="embedded"),
+        description="a folder or repository in open_clip's layout; default: `embedded`",
+        json_schema_extra=_or_source,
+    )
     clip_strict: bool = Field(
         False, description="lower 63 of 256 levels by one before CLIP, as the published script's rounding does"
     )
@@ -412,11 +425,19 @@ class FeatureSettings(Block):
         "float32", description="of both networks; 16 bits are faster on a GPU, and another protocol"
     )
     dinov2: Network | None = Field(
-        None, description="config.json, model.safetensors of transformers' Dinov2, for fd_dinov2; null: not computed"
+        None,
+        description="config.json, model.safetensors of transformers' Dinov2, for fd_dinov2; null: not computed",
+        json_schema_extra=_or_source,
     )
-    hps: Network | None = Field(None, description="HPS_v2.1_compressed.pt, for hps (HPSv2.1); null: not computed")
+    hps: Network | None = Field(
+        None,
+        description="HPS_v2.1_compressed.pt, for hps (HPSv2.1); null: not computed",
+        json_schema_extra=_or_source,
+    )
     pickscore: Network | None = Field(
-        None, description="config.json, model.safetensors of PickScore, for pickscore; null: not computed"
+        None,
+        description="config.json, model.safetensors of PickScore, for pickscore; null: not computed",
+        json_schema_extra=_or_source,
     )
     caption_prefix: str = Field("", description="put before a caption for the CLIP score")
     image_size: Count | None = Field(None, description="centre crop and LANCZOS to this side first; null: as stored")
@@ -424,6 +445,10 @@ class FeatureSettings(Block):
         None, description="per-channel float bicubic (clean-fid) to this side; null: as is"
     )
     batch: Count = Field(description="images at once in feature extraction")
+
+    def networks(self) -> dict[str, Network]:
+        """Return the evaluation networks that are set, by key."""
+        return {key: value for key, value in self if isinstance(value, Network)}
 
 
 class ReferenceSettings(FeatureSettings):

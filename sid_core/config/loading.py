@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from ..errors import UserError, redact
-from .blocks import IN_WORDS, NULLS, Block
+from .blocks import IN_WORDS, NULLS, Block, Network
 from .schema import Config
 
 PRESETS = Path(__file__).with_name("presets")
@@ -142,6 +142,9 @@ def _explain(kind: type[Block], problem: dict, files: Sequence[str | Path], argu
         return f"{key}={_not_quoted(location, value, files, arguments)}"
     if problem["type"] == "extra_forbidden":
         close = difflib.get_close_matches(str(location[-1]), _keys(kind, location[:-1]), n=1)
+        block, _, inner = str(location[-1]).rpartition("_")
+        if block in _keys(kind, location[:-1]) and inner in Network.model_fields:
+            close = [f"{block}.{inner}"]
         hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(_keys(kind, location[:-1]))}"
         return f"unknown key {key!r}; {hint}"
     if problem["type"] == "missing":

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..data.images import enlarge, pixel_sha256, shrink
+from ..data.images import pixel_sha256, shrink
 from ..data.pool import batches, in_order
 from ..data.reference_images import cached_features, reference_images
 from ..data.shards import captions_sha256, decode_member, ranges, read_members
@@ -22,8 +22,8 @@ from ..errors import UserError
 from ..storage.files import atomic_path, digest, read_lines, verify_sidecar, write_sidecar
 from ..storage.progress import Progress
 from ..storage.versions import versions
-from .networks.extractors import Clip, Features
-from .networks.extras import Preference, extras
+from .networks.optional import Preference, optional_networks
+from .networks.required import Clip, Features
 from .protocol import image_record
 
 if TYPE_CHECKING:
@@ -66,32 +66,32 @@ def build_reference(settings: "BuildReferenceSettings", out: Path, workers: int 
             f"evaluate.reference_samples={settings.reference_samples}: a covariance needs 2, better thousands"
         )
     images = reference_images(settings)
-    looks = Looks(settings, len(images), of_reference=True)
+    extractor = FeatureExtractor(settings, len(images), of_reference=True)
     source = images.record()  # reads every file of a folder
-    kept = cached_features(source, image_record(settings), looks.record, code)
+    kept = cached_features(source, image_record(settings), extractor.record, code)
     if kept is not None and _is_whole(kept):
         with atomic_path(out) as temporary:
             shutil.copyfile(kept, temporary)
         write_sidecar(out, verify_sidecar(kept)["record"])
         return
-    tensors, record = _reference_features(settings, looks, images, workers)
+    tensors, record = _reference_features(settings, extractor, images, workers)
     for path in filter(None, (kept, out)):
         _save(path, tensors, source | record)
 
 
 def _reference_features(
-    settings: "BuildReferenceSettings", looks: "Looks", images: "ReferenceImages", workers: int
+    settings: "BuildReferenceSettings", extractor: "FeatureExtractor", images: "ReferenceImages", workers: int
 ) -> tuple[dict[str, Tensor], dict]:
     """Tensors of the reference, and what is known of them beside where they come from."""
 
     def prepare(index: int) -> tuple[str, tuple]:
         image = images.read(index)
-        return pixel_sha256(image), looks.prepare(image)
+        return pixel_sha256(image), extractor.prepare(image)
 
     progress, hashes = Progress("reference", len(images)), []
     for batch in batches(in_order(prepare, range(len(images)), workers, 2 * settings.batch), settings.batch):
         hashes += [sha256 for sha256, _ in batch]
-        looks.add([prepared for _, prepared in batch], [""] * len(batch))
+        extractor.add([prepared for _, prepared in batch], [""] * len(batch))
         progress.update(len(hashes))
     twice = len(hashes) - len(set(hashes))
     if twice > MOST_REPEATED * len(hashes):
@@ -99,8 +99,8 @@ def _reference_features(
             f"evaluate.reference={settings.reference}: {twice} of {len(hashes)} images are there twice; "
             "give the set once, without copies"
         )
-    tensors = looks.tensors(torch.arange(len(hashes)), f"evaluate.reference={settings.reference}")
-    return tensors, looks.record | {
+    tensors = extractor.tensors(torch.arange(len(hashes)), f"evaluate.reference={settings.reference}")
+    return tensors, extractor.record | {
         "images_sha256": digest(hashes),
         "repeated": twice,
         "images": image_record(settings),
@@ -121,23 +121,23 @@ def extract_features(settings: "FeatureSettings", shard: Path, captions: Path, o
     made = sidecar["record"]
     check_captions(shard, made, lines)
     _check_stored_size(shard, made, settings)
-    looks = Looks(settings, len(made["samples"]))
+    extractor = FeatureExtractor(settings, len(made["samples"]))
 
     def prepare(member: tuple[dict, bytes]) -> tuple[int, tuple]:
-        return member[0]["index"], looks.prepare(decode_member(shard, member))
+        return member[0]["index"], extractor.prepare(decode_member(shard, member))
 
     progress, index = Progress(f"features of {shard.name}", len(made["samples"])), []
     prepared = in_order(prepare, read_members(shard, made["samples"]), workers, 2 * settings.batch)
     for batch in batches(prepared, settings.batch):
-        looks.add([images for _, images in batch], [lines[i] for i, _ in batch])
+        extractor.add([images for _, images in batch], [lines[i] for i, _ in batch])
         index += [i for i, _ in batch]
         progress.update(len(index))
-    tensors = looks.tensors(torch.tensor(index), str(shard))
-    tensors["clip_text"] = looks.clip.texts([settings.caption_prefix + lines[i] for i in index])
+    tensors = extractor.tensors(torch.tensor(index), str(shard))
+    tensors["clip_text"] = extractor.clip.texts([settings.caption_prefix + lines[i] for i in index])
     check_finite(tensors["clip_text"], tensors["index"], f"{shard}: clip_text")
     record = {
         "samples_sha256": sidecar["sha256"],
-        **looks.record,
+        **extractor.record,
         "images": image_record(settings),
         "caption_prefix": settings.caption_prefix,
         "versions": versions(),
@@ -145,8 +145,8 @@ def extract_features(settings: "FeatureSettings", shard: Path, captions: Path, o
     _save(out, tensors, record | {key: made[key] for key in CARRIED})
 
 
-class Looks:
-    """All networks of the settings, and the rows that each has made of the images so far.
+class FeatureExtractor:
+    """Run all networks of the settings, and keep the rows that each has made of the images so far.
 
     Args:
         count: images that will come.
@@ -154,35 +154,30 @@ class Looks:
     """
 
     def __init__(self, settings: "FeatureSettings", count: int, of_reference: bool = False):
-        self._settings, self._features, self.clip = settings, Features.of(settings), Clip.of(settings)
-        self._extras = [extra for extra in extras(settings) if not (of_reference and isinstance(extra, Preference))]
+        features, self.clip, optional = Features(settings), Clip(settings), optional_networks(settings)
+        if of_reference:
+            optional = [network for network in optional if not isinstance(network, Preference)]
+        self._settings, self._networks = settings, [features, self.clip, *optional]
         self.record = {
-            "weights": {"features": self._features.identity, "clip": self.clip.identity},
-            "extras": {extra.column: extra.record for extra in self._extras},
+            "weights": {"features": features.identity, "clip": self.clip.identity},
+            "extras": {network.column: network.record for network in optional},
         }
         # a block each for all images: small tensors that stay, between large ones that come and go, fragment the heap
         self._rows: dict[str, Tensor] = {}
         self._count, self._done = count, 0
 
     def prepare(self, image: np.ndarray) -> tuple:
-        """An 8-bit image as each network takes it; may be called from several threads."""
+        """Return an 8-bit image as each network takes it; may be called from several threads."""
         seen = stored(image, self._settings)
-        return (
-            for_features(seen, self._settings),
-            self.clip.prepare(seen),
-            *(extra.prepare(seen) for extra in self._extras),
-        )
+        return tuple(network.prepare(seen) for network in self._networks)
 
     def add(self, batch: Sequence[tuple], captions: Sequence[str]) -> None:
         """Run the networks on what `prepare` returned for each image of a batch."""
-        for_network, for_clip, *for_extras = zip(*batch, strict=True)
-        rows = {"features": self._features(for_network), "clip_image": self.clip.encode(for_clip)}
-        for extra, prepared in zip(self._extras, for_extras, strict=True):
-            rows[extra.column] = extra.rows(prepared, captions)
-        for name, new in rows.items():
-            if name not in self._rows:
-                self._rows[name] = new.new_empty(self._count, *new.shape[1:])
-            self._rows[name][self._done : self._done + len(batch)] = new
+        for network, prepared in zip(self._networks, zip(*batch, strict=True), strict=True):
+            new = network.rows(prepared, captions)
+            if network.column not in self._rows:
+                self._rows[network.column] = new.new_empty(self._count, *new.shape[1:])
+            self._rows[network.column][self._done : self._done + len(batch)] = new
         self._done += len(batch)
 
     def tensors(self, index: Tensor, source: str) -> dict[str, Tensor]:
@@ -275,13 +270,8 @@ def _is_whole(path: Path) -> bool:
 
 
 def stored(image: np.ndarray, settings: "FeatureSettings") -> np.ndarray:
-    """The 8-bit image that both networks start from."""
+    """Return the 8-bit image that all networks start from."""
     return shrink(image, settings.image_size) if settings.image_size else image
-
-
-def for_features(image: np.ndarray, settings: "FeatureSettings") -> np.ndarray:
-    """The image as the feature network takes it."""
-    return enlarge(image, settings.feature_size) if settings.feature_size else image
 
 
 def _save(out: Path, tensors: dict[str, Tensor], record: dict) -> None:

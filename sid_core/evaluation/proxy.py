@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..data.images import quantise
-from .features import for_features, load_features, stored
+from .features import load_features, stored
 from .metrics.frechet import Gaussian, Reference
-from .networks.extractors import Clip, Features
+from .networks.required import Clip, Features
 
 if TYPE_CHECKING:
     from ..config import ReferenceSettings
@@ -36,7 +36,7 @@ class Proxy:
         decode: Callable[[Tensor], Tensor],
     ):
         self._settings, self._decode = settings, decode
-        self._features, self._clip = Features.of(settings), Clip.of(settings)
+        self._features, self._clip = Features(settings), Clip(settings)
         self._reference = Reference(Gaussian.fit(load_features(reference)[0]["features"]))
         self._texts = self._clip.texts([settings.caption_prefix + caption for caption in captions])
 
@@ -45,7 +45,7 @@ class Proxy:
         features, embeddings = [], []
         for latents in batches:
             images = [stored(image, self._settings) for image in quantise(self._decode(latents).nan_to_num(-1, -1, -1))]
-            features.append(self._features([for_features(image, self._settings) for image in images]))
+            features.append(self._features.rows([self._features.prepare(image) for image in images]))
             embeddings.append(self._clip.images(images))
         rows, images = torch.cat(features), torch.cat(embeddings)
         if not rows.isfinite().all():

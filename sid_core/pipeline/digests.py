@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from ..config import COCO2014_30K, Config
-from ..data.shapes import ASSETS
+from ..data.shapes import asset
 from ..errors import UserError
 from ..storage.downloads import is_url
 from ..storage.files import code_digest, digest, sha256_file
@@ -70,21 +70,17 @@ def data_digests(config: Config) -> dict[str, str]:
         "prompts": digest([_data_digest(key, path) for key, path in files.items()]),
         "evaluate": digest(
             [
-                _data_digest("evaluate.feature_network", _place(evaluate.feature_network, "features")),
-                _data_digest("evaluate.clip", _place(evaluate.clip, "clip")) if evaluate.clip_revision is None else "",
-                *(
-                    _data_digest(f"evaluate.{key}.source", network.source)
-                    for key in ("dinov2", "hps", "pickscore")
-                    if (network := getattr(evaluate, key)) is not None and network.revision is None
-                ),
+                _data_digest(f"evaluate.{key}.source", _place(network.source, key))
+                for key, network in evaluate.networks().items()
+                if network.revision is None
             ]
         ),
         "reference": "" if evaluate.reference == "embedded" else _data_digest("evaluate.reference", evaluate.reference),
     }
 
 
-def _place(setting: str, folder: str) -> str | Path:
-    return ASSETS / folder if setting == "embedded" else setting
+def _place(setting: str, key: str) -> str | Path:
+    return asset(key) if setting == "embedded" else setting
 
 
 def _data_digest(key: str, path: str | Path) -> str:

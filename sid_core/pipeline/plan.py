@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from ..config import Config, JobResources, baselines, distillations, generators, shards
 
 FEATURE_KB = 16  # of a sample, at most: 2,048 features and two CLIP embeddings of 1,024, float32
-MADE_FOR_SHAPES = ("reference", "feature_network", "clip")  # where `evaluate` says `embedded`
 ADAM_BETA1_ZERO = 5  # copies of the weights in a training state: three networks, two second moments
 
 
@@ -101,7 +100,9 @@ def to_text(config: Config, gpus_here: int = 0) -> str:
     lines.append(
         f"{'all':{width}s} {sum(stage.jobs for stage in stages):5d} {'':5s} {'':8s} {_duration(total_h):>10s} {gpu_h:10,.1f} {disk:6,.1f} GB"
     )
-    embedded = [f"evaluate.{key}" for key in MADE_FOR_SHAPES if getattr(config.evaluate, key) == "embedded"]
+    sources = {"reference": config.evaluate.reference}
+    sources |= {key: network.source for key, network in config.evaluate.networks().items()}
+    embedded = [f"evaluate.{key}" for key, source in sources.items() if source == "embedded"]
     if config.prompts.source != "embedded" and embedded:
         lines.append(
             f"note: {', '.join(embedded)}: embedded, made for the shapes; scores by them of other captions mean nothing"

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import FeatureSettings
 from ..data.images import dequantise, quantise
 from ..data.shapes.scenes import draw
 from ..evaluation.metrics.frechet import Gaussian, Reference
 from ..evaluation.metrics.samples import clip_score
-from ..evaluation.networks.extractors import Clip, Features
+from ..evaluation.networks.required import Clip, Features
 from ..models.conditioning import Conditioning
 from ..models.teacher import load_backbone, load_image_codec, load_solver, load_text_encoder
 from ..models.vae import ImageCodec
@@ -28,13 +29,14 @@ def measure(settings: QualitySettings, seed: int, folder: Path) -> dict:
     Returns:
         {name: {"fid", "clip"}}; names "real", "vae" and "teacher-cfg-SCALE".
     """
-    network, clip = Features(str(folder / "features")), Clip(str(folder / "clip"))
+    evaluated = FeatureSettings(feature_network=str(folder / "features"), clip=str(folder / "clip"), batch=BATCH)
+    network, clip = Features(evaluated), Clip(evaluated)
     codec, encoder = load_image_codec(folder / "teacher"), load_text_encoder(folder / "teacher")
     images, texts = draw("validation", settings.samples)
     embeddings = clip.texts(texts)
 
     def features(pictures: np.ndarray) -> Tensor:
-        return torch.cat([network(part) for part in _parts(pictures)])
+        return torch.cat([network.rows(part) for part in _parts(pictures)])
 
     reference = Reference(Gaussian.fit(features(draw("reference", settings.reference)[0])))
 

@@ -74,7 +74,7 @@ def test_the_published_protocol_is_what_its_paper_says(name):
     generate, evaluate = config.generate, config.evaluate
     settings = ScoreSettings(evaluate=evaluate, samples=generate.samples, seed=generate.seed)
     captions = read_lines(COCO_CAPTIONS, "caption")
-    weights = {"features": evaluate.feature_network_sha256, "clip": "c" * 64}
+    weights = {"features": evaluate.feature_network.sha256, "clip": "c" * 64}
     reference = {"source": "files", "count": evaluate.reference_samples, "images_sha256": "a" * 64}
     record = protocol_record(settings, captions, weights, reference, "cuda")
     assert record["name"] == "coco2014-30k"
@@ -95,7 +95,7 @@ def test_the_published_protocol_is_what_its_paper_says(name):
     assert record["reference"]["count"] == 40_504
     assert weights["features"] == "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
     assert unlike_published(record) is None
-    assert (evaluate.clip, evaluate.clip_revision[:8]) == ("laion/CLIP-ViT-g-14-laion2B-s12B-b42K", "4b0305ad")
+    assert (evaluate.clip.source, evaluate.clip.revision[:8]) == ("laion/CLIP-ViT-g-14-laion2B-s12B-b42K", "4b0305ad")
 
 
 def test_strict_is_a_protocol_of_its_own(evaluate_settings):

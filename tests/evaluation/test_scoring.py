@@ -13,14 +13,18 @@ from safetensors.torch import load_file, save_file
 from small import CAPTIONS, SAMPLES, baseline_settings, build, generate_settings
 
 from sid_core import cli
-from sid_core.config import BuildReferenceSettings, dump
+from sid_core.config import BuildReferenceSettings, FeatureSettings, dump
 from sid_core.errors import UserError
 from sid_core.evaluation.features import extract_features
 from sid_core.evaluation.metrics.samples import clip_score
-from sid_core.evaluation.networks.extractors import Clip
+from sid_core.evaluation.networks.required import Clip
 from sid_core.evaluation.scoring import score
 from sid_core.sampling.generation import generate_baseline, generate_run
 from sid_core.storage.files import read_json, sidecar, write_sidecar
+
+
+def clip(source: object) -> Clip:
+    return Clip(FeatureSettings(clip=str(source), batch=2))
 
 
 @pytest.fixture(scope="module")
@@ -235,12 +239,12 @@ def test_a_reference_that_repeats_itself_is_refused(evaluate_settings, tmp_path,
 
 def test_features_stand_beside_their_captions(made, networks, evaluate_settings):
     """The CLIP score of the stored embeddings is that of each image with its own caption."""
-    clip = Clip(networks["clip"])
+    network = clip(networks["clip"])
     stored = load_file(made.features[1])
     assert stored["index"].tolist() == list(range(13, SAMPLES))
-    assert torch.allclose(stored["clip_text"], clip.texts(CAPTIONS[13:]), atol=1e-6)
+    assert torch.allclose(stored["clip_text"], network.texts(CAPTIONS[13:]), atol=1e-6)
     assert torch.allclose(stored["clip_image"].norm(dim=1), torch.ones(7), atol=1e-5)
-    assert clip_score(stored["clip_image"], clip.texts(CAPTIONS[13:]), 2).value == pytest.approx(
+    assert clip_score(stored["clip_image"], network.texts(CAPTIONS[13:]), 2).value == pytest.approx(
         float((stored["clip_image"] * stored["clip_text"]).sum(1).mean()), abs=1e-6
     )
 
@@ -248,10 +252,10 @@ def test_features_stand_beside_their_captions(made, networks, evaluate_settings)
 def test_clip_is_deterministic_and_sees_pils_bicubic(networks):
     """In training mode, or with random weights, two loads would differ."""
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    first, second = (Clip(networks["clip"]).images([image]) for _ in range(2))
+    first, second = (clip(networks["clip"]).images([image]) for _ in range(2))
     assert torch.equal(first, second)
     shrunk = np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BICUBIC))
-    assert torch.equal(Clip(networks["clip"]).images([shrunk]), first)
+    assert torch.equal(clip(networks["clip"]).images([shrunk]), first)
 
 
 def test_open_clips_preprocessing_is_pils_bicubic_bit_for_bit():
@@ -267,7 +271,7 @@ def test_open_clips_preprocessing_is_pils_bicubic_bit_for_bit():
 def test_the_prefix_goes_before_the_caption(made, networks, evaluate_settings, tmp_path):
     out = tmp_path / "00000.safetensors"
     extract_features(evaluate_settings(caption_prefix="so ").evaluate, made.samples[0], made.captions, out)
-    expected = Clip(networks["clip"]).texts([f"so {caption}" for caption in CAPTIONS[:13]])
+    expected = clip(networks["clip"]).texts([f"so {caption}" for caption in CAPTIONS[:13]])
     assert torch.allclose(load_file(out)["clip_text"], expected, atol=1e-6)
 
 
@@ -393,20 +397,20 @@ def test_a_reference_of_another_network_is_refused(made, evaluate_settings, tmp_
 
 
 def test_networks_that_are_missing_are_named(evaluate_settings, networks, tmp_path):
-    with pytest.raises(UserError, match=r"evaluate\.feature_network=.*nowhere.*no file .*config\.json"):
+    with pytest.raises(UserError, match=r"evaluate\.feature_network\.source=.*nowhere.*no file .*config\.json"):
         build(evaluate_settings(feature_network=str(tmp_path / "nowhere")).evaluate, tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match=r"evaluate\.clip=.*open_clip_config\.json"):
-        Clip(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"evaluate\.clip\.source=.*open_clip_config\.json"):
+        clip(tmp_path / "nowhere")
 
 
 def test_clip_without_its_weights_is_refused(networks, tmp_path):
     """open_clip itself would go on with random weights."""
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {}}))
     with pytest.raises(UserError, match=r"open_clip_model\.safetensors"):
-        Clip(str(tmp_path))
+        clip(tmp_path)
     (tmp_path / "open_clip_model.safetensors").write_bytes(b"truncated")
     with pytest.raises(UserError, match="cannot be loaded by open_clip"):
-        Clip(str(tmp_path))
+        clip(tmp_path)
 
 
 def test_images_of_a_size_the_network_does_not_take_are_refused(evaluate_settings, tmp_path):

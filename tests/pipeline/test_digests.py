@@ -21,17 +21,16 @@ def test_data_digests_of_downloads_need_no_file():
     found = data_digests(
         {"source": "hub", "repo": "owner/name", "revision": "a" * 40},
         feature_network="https://somewhere/x.pt",
-        clip="owner/name",
-        clip_revision="b" * 40,
+        clip={"source": "owner/name", "revision": "b" * 40},
         reference="https://somewhere/val2014.zip",
     )
     assert found["teacher"] == found["reference"] == ""
 
 
-@pytest.mark.parametrize("key", ["feature_network", "clip", "reference"])
+@pytest.mark.parametrize("key", ["feature_network.source", "clip.source", "dinov2.source", "reference"])
 def test_data_digests_of_a_missing_path_name_its_key(key):
     with pytest.raises(UserError, match=f"evaluate.{key}=nowhere: no such file or folder"):
-        data_digests(**{key: "nowhere"})
+        data_digests(**{key.removesuffix(".source"): "nowhere"})
 
 
 def imported(**more) -> dict[str, str]:

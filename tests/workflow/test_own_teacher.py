@@ -36,9 +36,7 @@ class OwnTeacher(Project):
             "evaluate": {
                 "reference_samples": 24,
                 "feature_network": "inception.pt",
-                "feature_network_sha256": None,
                 "clip": "clip",
-                "clip_revision": None,
                 "kid_subset_size": 8,
                 "jackknife_groups": 4,
             },

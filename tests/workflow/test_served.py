@@ -50,14 +50,15 @@ def server(tiny_teacher_source, tmp_path_factory):
         SD15: tiny_parts.sd_repository(tiny_teacher_source, tiny / "sd15"),
         SD21: tiny_parts.sd_repository(tiny_teacher_source, tiny / "sd21-base"),
         SD21_768: tiny_parts.sd_repository(tiny_teacher_source, tiny / "sd21-768", prediction_type="v_prediction"),
-        experiment("sd15").evaluate.clip: tiny_parts.clip_repository(tiny / "clip"),
+        experiment("sd15").evaluate.clip.source: tiny_parts.clip_repository(tiny / "clip"),
         RELEASE: release,
     }
     with Server(files=files, repos=repos) as served:
         for name in ("sd15", "sd21-base"):
             teacher = experiment(name).teacher
             served._commits[teacher.repo] = teacher.revision
-        served._commits[experiment("sd15").evaluate.clip] = experiment("sd15").evaluate.clip_revision
+        clip = experiment("sd15").evaluate.clip
+        served._commits[clip.source] = clip.revision
         yield served
 
 
@@ -91,8 +92,7 @@ class Experiment(Project):
             "evaluate": {
                 "reference": f"{server.url}/files/val2014.zip",
                 "reference_samples": COCO_IMAGES,
-                "feature_network": f"{server.url}/files/inception.pt",
-                "feature_network_sha256": None,
+                "feature_network": {"source": f"{server.url}/files/inception.pt", "sha256": None},
                 "kid_subsets": 2,
                 "kid_subset_size": 8,
                 "jackknife_groups": 4,

@@ -4,12 +4,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ...errors import UserError
 from ...storage.files import read_json, write_json
+from .loading import loading
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INCEPTION_SIZE = 299
@@ -51,15 +50,10 @@ class FeatureNetwork(nn.Module):
         """
         path = Path(path)
         config = read_json(path / CONFIG)
-        try:
+        expected = f"expected {CONFIG} (image_size, channels, features) and {WEIGHTS} that fits it"
+        with loading(f"{path}: not a feature network", expected):
             network = cls(config["image_size"], config["channels"], config["features"])
             network.load_state_dict(load_file(path / WEIGHTS))
-        except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(
-                f"{path}: not a feature network ({type(error).__name__}: {reason}); "
-                f"expected {CONFIG} (image_size, channels, features) and {WEIGHTS} that fits it"
-            ) from None
         return network.eval().requires_grad_(False)
 
     def save(self, path: str | Path) -> None:
@@ -89,14 +83,9 @@ class Inception(nn.Module):
         Raises:
             UserError: it is damaged, or another network; the message names it.
         """
-        try:
+        expected = "expected a TorchScript file with a submodule `layers`, such as inception-2015-12-05.pt"
+        with loading(f"{path}: not a feature network", expected):
             network = cls(torch.jit.load(path, map_location="cpu"))
-        except (RuntimeError, AttributeError, ValueError, OSError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(
-                f"{path}: not a feature network ({type(error).__name__}: {reason}); expected a TorchScript file with a "
-                "submodule `layers`, such as inception-2015-12-05.pt"
-            ) from None
         return network.eval().requires_grad_(False)
 
 

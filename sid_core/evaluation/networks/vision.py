@@ -4,14 +4,11 @@ import math
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ...errors import UserError
-
-# what transformers raises over folders it cannot make a model of
-UNLOADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
+from .loading import loading
 
 
 class Dinov2(nn.Module):
@@ -69,13 +66,10 @@ class ScoredClip(nn.Module):
 
 def _load(kind: type, folder: Path, where: str) -> nn.Module:
     """A model in float32 and evaluation mode. Raises UserError where the folder does not hold one, or not all of it."""
-    try:
+    with loading(f"{where}: {folder} cannot be loaded as {kind.__name__}", "get it again, or give another"):
         model, found = kind.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
         )
-    except UNLOADABLE as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{where}: {folder} cannot be loaded as {kind.__name__}: {reason}") from None
     missing = sorted(found["missing_keys"])
     if missing:  # transformers would go on with random ones
         raise UserError(f"{where}: {folder} lacks weights of {kind.__name__}: {', '.join(missing[:5])}; get it again")

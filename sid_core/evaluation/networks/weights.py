@@ -1,4 +1,4 @@
-"""Files of the networks that look at images, from whatever source; from here on nothing knows which it was.
+"""Find the files of the evaluation networks, from whatever source; from here on nothing knows which it was.
 
 Each is `embedded`, a path, or is fetched once into a cache that all jobs find it in: a URL into `downloads.cache_folder`, a hub's
 repository into huggingface_hub's.
@@ -16,14 +16,21 @@ from ...storage.files import digest, read_json, sha256_file, write_json
 from .feature_network import CONFIG, WEIGHTS
 
 if TYPE_CHECKING:
-    from ...config import Network, ReferenceSettings
+    from ...config import FeatureSettings, Network, ReferenceSettings
 
 CLIP_CONFIG = "open_clip_config.json"
-# open_clip takes the first of these, too
-CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
-# of the further metrics' networks; the last is the weight file
-DINOV2_FILES = PICKSCORE_FILES = ("config.json", "model.safetensors")
-HPS_FILES = ("HPS_v2.1_compressed.pt",)
+TRANSFORMERS = (("config.json",), ("model.safetensors",))
+# by setting: what lies beside the weights, and names of the weight file, of which the first is preferred, by open_clip, too
+FILES = {
+    "feature_network": ((CONFIG,), (WEIGHTS,)),
+    "clip": (
+        (CLIP_CONFIG,),
+        ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
+    ),
+    "dinov2": TRANSFORMERS,
+    "hps": ((), ("HPS_v2.1_compressed.pt",)),
+    "pickscore": TRANSFORMERS,
+}
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 
 
@@ -45,115 +52,74 @@ def prepare_networks(settings: "ReferenceSettings", out: Path) -> None:
     Raises:
         UserError: one of them cannot be had, or differs from its sha256 in the settings.
     """
-    features = feature_weights(settings.feature_network, settings.feature_network_sha256)
-    clip = clip_weights(settings.clip, settings.clip_revision, settings.clip_sha256)
-    record = {
-        "feature_network": {"setting": settings.feature_network, "path": str(features.path), "sha256": features.sha256},
-        "clip": {"setting": settings.clip, "path": str(clip.path), "sha256": clip.sha256},
-        "reference": {"setting": settings.reference},
-    }
-    for key, files in (("dinov2", DINOV2_FILES), ("hps", HPS_FILES), ("pickscore", PICKSCORE_FILES)):
-        if (network := getattr(settings, key)) is not None:
-            weights = network_weights(f"evaluate.{key}", network, files)
-            record[key] = {"setting": network.source, "path": str(weights.path), "sha256": weights.sha256}
+    record = {}
+    for key, network in settings.networks().items():
+        weights = network_weights(settings, key)
+        record[key] = {"setting": network.source, "path": str(weights.path), "sha256": weights.sha256}
+    record["reference"] = {"setting": settings.reference}
     if settings.reference != "embedded":
         record["reference"]["path"] = str(reference_path(settings))
     write_json(out, record)
 
 
-def feature_weights(setting: str, sha256: str | None) -> Weights:
-    """Weight file of `evaluate.feature_network`: a TorchScript file, or model.safetensors beside its config.
+def network_weights(settings: "FeatureSettings", key: str) -> Weights:
+    """Find the weight file of evaluation network `key`; its config, and what else it needs, lies beside it.
 
     Raises:
-        UserError: it is missing, cannot be downloaded, or has another sha256.
+        UserError: a file is missing, cannot be fetched, or the weights have another sha256.
     """
-    key = "evaluate.feature_network"
-    if is_url(setting):
-        return _verified(cached(setting, sha256, f"{key}_sha256"), sha256, f"{key}_sha256")
-    path = shapes.ASSETS / "features" if setting == "embedded" else Path(setting).expanduser()
-    path = path.parent if path.name == WEIGHTS else path
-    if path.is_file():
-        return _verified(path, sha256, f"{key}_sha256")
-    _require(path, (CONFIG, WEIGHTS), f"{key}={setting}", ", or a TorchScript file")
-    return _verified(path / WEIGHTS, sha256, f"{key}_sha256", (CONFIG,))
-
-
-def clip_weights(setting: str, revision: str | None, sha256: str | None) -> Weights:
-    """Weight file of `evaluate.clip`; open_clip's config and tokenizer lie beside it.
-
-    Raises:
-        UserError: it is missing, cannot be fetched, or has another sha256.
-    """
-    key = "evaluate.clip"
-    if revision is not None:
-        path = _fetch_clip(setting, revision)
-        return _verified(path, sha256, f"{key}_sha256", _beside_clip(path.parent))
-    folder = shapes.ASSETS / "clip" if setting == "embedded" else Path(setting).expanduser()
-    names = [name for name in CLIP_WEIGHTS if (folder / name).is_file()] or [CLIP_WEIGHTS[0]]
-    hint = "" if setting == "embedded" or folder.exists() else "; for a hub's repository set evaluate.clip_revision"
-    _require(folder, (CLIP_CONFIG, names[0]), f"{key}={setting}", hint)
-    return _verified(folder / names[0], sha256, f"{key}_sha256", _beside_clip(folder))
-
-
-def network_weights(key: str, network: "Network", files: tuple[str, ...]) -> Weights:
-    """Weight file of a further metric's network, the last of `files`; the others lie beside it.
-
-    Raises:
-        UserError: one is missing, cannot be fetched, or the weights have another sha256.
-    """
+    network, where, (beside, names) = settings.networks()[key], f"evaluate.{key}", FILES[key]
+    torchscript = key == "feature_network"
+    if torchscript and is_url(network.source):
+        return _verified(cached(network.source, network.sha256, f"{where}.sha256"), network.sha256, where)
     if network.revision is not None:
-        keys = (f"{key}.source", f"{key}.revision")
-        repository = hub.cached(network.source, network.revision, keys)
-        if repository is None or not set(files) <= repository.files:
-            repository = hub.find(network.source, network.revision, keys)
-        paths = [repository.fetch(file) for file in files]
-        return _verified(paths[-1], network.sha256, f"{key}.sha256", files[:-1])
-    folder = Path(network.source).expanduser()
-    hint = "" if folder.exists() else f"; for a hub's repository set {key}.revision"
-    _require(folder, files, f"{key}.source={network.source}", hint)
-    return _verified(folder / files[-1], network.sha256, f"{key}.sha256", files[:-1])
+        folder = _fetch(key, network)
+    else:
+        folder = shapes.asset(key) if network.source == "embedded" else Path(network.source).expanduser()
+    if torchscript and folder.is_file() and folder.name != WEIGHTS:
+        return _verified(folder, network.sha256, where)
+    folder = folder.parent if folder.name == WEIGHTS else folder
+    name = next((name for name in names if (folder / name).is_file()), names[0])
+    for file in (*beside, name):
+        if not (folder / file).is_file():
+            hint = "" if folder.exists() else f"; for a hub's repository set {where}.revision"
+            files = f"{' and '.join((*beside, name))}{', or a TorchScript file' if torchscript else ''}"
+            message = f"{where}.source={network.source}: no file {folder / file}; expected a folder with {files}{hint}"
+            raise UserError(message)
+    if key == "clip" and _has_tokenizer(folder / CLIP_CONFIG):
+        beside += tuple(file for file in TOKENIZER if (folder / file).is_file())
+    return _verified(folder / name, network.sha256, where, beside)
 
 
-def _fetch_clip(name: str, revision: str) -> Path:
-    """open_clip's config, weights, and a tokenizer where the config wants another than the one open_clip brings."""
-    keys = ("evaluate.clip", "evaluate.clip_revision")
-    repository = hub.cached(name, revision, keys)  # a commit does not change: jobs after the first need no connection
-    if repository is None or not {CLIP_CONFIG, CLIP_WEIGHTS[0]} <= repository.files:
-        repository = hub.find(name, revision, keys)
-    weights = next((file for file in CLIP_WEIGHTS if file in repository.files), None)
-    if weights is None or CLIP_CONFIG not in repository.files:
-        expected = f"{CLIP_CONFIG} and {' or '.join(CLIP_WEIGHTS)}"
-        raise UserError(f"{keys[0]}={name}: expected {expected}, found {', '.join(sorted(repository.files))}")
-    if _has_tokenizer(repository.fetch(CLIP_CONFIG)):
+def _fetch(key: str, network: "Network") -> Path:
+    """Fetch config and weights of a hub's repository, and a tokenizer where the config wants another than open_clip's own."""
+    keys, (beside, names) = (f"evaluate.{key}.source", f"evaluate.{key}.revision"), FILES[key]
+    repository = hub.cached(network.source, network.revision, keys)  # a commit does not change: later jobs ask nobody
+    if repository is None or not {*beside, names[0]} <= repository.files:
+        repository = hub.find(network.source, network.revision, keys)
+    name = next((name for name in names if name in repository.files), None)
+    if name is None or not set(beside) <= repository.files:
+        expected = " and ".join([*beside, " or ".join(names)])
+        raise UserError(f"{keys[0]}={network.source}: expected {expected}, found {', '.join(sorted(repository.files))}")
+    configs = [repository.fetch(file) for file in beside]
+    if key == "clip" and _has_tokenizer(configs[0]):
         for file in set(TOKENIZER) & repository.files:
             repository.fetch(file)
-    return repository.fetch(weights)  # last: where it is cached, the rest is
+    return repository.fetch(name).parent  # last: where it is cached, the rest is
 
 
 def _has_tokenizer(config: Path) -> bool:
-    """Whether open_clip takes the tokenizer beside its config, and not the one it brings."""
+    """Return whether open_clip takes the tokenizer beside its config, and not the one it brings."""
     try:
         return bool(read_json(config)["model_cfg"]["text_cfg"].get("hf_tokenizer_name"))
     except (AttributeError, KeyError, TypeError):
         return False  # open_clip says what is wrong with it
 
 
-def _beside_clip(folder: Path) -> tuple[str, ...]:
-    """What shapes embeddings beside the weights: mean, spread, resizing and architecture, and perhaps a tokenizer."""
-    tokenizer = TOKENIZER if _has_tokenizer(folder / CLIP_CONFIG) else ()
-    return (CLIP_CONFIG, *(file for file in tokenizer if (folder / file).is_file()))
-
-
-def _require(folder: Path, files: tuple[str, ...], where: str, hint: str = "") -> None:
-    for file in files:
-        if not (folder / file).is_file():
-            raise UserError(f"{where}: no file {folder / file}; expected a folder with {' and '.join(files)}{hint}")
-
-
-def _verified(path: Path, sha256: str | None, key: str, beside: tuple[str, ...] = ()) -> Weights:
+def _verified(path: Path, sha256: str | None, where: str, beside: tuple[str, ...] = ()) -> Weights:
     found = sha256_file(path)
     if sha256 not in (None, found):
-        raise UserError(f"{key}={sha256}: {path} has {found}; correct the setting, or get the file again")
+        raise UserError(f"{where}.sha256={sha256}: {path} has {found}; correct the setting, or get the file again")
     if not beside:
         return Weights(path, found, found)
     files = {path.name: found} | {name: sha256_file(path.parent / name) for name in beside}

@@ -18,7 +18,7 @@ from sid_core.data.shards import read_shard
 from sid_core.errors import UserError
 from sid_core.evaluation.features import extract_features
 from sid_core.evaluation.features import stored as stored_image
-from sid_core.evaluation.networks import extras
+from sid_core.evaluation.networks import optional
 from sid_core.evaluation.networks.weights import prepare_networks
 from sid_core.evaluation.scoring import score
 from sid_core.sampling.generation import generate_run
@@ -44,7 +44,7 @@ def tiny_hps():
 
     with pytest.MonkeyPatch.context() as patch:
         open_clip.factory._MODEL_CONFIGS["tiny-hps"] = HPS_SIZES
-        patch.setattr(extras, "HPS_MODEL", "tiny-hps")
+        patch.setattr(optional, "HPS_MODEL", "tiny-hps")
         yield
         del open_clip.factory._MODEL_CONFIGS["tiny-hps"]
 
@@ -58,7 +58,7 @@ def pictures(count: int = 2, side: int = 40) -> list[np.ndarray]:
 
 
 def rows(folders, key: str) -> torch.Tensor:
-    [extra] = extras.extras(settings(folders, key))
+    [extra] = optional.optional_networks(settings(folders, key))
     assert extra.column == key
     return extra.rows([extra.prepare(image) for image in pictures()], TEXTS)
 
@@ -148,12 +148,12 @@ def test_from_samples_to_a_score(folders, tiny_generator, tiny_teacher, captions
     for key, metric in METRICS.items():
         low, high = scores["full"]["intervals"][metric]
         assert low <= scores["full"][metric] <= high
-        network = extras.extras(settings(folders, key))[0]
+        network = optional.optional_networks(settings(folders, key))[0]
         assert scores["full"]["recipes"][metric]["weights"] == network.record["weights"]
         assert len(stored[key]) == SAMPLES
     assert scores["full"]["hps"] == pytest.approx(float(stored["hps"].mean()))
     # each image with its own caption, which has no prefix here
-    [hps_network] = extras.extras(full.evaluate.model_copy(update={"dinov2": None, "pickscore": None}))
+    [hps_network] = optional.optional_networks(full.evaluate.model_copy(update={"dinov2": None, "pickscore": None}))
     [(_, images)] = read_shard(tmp_path / "00000.tar", SAMPLES)
     prepared = [hps_network.prepare(stored_image(image, full.evaluate)) for image in images]
     torch.testing.assert_close(stored["hps"], hps_network.rows(prepared, CAPTIONS))
@@ -183,10 +183,10 @@ def test_from_the_hub_at_a_commit(folders, evaluate_settings, tmp_path, monkeypa
         networks = {key: {"source": f"tiny/{key}", "revision": server.commit(f"tiny/{key}")} for key in folders}
         prepare_networks(evaluate_settings(**networks).evaluate, tmp_path / "extractors.json")
         before = len(server.requests)
-        there = extras.extras(FeatureSettings(batch=2, **networks))
+        there = optional.optional_networks(FeatureSettings(batch=2, **networks))
         assert len(server.requests) == before
     record = read_json(tmp_path / "extractors.json")
-    for extra, here in zip(there, extras.extras(settings(folders, *folders)), strict=True):
+    for extra, here in zip(there, optional.optional_networks(settings(folders, *folders)), strict=True):
         assert extra.record == here.record
         assert record[extra.column]["sha256"] == sha256_file(record[extra.column]["path"])
 
@@ -197,22 +197,22 @@ def test_another_config_is_another_network(folders, tmp_path, key):
     other = shutil.copytree(folders[key], tmp_path / key)
     config = read_json(other / "config.json")
     (other / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 0.1}))
-    ours, theirs = (extras.extras(settings(where, key))[0].record for where in (folders, {key: other}))
+    ours, theirs = (optional.optional_networks(settings(where, key))[0].record for where in (folders, {key: other}))
     assert {name for name in ours if ours[name] != theirs[name]} == {"weights"}
 
 
 @pytest.mark.parametrize("key", METRICS)
 def test_what_is_missing_or_damaged_is_named(folders, tmp_path, key):
     with pytest.raises(UserError, match=rf"evaluate\.{key}\.source=.*nowhere: no file .*set evaluate\.{key}\.revision"):
-        extras.extras(settings({key: tmp_path / "nowhere"}, key))
+        optional.optional_networks(settings({key: tmp_path / "nowhere"}, key))
     with pytest.raises(UserError, match=rf"evaluate\.{key}\.sha256=0+: "):
-        extras.extras(settings(folders, key, sha256="0" * 64))
+        optional.optional_networks(settings(folders, key, sha256="0" * 64))
     damaged = shutil.copytree(folders[key], tmp_path / "damaged")
     for path in damaged.iterdir():
         if path.suffix in (".safetensors", ".pt"):
             path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match=rf"evaluate\.{key}: .*damaged"):
-        extras.extras(settings({key: damaged}, key))
+        optional.optional_networks(settings({key: damaged}, key))
 
 
 def test_weights_that_lack_a_layer_are_refused(folders, tmp_path):
@@ -222,4 +222,4 @@ def test_weights_that_lack_a_layer_are_refused(folders, tmp_path):
     del weights["layernorm.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"evaluate\.dinov2: .*lacks weights of Dinov2Model: layernorm\.weight"):
-        extras.extras(settings({"dinov2": folder}, "dinov2"))
+        optional.optional_networks(settings({"dinov2": folder}, "dinov2"))

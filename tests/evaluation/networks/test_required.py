@@ -13,11 +13,26 @@ from tiny_parts import clip_repository, inception
 from sid_core.config import BuildReferenceSettings, FeatureSettings
 from sid_core.data.shapes import ASSETS
 from sid_core.errors import UserError
-from sid_core.evaluation.networks.extractors import PUBLISHED_LEVELS, Clip, Features
-from sid_core.evaluation.networks.weights import clip_weights, feature_weights, prepare_networks
+from sid_core.evaluation.networks.required import PUBLISHED_LEVELS, Clip, Features
+from sid_core.evaluation.networks.weights import Weights, network_weights, prepare_networks
 from sid_core.storage.files import read_json, sha256_file
 
 REPO = "tiny/clip"
+
+
+def features(source: object, sha256: str | None = None, **changes) -> Features:
+    network = {"source": str(source), "sha256": sha256}
+    return Features(FeatureSettings(feature_network=network, batch=2, **changes))
+
+
+def clip(source: object, revision: str | None = None, sha256: str | None = None, **changes) -> Clip:
+    network = {"source": str(source), "revision": revision, "sha256": sha256}
+    return Clip(FeatureSettings(clip=network, batch=2, **changes))
+
+
+def weights(key: str, source: object, revision: str | None = None) -> Weights:
+    network = {"source": str(source), "revision": revision}
+    return network_weights(FeatureSettings(batch=2, **{key: network}), key)
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +71,7 @@ def test_inception_is_called_as_clean_fid_calls_it(parts, monkeypatch):
         # clean-fid's own call takes 2048 features for granted
         theirs.layers = torch.nn.Sequential(theirs.layers, torch.nn.ConstantPad1d((0, 2048 - expected.shape[1]), 0.0))
         padded = theirs(batch)
-    found = Features(str(parts / "inception-2015-12-05.pt"))(images)
+    found = features(parts / "inception-2015-12-05.pt").rows(images)
     assert torch.equal(found, padded[:, : found.shape[1]])
     assert found.shape == (3, 12)
     assert found.std(dim=0).max() > 0
@@ -66,15 +81,15 @@ def test_inception_takes_299(parts):
     with pytest.raises(
         UserError, match=r"evaluate\.feature_size: the feature network takes 299 x 299, it is given 256 x 256"
     ):
-        Features(str(parts / "inception-2015-12-05.pt"))(photos(1, 256))
+        features(parts / "inception-2015-12-05.pt").rows(photos(1, 256))
 
 
 def test_inception_from_a_url_is_fetched_once_and_verified(server, parts):
     path = "/files/inception-2015-12-05.pt"
     sha256 = sha256_file(parts / "inception-2015-12-05.pt")
     server.faults[path] = [Status(503)]
-    assert Features(server.url + path, sha256).identity == sha256
-    assert Features(server.url + path, sha256).identity == sha256
+    assert features(server.url + path, sha256).identity == sha256
+    assert features(server.url + path, sha256).identity == sha256
     assert len(server.requests) == 2
 
 
@@ -83,10 +98,10 @@ def test_a_wrong_inception_is_never_loaded(server, parts, monkeypatch):
     url = f"{server.url}/files/inception-2015-12-05.pt"
     for setting in (url, str(parts / "inception-2015-12-05.pt")):
         with pytest.raises(UserError, match="0" * 64):
-            Features(setting, "0" * 64)
+            features(setting, "0" * 64)
     server.faults["/files/inception-2015-12-05.pt"] = [Corrupt(500)]
     with pytest.raises(UserError, match="what arrived has sha256"):
-        Features(url, sha256_file(parts / "inception-2015-12-05.pt"))
+        features(url, sha256_file(parts / "inception-2015-12-05.pt"))
 
 
 @pytest.mark.parametrize("content", ["damaged", "another"])
@@ -97,12 +112,12 @@ def test_no_inception(tmp_path, content):
     else:
         torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
     with pytest.raises(UserError, match=r"x\.pt: not a feature network .*expected a TorchScript file"):
-        Features(str(path))
+        features(path)
 
 
 def test_a_path_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match=r"evaluate\.feature_network=.*nowhere\.pt: no file"):
-        Features(str(tmp_path / "nowhere.pt"))
+    with pytest.raises(UserError, match=r"evaluate\.feature_network\.source=.*nowhere\.pt: no file"):
+        features(tmp_path / "nowhere.pt")
 
 
 # --- CLIP ----------------------------------------------------------------------------------------------------------------
@@ -113,8 +128,8 @@ def pictures(count: int, side: int = 40) -> list[np.ndarray]:
 
 
 def test_clip_from_the_hub_is_the_one_on_disk(server, parts):
-    there = Clip(REPO, server.commit(REPO))
-    here = Clip(str(parts / "clip"))
+    there = clip(REPO, server.commit(REPO))
+    here = clip(parts / "clip")
     assert there.identity == here.identity
     assert torch.equal(there.images(pictures(2)), here.images(pictures(2)))
     assert torch.equal(there.texts(["A photo depicts A dog."]), here.texts(["A photo depicts A dog."]))
@@ -123,14 +138,14 @@ def test_clip_from_the_hub_is_the_one_on_disk(server, parts):
 
 
 def test_jobs_after_the_first_ask_nobody(server):
-    clip_weights(REPO, server.commit(REPO), None)
+    weights("clip", REPO, server.commit(REPO))
     before = len(server.requests)
-    clip_weights(REPO, server.commit(REPO), None)
+    weights("clip", REPO, server.commit(REPO))
     assert len(server.requests) == before
 
 
 def test_the_model_is_float32_and_in_evaluation_mode(parts):
-    model = Clip(str(parts / "clip"))._model
+    model = clip(parts / "clip")._model
     assert not model.training
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
@@ -139,8 +154,8 @@ def test_weights_of_older_repositories(parts, tmp_path, monkeypatch):
     clip_repository(tmp_path / "old", binary=True)
     with Server(repos={REPO: tmp_path / "old"}) as server:
         server.use_as_hub(monkeypatch, tmp_path / "cache")
-        old = Clip(REPO, server.commit(REPO))
-    assert torch.equal(old.images(pictures(2)), Clip(str(parts / "clip")).images(pictures(2)))
+        old = clip(REPO, server.commit(REPO))
+    assert torch.equal(old.images(pictures(2)), clip(parts / "clip").images(pictures(2)))
 
 
 class Evil:
@@ -152,7 +167,7 @@ def test_pickled_code_is_refused(tmp_path, capsys):
     folder = clip_repository(tmp_path / "evil", binary=True)
     torch.save({"state_dict": Evil()}, folder / "open_clip_pytorch_model.bin")
     with pytest.raises(UserError, match="cannot be loaded by open_clip"):
-        Clip(str(folder))
+        clip(folder)
     assert "executed" not in capsys.readouterr().out
 
 
@@ -162,28 +177,32 @@ def test_weights_of_another_model(parts, tmp_path):
     config["model_cfg"]["embed_dim"] = 16
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="cannot be loaded by open_clip"):
-        Clip(str(folder))
+        clip(folder)
 
 
 @pytest.mark.parametrize(
     ("revision", "sha256", "message"),
     [
-        ("0" * 40, None, r"evaluate\.clip_revision=0+: no such revision"),
-        ("commit", "0" * 64, r"evaluate\.clip_sha256=0+: .*open_clip_model\.safetensors has"),
-        (None, None, r"evaluate\.clip=tiny/clip: no file .*for a hub's repository set evaluate\.clip_revision"),
+        ("0" * 40, None, r"evaluate\.clip\.revision=0+: no such revision"),
+        ("commit", "0" * 64, r"evaluate\.clip\.sha256=0+: .*open_clip_model\.safetensors has"),
+        (
+            None,
+            None,
+            r"evaluate\.clip\.source=tiny/clip: no file .*for a hub's repository set evaluate\.clip\.revision",
+        ),
     ],
 )
 def test_wrong_settings_are_named(server, revision, sha256, message):
     with pytest.raises(UserError, match=message):
-        Clip(REPO, server.commit(REPO) if revision == "commit" else revision, sha256)
+        clip(REPO, server.commit(REPO) if revision == "commit" else revision, sha256)
 
 
 def test_a_repository_that_is_not_for_open_clip(parts, tmp_path, monkeypatch):
     folder = shutil.copytree(parts / "clip", tmp_path / "other", ignore=shutil.ignore_patterns("open_clip_model*"))
     with Server(repos={REPO: folder}) as server:
         server.use_as_hub(monkeypatch, tmp_path / "cache")
-        with pytest.raises(UserError, match=r"evaluate\.clip=tiny/clip: expected open_clip_config\.json and"):
-            clip_weights(REPO, server.commit(REPO), None)
+        with pytest.raises(UserError, match=r"evaluate\.clip\.source=tiny/clip: expected open_clip_config\.json and"):
+            weights("clip", REPO, server.commit(REPO))
 
 
 def test_a_config_that_wants_its_own_tokenizer_gets_it(parts, tmp_path, monkeypatch):
@@ -193,7 +212,7 @@ def test_a_config_that_wants_its_own_tokenizer_gets_it(parts, tmp_path, monkeypa
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     with Server(repos={REPO: folder}) as server:
         server.use_as_hub(monkeypatch, tmp_path / "cache")
-        clip_weights(REPO, server.commit(REPO), None)
+        weights("clip", REPO, server.commit(REPO))
         assert any(path.endswith("/tokenizer.json") for path in server.fetched())
 
 
@@ -206,12 +225,12 @@ def edited(folder, part: str, **changes):
     within = config["model_cfg"][part] if part in config["model_cfg"] else config[part]
     within.update(changes)
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    return clip_weights(str(folder), None, None)
+    return weights("clip", folder)
 
 
 def test_a_network_is_its_weights_and_its_config(parts, tmp_path):
     folder = shutil.copytree(parts / "clip", tmp_path / "clip")
-    first = clip_weights(str(folder), None, None)
+    first = weights("clip", folder)
     assert first.sha256 == sha256_file(folder / "open_clip_model.safetensors")
     other = edited(folder, "preprocess_cfg", mean=[0.5, 0.5, 0.5])
     assert other.sha256 == first.sha256
@@ -224,27 +243,27 @@ def test_a_tokenizer_counts_where_it_is_used(parts, tmp_path):
     for name in ("", "its/own"):
         found.append(edited(folder, "text_cfg", hf_tokenizer_name=name).identity)
         (folder / "tokenizer.json").write_text(f'{{"as": "{name}"}}')
-        found.append(clip_weights(str(folder), None, None).identity)
+        found.append(weights("clip", folder).identity)
     assert found[0] == found[1]
     assert len(set(found)) == 3
 
 
 def test_the_weights_that_are_hashed_are_those_that_are_loaded(parts, tmp_path):
     folder = clip_repository(tmp_path / "clip", binary=True)
-    weights = torch.load(folder / "open_clip_pytorch_model.bin", weights_only=True)
-    weights = {name: tensor + 0.1 if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
-    save_file(weights, folder / "open_clip_pytorch_model.safetensors")
-    assert clip_weights(str(folder), None, None).path.suffix == ".safetensors"
-    loaded = Clip(str(folder))._model.state_dict()
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
+    other = torch.load(folder / "open_clip_pytorch_model.bin", weights_only=True)
+    other = {name: tensor + 0.1 if tensor.is_floating_point() else tensor for name, tensor in other.items()}
+    save_file(other, folder / "open_clip_pytorch_model.safetensors")
+    assert weights("clip", folder).path.suffix == ".safetensors"
+    loaded = clip(folder)._model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in other.items())
 
 
 def test_a_feature_network_is_its_config_too(tmp_path):
     folder = shutil.copytree(ASSETS / "features", tmp_path / "features")
-    first = feature_weights(str(folder), None)
-    assert feature_weights(str(folder / "model.safetensors"), None) == first
+    first = weights("feature_network", folder)
+    assert weights("feature_network", folder / "model.safetensors") == first
     (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
-    assert feature_weights(str(folder), None).identity != first.identity
+    assert weights("feature_network", folder).identity != first.identity
 
 
 # --- the published script's rounding -------------------------------------------------------------------------------------------
@@ -263,20 +282,20 @@ def test_strict_is_the_round_trip_of_tensors(parts):
         torch.from_numpy(image).permute(2, 0, 1).float().div(255).sub(0.5).div(0.5)
     )  # torchvision's ToTensor, Normalize
     lowered = tensor.mul(0.5).add(0.5).mul(255).to(torch.uint8).permute(1, 2, 0).numpy()
-    strict, plain = Clip(str(parts / "clip"), strict=True), Clip(str(parts / "clip"))
+    strict, plain = clip(parts / "clip", clip_strict=True), clip(parts / "clip")
     assert torch.equal(strict.prepare(image), plain.prepare(lowered))
     assert not torch.equal(strict.prepare(image), plain.prepare(image))
 
 
 def test_16_bits_are_near_and_of_unit_length(parts):
-    exact, fast = (Clip(str(parts / "clip"), precision=precision) for precision in ("float32", "bfloat16"))
+    exact, fast = (clip(parts / "clip", precision=precision) for precision in ("float32", "bfloat16"))
     images = pictures(3, 32)
     for a, b in ((exact.images(images), fast.images(images)), (exact.texts(["a", "b"]), fast.texts(["a", "b"]))):
         assert not torch.equal(a, b)
         torch.testing.assert_close(b.norm(dim=-1), torch.ones(len(b)))
         assert (a * b).sum(-1).min() > 0.99
-    network = str(parts / "inception-2015-12-05.pt")
-    exact, fast = (Features(network, precision=precision)(photos(2, 299)) for precision in ("float32", "bfloat16"))
+    network = parts / "inception-2015-12-05.pt"
+    exact, fast = (features(network, precision=precision).rows(photos(2, 299)) for precision in ("float32", "bfloat16"))
     assert not torch.equal(exact, fast)
     torch.testing.assert_close(exact, fast, rtol=0.05, atol=0.05)
 
@@ -288,10 +307,10 @@ def test_settings_reach_the_networks(parts):
     values = {"feature_network": str(parts / "inception-2015-12-05.pt"), "clip": str(parts / "clip"), "batch": 2}
     settings = FeatureSettings(**values, clip_strict=True)
     image = pictures(1)[0]
-    assert torch.equal(Clip.of(settings).prepare(image), Clip(str(parts / "clip"), strict=True).prepare(image))
-    for key, load in (("feature_network_sha256", Features.of), ("clip_sha256", Clip.of)):
-        with pytest.raises(UserError, match=f"evaluate.{key}={'0' * 64}"):
-            load(FeatureSettings(**values, **{key: "0" * 64}))
+    assert torch.equal(Clip(settings).prepare(image), clip(parts / "clip", clip_strict=True).prepare(image))
+    for key, load in (("feature_network", Features), ("clip", Clip)):
+        with pytest.raises(UserError, match=rf"evaluate\.{key}\.sha256={'0' * 64}"):
+            load(FeatureSettings(**values | {key: {"source": values[key], "sha256": "0" * 64}}))
 
 
 def test_the_stage_fetches_everything_and_records_hashes(server, parts, tmp_path):
@@ -299,8 +318,7 @@ def test_the_stage_fetches_everything_and_records_hashes(server, parts, tmp_path
     settings = BuildReferenceSettings(
         **{
             "feature_network": url,
-            "clip": REPO,
-            "clip_revision": server.commit(REPO),
+            "clip": {"source": REPO, "revision": server.commit(REPO)},
             "batch": 2,
             "reference_samples": 1,
         }
@@ -311,10 +329,10 @@ def test_the_stage_fetches_everything_and_records_hashes(server, parts, tmp_path
     assert record["clip"]["sha256"] == sha256_file(parts / "clip" / "open_clip_model.safetensors")
     assert record["reference"] == {"setting": "embedded"}
     before = len(server.requests)
-    Features.of(settings), Clip.of(settings)
+    Features(settings), Clip(settings)
     assert len(server.requests) == before
 
 
 def test_embedded_networks_are_found():
-    assert feature_weights("embedded", None).path.is_file()
-    assert clip_weights("embedded", None, None).path.is_file()
+    assert weights("feature_network", "embedded").path.is_file()
+    assert weights("clip", "embedded").path.is_file()

@@ -1,0 +1,142 @@
+"""Run the networks of further metrics: DINOv2, HPSv2.1 and PickScore. A setting that is null leaves its metric out.
+
+They get the 8-bit image that the required networks start from, and the caption without the protocol's prefix. Each is
+identified by a record of its own: the protocol's hash does not change with them.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from ...cluster.machine import device
+from ...data.images import enlarge
+from ...models.devices import DTYPES, arithmetic
+from .loading import loading
+from .vision import Dinov2, ScoredClip
+from .weights import network_weights
+
+if TYPE_CHECKING:
+    from ...config import FeatureSettings
+
+IMAGENET_MEAN, IMAGENET_STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+DINOV2_SIDE = 224  # arXiv 2306.04675
+HPS_MODEL = "ViT-H-14"  # open_clip's name of its architecture
+
+
+class OptionalNetwork:
+    """Give every image a row, stored under the name of the network's setting.
+
+    Args:
+        seen: how an image becomes the input of the network, for the record.
+    """
+
+    column: str
+
+    def __init__(self, settings: "FeatureSettings", network: nn.Module, identity: str, seen: str):
+        self._network, self._dtype = network.to(device()), DTYPES[settings.precision]
+        # two values of a metric compare where this agrees
+        self.record = {
+            "weights": identity,
+            "image_size": settings.image_size,
+            "seen": seen,
+            "network_precision": settings.precision,
+        }
+
+    def prepare(self, image: np.ndarray) -> Tensor:
+        """Return an image (H, W, 3) uint8 as the network takes it; may be called from several threads."""
+        raise NotImplementedError
+
+    def rows(self, prepared: Sequence[Tensor], captions: Sequence[str]) -> Tensor:
+        """Compute (B, D) or (B,) float32."""
+        raise NotImplementedError
+
+
+class Dinov2Features(OptionalNetwork):
+    """Features for the Frechet distance of arXiv 2306.04675: clean-fid's bicubic to 224, the class token of torch.hub's DINOv2."""
+
+    column = "dinov2"
+
+    def __init__(self, settings: "FeatureSettings"):
+        path, _, identity = network_weights(settings, self.column)
+        seen = f"clean-fid: PIL bicubic, float, to {DINOV2_SIDE}; positions as in torch.hub's DINOv2"
+        super().__init__(settings, Dinov2(path.parent, DINOV2_SIDE, "evaluate.dinov2"), identity, seen)
+
+    def prepare(self, image: np.ndarray) -> Tensor:
+        seen = (enlarge(image, DINOV2_SIDE) / 255 - IMAGENET_MEAN) / IMAGENET_STD
+        return torch.from_numpy(seen).permute(2, 0, 1).float()
+
+    @torch.inference_mode()
+    def rows(self, prepared: Sequence[Tensor], captions: Sequence[str]) -> Tensor:
+        with arithmetic(device(), self._dtype):
+            return self._network(torch.stack(list(prepared)).to(device())).float().cpu()
+
+
+class Preference(OptionalNetwork):
+    """How well people would like an image for its caption: a scaled cosine of a CLIP trained on their choices."""
+
+    def __init__(
+        self, settings: "FeatureSettings", network: nn.Module, identity: str, scale: float, side: int, length: int
+    ):
+        from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, SimpleTokenizer, image_transform
+
+        super().__init__(settings, network, identity, "open_clip's preprocessing, the caption as it is")
+        self._scale = scale
+        self._transform = image_transform(side, False, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+        self._tokenize = SimpleTokenizer(context_length=length)
+
+    def prepare(self, image: np.ndarray) -> Tensor:
+        return self._transform(Image.fromarray(image))
+
+    @torch.inference_mode()
+    def rows(self, prepared: Sequence[Tensor], captions: Sequence[str]) -> Tensor:
+        images, tokens = torch.stack(list(prepared)).to(device()), self._tokenize(list(captions)).to(device())
+        with arithmetic(device(), self._dtype):
+            seen, read = self._network.encode_image(images).float(), self._network.encode_text(tokens).float()
+        return self._scale * (normalize(seen, dim=-1) * normalize(read, dim=-1)).sum(1).cpu()
+
+
+class Hps(Preference):
+    """HPSv2.1 (arXiv 2306.09341): open_clip's ViT-H-14 with the weights of HPS_v2.1_compressed.pt; a cosine, not times 100."""
+
+    column = "hps"
+
+    def __init__(self, settings: "FeatureSettings"):
+        import open_clip
+
+        path, _, identity = network_weights(settings, self.column)
+        network = open_clip.create_model(HPS_MODEL, load_weights=False)
+        _load_checkpoint(network, path)
+        side, length = network.visual.image_size, network.context_length
+        side = side if isinstance(side, int) else side[0]
+        super().__init__(settings, network.eval().requires_grad_(False), identity, 1.0, side, length)
+
+
+class PickScore(Preference):
+    """PickScore (arXiv 2305.01569): a CLIP ViT-H of transformers; the cosine times its scale, about 20."""
+
+    column = "pickscore"
+
+    def __init__(self, settings: "FeatureSettings"):
+        path, _, identity = network_weights(settings, self.column)
+        network = ScoredClip(path.parent, "evaluate.pickscore")
+        super().__init__(settings, network, identity, network.scale, network.image_size, network.context_length)
+
+
+def optional_networks(settings: "FeatureSettings") -> list[OptionalNetwork]:
+    """Load the networks that the settings name.
+
+    Raises:
+        UserError: a file is missing, has another sha256 or holds another network.
+    """
+    return [kind(settings) for kind in (Dinov2Features, Hps, PickScore) if getattr(settings, kind.column) is not None]
+
+
+def _load_checkpoint(network: nn.Module, path: Path) -> None:
+    with loading(f"evaluate.hps: {path} holds no weights of {HPS_MODEL}", "get it again"):
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])

@@ -1,0 +1,116 @@
+"""Run the two networks that every protocol has: a feature network for FID and its kin, and an open_clip model.
+
+They run on a GPU where there is one, in float32 or under autocast in 16 bits. The files they are made of (weights, config,
+tokenizer) identify them in a protocol.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ...cluster.machine import device
+from ...data.images import enlarge
+from ...errors import UserError
+from ...models.devices import DTYPES, arithmetic
+from .feature_network import load_feature_network
+from .loading import loading
+from .weights import network_weights
+
+if TYPE_CHECKING:
+    from ...config import FeatureSettings
+
+TEXTS = 256  # captions encoded at once
+
+
+def _published_levels() -> np.ndarray:
+    """Return what each of 256 levels becomes in the published script, which maps to [-1, 1] in float32 and back, truncating."""
+    levels = torch.arange(256, dtype=torch.float32) / 255
+    return ((((levels - 0.5) / 0.5) * 0.5 + 0.5) * 255).to(torch.uint8).numpy()
+
+
+PUBLISHED_LEVELS = _published_levels()
+
+
+class Features:
+    """Run the feature network."""
+
+    column = "features"
+
+    def __init__(self, settings: "FeatureSettings"):
+        path, _, self.identity = network_weights(settings, "feature_network")
+        self._side, self._dtype = settings.feature_size, DTYPES[settings.precision]
+        self._network = load_feature_network(path).to(device())
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """Return an image (H, W, 3) uint8 at the size of the network; may be called from several threads."""
+        return enlarge(image, self._side) if self._side else image
+
+    @torch.inference_mode()
+    def rows(self, prepared: Sequence[np.ndarray], captions: Sequence[str] = ()) -> Tensor:
+        """Compute features (B, D) float32 of images (H, W, 3), 0 to 255, uint8 or float32.
+
+        Raises:
+            UserError: images of another size than the network takes.
+        """
+        size = self._network.image_size
+        if prepared[0].shape[:2] != (size, size):
+            raise UserError(
+                f"evaluate.feature_size: the feature network takes {size} x {size}, it is given "
+                f"{prepared[0].shape[0]} x {prepared[0].shape[1]}; set feature_size: {size}"
+            )
+        batch = torch.from_numpy(np.stack(prepared)).to(device()).permute(0, 3, 1, 2).float()
+        with arithmetic(device(), self._dtype):
+            return self._network(batch).float().cpu()
+
+
+class Clip:
+    """Run the open_clip model."""
+
+    column = "clip_image"
+
+    def __init__(self, settings: "FeatureSettings"):
+        import open_clip
+
+        path, _, self.identity = network_weights(settings, "clip")
+        name = f"local-dir:{path.parent}"
+        self._strict, self._dtype = settings.clip_strict, DTYPES[settings.precision]
+        what = f"evaluate.clip={settings.clip.source}: {path.parent} cannot be loaded by open_clip"
+        with loading(what, "get it again, or give another"):
+            # without require_pretrained, weights that are not found are random ones, silently
+            model, _, self._preprocess = open_clip.create_model_and_transforms(
+                name, require_pretrained=True, precision="fp32", device=device()
+            )
+            self._tokenize = open_clip.get_tokenizer(name)
+        self._model = model.eval().requires_grad_(False)  # it comes in training mode
+
+    def prepare(self, image: np.ndarray) -> Tensor:
+        """Return an image (H, W, 3) uint8 as the model takes it, (3, S, S) float32; may be called from several threads."""
+        return self._preprocess(Image.fromarray(PUBLISHED_LEVELS[image] if self._strict else image))
+
+    @torch.inference_mode()
+    def rows(self, prepared: Sequence[Tensor], captions: Sequence[str] = ()) -> Tensor:
+        """Compute embeddings (B, E) float32 of unit length of what `prepare` returned."""
+        batch = torch.stack(list(prepared)).to(device())
+        with arithmetic(device(), self._dtype):
+            return normalize(self._model.encode_image(batch).float(), dim=-1).cpu()
+
+    def images(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Compute embeddings (B, E) float32 of unit length of images (H, W, 3) uint8."""
+        return self.rows([self.prepare(image) for image in images])
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Compute embeddings (N, E) float32 of unit length; a text that repeats is encoded once."""
+        places = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        distinct = list(places)
+        with arithmetic(device(), self._dtype):
+            encoded = [
+                self._model.encode_text(self._tokenize(distinct[i : i + TEXTS]).to(device())).float()
+                for i in range(0, len(distinct), TEXTS)
+            ]
+        return normalize(torch.cat(encoded), dim=-1).cpu()[torch.tensor([places[text] for text in texts])]
