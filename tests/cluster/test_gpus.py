@@ -60,7 +60,7 @@ def start():
         process.kill()
 
 
-def test_claimed_by_concurrent_jobs_never_shares_a_gpu(names, start):
+def test_acquire_gpus_by_concurrent_jobs_never_shares_a_gpu(names, start):
     names(3)
     for count in (2, 1, 1, 2, 3, 1, 1, 2):
         start(count, 0.05)
@@ -71,7 +71,7 @@ def test_claimed_by_concurrent_jobs_never_shares_a_gpu(names, start):
             assert not set(seen) & set(other) or ended <= other_began or other_ended <= began
 
 
-def test_claimed_by_a_killed_job_is_released(names, start):
+def test_acquire_gpus_by_a_killed_job_is_released(names, start):
     names(2)
     stuck = start(2, 1000)
     waiting = start(1, 0)
@@ -82,7 +82,7 @@ def test_claimed_by_a_killed_job_is_released(names, start):
     waiting.join()
 
 
-def test_claimed_with_a_living_child_stays_locked(names, start):
+def test_acquire_gpus_with_a_living_child_stays_locked(names, start):
     names(1)
     with gpus.acquire_gpus(1) as held:
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.5,))
@@ -94,7 +94,7 @@ def test_claimed_with_a_living_child_stays_locked(names, start):
     assert time.monotonic() - began > 0.3
 
 
-def test_claimed_in_another_network_namespace_waits_as_well(names):
+def test_acquire_gpus_in_another_network_namespace_waits_as_well(names):
     """Containers of one machine share its GPUs and /tmp, and have neither sockets nor process numbers in common."""
     if subprocess.run([*APART, "true"], capture_output=True).returncode:
         pytest.skip("this system lets no user make namespaces")
@@ -108,7 +108,7 @@ def test_claimed_in_another_network_namespace_waits_as_well(names):
     assert job.communicate(timeout=30)[0] == "holds\n"
 
 
-def test_claimed_by_a_user_with_a_strict_umask_is_seen_by_others(names):
+def test_acquire_gpus_by_a_user_with_a_strict_umask_is_seen_by_others(names):
     names(1)
     before = os.umask(0o077)
     try:
@@ -130,14 +130,14 @@ def test_hold_whose_folder_was_cleared_away_meanwhile_holds_nothing(names, monke
     assert gpus._hold("gpu0") is None
 
 
-def test_claimed_of_zero_gpus_hides_all(names, start):
+def test_acquire_gpus_of_zero_gpus_hides_all(names, start):
     names(2)
     with gpus.acquire_gpus(2):
         start(0, 0)
         assert start.taken.get(timeout=10)[0] == []
 
 
-def test_claimed_of_too_many_gpus_raises(names):
+def test_acquire_gpus_of_too_many_gpus_raises(names):
     names(2)
     with pytest.raises(UserError, match=r"gpu=3: expected at most 2, the GPUs gpu0,gpu1"), gpus.acquire_gpus(3):
         pass
@@ -161,7 +161,7 @@ def test_jobs_of_a_snakemake_within_a_slurm_job_share_its_gpus(names, monkeypatc
             assert gpus.visible_gpus() == ["gpu0"]
 
 
-def test_claimed_on_exit_restores_cuda_visible_devices(names):
+def test_acquire_gpus_on_exit_restores_cuda_visible_devices(names):
     names(2)
     with gpus.acquire_gpus(1):
         assert gpus.visible_gpus() == ["gpu0"]
