@@ -3,17 +3,22 @@
 Names may be Snakemake's wildcards: `Results(Path("results/shapes")).run("{run}").score` is a rule's pattern.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 
-def _below(name: str) -> property:
-    return property(lambda self: self.folder / name)
+def _below(path: str) -> property:
+    return property(lambda self: self.folder / path)
+
+
+def _each(path: str, kind: Callable = Path) -> Callable:
+    return lambda self, name: kind(self.folder / path.format(name))
 
 
 @dataclass(frozen=True)
 class Row:
-    """Name the files of a run or a baseline: a row of the table."""
+    """Name the files of a run or a baseline: a row of the table. Records of shards are next to them."""
 
     folder: Path
     settings = _below("settings.yaml")
@@ -25,14 +30,8 @@ class Row:
     grids = _below("grids")
     score = _below("score.json")
     replicates = _below("replicates.json")
-
-    def samples(self, shard: str) -> Path:
-        """Return a shard of images; its record lies beside it."""
-        return self.folder / "samples" / f"{shard}.tar"
-
-    def features(self, shard: str) -> Path:
-        """Return the features of a shard; their record lies beside them."""
-        return self.folder / "features" / f"{shard}.safetensors"
+    samples = _each("samples/{}.tar")
+    features = _each("features/{}.safetensors")
 
 
 @dataclass(frozen=True)
@@ -78,27 +77,18 @@ class Results:
     runs = _below("runs")
     store = _below("state/tracking.json")
     mirrored = _below("tracking.json")
-
-    @property
-    def so_far(self) -> "Results":
-        """Return the folder for the report of an unfinished experiment."""
-        return Results(self.folder / "so-far")
+    so_far = property(lambda self: Results(self.folder / "so-far"))
+    run = _each("runs/{}", Row)
+    baseline = _each("baselines/{}", Row)
+    state = _each("state/{}", State)
+    reference = _each("{}", Reference)  # `reference` or `watch`
+    figure = _each("figures/{}")
+    log = _each("logs/{}.log")
+    benchmark = _each("benchmarks/{}.tsv")
 
     def row(self, kind: str, name: str) -> Row:
         """Return the files of one of the `runs` or `baselines`."""
         return Row(self.folder / kind / name)
-
-    def run(self, name: str) -> Row:
-        """Return the files of a distillation or an import."""
-        return self.row("runs", name)
-
-    def baseline(self, name: str) -> Row:
-        """Return the files of a baseline."""
-        return self.row("baselines", name)
-
-    def state(self, run: str) -> State:
-        """Return the training state of a distillation."""
-        return State(self.folder / "state" / run)
 
     def teacher(self, name: str | None = None) -> Path:
         """Return the folder of the teacher, or of a further one that imports name."""
@@ -108,32 +98,12 @@ class Results:
         """Return the folders of all teachers that are there."""
         return [self.teacher(), *sorted(path for path in self.folder.glob(teacher_name("*")) if path.is_dir())]
 
-    def teacher_settings(self, name: str | None = None) -> Path:
-        """Return the settings that lie beside a teacher's folder."""
-        return settings_beside(self.teacher(name))
 
-    def reference(self, name: str = "reference") -> Reference:
-        """Return the files of the `reference` or the `watch`."""
-        return Reference(self.folder / name)
-
-    def figure(self, name: str) -> Path:
-        """Return a figure, with its suffix."""
-        return self.folder / "figures" / name
-
-    def log(self, job: str) -> Path:
-        """Return what a job printed."""
-        return self.folder / "logs" / f"{job}.log"
-
-    def benchmark(self, job: str) -> Path:
-        """Return the time and memory of a job."""
-        return self.folder / "benchmarks" / f"{job}.tsv"
+def teacher_name(name: str | None = None) -> str:
+    """Return `teacher`, or `teachers/NAME`."""
+    return "teacher" if name is None else f"teachers/{name}"
 
 
 def settings_beside(folder: Path) -> Path:
     """Return the settings of a stage that writes a folder: they are next to it, as it appears whole."""
     return folder.with_name(f"{folder.name}.settings.yaml")
-
-
-def teacher_name(name: str | None = None) -> str:
-    """Return `teacher`, or `teachers/NAME`."""
-    return "teacher" if name is None else f"teachers/{name}"

@@ -28,78 +28,59 @@ class Stage:
 
 
 def make_plan(config: Config, gpus_here: int = 0) -> list[Stage]:
-    """The stages in their order. `gpus_here`: what a job gets where `resources` says null."""
-    plan, asks = config.plan, _resolved(config, gpus_here)
-    runs, count, parts = distillations(config), config.generate.samples, len(shards(config))
-    weights_gb = plan.unet_million * 4 / 1000
+    """List the stages in their order. `gpus_here`: GPUs of a job where `resources` has null."""
+    plan, count, parts = config.plan, config.generate.samples, len(shards(config))
+    asks = {name: block.model_copy(update={"gpu": block.gpus(gpus_here)}) for name, block in config.resources}
+    runs, sampled, others = distillations(config), len(generators(config)), baselines(config)
+    weights_gb, samples_gb = plan.unet_million * 4 / 1000, count * plan.image_kb / 1e6
+    seen, scored = config.evaluate.reference_samples, sampled + len(others)
+
+    def shard_hours(speed: float) -> float:
+        return _hours(count / parts, speed)
+
     stages = [
         Stage("teacher", 1 + len(config.teachers), asks["teacher"], 0.0, plan.download_gb),
         Stage("prompts", 1, asks["prompts"], 0.0, 0.0),
     ]
     for kimg in sorted({run.distill.train_kimg for run in runs}):
-        same = [run for run in runs if run.distill.train_kimg == kimg]
+        jobs = sum(run.distill.train_kimg == kimg for run in runs)
         hours = _hours(1000 * kimg, plan.train_images_per_s * max(asks["distill"].gpu or 0, 1))
         state = config.distill.keep_states * (ADAM_BETA1_ZERO + (2 if config.distill.adam_beta1 else 0))
-        stages.append(
-            Stage(f"distill {kimg:,g} kimg", len(same), asks["distill"], hours, len(same) * (1 + state) * weights_gb)
-        )
+        stages.append(Stage(f"distill {kimg:,g} kimg", jobs, asks["distill"], hours, jobs * (1 + state) * weights_gb))
     if config.imports:
-        stages.append(Stage("import", len(config.imports), asks["teacher"], 0.0, len(config.imports) * weights_gb))
-    samples_gb = count * plan.image_kb / 1e6
-    sampled = len(generators(config))
-    stages.append(
-        Stage(
-            "generate",
-            sampled * parts,
-            asks["generate"],
-            _hours(count / parts, plan.generate_images_per_s),
-            sampled * samples_gb,
-        )
-    )
-    for baseline in baselines(config):
+        jobs = len(config.imports)
+        stages.append(Stage("import", jobs, asks["teacher"], 0.0, jobs * weights_gb))
+    hours = shard_hours(plan.generate_images_per_s)
+    stages.append(Stage("generate", sampled * parts, asks["generate"], hours, sampled * samples_gb))
+    for baseline in others:
         speed = plan.evaluations_per_s / baseline.nfe if baseline.nfe else plan.generate_images_per_s
-        stages.append(
-            Stage(f"generate {baseline.name}", parts, asks["generate"], _hours(count / parts, speed), samples_gb)
-        )
-    scored = sampled + len(baselines(config))
-    stages += [
-        Stage(
-            "reference",
-            1,
-            asks["reference"],
-            _hours(config.evaluate.reference_samples, plan.feature_images_per_s),
-            config.evaluate.reference_samples * FEATURE_KB / 2e6,
-        ),
-        Stage(
-            "features",
-            scored * parts,
-            asks["features"],
-            _hours(count / parts, plan.feature_images_per_s),
-            scored * count * FEATURE_KB / 1e6,
-        ),
+        stages.append(Stage(f"generate {baseline.name}", parts, asks["generate"], shard_hours(speed), samples_gb))
+    reference_hours, feature_hours = _hours(seen, plan.feature_images_per_s), shard_hours(plan.feature_images_per_s)
+    return [
+        *stages,
+        Stage("reference", 1, asks["reference"], reference_hours, seen * FEATURE_KB / 2e6),
+        Stage("features", scored * parts, asks["features"], feature_hours, scored * count * FEATURE_KB / 1e6),
         Stage("score", scored, asks["score"], 0.0, 0.0),
     ]
-    return stages
 
 
 def to_text(config: Config, gpus_here: int = 0) -> str:
-    """The plan as a table for the terminal."""
+    """Return the plan as a table for the terminal."""
     stages = make_plan(config, gpus_here)
     width = max(34, *(len(stage.name) for stage in stages))
+    head = ("stage", "jobs", "GPUs", "memory", "time each", "GPU hours", "disk", "limit")
+    total_h, gpu_h = sum(stage.jobs * stage.hours for stage in stages), sum(stage.gpu_hours for stage in stages)
     lines = [
         f"plan of {config.experiment} (estimates from config `plan`, limits from `resources`)",
-        f"{'stage':{width}s} {'jobs':>5s} {'GPUs':>5s} {'memory':>8s} {'time each':>10s} {'GPU hours':>10s} {'disk':>9s} {'limit':>6s}",
-    ]
-    for stage in stages:
-        lines.append(
+        f"{head[0]:{width}s} {'{:>5s} {:>5s} {:>8s} {:>10s} {:>10s} {:>9s} {:>6s}'.format(*head[1:])}",
+        *(
             f"{stage.name:{width}s} {stage.jobs:5d} {stage.asks.gpu or 0:5d} {stage.asks.mem_mb / 1000:5.0f} GB "
             f"{_duration(stage.hours):>10s} {stage.gpu_hours:10,.1f} {stage.disk_gb:6,.1f} GB {stage.asks.runtime:>6s}"
-        )
-    total_h = sum(stage.jobs * stage.hours for stage in stages)
-    gpu_h, disk = sum(stage.gpu_hours for stage in stages), sum(stage.disk_gb for stage in stages)
-    lines.append(
-        f"{'all':{width}s} {sum(stage.jobs for stage in stages):5d} {'':5s} {'':8s} {_duration(total_h):>10s} {gpu_h:10,.1f} {disk:6,.1f} GB"
-    )
+            for stage in stages
+        ),
+        f"{'all':{width}s} {sum(stage.jobs for stage in stages):5d} {'':5s} {'':8s} {_duration(total_h):>10s} "
+        f"{gpu_h:10,.1f} {sum(stage.disk_gb for stage in stages):6,.1f} GB",
+    ]
     sources = {"reference": config.evaluate.reference}
     sources |= {key: network.source for key, network in config.evaluate.networks().items()}
     embedded = [f"evaluate.{key}" for key, source in sources.items() if source == "embedded"]
@@ -121,7 +102,3 @@ def _duration(hours: float) -> str:
 
 def _hours(count: float, per_s: float) -> float:
     return count / per_s / 3600
-
-
-def _resolved(config: Config, gpus_here: int) -> dict[str, JobResources]:
-    return {name: asks.model_copy(update={"gpu": asks.gpus(gpus_here)}) for name, asks in config.resources}

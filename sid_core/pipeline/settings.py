@@ -36,9 +36,9 @@ def stage_settings(config: Config) -> dict[str, Block]:
     below, evaluate, split = Results(Path()), config.evaluate, config.prompts.split
     sampling = part(Sampling, config.generate).model_copy(update={"seed": first_seed(config)})
     files: dict[Path, Block] = {
-        below.teacher_settings(): config.teacher,
+        settings_beside(below.teacher()): config.teacher,
         settings_beside(below.prompts.parent): PromptsSettings(prompts=config.prompts),
-        below.reference().settings: reference_settings(evaluate, split),
+        below.reference("reference").settings: reference_settings(evaluate, split),
         below.features_settings: part(FeatureSettings, evaluate),
         below.score_settings: ScoreSettings(evaluate=evaluate, samples=config.generate.samples, seed=sampling.seed),
     }
@@ -46,7 +46,7 @@ def stage_settings(config: Config) -> dict[str, Block]:
         watched = "watch" if evaluate.reference == "embedded" else split
         files[below.reference("watch").settings] = reference_settings(evaluate, watched)
     for name, teacher in config.teachers.items():
-        files[below.teacher_settings(name)] = teacher
+        files[settings_beside(below.teacher(name))] = teacher
     imports = [(imported, imported_run(imported)) for imported in config.imports]
     sampled = [(settings, settings.run, config.distill.t_init) for settings in distillations(config)]
     sampled += [(ImportSettings(run=run, imported=imported), run, imported.t_init) for imported, run in imports]

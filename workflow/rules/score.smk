@@ -5,9 +5,9 @@ REFERENCE, SHARD = RESULTS.reference("{reference}"), ROW.features("{shard}")
 # networks and reference images are fetched once, before many jobs want them
 rule evaluation_networks:
     input:
-        settings=RESULTS.reference().settings,
+        settings=RESULTS.reference("reference").settings,
     output:
-        RESULTS.reference().networks,
+        RESULTS.reference("reference").networks,
     params:
         data=SETUP.data["evaluate"],
         reference=SETUP.data["reference"],
@@ -57,7 +57,7 @@ rule score:
         features=expand(rules.features.output.features, shard=NAMES["shards"], allow_missing=True),
         records=expand(rules.features.output.record, shard=NAMES["shards"], allow_missing=True),
         captions=RESULTS.captions,
-        reference=RESULTS.reference().features,
+        reference=RESULTS.reference("reference").features,
     output:
         score=ROW.score,
         replicates=ROW.replicates,

@@ -35,8 +35,8 @@ def jobs(config: Config) -> list[Job]:
     for name in (None, *config.teachers):
         add("teacher", below.teacher(name) / "manifest.json", teacher=teacher_name(name))
     add("prompts", below.prompts)
-    add("evaluation_networks", below.reference().networks)
-    add("reference", below.reference().record, reference="reference")
+    add("evaluation_networks", below.reference("reference").networks)
+    add("reference", below.reference("reference").record, reference="reference")
     if config.distill.proxy_samples:
         add("reference", below.reference("watch").record, "watch", reference="watch")
     distilled = {settings.run.name: settings.distill.train_kimg for settings in distillations(config)}
