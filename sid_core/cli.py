@@ -22,9 +22,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import config
+from . import config, tracking
 from .cluster import gpus
+from .cluster.machine import has_gpu
 from .errors import UserError, log_to_stderr, redact
+from .pipeline.digests import stage_digest
+from .pipeline.inputs import Inputs
+from .pipeline.paths import Results, State
+from .pipeline.rules import RULES
 from .storage import job_record
 
 if TYPE_CHECKING:
@@ -128,6 +133,7 @@ CALLS = {
     ),
     "features": ("evaluation.features:extract_features", config.FeatureSettings, "samples captions out workers"),
     "score": ("evaluation.scoring:score", config.ScoreSettings, "features reference captions out"),
+    "reference": ("evaluation.features:build_reference", config.BuildReferenceSettings, "out workers code"),
     "status": ("pipeline.status:show", None, "results configfile watch"),
     "serve": ("serve:serve", None, "results port"),
     "export": ("models.convert.pipeline:export", None, "generator teacher out score"),
@@ -140,6 +146,8 @@ def _call(given: argparse.Namespace) -> None:
     module, name = function.split(":")
     call = getattr(import_module(f".{module}", __package__), name)
     values = vars(given) | {"workers": given.threads or 1}
+    if "code" in arguments:
+        values["code"] = stage_digest(RULES[given.command].code)
     first = [config.load_settings(settings, given.settings)] if settings else []
     call(*first, *(values[argument] for argument in arguments.split()))
 
@@ -148,8 +156,6 @@ def _distill(given: argparse.Namespace) -> None:
     from .data.prompts import training_prompts
     from .models.teacher import load_image_codec
     from .models.vae import AT_ONCE
-    from .pipeline.digests import stage_digest
-    from .pipeline.paths import State
     from .sampling.preview import write_grid
     from .storage.files import check_place, verify_manifest
     from .tracking import Mirror
@@ -176,7 +182,7 @@ def _distill(given: argparse.Namespace) -> None:
     mirror = Mirror(given.tracking, settings, given.state) if is_first() else nullcontext()
     try:
         with mirror:
-            code = stage_digest("training.run")
+            code = stage_digest(RULES["distill"].code)
             distill(settings, given.teacher, prompts, given.state, given.out, draw, look, code)
     except Interrupted as error:
         message = f"{settings.run.name}: interrupted; its state is saved, running again continues"
@@ -204,17 +210,8 @@ def _proxy(given: argparse.Namespace, settings: config.DistillSettings, prompts:
     return Proxy(reference_settings, given.reference, captions, lambda x: codec.to(x.device).decode(x))
 
 
-def _reference(given: argparse.Namespace) -> None:
-    from .evaluation.features import build_reference
-    from .pipeline.digests import stage_digest
-
-    settings = config.load_settings(config.BuildReferenceSettings, given.settings)
-    build_reference(settings, given.out, given.threads or 1, stage_digest("evaluation.features"))
-
-
 def _pairs(given: argparse.Namespace) -> None:
     from .evaluation.pairs import write_pairs
-    from .pipeline.inputs import Inputs
 
     settings = _settings_of_results(given)
     write_pairs(settings, Inputs.finished(settings, given.results))
@@ -222,8 +219,6 @@ def _pairs(given: argparse.Namespace) -> None:
 
 def _settings_of_results(given: argparse.Namespace) -> config.Config:
     """--settings, which must be those of --results: of another experiment nothing would be found there."""
-    from .pipeline.paths import Results
-
     settings, frozen = config.load_config(given.settings), Results(given.results).config
     if frozen.is_file() and (experiment := config.read_yaml(frozen).get("experiment")) != settings.experiment:
         raise UserError(
@@ -240,29 +235,21 @@ def _compare(given: argparse.Namespace) -> None:
 
 
 def _report(given: argparse.Namespace) -> None:
-    from .pipeline.inputs import Inputs
+    from .evaluation.pairs import write_pairs
     from .report import write_report
 
     settings = _settings_of_results(given)
+    inputs = (Inputs.so_far if given.so_far else Inputs.finished)(settings, given.results)
     if given.so_far:
-        from .evaluation.pairs import write_pairs
-
-        inputs = Inputs.so_far(settings, given.results)
         write_pairs(settings, inputs)
-    else:
-        inputs = Inputs.finished(settings, given.results)
     write_report(settings, inputs)
 
 
 def _tracking_init(given: argparse.Namespace) -> None:
-    from . import tracking
-
     tracking.init(given.experiment, None if given.off else tracking.resolve_uri(given.uri), given.out, given.attempt)
 
 
 def _track(given: argparse.Namespace) -> None:
-    from . import tracking
-
     if given.sync:
         tracking.sync(given.results, given.uri)
     else:
@@ -296,7 +283,6 @@ def _shapes_assets(given: argparse.Namespace) -> None:
 
 
 def _plan(given: argparse.Namespace) -> None:
-    from .cluster.machine import has_gpu
     from .data.captions import check_enough
     from .pipeline.plan import to_text
 
@@ -437,7 +423,7 @@ GROUPS = {
         "teacher": Command(_call, "fetch the teacher and check it", "settings out gpus?"),
         "prompts": Command(_call, "write the captions", "settings out teacher? gpus?"),
         "evaluation-networks": Command(_call, "fetch evaluation networks and reference images", "settings out gpus?"),
-        "reference": Command(_reference, "extract features of the reference images", "settings out gpus?"),
+        "reference": Command(_call, "extract features of the reference images", "settings out gpus?"),
         "distill": Command(_distill, "train a generator, or resume", DISTILL),
         "generate": Command(_call, "generate a shard of a generator's samples", f"generator {SHARD}"),
         "generate-baseline": Command(_call, "generate a shard of a baseline's samples", SHARD),
