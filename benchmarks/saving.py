@@ -18,7 +18,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from sid_core.models.architectures import UNETS
-from sid_core.storage.files import saved_states
+from sid_core.storage.states import saved_states
 from sid_core.training import state
 from sid_core.training.distributed import World
 from sid_core.training.flat import Layout

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from ..errors import UserError, log_to_stderr
 from ..storage import job_record
-from ..storage.files import read_json, saved_record, saved_states, write_json
+from ..storage.files import read_json, write_json
+from ..storage.states import saved_record, saved_states
 from . import gpus
 from .machine import SUBMITTER_CALL
 

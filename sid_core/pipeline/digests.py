@@ -5,6 +5,7 @@ it can change, and those alone.
 """
 
 import ast
+import hashlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from ..config import COCO2014_30K, Config
 from ..data.shapes import asset
 from ..errors import UserError
 from ..storage.downloads import is_url
-from ..storage.files import code_digest, digest, sha256_file
+from ..storage.files import digest, sha256_file
 from .paths import teacher_name
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +40,31 @@ def stage_digest(module: str) -> str:
     modules = reachable(path) - PLUMBING
     beside = {p for folder in {m.parent for m in modules} - {ROOT} for p in folder.iterdir() if p.suffix in BESIDE}
     return code_digest(*sorted(modules | beside))
+
+
+def code_digest(*modules: str | Path) -> str:
+    """Digest of sources; of Python by meaning: comments, blank lines and docstrings do not count.
+
+    `modules` are files, or folders of Python. Rules put it into `params`, so that editing what shapes a stage's result reruns that
+    stage, and a comment does not.
+    """
+    hashed = hashlib.sha256()
+    for module in modules:
+        for path in sorted(Path(module).rglob("*.py")) if Path(module).is_dir() else [Path(module)]:
+            source = path.read_bytes()
+            hashed.update(path.name.encode() + (_meaning(source) if path.suffix == ".py" else source))
+    return hashed.hexdigest()[:16]
+
+
+@cache
+def _meaning(source: bytes) -> bytes:
+    """A module without comments, blank lines and docstrings. Stages share modules, and every job of a cluster digests all stages."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree).encode()
 
 
 def data_digests(config: Config) -> dict[str, str]:

@@ -4,7 +4,6 @@ Snakemake trusts file names and times. A truncated file with an old time looks f
 temporary name and renames, and every consumer checks the sha256 its producer recorded.
 """
 
-import ast
 import fcntl
 import glob
 import hashlib
@@ -15,7 +14,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 
 from ..errors import UserError
@@ -26,9 +24,6 @@ MANIFEST = "manifest.json"
 
 
 LOCK = "sid-core.lock"  # in each temporary folder of this program
-
-
-STATE = re.compile(r"state-\d{9}(half\d*)?")  # name of a training state
 
 
 @contextmanager
@@ -191,31 +186,6 @@ def flat(values: dict, prefix: str = "") -> dict[str, object]:
     return result
 
 
-def code_digest(*modules: str | Path) -> str:
-    """Digest of sources; of Python by meaning: comments, blank lines and docstrings do not count.
-
-    `modules` are files, or folders of Python. Rules put it into `params`, so that editing what shapes a stage's result reruns that
-    stage, and a comment does not.
-    """
-    hashed = hashlib.sha256()
-    for module in modules:
-        for path in sorted(Path(module).rglob("*.py")) if Path(module).is_dir() else [Path(module)]:
-            source = path.read_bytes()
-            hashed.update(path.name.encode() + (_meaning(source) if path.suffix == ".py" else source))
-    return hashed.hexdigest()[:16]
-
-
-@cache
-def _meaning(source: bytes) -> bytes:
-    """A module without comments, blank lines and docstrings. Stages share modules, and every job of a cluster digests all stages."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        if documented and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:]
-    return ast.dump(tree).encode()
-
-
 def write_manifest(folder: str | Path, record: dict | None = None) -> None:
     """Record the sha256 and size of every file below `folder` in `folder`/manifest.json, with `record` beside them."""
     folder = Path(folder)
@@ -273,36 +243,6 @@ def verify_sidecar(path: str | Path) -> dict:
     if path.stat().st_size != entry["bytes"] or sha256_file(path) != entry["sha256"]:
         raise UserError(f"{path}: differs from its recorded sha256 (truncated or edited); delete it and run again")
     return entry
-
-
-def saved_states(folder: str | Path) -> list[Path]:
-    """Finished training states below `folder`, newest first: those of whose files every one is recorded."""
-    states = (path for path in Path(folder).glob("state-*") if STATE.fullmatch(path.name))
-    return sorted(filter(_is_recorded, states), reverse=True)
-
-
-def saved_record(state: Path) -> dict:
-    """What a training state's files say of it: {"iteration", "nimg", "files", …}."""
-    return read_json(min(state.glob("*.json")))["record"]
-
-
-def trained_from(record: dict) -> dict[str, str] | None:
-    """Return what weights were trained from beside their settings, by generator.json or a state's identity.json; None if unknown."""
-    if "imported" in record:
-        return {"file": record["imported"]["sha256"], "teacher": record["teacher_sha256"]}
-    if "trained_from" in record:
-        return record["trained_from"]
-    keys = ("teacher", "prompts", "code")
-    return {key: record[key] for key in keys} if record.keys() >= set(keys) else None
-
-
-def _is_recorded(state: Path) -> bool:
-    try:
-        return all(sidecar(state / name).is_file() for name in saved_record(state)["files"])
-    except ValueError:  # nothing is recorded yet
-        return False
-    except UserError:  # damaged, which is to be said by who loads it; or just removed
-        return state.is_dir()
 
 
 LONGEST_LINE = 100_000  # characters of a caption; of web pages' texts the longest have thousands

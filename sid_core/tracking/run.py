@@ -6,7 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..config import DistillSettings, ImportSettings
-from ..storage.files import digest, flat, read_json, sha256_file, trained_from
+from ..storage.files import digest, flat, read_json, sha256_file
+from ..storage.states import trained_from
 from .store import make_client
 
 POINTS = 50  # of a training log in one request: MLflow takes 1,000 values

@@ -24,8 +24,9 @@ from ..errors import UserError
 from ..models.conditioning import PromptSet
 from ..models.generator import save_generator
 from ..models.teacher import latent_shape, load_backbone, load_text_encoder, teacher_sha256
-from ..storage.files import atomic_path, digest, read_json, saved_states, trained_from, write_json
+from ..storage.files import atomic_path, digest, read_json, write_json
 from ..storage.lease import lease
+from ..storage.states import saved_states, trained_from
 from .blocks import shard_blocks
 from .distributed import World, connected, is_first
 from .health import AlarmWatch, TrainingStopped

@@ -21,17 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..storage.files import (
-    STATE,
-    atomic_path,
-    remove_abandoned,
-    saved_record,
-    saved_states,
-    sha256_file,
-    sidecar,
-    verify_sidecar,
-    write_sidecar,
-)
+from ..storage.files import atomic_path, remove_abandoned, sha256_file, sidecar, verify_sidecar, write_sidecar
+from ..storage.states import STATE, saved_record, saved_states
 from .flat import Layout
 from .iteration import Trainer
 

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sid_core.config import Alarms, Distill, DistillSettings, Run
-from sid_core.storage.files import saved_states
+from sid_core.storage.states import saved_states
 from sid_core.training import run
 from sid_core.training.iteration import Trainer
 

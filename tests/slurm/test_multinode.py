@@ -10,7 +10,7 @@ import torch
 from cluster import Cluster
 from training import Training
 
-from sid_core.storage.files import saved_states
+from sid_core.storage.states import saved_states
 
 pytestmark = pytest.mark.system
 

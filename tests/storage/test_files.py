@@ -248,16 +248,6 @@ def test_read_json_names_a_missing_or_damaged_file(tmp_path, content):
         files.read_json(path)
 
 
-def test_code_digest_sees_code_and_not_comments(tmp_path):
-    def digest(text: str) -> str:
-        (tmp_path / "module.py").write_text(text)
-        return files.code_digest(tmp_path)
-
-    first = digest('"""Doc."""\n\ndef f(x):\n    """Doc."""\n    return x + 1\n')
-    assert digest('"""Other."""\ndef f(x):  # comment\n    return (x + 1)\n') == first
-    assert digest("def f(x):\n    return x + 2\n") != first
-
-
 # --- manifests and sidecars ------------------------------------------------------------------------------------------
 
 

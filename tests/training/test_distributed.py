@@ -17,7 +17,7 @@ from small_run import PROMPTS, load_state, make_settings
 from sid_core.errors import UserError
 from sid_core.models import architectures
 from sid_core.models.conditioning import PromptSet
-from sid_core.storage.files import saved_states
+from sid_core.storage.states import saved_states
 from sid_core.training import dry_run, state
 from sid_core.training.distributed import PeerLost, World
 from sid_core.training.health import TrainingStopped

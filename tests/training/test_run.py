@@ -16,9 +16,10 @@ from small_run import PROMPTS, load_state, make_settings
 
 from sid_core.errors import UserError
 from sid_core.models.generator import load_generator
-from sid_core.storage.files import LOCK, read_json, saved_states, sha256_file, sidecar
+from sid_core.storage.files import LOCK, read_json, sha256_file, sidecar
 from sid_core.storage.heartbeat import place
 from sid_core.storage.lease import lease
+from sid_core.storage.states import saved_states
 from sid_core.training.health import TrainingStopped
 from sid_core.training.iteration import Trainer
 from sid_core.training.precision import set_determinism

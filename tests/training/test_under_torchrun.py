@@ -9,7 +9,8 @@ from small_run import make_settings
 
 from sid_core.config import Prompts, PromptsSettings, dump
 from sid_core.data.prompts import prepare_prompts
-from sid_core.storage.files import read_json, saved_states
+from sid_core.storage.files import read_json
+from sid_core.storage.states import saved_states
 
 TORCHRUN = [sys.executable, "-m", "sid_core.cluster.torchrun", "--standalone", "--nproc-per-node=2"]
 # MLflow's last sync takes seconds, and a signal reaches one process alone, or torchrun, where the test asks for it

@@ -10,7 +10,7 @@ from small_run import PROMPTS, make_settings, make_trainer
 
 from sid_core.errors import UserError
 from sid_core.method import OBJECTIVES, generator_loss
-from sid_core.storage.files import saved_states
+from sid_core.storage.states import saved_states
 from sid_core.training.run import Interrupted, distill
 
 
