@@ -8,6 +8,7 @@ import tiny_parts
 import yaml
 from project import ROOT, Project
 
+from sid_core.config import load_config
 from sid_core.storage.files import read_json
 
 [PAGE] = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "how-to" / "own-teacher.md").read_text(), flags=re.S)
@@ -64,16 +65,17 @@ def test_file_of_a_fine_tune_has_at_most_ten_lines():
 
 
 def test_file_of_a_fine_tune_brings_its_teacher_and_prompts(project):
-    project.run("--until", "teacher", "prompts")
+    project.run("--until", "prompts")
     assert read_json(project.results / "teacher" / "provenance.json")["source"] == "local"
-    frozen = yaml.safe_load((project.results / "config.yaml").read_text())
-    assert frozen["teacher"]["path"] == str(project.folder / "models" / "my-diffusion")
-    assert (frozen["distill"]["lr"], frozen["evaluate"]["protocol"]) == (1e-6, "mine")
+    assert read_json(project.results / "prompts" / "report.json")
 
 
 def test_file_of_a_fine_tune_plans_one_distillation_and_its_score(project):
     planned = project.planned()
     assert planned["distill"] == planned["score"] == 1
+    config = load_config(project.folder / "config.yaml", project.folder / "mine.yaml")
+    assert config.teacher.path == str(project.folder / "models" / "my-diffusion")
+    assert (config.distill.lr, config.distill.batch, config.evaluate.protocol) == (1e-6, 512, "mine")
 
 
 @pytest.mark.slow
