@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from small_run import PROMPTS, load_state, make_settings
 
 from sid_core.errors import UserError
+from sid_core.method.objectives.base import ScoreDistillation
 from sid_core.models.generator import load_generator
 from sid_core.storage.files import LOCK, read_json, sha256_file, sidecar
 from sid_core.storage.heartbeat import place
@@ -110,18 +111,18 @@ def in_parts(tiny_teacher, tmp_path_factory):
 @pytest.mark.parametrize("part", [0, 2])
 def test_an_iteration_left_half_done_equals_a_whole_one(in_parts, tiny_teacher, folders, monkeypatch, network, part):
     """A long iteration is not waited for: what its first half has updated is saved, and the second half follows later."""
-    name, calls = f"_backward_{network}", []
-    inner = getattr(Trainer, name)
+    name, calls = f"{network}_backward", []
+    inner = getattr(ScoreDistillation, name)
 
-    def backward(self, *given):
-        calls.append(self.iteration)
-        if self.iteration == 5 and calls.count(5) == part + 1:
+    def backward(*given):
+        calls.append(name)
+        if len(calls) == 5 * 4 + part + 1:  # iteration 5 in four micro-batches
             os.kill(os.getpid(), signal.SIGUSR1)
-        return inner(self, *given)
+        return inner(*given)
 
     with monkeypatch.context() as patch:
         patch.setattr("sid_core.training.run.PATIENCE_S", -1.0)
-        patch.setattr(Trainer, name, backward)
+        patch.setattr(ScoreDistillation, name, backward)
         with pytest.raises(Interrupted, match="SIGUSR1"):
             distill(make_settings(micro_batch=1), tiny_teacher, PROMPTS, folders.state, folders.out)
     newest = saved_states(folders.state)[0].name
