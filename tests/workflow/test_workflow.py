@@ -17,12 +17,14 @@ from project import ROOT, Project
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
+    """Make a project that no test runs."""
     return Project(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture(scope="module")
-def finished(project):
-    """Run the project once and return it."""
+def finished(tmp_path_factory):
+    """Run another project once and return it."""
+    project = Project(tmp_path_factory.mktemp("finished"))
     project.first_output = project.run()
     return project
 
