@@ -281,7 +281,7 @@ def test_sample_of_several_names_each_by_its_seed_and_tells_its_progress(experim
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-3.png", "a-4.png", "b.png"]
     assert (tmp_path / "a-4.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert caplog.messages[0] == "loading libraries"
-    assert caplog.messages[-1] == f"drawing {tmp_path}/a-4.png, seed 4 (2 of 2)"
+    assert caplog.messages[-1] == f"sampling {tmp_path}/a-4.png, seed 4 (2 of 2)"
     last = capsys.readouterr().out.splitlines()[-1]
     assert re.fullmatch(rf"{tmp_path}/a-3\.png to .*a-4\.png: 128 x 128 pixels, seeds 3 to 4, \d+ ms an image", last)
 

@@ -1,8 +1,8 @@
-"""Samples of a generator or of a baseline, into shards.
+"""Write samples of a generator or of a baseline into shards.
 
-Sample i has caption i and noise of its own seed; networks see it inside a fixed block (inputs.py). So images depend neither on
-batch nor on shard, and a shard that is made again is the same file. Images are packed and hashed by threads beside the
-networks; what waits is a batch, so memory does not grow with a shard.
+Sample i has caption i and noise from its own seed, and is evaluated inside a fixed block (inputs.py): images depend
+neither on batch nor on shard, and a shard made again has equal bytes. Threads encode and hash images while the
+networks compute; the queue holds one batch, so memory does not grow with a shard.
 """
 
 import time
@@ -34,17 +34,17 @@ from .inputs import NOISE_DEVICE, Inputs
 if TYPE_CHECKING:
     from ..config import BaselineSettings, GenerateSettings, Sampling
 
-PNG_LEVEL = 1  # of 0 to 9; packing harder costs more time than the files are worth
+PNG_LEVEL = 1  # of 0 to 9: higher levels take longer and save little disk
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Make samples in two parts, of which the second is timed.
+    """Two steps that make samples; only the second is timed.
 
     Args:
-        start: what the samples at indices (B,) are made from: noises (B, n, C, h, w), or real images (B, 3, H, W) in [-1, 1].
-        networks: from indices and that to images (B, 3, H, W) in [-1, 1] and their scaled latents (B, C, h, w). None: the images of
-            `start` are the samples, and no network has a speed.
+        start: maps indices (B,) to noises (B, n, C, h, w), or to real images (B, 3, H, W) in [-1, 1].
+        networks: maps indices and the result of `start` to images (B, 3, H, W) in [-1, 1] and their scaled latents
+            (B, C, h, w). None: the images of `start` are the samples, and there is no throughput.
     """
 
     start: Callable[[Tensor], Tensor]
@@ -53,7 +53,7 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample on its way to disk: its image (H, W, 3) uint8 as decoded, and the teacher's error on it if it is probed."""
+    """A decoded image (H, W, 3) uint8 with its epsilon-prediction error, None where it is not measured."""
 
     index: int
     image: np.ndarray
@@ -61,8 +61,8 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """The same, packed."""
+class PackedSample:
+    """A sample as PNG, with the sha256 of its pixels."""
 
     index: int
     png: bytes
@@ -80,17 +80,20 @@ def generate_run(
     out: Path,
     workers: int = 1,
 ) -> None:
-    """Write samples start .. stop of a distilled generator to the shard `out` (.tar); `workers` threads pack images.
+    """Write samples [start, stop) of a distilled generator to the shard `out` (.tar).
+
+    Args:
+        workers: threads that encode and hash images.
 
     Raises:
-        UserError: too few captions, an input that differs from its manifest, a generator made with other settings,
-            images that are not finite.
+        UserError: too few captions, an input that differs from its manifest, a generator distilled with other
+            settings, non-finite images.
     """
     network, record = load_generator(generator, teacher)
     for key in ("t_init", "num_steps"):
         if record[key] != getattr(settings, key):
             raise UserError(
-                f"{generator}: distilled with {key}={record[key]}, the settings say {getattr(settings, key)}; distil it again"
+                f"{generator}: {key}={record[key]}: expected {getattr(settings, key)}, as in the settings. Fix: distil it again"
             )
     inputs = Inputs(settings.sampling, teacher, captions)
     network = place(network, settings.sampling.precision)
@@ -111,10 +114,10 @@ def generate_run(
 def generate_baseline(
     settings: "BaselineSettings", teacher: Path, captions: Path, start: int, stop: int, out: Path, workers: int = 1
 ) -> None:
-    """Write samples start .. stop of a baseline to the shard `out` (.tar): teacher, VAE round trip, or real images.
+    """Write samples [start, stop) of a baseline to the shard `out` (.tar): teacher, VAE round trip, or real images.
 
     Raises:
-        UserError: as generate_run; captions that the real images do not belong to.
+        UserError: as generate_run; captions that differ from those of the real images.
     """
     baseline = settings.baseline
     inputs = Inputs(settings.sampling, teacher, captions)
@@ -130,9 +133,8 @@ def _teacher_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path
     solver = load_solver(baseline.solver, teacher, baseline.steps)
 
     def latents(noises: Tensor, cond: Conditioning) -> Tensor:
-        solver.set_timesteps(
-            baseline.steps, device=inputs.device
-        )  # forgets the block before: multistep solvers keep a history
+        # at every block: a multistep solver would otherwise use the history of the previous block
+        solver.set_timesteps(baseline.steps, device=inputs.device)
         return solve(solver, inputs.teacher, noises[:, 0], cond, inputs.empty_prompt, baseline.guidance_scale)
 
     def networks(indices: Tensor, noises: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,7 +159,7 @@ def _real_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path) -
 def solve(
     solver, teacher: Backbone, noise: Tensor, cond: Conditioning, uncond: Conditioning, guidance_scale: float
 ) -> Tensor:
-    """Latents (B, C, h, w) from noise of that shape, by a solver that steps with x_0 and has its timesteps set."""
+    """Return latents (B, C, h, w) from noise of that shape, by a solver that steps with x_0 and has its timesteps set."""
     x_t = noise * solver.init_noise_sigma
     for step in solver.timesteps:
         x0_hat = teacher(solver.scale_model_input(x_t, step), step.expand(len(x_t)), cond, uncond, guidance_scale)
@@ -166,14 +168,17 @@ def solve(
 
 
 def _write(inputs: Inputs, sampler: Sampler, start: int, stop: int, out: Path, identity: dict, workers: int) -> None:
-    """Sample start .. stop and write shard and sidecar."""
+    """Sample [start, stop) and write shard and sidecar."""
     sampling, captions = inputs.sampling, inputs.captions
     if not 0 <= start < stop <= len(captions):
         raise UserError(
-            f"samples {start}–{stop - 1}: expected a range inside the {len(captions)} captions; give more captions or fewer samples"
+            f"samples {start}–{stop - 1}: expected a range inside the {len(captions)} captions. "
+            "Fix: give more captions or fewer samples"
         )
     if inputs.seed(stop) > SEEDS:
-        raise UserError(f"generate.seed={sampling.seed}: expected seed + samples up to 2^32; choose a smaller seed")
+        raise UserError(
+            f"generate.seed={sampling.seed}: expected seed + samples up to 2^32. Fix: choose a smaller seed"
+        )
     record = {
         "start": start,
         "stop": stop,
@@ -190,20 +195,22 @@ def _write(inputs: Inputs, sampler: Sampler, start: int, stop: int, out: Path, i
         "samples": [],
     }
     samples = _samples(inputs, sampler, start, stop, record)
-    stored = in_order(partial(_stored, sampling), samples, workers, ahead=inputs.batch)
-    write_shard(out, _recorded(stored, record, inputs.seed, Progress(out.stem, stop - start)), record)
+    packed = in_order(partial(_pack, sampling), samples, workers, ahead=inputs.batch)
+    write_shard(out, _record_samples(packed, record, inputs.seed, Progress(out.stem, stop - start)), record)
 
 
 @torch.inference_mode()
 def _samples(inputs: Inputs, sampler: Sampler, start: int, stop: int, record: dict) -> Iterator[Sample]:
-    """Yield samples start .. stop, and keep the speed at which networks make them, if any do, in `record`."""
+    """Yield samples [start, stop), and record the networks' throughput as `images_per_s` in `record`."""
     probes = inputs.sampling.eps_error_samples
     elapsed_s, computed = 0.0, 0
     for indices in inputs.batches(start, stop):
         given = sampler.start(indices)
         began_s = time.perf_counter()
         decoded, latents = sampler.networks(indices, given) if sampler.networks else (given, None)
-        images = quantise(_finite(decoded, indices))  # on the CPU: a GPU has finished by then
+        images = quantise(
+            _check_finite(decoded, indices)
+        )  # copies to the CPU, which waits for the GPU: the time is whole
         elapsed_s += time.perf_counter() - began_s
         computed += len(indices)
         if sampler.networks:
@@ -218,17 +225,17 @@ def _samples(inputs: Inputs, sampler: Sampler, start: int, stop: int, record: di
                 yield Sample(index, image, error if index < probes else None)
 
 
-def _stored(sampling: "Sampling", sample: Sample) -> Stored:
-    """A sample as it goes to disk; its hash is that of the stored pixels."""
+def _pack(sampling: "Sampling", sample: Sample) -> PackedSample:
+    """Encode a sample as PNG; its hash is that of the stored pixels."""
     image = shrink(sample.image, sampling.image_size) if sampling.image_size else sample.image
-    return Stored(sample.index, encode_png(image, PNG_LEVEL), pixel_sha256(image), sample.eps_error)
+    return PackedSample(sample.index, encode_png(image, PNG_LEVEL), pixel_sha256(image), sample.eps_error)
 
 
-def _recorded(
-    stored: Iterable[Stored], record: dict, seed: Callable[[int], int], progress: Progress
+def _record_samples(
+    packed: Iterable[PackedSample], record: dict, seed: Callable[[int], int], progress: Progress
 ) -> Iterator[tuple[int, bytes]]:
-    """Index and PNG of every sample, which is entered into `record` meanwhile."""
-    for sample in stored:
+    """Yield index and PNG of every sample, and append its entry to `record`."""
+    for sample in packed:
         record["samples"].append(
             {"index": sample.index, "seed": seed(sample.index), "sha256": sample.sha256, "eps_error": sample.eps_error}
         )
@@ -236,10 +243,10 @@ def _recorded(
         yield sample.index, sample.png
 
 
-def _finite(images: Tensor, indices: Tensor) -> Tensor:
+def _check_finite(images: Tensor, indices: Tensor) -> Tensor:
     bad = indices[~images.isfinite().flatten(1).all(1)].tolist()
     if bad:
         raise UserError(
-            f"samples {ranges(bad)} are not finite: the network has diverged; train it again with a lower lr"
+            f"samples {ranges(bad)}: expected finite values, but the network has diverged. Fix: train it with a lower lr"
         )
     return images

@@ -1,6 +1,6 @@
-"""What MLflow loads of a registered generator: `mlflow.pyfunc.load_model("models:/EXPERIMENT@best").predict(prompts)`.
+"""Load a registered generator for MLflow: `mlflow.pyfunc.load_model("models:/EXPERIMENT@best").predict(prompts)`.
 
-MLflow calls `_load_pyfunc` by its name with the folder that sid_core.tracking.registry wrote; nothing is unpickled.
+MLflow calls `_load_pyfunc` by name with the folder that sid_core.tracking.registry wrote; nothing is unpickled.
 """
 
 from pathlib import Path
@@ -17,33 +17,33 @@ if TYPE_CHECKING:
 
 
 class RegisteredGenerator:
-    """A generator with its teacher, verified when it is loaded."""
+    """A generator with its teacher, both verified on loading."""
 
     def __init__(self, data: Path):
-        places = {name: _verified(data, **entry) for name, entry in read_json(data / "model.json").items()}
-        self._session, self._folder = InferenceSession(places["teacher"]), places["generator"]
+        folders = {name: _verify_folder(data, **entry) for name, entry in read_json(data / "model.json").items()}
+        self._session, self._folder = InferenceSession(folders["teacher"]), folders["generator"]
         self._session.generator(self._folder)
 
     def predict(self, prompts: "DataFrame", params: dict | None = None) -> np.ndarray:
-        """Images of the column `prompt`, from the noise of the column `seed` (0 where there is none): (N, H, W, 3) uint8.
+        """Return images (N, H, W, 3) uint8 of the column `prompt`, from the seeds of the column `seed` (default 0).
 
-        They are those of `sid-core sample`, at their own size. `params` is MLflow's, and unused.
+        They equal those of `sid-core sample`, without enlargement. `params` belongs to MLflow's interface, and is unused.
         """
         seeds = prompts["seed"] if "seed" in prompts else [0] * len(prompts)
         pairs = zip(prompts["prompt"], seeds, strict=True)
         return np.stack([self._session.image(self._folder, prompt, int(seed)) for prompt, seed in pairs])
 
 
-def _verified(data: Path, path: str, manifest_sha256: str) -> Path:
-    """A folder inside `data`, or where it lay when the model was registered."""
-    folder = data / path  # an absolute path stays what it is
+def _verify_folder(data: Path, path: str, manifest_sha256: str) -> Path:
+    """Return the folder `path` in `data`, or at its absolute path, after checking the hash of its manifest."""
+    folder = data / path  # pathlib drops `data` where `path` is absolute
     if not (folder / "manifest.json").is_file():
         raise UserError(
-            f"{folder}: not there; large weights are registered by their path: bring them back, or track again"
+            f"{folder}: has no manifest.json; large weights are registered by their path. Fix: restore it, or track again"
         )
     if sha256_file(folder / "manifest.json") != manifest_sha256:
         raise UserError(
-            f"{folder}: made anew since this model was registered; track again, or load the version of today"
+            f"{folder}: changed since this model was registered. Fix: track again, or load the newest version"
         )
     return folder
 

@@ -1,4 +1,4 @@
-"""Images of any prompt, one at a time: by a generator, or by its teacher in several steps. Scores do not use them."""
+"""Sample images of any prompt, one at a time, by a generator or its teacher. Scores do not use them."""
 
 import logging
 import time
@@ -21,25 +21,26 @@ from ..models.generator import find_teacher, generator_folder, load_generator
 from ..models.teacher import latent_shape, load_backbone, load_image_codec, load_solver, load_text_encoder
 from ..storage.files import atomic_path, check_place
 from .generation import solve
-from .preview import factor, to_png
+from .preview import enlargement, to_png
 
 log = logging.getLogger(__name__)
 
-KEPT = 4  # generators in memory: the paper's four scales, 3.4 GB each at Stable Diffusion's size
+CACHED_GENERATORS = 4  # in memory: the paper's four scales, 3.4 GB each at Stable Diffusion's size
 
 
 def sample(generator: Path, teacher: Path | None, prompt: str, seed: int, out: Path, count: int = 1) -> str:
-    """Write the images that `generator` makes of `prompt` from the noise of `seed` and the next ones as PNG.
+    """Write `count` images of `prompt` by `generator` as PNG, from the noise of `seed` and the following seeds.
 
     Args:
-        generator: runs/NAME, or the folder `generator` in it. teacher: None: the one it was distilled from, beside runs/.
-        out: a file; of several images each has its seed in its name, out-SEED.png.
+        generator: runs/NAME, or the folder `generator` in it.
+        teacher: prepared teacher; None: the one the generator was distilled from, next to runs/.
+        out: a file; with several images, each is written to out-SEED.png.
 
     Returns:
         One line for people: files, size, seeds and milliseconds.
 
     Raises:
-        UserError: a folder is missing, damaged, or belongs to another teacher; a seed that is none.
+        UserError: a folder is missing, damaged, or belongs to another teacher; a seed out of range.
     """
     generator = generator_folder(generator)
     teacher = teacher or find_teacher(generator)
@@ -55,19 +56,19 @@ def sample(generator: Path, teacher: Path | None, prompt: str, seed: int, out: P
     seeds = range(seed, seed + count)
     paths = [out] if count == 1 else [out.with_name(f"{out.stem}-{one}{out.suffix}") for one in seeds]
     if not out.parent.is_dir():
-        raise UserError(f"--out {out}: no such folder {out.parent}. Fix: make it, or give another place")
+        raise UserError(f"--out {out}: no such folder {out.parent}. Fix: create it, or give another path")
     log.info("loading the networks of %s and %s", generator, teacher)
     session = InferenceSession(teacher)
     session.generator(generator)
     taken_ms = []
     for path, one in zip(paths, seeds, strict=True):
-        log.info("drawing %s, seed %d (%d of %d)", path, one, one - seed + 1, count)
+        log.info("sampling %s, seed %d (%d of %d)", path, one, one - seed + 1, count)
         started = time.monotonic()
         pixels = session.image(generator, prompt, one)
         taken_ms.append(1000 * (time.monotonic() - started))
         with atomic_path(path) as temporary:
-            temporary.write_bytes(to_png(pixels, enlarge=factor(len(pixels))))
-    height, width = (side * factor(len(pixels)) for side in pixels.shape[:2])
+            temporary.write_bytes(to_png(pixels, enlarge=enlargement(len(pixels))))
+    height, width = (side * enlargement(len(pixels)) for side in pixels.shape[:2])
     if count == 1:
         return f"{out}: {width} x {height} pixels, seed {seed}, {taken_ms[0]:.0f} ms"
     mean_ms = sum(taken_ms) / count
@@ -77,12 +78,12 @@ def sample(generator: Path, teacher: Path | None, prompt: str, seed: int, out: P
 
 
 class InferenceSession:
-    """A teacher and its generators, each loaded when it is first asked for: one image of a prompt at a time.
+    """A teacher and its generators, loaded on first use, that sample one image at a time.
 
-    Noise is drawn on the CPU: on one machine an image depends on network, prompt and seed, not on what was drawn before.
+    Noise is drawn on the CPU: on one machine an image depends on network, prompt and seed, not on earlier images.
 
     Raises:
-        UserError: a folder is damaged, or belongs to another teacher; a seed that is none.
+        UserError: a folder is damaged, or belongs to another teacher; a seed out of range.
     """
 
     def __init__(self, teacher: Path):
@@ -96,25 +97,25 @@ class InferenceSession:
         return place(load_backbone(self.folder), "float32")
 
     def generator(self, folder: Path) -> tuple[Backbone, dict]:
-        """The network and its generator.json; the KEPT that were asked for last stay in memory."""
+        """Return the network and its generator.json; the CACHED_GENERATORS most recently used stay in memory."""
         if folder not in self._generators:
             network, record = load_generator(folder, self.folder)
             self._generators[folder] = place(network, "float32"), record
         self._generators.move_to_end(folder)
-        if len(self._generators) > KEPT:
+        if len(self._generators) > CACHED_GENERATORS:
             self._generators.popitem(last=False)
         return self._generators[folder]
 
     @torch.inference_mode()
     def image(self, generator: Path, prompt: str, seed: int) -> np.ndarray:
-        """What a generator makes of `prompt`: (H, W, 3) uint8."""
+        """Sample an image (H, W, 3) uint8 of `prompt` by a generator."""
         network, record = self.generator(generator)
         noises = self._noises(seed, record["num_steps"])
         return self._decode(n_step(network, noises, record["t_init"], self._encoder.encode([prompt])))
 
     @torch.inference_mode()
     def teacher_image(self, prompt: str, seed: int, steps: int, guidance_scale: float) -> np.ndarray:
-        """Draw what the teacher makes of it from the same noise, by DPM-Solver++: (H, W, 3) uint8."""
+        """Sample an image (H, W, 3) uint8 by the teacher from the same noise, with DPM-Solver++."""
         solver = load_solver("dpm-solver", self.folder, steps)
         solver.set_timesteps(steps, device=device())
         cond, uncond = self._encoder.encode([prompt]), self._encoder.empty()

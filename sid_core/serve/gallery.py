@@ -98,7 +98,7 @@ def _check_prompt(prompt: str) -> None:
 
 
 def _packed(pixels: "np.ndarray", started: float, loaded: float) -> tuple[bytes, float, float]:
-    from ..sampling.preview import factor, to_png
+    from ..sampling.preview import enlargement, to_png
 
     drawn = time.monotonic()
-    return to_png(pixels, enlarge=factor(len(pixels))), loaded - started, drawn - loaded
+    return to_png(pixels, enlarge=enlargement(len(pixels))), loaded - started, drawn - loaded

@@ -29,7 +29,7 @@ BLOCK = 16
 
 @pytest.fixture(scope="module", autouse=True)
 def small_blocks():
-    """So that 20 samples lie in two blocks."""
+    """Shrink blocks, so that 20 samples fill two."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inputs_module, "LARGEST_BLOCK", BLOCK)
         yield
@@ -45,20 +45,20 @@ def pixels(*shards) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def whole(tiny_generator, tiny_teacher, captions, tmp_path_factory):
-    """All samples in one shard."""
+    """Write all samples to one shard."""
     out = tmp_path_factory.mktemp("samples") / "00000.tar"
     generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out)
     return out
 
 
-def test_samples_differ(whole):
+def test_generate_run_of_different_captions_gives_different_images(whole):
     images = pixels(whole)
     assert images.shape == (SAMPLES, 16, 16, 3)
     assert images.std() > 5
     assert len({sample["sha256"] for sample in record(whole)["samples"]}) == SAMPLES
 
 
-def test_blocks_depend_on_the_latents_alone():
+def test_block_size_of_larger_latents_shrinks():
     assert block_size((4, 8, 8)) == BLOCK
     assert block_size((4, 64, 64)) == 16
     assert block_size((4, 96, 64)) == 10
@@ -66,7 +66,9 @@ def test_blocks_depend_on_the_latents_alone():
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8, 64])
-def test_batch_changes_no_bit(batch, whole, tiny_generator, tiny_teacher, captions, tmp_path):
+def test_generate_run_with_another_batch_gives_equal_bytes(
+    batch, whole, tiny_generator, tiny_teacher, captions, tmp_path
+):
     out = tmp_path / "00000.tar"
     generate_run(generate_settings(batch=batch), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out)
     assert out.read_bytes() == whole.read_bytes()
@@ -74,7 +76,7 @@ def test_batch_changes_no_bit(batch, whole, tiny_generator, tiny_teacher, captio
 
 
 @pytest.mark.parametrize("cuts", [[0, 20], [0, 7, 20], [0, 3, 9, 16, 17, 20]])
-def test_sharding_changes_no_bit(cuts, whole, tiny_generator, tiny_teacher, captions, tmp_path):
+def test_generate_run_in_other_shards_gives_equal_pixels(cuts, whole, tiny_generator, tiny_teacher, captions, tmp_path):
     shards = []
     for start, stop in itertools.pairwise(cuts):
         shards.append(tmp_path / f"{start:05d}.tar")
@@ -83,14 +85,16 @@ def test_sharding_changes_no_bit(cuts, whole, tiny_generator, tiny_teacher, capt
     assert [sample for shard in shards for sample in record(shard)["samples"]] == record(whole)["samples"]
 
 
-def test_workers_change_no_bit(whole, tiny_generator, tiny_teacher, captions, tmp_path):
+def test_generate_run_with_more_workers_gives_equal_bytes(whole, tiny_generator, tiny_teacher, captions, tmp_path):
     out = tmp_path / "00000.tar"
     generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out, workers=3)
     assert out.read_bytes() == whole.read_bytes()
     assert record(out)["samples"] == record(whole)["samples"]
 
 
-def test_packing_keeps_the_pixels(whole, tiny_generator, tiny_teacher, captions, tmp_path, monkeypatch):
+def test_generate_run_at_another_png_level_gives_equal_pixels(
+    whole, tiny_generator, tiny_teacher, captions, tmp_path, monkeypatch
+):
     out = tmp_path / "00000.tar"
     monkeypatch.setattr(generation, "PNG_LEVEL", 9)
     generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out)
@@ -98,7 +102,7 @@ def test_packing_keeps_the_pixels(whole, tiny_generator, tiny_teacher, captions,
     assert out.read_bytes() != whole.read_bytes()
 
 
-def test_images_stored_small_are_those_shrunk_later(whole, tiny_generator, tiny_teacher, captions, tmp_path):
+def test_generate_run_with_image_size_equals_shrinking_later(whole, tiny_generator, tiny_teacher, captions, tmp_path):
     out = tmp_path / "00000.tar"
     generate_run(generate_settings(image_size=8), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out)
     later = np.stack([shrink(image, 8) for image in pixels(whole)])
@@ -108,7 +112,9 @@ def test_images_stored_small_are_those_shrunk_later(whole, tiny_generator, tiny_
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_16_bit_networks_see_the_same_noise(precision, whole, tiny_generator, tiny_teacher, captions, tmp_path):
+def test_generate_run_in_16_bit_stays_close_to_float32(
+    precision, whole, tiny_generator, tiny_teacher, captions, tmp_path
+):
     out = tmp_path / "00000.tar"
     generate_run(generate_settings(precision=precision), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out)
     difference = np.abs(pixels(out).astype(int) - pixels(whole))
@@ -125,8 +131,8 @@ def test_generate_run_without_eps_errors_needs_no_teacher(whole, tiny_generator,
     assert np.array_equal(pixels(tmp_path / "00000.tar"), pixels(whole)[:4])
 
 
-def test_generate_run_again_makes_the_same_files(tiny_generator, tiny_teacher, captions, tmp_path):
-    """What is left of an interrupted run are whole shards; the others are made again."""
+def test_generate_run_again_gives_equal_bytes(tiny_generator, tiny_teacher, captions, tmp_path):
+    """Delete one of two shards, as an interruption leaves them, and make it again."""
     first, second = tmp_path / "00000.tar", tmp_path / "00001.tar"
     for shard, span in ((first, (0, 10)), (second, (10, 20))):
         generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, *span, shard)
@@ -136,8 +142,8 @@ def test_generate_run_again_makes_the_same_files(tiny_generator, tiny_teacher, c
     assert second.read_bytes() == before
 
 
-def test_generate_run_sample_is_its_caption_and_the_noise_of_its_seed(tiny_generator, tiny_teacher, captions, tmp_path):
-    """Written out for one sample by itself; alone in a batch it rounds otherwise, hence a level of tolerance."""
+def test_generate_run_of_one_sample_depends_on_its_caption_and_seed(tiny_generator, tiny_teacher, captions, tmp_path):
+    """Compute one sample step by step; alone in a batch it rounds differently, hence a tolerance of one level."""
     from sid_core.data.images import quantise
     from sid_core.models.text import TextEncoder
     from sid_core.models.vae import ImageCodec
@@ -155,7 +161,7 @@ def test_generate_run_sample_is_its_caption_and_the_noise_of_its_seed(tiny_gener
     assert difference.mean() < 0.01
 
 
-def test_further_noises_come_from_the_same_stream(tiny_teacher, captions):
+def test_noises_of_larger_count_continue_the_stream(tiny_teacher, captions):
     inputs = Inputs(sampling(seed=5), tiny_teacher, captions)
     noises = inputs.noises(torch.arange(2 * BLOCK), 3)
     generator = torch.Generator().manual_seed(5 + 17)
@@ -185,8 +191,8 @@ def test_generate_run_records_its_inputs(whole, tiny_generator):
     assert [sample["eps_error"] is not None for sample in made["samples"]] == [True] * 5 + [False] * 15
 
 
-def test_eps_error_of_noise_is_worse_than_that_of_the_truth(tiny_teacher, captions):
-    """A teacher that knows all data to be 0 finds no error there; elsewhere alpha x / sigma is taken for noise."""
+def test_eps_errors_of_wrong_latents_equal_the_schedules_weight(tiny_teacher, captions):
+    """Use a teacher whose x_0 is always 0: no error at 0; elsewhere it takes alpha x / sigma for noise."""
 
     class Zero(StableDiffusion):
         def forward(self, x_t, t, cond, uncond=None, guidance_scale=1.0):
@@ -206,7 +212,7 @@ def test_eps_error_of_noise_is_worse_than_that_of_the_truth(tiny_teacher, captio
     assert len(t.unique()) > BLOCK
 
 
-def test_probe_noise_is_not_the_samples_own(tiny_teacher, captions):
+def test_probe_draws_other_noise_than_the_sample(tiny_teacher, captions):
     inputs = Inputs(sampling(), tiny_teacher, captions)
     z = inputs.noises(torch.arange(BLOCK), 1)[3, 0]
     eps = inputs._probe(3, z.shape)[1]
@@ -215,8 +221,8 @@ def test_probe_noise_is_not_the_samples_own(tiny_teacher, captions):
 
 @pytest.mark.parametrize("name", ["ddim", "dpm-solver", "dpm-solver-karras"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_solver_equals_diffusers_on_the_networks_own_prediction(name, guidance_scale, tiny_teacher):
-    """The StableDiffusion's x_0 and the usual loop over guided epsilon are one sampler."""
+def test_solve_with_x0_equals_diffusers_with_epsilon(name, guidance_scale, tiny_teacher):
+    """Compare steps with x_0 to the usual loop over guided epsilon."""
     teacher, generator = load_backbone(tiny_teacher), torch.Generator().manual_seed(0)
     z = torch.randn(3, 4, 8, 8, generator=generator)
     cond, uncond = torch.randn(3, 12, 16, generator=generator), torch.randn(1, 12, 16, generator=generator)
@@ -229,15 +235,15 @@ def test_solver_equals_diffusers_on_the_networks_own_prediction(name, guidance_s
             x = solver.step(eps, t, x).prev_sample
         cond, uncond = Conditioning(cond), Conditioning(uncond)
         ours = solve(load_solver(name, tiny_teacher, 6), teacher, z, cond, uncond, guidance_scale)
-    # Karras' noise levels lie between the schedule's: the network is asked at the nearest, where its x_0 is a little another one
+    # Karras' noise levels are between the schedule's: the network is evaluated at the nearest, where x_0 differs slightly
     tolerance = 1e-2 if name == "dpm-solver-karras" else 1e-4
     assert torch.allclose(ours, x, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpm-solver", "dpm-solver-karras"])
 @pytest.mark.parametrize("kind", [PNDMScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler])
-def test_latents_are_not_bounded_by_whatever_scheduler_the_teacher_names(name, kind, tmp_path):
-    """Schedulers that know no clip_sample leave it out of their config, and DDIM's default is to clip."""
+def test_solve_with_any_named_scheduler_does_not_clip_latents(name, kind, tmp_path):
+    """Use schedulers without clip_sample in their config, for which DDIM's default is to clip."""
 
     class Five(StableDiffusion):
         def forward(self, x_t, t, cond, uncond=None, guidance_scale=1.0):
@@ -251,8 +257,8 @@ def test_latents_are_not_bounded_by_whatever_scheduler_the_teacher_names(name, k
     assert (x_0 - 5).abs().max() < 1e-4
 
 
-def test_teacher_baseline_does_not_depend_on_the_shard(tiny_teacher, captions, tmp_path):
-    """A multistep solver keeps a history, which must not leak from one block into the next."""
+def test_generate_baseline_of_teacher_in_another_shard_gives_equal_pixels(tiny_teacher, captions, tmp_path):
+    """Check that the history of a multistep solver does not leak from one block into the next."""
     settings = baseline_settings("teacher", solver="dpm-solver", steps=3, guidance_scale=2.0)
     generate_baseline(settings, tiny_teacher, captions, 0, SAMPLES, tmp_path / "all.tar")
     generate_baseline(settings, tiny_teacher, captions, 17, SAMPLES, tmp_path / "end.tar")
@@ -262,7 +268,7 @@ def test_teacher_baseline_does_not_depend_on_the_shard(tiny_teacher, captions, t
     assert record(tmp_path / "all.tar")["generator_sha256"] is None
 
 
-def test_real_images_are_the_scenes_and_vae_images_their_round_trip(tiny_teacher, scene_captions, tmp_path):
+def test_generate_baseline_of_real_and_vae_gives_scenes_and_round_trips(tiny_teacher, scene_captions, tmp_path):
     from sid_core.data.shapes import scenes
 
     for kind in ("real", "vae"):
@@ -281,10 +287,10 @@ def test_real_images_are_the_scenes_and_vae_images_their_round_trip(tiny_teacher
 
 
 @pytest.mark.parametrize("kind", ["generator", "teacher", "vae"])
-def test_speed_of_samples_leaves_out_the_drawing_of_what_they_start_from(
+def test_images_per_s_with_slow_inputs_counts_networks_only(
     kind, tiny_generator, tiny_teacher, scene_captions, monkeypatch, tmp_path
 ):
-    """On a clock of its own: a draw takes 100 s, decoding a block one."""
+    """Replace the clock: drawing takes 100 s, decoding a block 1 s."""
     clock = [0.0]
     monkeypatch.setattr(generation, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
@@ -309,8 +315,8 @@ def test_speed_of_samples_leaves_out_the_drawing_of_what_they_start_from(
     assert record(out)["images_per_s"] == BLOCK
 
 
-def test_real_images_of_other_captions_are_refused(tiny_teacher, captions, tmp_path):
-    with pytest.raises(UserError, match="caption 1 is 'a dot number 0'"):
+def test_generate_baseline_of_real_with_other_captions_raises(tiny_teacher, captions, tmp_path):
+    with pytest.raises(UserError, match="caption 1='a dot number 0': expected"):
         generate_baseline(baseline_settings("real"), tiny_teacher, captions, 0, 4, tmp_path / "00000.tar")
 
 
@@ -320,7 +326,7 @@ def test_generate_run_beyond_the_captions_raises(tiny_generator, tiny_teacher, c
 
 
 def test_generate_run_with_a_seed_beyond_32_bits_raises(tiny_generator, tiny_teacher, captions, tmp_path):
-    """torch's CPU generator keeps the low 32 bits: 2^32 would give the images of seed 0."""
+    """Reject 2^32: torch's CPU generator uses the low 32 bits, so it would give the images of seed 0."""
     settings = generate_settings(seed=2**32)
     with pytest.raises(UserError, match=r"generate\.seed=4294967296"):
         generate_run(settings, tiny_generator, tiny_teacher, captions, 0, 4, tmp_path / "00000.tar")
@@ -328,7 +334,7 @@ def test_generate_run_with_a_seed_beyond_32_bits_raises(tiny_generator, tiny_tea
 
 def test_generate_run_with_a_generator_of_other_settings_raises(save_tiny_generator, tiny_teacher, captions, tmp_path):
     generator = save_tiny_generator(tmp_path / "generator", num_steps=2)
-    with pytest.raises(UserError, match="num_steps=2, the settings say 1"):
+    with pytest.raises(UserError, match="num_steps=2: expected 1, as in the settings"):
         generate_run(generate_settings(), generator, tiny_teacher, captions, 0, 4, tmp_path / "00000.tar")
 
 
@@ -342,6 +348,6 @@ def test_generate_run_with_a_changed_generator_raises(tiny_generator, tiny_teach
 
 def test_generate_run_of_a_diverged_generator_leaves_nothing(save_tiny_generator, tiny_teacher, captions, tmp_path):
     generator = save_tiny_generator(tmp_path / "generator", broken=True)
-    with pytest.raises(UserError, match=r"samples 0–15 are not finite"):
+    with pytest.raises(UserError, match=r"samples 0–15: expected finite values"):
         generate_run(generate_settings(), generator, tiny_teacher, captions, 0, 4, tmp_path / "samples" / "00000.tar")
     assert list((tmp_path / "samples").iterdir()) == []

@@ -133,7 +133,7 @@ def test_nothing_is_loaded_before_it_is_asked_for(ask):
 def test_inference_session_keeps_the_generators_used_last(results, monkeypatch):
     from sid_core.sampling import session
 
-    monkeypatch.setattr(session, "KEPT", 1)
+    monkeypatch.setattr(session, "CACHED_GENERATORS", 1)
     gallery = Gallery(results)
     for name in ("lsg-1.5", "lsg-2"):
         gallery.draw(name, "a", 0)

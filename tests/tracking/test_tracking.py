@@ -717,5 +717,5 @@ def test_registered_model_equals_sid_core_sample(store, register, trained, monke
     assert (model.predict(pd.DataFrame({"prompt": ["a red circle"]}))[0] != images[0]).any()  # seed 0
     if not copied:
         (trained / "runs" / "lsg-1.5" / "generator" / "manifest.json").write_text("{}")
-        with pytest.raises(UserError, match="made anew since this model was registered"):
+        with pytest.raises(UserError, match="changed since this model was registered"):
             mlflow.pyfunc.load_model(uri)
