@@ -1,4 +1,4 @@
-"""The method as pure functions of tensors (arXiv 2406.01561): schedules, the generator, guidance, objectives."""
+"""Compute the method by pure functions of tensors (arXiv 2406.01561): schedules, generator, objectives."""
 
 from .generator import n_step, one_step
 from .objectives import OBJECTIVES, Batch, Guidance, Networks, Phase, fake_score_loss, generator_loss

@@ -1,19 +1,19 @@
-"""One random stream a key, for everything that is drawn anew instead of saved."""
+"""Make one random stream for each key: random values are drawn again from their key, never saved."""
 
 import hashlib
 import json
 
 import torch
 
-WORDS = 624  # of a Mersenne Twister's state
-FIRST_WORD = 3  # in torch's saved state, after the seed and two counters; each word takes 64 bits there
+WORDS = 624  # in the state of a Mersenne Twister
+FIRST_WORD = 3  # index in torch's state, after the seed and two counters; a word takes 64 bits there
 
 
-def generator(*key: int | str) -> torch.Generator:
-    """Make a CPU generator whose stream depends on all of `key`, so that neighbouring keys have unrelated streams.
+def random_stream(*key: int | str) -> torch.Generator:
+    """Make a CPU generator whose stream depends on all of `key`; neighbouring keys have unrelated streams.
 
-    The whole state is hashed from the key. `manual_seed` keeps 32 bits of its seed: among 100,000 hashed keys one pair would share
-    all its draws.
+    The whole state is hashed from the key. `manual_seed` keeps 32 bits of its seed: among 100,000 hashed keys
+    one pair would share all its draws.
     """
     made = torch.Generator()
     state = made.get_state()

@@ -1,21 +1,22 @@
-"""Noise schedules: x_t = alpha_t x_0 + sigma_t eps. What t is, an index or a time, is the schedule's business alone."""
+"""Add noise by a schedule: x_t = alpha_t x_0 + sigma_t eps, where t is an index or a time."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Schedule(nn.Module):
-    """alpha, sigma and weights of noise levels t (B,), each (B, 1, 1, 1) float32.
+    """Maps t (B,) to alpha, sigma and loss weights, each (B, 1, 1, 1) float32.
 
-    Settings give noise levels in thousandths of the whole range: t_init = 625, t_min = 20, t_max = 980.
+    A subclass decides the type and the range of t. Settings give t in thousandths of that range: t_init = 625,
+    t_min = 20, t_max = 980.
     """
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Return the share of x_0 in x_t."""
+        """Return alpha_t, the factor of x_0."""
         raise NotImplementedError
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Return the share of noise in x_t."""
+        """Return sigma_t, the factor of the noise."""
         raise NotImplementedError
 
     def fake_weight(self, t: Tensor) -> Tensor:
@@ -23,32 +24,39 @@ class Schedule(nn.Module):
         raise NotImplementedError
 
     def draw(self, stream: torch.Generator, batch: int, low: int, high: int) -> Tensor:
-        """Draw training noise levels (B,) between the settings t_min = low and t_max = high."""
+        """Draw t (B,) for training, between the settings t_min = `low` and t_max = `high`."""
         raise NotImplementedError
 
     def steps(self, t_init: int, num_steps: int) -> list[int] | list[float]:
-        """Return the noise levels of a generator that starts at t_init and makes `num_steps` evaluations."""
+        """Return t of every network evaluation of a generator that starts at t_init."""
         raise NotImplementedError
 
     def network_time(self, t: Tensor) -> Tensor:
-        """Convert noise levels to what the network takes."""
+        """Convert t to the time input of the network."""
         return t
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """x_t = alpha_t x_0 + sigma_t eps, (B, C, H, W)."""
+        """Return x_t = alpha_t x_0 + sigma_t eps, (B, C, H, W)."""
         return self.alpha(t) * x0 + self.sigma(t) * eps
 
 
 class VPSchedule(Schedule):
-    """The discrete DDPM schedule, alpha_t^2 + sigma_t^2 = 1, of integer noise levels (arXiv 2406.01561, section 2)."""
+    """The discrete DDPM schedule, alpha_t^2 + sigma_t^2 = 1, of integer t (arXiv 2406.01561, section 2)."""
 
     def __init__(self, alphas_cumprod: Tensor):
-        """alphas_cumprod: abar_t for t = 0..T-1, (T,) in [0, 1], not increasing."""
+        """Compute the tables in float64.
+
+        Args:
+            alphas_cumprod: abar_t for t = 0..T-1, (T,) in [0, 1], not increasing.
+
+        Raises:
+            ValueError: another shape, range or order.
+        """
         super().__init__()
         abar = alphas_cumprod.double()
         if abar.ndim != 1 or not ((abar >= 0) & (abar <= 1)).all() or not (abar.diff() <= 0).all():
-            raise ValueError("expected abar_t in [0, 1] that never rises with t")
-        # float64 until here, so that sqrt(1 - abar) keeps its digits at small t
+            raise ValueError("alphas_cumprod: expected values in [0, 1] that never increase with t")
+        # float32 would lose the digits of 1 - abar at small t
         self.register_buffer("_alpha", abar.sqrt().float(), persistent=False)
         self.register_buffer("_sigma", (1 - abar).sqrt().float(), persistent=False)
         self.register_buffer("_snr", (abar / (1 - abar)).float(), persistent=False)
@@ -57,21 +65,21 @@ class VPSchedule(Schedule):
         return len(self._alpha)
 
     def alpha(self, t: Tensor) -> Tensor:
-        """sqrt(abar_t)."""
+        """Return sqrt(abar_t)."""
         return self._alpha[t].view(-1, 1, 1, 1)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """sqrt(1 - abar_t)."""
+        """Return sqrt(1 - abar_t)."""
         return self._sigma[t].view(-1, 1, 1, 1)
 
     def fake_weight(self, t: Tensor) -> Tensor:
-        """SNR(t) = alpha^2 / sigma^2: makes the x_0 error the eps error, for epsilon and v prediction alike."""
+        """Return SNR(t) = alpha^2 / sigma^2, which turns the x_0 error into the epsilon-prediction error."""
         return self._snr[t].view(-1, 1, 1, 1)
 
     def draw(self, stream: torch.Generator, batch: int, low: int, high: int) -> Tensor:
-        """Draw t uniformly from low..high-1."""
+        """Draw t (B,) int64 uniformly from low..high-1."""
         return torch.randint(low, high, (batch,), generator=stream)
 
     def steps(self, t_init: int, num_steps: int) -> list[int]:
-        """t_i = floor(t_init (1 - i / n)) for i = 0..n-1, in exact integer arithmetic."""
+        """Return t_i = floor(t_init (1 - i / n)) for i = 0..n-1, in exact integer arithmetic."""
         return [t_init * (num_steps - i) // num_steps for i in range(num_steps)]

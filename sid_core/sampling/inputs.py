@@ -21,7 +21,7 @@ from ..cluster.machine import device
 from ..data.images import dequantise
 from ..data.shapes import scenes
 from ..errors import UserError
-from ..method.randomness import generator
+from ..method.randomness import random_stream
 from ..models.backbones import Backbone
 from ..models.conditioning import Conditioning, PromptSet
 from ..models.devices import place
@@ -139,6 +139,6 @@ class Inputs:
 
     def _probe(self, index: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
         """Draw t () and eps (C, h, w) from a random stream of their own: the sample's stream would give eps = z."""
-        stream = generator("eps error", self.seed(index))
+        stream = random_stream("eps error", self.seed(index))
         (t,) = self.teacher.schedule.draw(stream, 1, *EPS_LEVELS)
         return t, torch.randn(shape, generator=stream)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..cluster.machine import to_device
-from ..method.randomness import generator
+from ..method.randomness import random_stream
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Draw:
 
 def rng(seed: int, iteration: int, purpose: str) -> torch.Generator:
     """Make the CPU generator of one phase of one iteration, or of another purpose."""
-    return generator("training", seed, iteration, purpose)
+    return random_stream("training", seed, iteration, purpose)
 
 
 def draw(

@@ -1,4 +1,4 @@
-"""Distribution matching distillation (DMD, arXiv 2405.14867), as somebody would add it: one file."""
+"""Add an objective in one file: distribution matching distillation (DMD, arXiv 2405.14867)."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from sid_core.method.schedule import Schedule
 
 
 class DMD(ScoreDistillation):
-    """The gradient of x_g is -w (f_teacher - f_fake); both scores are constants. The fake score has two updates an iteration."""
+    """DMD: dL/dx_g = -w (f_teacher - f_fake) with constant scores; two updates of the fake score per iteration."""
 
     needs_score_gradient = False
     fake_updates = 2

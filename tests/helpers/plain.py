@@ -23,7 +23,7 @@ class Plain:
 
     def step(self) -> dict[str, torch.Tensor]:
         """Run both phases; return their gradients, concatenated."""
-        return {"fake": self._fake_half(), "generator": self._generator_half()}
+        return {"fake": self._fake_phase(), "generator": self._generator_phase()}
 
     def _guided(self, net, x_t, t, cond, scale):
         empty = self.trainer.prompts.empty.expand(len(cond))
@@ -35,7 +35,7 @@ class Plain:
         schedule = self.generator.schedule
         return self.generator(schedule.sigma(t) * draw.noises[0], t, cond)
 
-    def _fake_half(self):
+    def _fake_phase(self):
         run = self.trainer.run
         guided = (run.fake_train, run.fake_eval) != (1, 1)
         draw = self.trainer._draw(
@@ -50,7 +50,7 @@ class Plain:
         loss = (schedule.fake_weight(draw.t) * (x0_hat - x_g) ** 2).sum() / self.s.batch
         return self._update("fake", self.fake, loss)
 
-    def _generator_half(self):
+    def _generator_phase(self):
         draw = self.trainer._draw("generator", self.trainer.iteration, self.s.batch, 0.0)
         cond = self.trainer.prompts(draw.prompts)
         self.generator.requires_grad_(True)
@@ -63,10 +63,10 @@ class Plain:
         loss = (w * ((1 - a) * d**2 + d * (f_fake - x_g))).sum() / self.s.batch
         return self._update("generator", self.generator, loss)
 
-    def _update(self, half, net, loss):
+    def _update(self, phase, net, loss):
         loss.backward()
         net.requires_grad_(False)
         gradient = torch.cat([p.grad.flatten() for p in net.network.parameters()])
-        self.optimizers[half].step()
-        self.optimizers[half].zero_grad()
+        self.optimizers[phase].step()
+        self.optimizers[phase].zero_grad()
         return gradient

@@ -1,6 +1,6 @@
-"""A second family of teachers, as somebody would add it: a tiny transformer with flow matching. One file.
+"""Add a family of teachers in one file: a tiny transformer with flow matching.
 
-x_t = (1 - t) x_0 + t eps, and the network predicts v = eps - x_0 from patches, a time and the words of a prompt.
+x_t = (1 - t) x_0 + t eps, and the network predicts v = eps - x_0 from patches, t and the words of a prompt.
 """
 
 import json
@@ -19,7 +19,7 @@ FOLDERS = {"text_encoder": "model", "transformer": "diffusion_pytorch_model", "v
 
 
 class FlowSchedule(Schedule):
-    """t in [0, 1]; settings count thousandths."""
+    """Flow matching with t in [0, 1]; settings count thousandths."""
 
     def alpha(self, t: Tensor) -> Tensor:
         return (1 - t).view(-1, 1, 1, 1)
@@ -42,7 +42,7 @@ class FlowSchedule(Schedule):
 
 
 class Transformer(nn.Module):
-    """One block of attention over patches, words and the time."""
+    """One attention block over patches, words and t."""
 
     def __init__(self):
         super().__init__()
@@ -59,7 +59,7 @@ class Transformer(nn.Module):
 
 
 class WordEncoder(nn.Module):
-    """A table of embeddings, by the words' lengths."""
+    """A table of embeddings, indexed by the length of each word."""
 
     def __init__(self):
         super().__init__()
@@ -75,7 +75,7 @@ class WordEncoder(nn.Module):
 
 
 class Codec(nn.Module):
-    """Pixels to a quarter of the side and back, linearly."""
+    """A linear autoencoder that divides height and width by 4."""
 
     def __init__(self):
         super().__init__()
@@ -91,7 +91,7 @@ class Codec(nn.Module):
 
 
 class Euler:
-    """Steps of the flow's ordinary differential equation, from estimates of x_0."""
+    """An Euler solver of the flow's ODE, from estimates of x_0."""
 
     init_noise_sigma = 1.0
 

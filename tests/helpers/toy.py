@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-D = 6  # width of the text
+D = 6  # width of the text embedding
 
 
 class ToyUNet(nn.Module):

@@ -1,4 +1,4 @@
-"""The schedule against diffusers' own."""
+"""Compare the schedule with that of diffusers."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ ALL_T = torch.arange(1000)
         {**SD, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
     ],
 )
-def test_equals_diffusers(config):
+def test_noise_schedule_of_any_betas_equals_diffusers(config):
     ours, theirs = noise_schedule(config), DDPMScheduler(**config, clip_sample=False)
     t = torch.arange(len(ours))
     torch.testing.assert_close(ours.alpha(t).flatten() ** 2, theirs.alphas_cumprod, rtol=1e-5, atol=1e-7)
@@ -29,7 +29,7 @@ def test_equals_diffusers(config):
     torch.testing.assert_close(ours.add_noise(x0, eps, t), theirs.add_noise(x0, eps, t), rtol=1e-5, atol=1e-5)
 
 
-def test_published_constants():
+def test_schedule_at_t_625_gives_the_published_constants():
     schedule = noise_schedule(SD)
     t = torch.tensor([625])
     assert schedule.alpha(t).item() ** 2 == pytest.approx(0.1378, abs=5e-5)
@@ -38,7 +38,7 @@ def test_published_constants():
     assert (schedule.sigma(t) / schedule.alpha(t)).item() == pytest.approx(2.5017, abs=5e-5)
 
 
-def test_identities():
+def test_schedule_at_every_t_preserves_variance():
     schedule = noise_schedule(SD)
     torch.testing.assert_close(schedule.alpha(ALL_T) ** 2 + schedule.sigma(ALL_T) ** 2, torch.ones(1000, 1, 1, 1))
     torch.testing.assert_close(
@@ -57,14 +57,14 @@ def test_identities():
         ({"trained_betas": [0.1, 1.5]}, "betas"),
     ],
 )
-def test_refuses_by_name(change, named):
+def test_noise_schedule_of_unsupported_config_names_the_key(change, named):
     with pytest.raises(UserError, match=named):
         noise_schedule({**SD, **change})
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_x0_equals_schedulers_step(kind):
-    """The closed form equals what the published code takes from a scheduler's step, sample by sample."""
+def test_to_x0_of_each_prediction_type_equals_a_scheduler_step(kind):
+    """Compare the closed form with pred_original_sample, which the published code uses sample by sample."""
     from sid_core.models.backbones import StableDiffusion
 
     scheduler = DDIMScheduler(**SD, clip_sample=False, prediction_type=kind)
@@ -76,7 +76,7 @@ def test_x0_equals_schedulers_step(kind):
     torch.testing.assert_close(denoiser.to_x0(output, x_t, t), torch.stack(theirs), rtol=1e-5, atol=1e-5)
 
 
-def test_steps_are_exact_floors():
+def test_steps_of_n_evaluations_are_exact_floors():
     schedule = noise_schedule(SD)
     assert schedule.steps(625, 1) == [625]
     assert schedule.steps(625, 2) == [625, 312]

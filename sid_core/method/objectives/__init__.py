@@ -1,4 +1,4 @@
-"""Objectives of distillation: one file and one entry of OBJECTIVES each."""
+"""List the objectives of distillation: one file and one entry of OBJECTIVES each."""
 
 from .base import Batch, Guidance, Networks, Phase, ScoreDistillation, fake_score_loss
 from .sid import SiD, generator_loss

@@ -1,7 +1,8 @@
-"""What every score distillation does: the fake score learns the generator's samples, then the generator follows the two scores.
+"""Define the steps common to all score distillation.
 
-Losses are sums over channels and pixels, means over the batch, in float32: the score difference is a small difference of close
-numbers, amplified by sigma / alpha (13 at t = 980).
+In turn, the fake score learns the distribution of the generator's samples, and the generator is updated by the
+difference of the two scores. Losses are sums over channels and pixels and means over the batch, in float32: the
+scores are close, and their difference is amplified by sigma / alpha (13 at t = 980).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,16 +18,16 @@ from ..schedule import Schedule
 
 @dataclass(frozen=True)
 class Guidance:
-    """The guidance scales: long-short guidance (LSG) has all equal and above 1; 1 everywhere is no guidance."""
+    """Guidance scales: all equal and above 1 for long-short guidance (LSG), all 1 for no guidance."""
 
-    fake_train: float  # kappa_1, while the fake score is trained
-    fake_eval: float  # kappa_2 = kappa_3, of the fake score in the generator's loss
-    teacher: float  # kappa_4, of the teacher
+    fake_train: float  # kappa_1, in the fake score's own loss
+    fake_eval: float  # kappa_2 = kappa_3, for the fake score in the generator's loss
+    teacher: float  # kappa_4, for the teacher
 
 
 @dataclass(frozen=True)
 class Networks:
-    """The three networks, each called as f(x_t, t, cond, empty, kappa) -> x_0; all but the one in training are frozen."""
+    """The three networks, f(x_t, t, cond, empty, kappa) -> x_0; all but the one in training are frozen."""
 
     teacher: nn.Module
     fake_score: nn.Module
@@ -35,16 +36,16 @@ class Networks:
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of B images. What `cond` and `empty` hold is between the text encoder and the networks."""
+    """Inputs for B images; only text encoder and networks read the contents of `cond` and `empty`."""
 
-    cond: Any  # B prompts
-    empty: Any  # the empty prompt, one row
+    cond: Any  # embeddings of B prompts
+    empty: Any  # embedding of the empty prompt, one row
     noises: Sequence[Tensor]  # z of every generator step, each (B, C, H, W)
     eps: Tensor  # (B, C, H, W), the noise added to x_g
-    t: Tensor  # (B,), its level
+    t: Tensor  # (B,), the t of that noise
 
 
-Metrics = dict[str, Tensor]  # means over the batch, scalars without gradient: parts of a batch add up
+Metrics = dict[str, Tensor]  # scalars without gradient, means over the batch: micro-batches are averaged
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,11 @@ class Phase:
     """One update of one network within an iteration.
 
     Attributes:
-        name: prefix of its metrics, of which `<name>_loss` is required.
-        network: 'fake_score' or 'generator', the one that is updated.
-        backward: adds the gradient of factor * loss; called as backward(networks, batch, factor).
-        drops_prompts: whether prompt dropout applies.
-        stream: key of its random draws where several phases share a name; each needs draws of its own.
+        name: prefix of its metrics; `<name>_loss` is required.
+        network: the network to update, 'fake_score' or 'generator'.
+        backward: called as backward(networks, batch, factor); adds the gradient of factor * loss.
+        drops_prompts: true if prompt dropout applies.
+        stream: key of its random stream, to be set where several phases share a name.
     """
 
     name: str
@@ -67,23 +68,23 @@ class Phase:
 
 
 class ScoreDistillation:
-    """An objective that needs a teacher's and a fake score's estimate of x_0.
+    """An objective that needs estimates of x_0 by teacher and fake score.
 
-    A subclass states its `generator_loss`; one that needs other updates overrides `phases`.
+    A subclass implements `generator_loss`, and overrides `phases` for another sequence of updates.
     """
 
-    # whether the loss is differentiated through both scores, or takes them as constants
+    # false if the loss takes both scores as constants: no graph is kept
     needs_score_gradient = True
 
     def __init__(self, guidance: Guidance, t_init: int, alpha: float = 1.0):
         self.guidance, self.t_init, self.alpha = guidance, t_init, alpha
 
     def generator_loss(self, x_g: Tensor, f_teacher: Tensor, f_fake: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-        """Return the loss of samples x_g (B, C, H, W), given both guided estimates of them from x_t."""
+        """Return the loss of samples x_g, given both guided estimates of them from x_t, each (B, C, H, W)."""
         raise NotImplementedError
 
     def phases(self) -> list[Phase]:
-        """Return the updates of an iteration in their order."""
+        """Return the updates of an iteration in order."""
         guided = self.guidance.fake_train != 1 or self.guidance.fake_eval != 1
         return [
             Phase("fake", "fake_score", self.fake_backward, drops_prompts=guided),
@@ -104,7 +105,7 @@ class ScoreDistillation:
     def generator_backward(self, networks: Networks, batch: Batch, factor: float | Tensor) -> Metrics:
         """Add the gradient of the generator's loss."""
         x_g = n_step(networks.generator, batch.noises, self.t_init, batch.cond)
-        # a leaf: the graphs of both scores are freed before the generator's is walked
+        # a leaf: the graphs of both scores are freed before backward through the generator
         leaf, schedule = x_g.detach().requires_grad_(), networks.teacher.schedule
         with torch.set_grad_enabled(self.needs_score_gradient):
             x_t = schedule.add_noise(leaf, batch.eps, batch.t)
@@ -125,7 +126,10 @@ class ScoreDistillation:
             }
 
     def finish(self, metrics: Metrics) -> Metrics:
-        """Convert a phase's means over the whole batch to what is logged: roots and spreads do not add up over parts."""
+        """Convert a phase's means over the whole batch to logged metrics.
+
+        Square roots and standard deviations cannot be averaged over micro-batches.
+        """
         if "gap_square" in metrics:
             metrics["score_gap"] = metrics.pop("gap_square").sqrt()
             mean, square = metrics.pop("latent"), metrics.pop("latent_square")
@@ -137,8 +141,8 @@ def fake_score_loss(x0_hat: Tensor, x_g: Tensor, weight: Tensor) -> Tensor:
     """Return weight |f_psi(x_t) - x_g|^2 (arXiv 2406.01561, section 3.2).
 
     Args:
-        x0_hat: the fake score's (guided) estimate (B, C, H, W).
-        x_g: the generator's sample it should recover, without gradient.
+        x0_hat: guided estimate by the fake score, (B, C, H, W).
+        x_g: the generator's samples, without gradient.
         weight: `Schedule.fake_weight`, (B, 1, 1, 1).
     """
     return (weight * (x0_hat - x_g) ** 2).sum(dim=(1, 2, 3)).mean()

@@ -1,4 +1,4 @@
-"""DMD, in a file of 25 lines outside of the package, is trained like SiD after one registration."""
+"""Train with DMD, an objective in one file outside of the package, after one registration."""
 
 import json
 import signal
@@ -20,7 +20,7 @@ def objective(monkeypatch):
     return {"objective": "dmd", "fake_train": 1.0, "fake_eval": 1.0, "teacher": 1.75}
 
 
-def test_another_objective_is_trained_logged_and_resumed_to_the_same_bits(objective, tiny_teacher, tmp_path):
+def test_distill_with_another_objective_logs_and_resumes_with_equal_bits(objective, tiny_teacher, tmp_path):
     settings = make_settings(run=objective)
     distill(settings, tiny_teacher, PROMPTS, tmp_path / "whole", tmp_path / "a" / "generator")
 
@@ -40,7 +40,7 @@ def test_another_objective_is_trained_logged_and_resumed_to_the_same_bits(object
     assert {"fake_loss", "fake_grad_norm", "generator_loss", "score_gap"} <= point.keys()
 
 
-def test_every_phase_of_an_objective_updates_on_draws_of_its_own(objective, tiny_teacher, monkeypatch):
+def test_step_of_two_fake_phases_draws_from_separate_streams(objective, tiny_teacher, monkeypatch):
     trainer, seen, inner = make_trainer(tiny_teacher, run=objective), [], None
     inner = trainer._draw
     monkeypatch.setattr(trainer, "_draw", lambda purpose, *rest: seen.append(purpose) or inner(purpose, *rest))
@@ -50,7 +50,7 @@ def test_every_phase_of_an_objective_updates_on_draws_of_its_own(objective, tiny
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 1.2])
-def test_sid_loss_with_constant_scores_has_the_gradient_of_dmd(alpha):
+def test_generator_loss_of_sid_with_constant_scores_has_the_gradient_of_dmd(alpha):
     x_g, f_teacher, f_fake = torch.randn(3, 4, 2, 8, 8, generator=torch.Generator().manual_seed(0)).unbind()
     losses = (
         lambda x: generator_loss(x, f_teacher, f_fake, alpha),
@@ -62,6 +62,6 @@ def test_sid_loss_with_constant_scores_has_the_gradient_of_dmd(alpha):
     torch.testing.assert_close(sid, dmd, rtol=1e-6, atol=1e-6)
 
 
-def test_an_unknown_objective_is_named(tiny_teacher):
+def test_make_objective_of_unknown_name_lists_the_known(tiny_teacher):
     with pytest.raises(UserError, match="objective=rectified: expected sid"):
         make_trainer(tiny_teacher, run={"objective": "rectified"})

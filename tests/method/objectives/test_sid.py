@@ -1,7 +1,7 @@
-"""The losses and their gradients against the published formulas, written out a second time in their own terms.
+"""Compare losses and gradients with an independent implementation of the published formulas.
 
-The reference works on eps (or v) and schedule tables, in float64, one sample at a time, as the published loop does; ours works
-on x_0 in float32, batched. kappas, strategies, alpha and steps are varied.
+The reference works on eps (or v) and schedule tables, in float64, one sample at a time, as the published loop does;
+the package on x_0 in float32, batched. Guidance scales, strategies, alpha and steps are varied.
 """
 
 import pytest
@@ -44,7 +44,7 @@ class Problem:
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
         self.abar = torch.cumprod(1 - betas, 0)
 
-    # the reference, one sample i at a time
+    # reference, one sample i at a time
     def raw(self, name, x, t, i, kappa):
         def once(cond):
             return self.exact[name](x[None], torch.tensor([t]), cond.tokens.double()).sample[0]
@@ -75,7 +75,7 @@ class Problem:
         return self.abar[t].sqrt() * x + (1 - self.abar[t]).sqrt() * self.eps[i].double()
 
     def exact_fake_loss(self, guidance, t_init):
-        """mean_i sum |eps_guided(kappa_1) - eps|^2."""
+        """Return mean_i sum |eps_guided(kappa_1) - eps|^2."""
         total = 0
         for i in range(B):
             x_t = self.exact_noisy(self.exact_sample(i, t_init).detach(), i)
@@ -84,7 +84,7 @@ class Problem:
         return total / B
 
     def exact_generator_loss(self, guidance, alpha, t_init):
-        """mean_i sum (f_phi - f_psi) [(f_phi - x_g) - alpha (f_phi - f_psi)] / mean |x_g - f_phi|."""
+        """Return mean_i sum (f_phi - f_psi) [(f_phi - x_g) - alpha (f_phi - f_psi)] / mean |x_g - f_phi|."""
         total = 0
         for i in range(B):
             x_g, t = self.exact_sample(i, t_init), int(self.t[i])
@@ -95,7 +95,7 @@ class Problem:
             total = total + ((phi - psi) * ((phi - x_g) - alpha * (phi - psi)) / weight).sum()
         return total / B
 
-    # ours
+    # package
     def x_t(self, x_g):
         return self.nets["teacher"].schedule.add_noise(x_g, self.eps, self.t)
 
@@ -128,7 +128,7 @@ def assert_same(loss, exact_loss, net, exact_net):
 @pytest.mark.parametrize("num_steps", [1, 2])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_fake_score_loss(strategy, kind, num_steps):
+def test_fake_score_loss_of_every_strategy_equals_the_reference(strategy, kind, num_steps):
     p, guidance = Problem(kind, num_steps), STRATEGIES[strategy]
     assert_same(p.fake_loss(guidance, 625), p.exact_fake_loss(guidance, 625), p.nets["fake"], p.exact["fake"])
 
@@ -137,7 +137,7 @@ def test_fake_score_loss(strategy, kind, num_steps):
 @pytest.mark.parametrize("num_steps", [1, 2])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_generator_loss(strategy, kind, num_steps, alpha):
+def test_generator_loss_of_every_strategy_equals_the_reference(strategy, kind, num_steps, alpha):
     p, guidance = Problem(kind, num_steps), STRATEGIES[strategy]
     assert_same(
         p.generator_loss(guidance, alpha, 625),
@@ -147,8 +147,8 @@ def test_generator_loss(strategy, kind, num_steps, alpha):
     )
 
 
-def test_v_loss_is_snr_weighted_v_error():
-    """SNR |x0 error|^2 = SNR / (SNR + 1) |v error|^2."""
+def test_fake_score_loss_of_v_prediction_equals_the_weighted_v_error():
+    """Check SNR |x0 error|^2 = SNR / (SNR + 1) |v error|^2."""
     schedule = noise_schedule(SD)
     t, x_g, eps, v = torch.tensor([10, 500]), *torch.randn(3, 2, 4, 3, 3)
     x_t = schedule.add_noise(x_g, eps, t)
@@ -160,7 +160,7 @@ def test_v_loss_is_snr_weighted_v_error():
     )
 
 
-def test_weight_has_no_gradient_and_a_floor():
+def test_generator_loss_with_x_g_at_the_teacher_clamps_a_constant_weight():
     x_g = torch.ones(1, 1, 2, 2, requires_grad=True)
     f_fake = torch.zeros(1, 1, 2, 2)
     loss = generator_loss(x_g, torch.ones(1, 1, 2, 2), f_fake, 1.0)  # x_g == f_teacher: the weight is 1e5
