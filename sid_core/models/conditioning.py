@@ -1,5 +1,4 @@
-"""What a text encoder gives to a diffusion network: a few tensors, one row a prompt, which training and sampling only move,
-slice and drop."""
+"""Hold the output of a text encoder: a few tensors, one row a prompt, which training and sampling move, slice and drop."""
 
 from array import array
 from collections.abc import Callable, Sequence
@@ -11,13 +10,13 @@ from torch import Tensor
 
 from ..cluster.machine import to_device
 
-CACHED = 4096  # distinct prompts encoded ahead, at most; 1 GB at Stable Diffusion's size
-CHUNK = 256  # prompts encoded at once when a whole set is encoded ahead
+CACHE_SIZE = 4096  # distinct prompts; 1 GB at Stable Diffusion's size
+CHUNK = 256  # prompts per call when the cache is filled
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """The embeddings of B prompts. A family of teachers fills in what its network needs."""
+    """The embeddings of B prompts. A family of teachers sets the tensors that its network needs."""
 
     tokens: Tensor  # (B, L, D)
     pooled: Tensor | None = None  # (B, P)
@@ -27,28 +26,28 @@ class Conditioning:
         return len(self.tokens)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
-        """Apply `change` to every tensor that is there."""
+        """Apply `change` to every tensor that is not None."""
         return Conditioning(*(None if part is None else change(part) for part in self._parts()))
 
     def __getitem__(self, rows: slice | Tensor) -> "Conditioning":
         return self.map(lambda part: part[rows])
 
     def to(self, dtype: torch.dtype) -> "Conditioning":
-        """Convert to `dtype`, but for masks of integers."""
+        """Convert floating-point tensors to `dtype`."""
         return self.map(lambda part: part.to(dtype) if part.is_floating_point() else part)
 
     def to_device(self, device: torch.device) -> "Conditioning":
         return self.map(lambda part: to_device(part, device))
 
     def expand(self, count: int) -> "Conditioning":
-        """Repeat one row `count` times, without memory for it."""
+        """Repeat one row `count` times, as a view."""
         return self.map(lambda part: part.expand(count, *part.shape[1:]))
 
     def split(self, size: int) -> list["Conditioning"]:
         return [self[start : start + size] for start in range(0, len(self), size)]
 
-    def replaced(self, dropped: Tensor, empty: "Conditioning") -> "Conditioning":
-        """Put the one row of `empty` where `dropped` (B,) bool is set."""
+    def replace(self, dropped: Tensor, empty: "Conditioning") -> "Conditioning":
+        """Return a copy with the one row of `empty` where `dropped` (B,) bool is set."""
 
         def choose(part: Tensor, instead: Tensor) -> Tensor:
             return torch.where(to_device(dropped, part.device).view(-1, *[1] * (part.ndim - 1)), instead, part)
@@ -67,9 +66,10 @@ class Conditioning:
 
 
 class Encoder(Protocol):
-    """A family's tokenizers and text encoders, frozen."""
+    """Interface of a family's tokenizers and text encoders, frozen."""
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning: ...
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Return the embeddings of the prompts, float32 on the device of the weights."""
 
     def empty(self) -> Conditioning:
         """Return the unconditional embedding, one row."""
@@ -78,12 +78,12 @@ class Encoder(Protocol):
 class PromptSet:
     """Embeddings of a fixed list of prompts, by index.
 
-    Up to `cache_size` distinct prompts are encoded once, ahead and in a fixed order; more are encoded when asked for. Either
-    way the embedding of a batch depends on the list and the indices alone, not on what was asked before: a resumed run
-    must see the same bits. Embeddings arrive on the encoder's device; the cache stays in host memory.
+    Up to `cache_size` distinct prompts are encoded once, in advance and in a fixed order; with more, each batch is encoded
+    on demand. Either way the embedding of a batch depends on the list and the indices alone, not on earlier calls: a
+    resumed run needs equal bits. Embeddings are returned on the encoder's device; the cache is in host memory.
     """
 
-    def __init__(self, encoder: Encoder, prompts: Sequence[str], cache_size: int = CACHED):
+    def __init__(self, encoder: Encoder, prompts: Sequence[str], cache_size: int = CACHE_SIZE):
         self.encoder, self.prompts = encoder, prompts
         self.empty = encoder.empty()
         self._table = None
@@ -96,16 +96,16 @@ class PromptSet:
         return len(self.prompts)
 
     def __call__(self, indices: Tensor, dropped: Tensor | None = None) -> Conditioning:
-        """Return B embeddings, of the prompts at `indices` (B,) int64; where `dropped` (B,) bool, of the empty prompt."""
+        """Return the embeddings of the prompts at `indices` (B,) int64, of the empty prompt where `dropped` (B,) bool."""
         if self._table is not None:
             cond = self._table[self._row[indices]].to_device(self.empty.tokens.device)
         else:
             cond = self.encoder.encode([self.prompts[i] for i in indices.tolist()])
-        return cond if dropped is None else cond.replaced(dropped, self.empty)
+        return cond if dropped is None else cond.replace(dropped, self.empty)
 
 
 def _distinct(prompts: Sequence[str], most: int) -> tuple[list[str], Tensor] | None:
-    """Return the distinct prompts in order and, for each prompt, the index of its text; None if there are more than `most`."""
+    """Return the distinct prompts in order, and for each prompt its index among them; None if there are more than `most`."""
     rows: dict[str, int] = {}
     which = array("q")
     for prompt in prompts:

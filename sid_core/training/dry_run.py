@@ -36,7 +36,7 @@ class RandomPrompts:
 
     def __call__(self, indices: Tensor, dropped: Tensor | None = None) -> Conditioning:
         cond = self.table[indices].to_device(self.empty.tokens.device)
-        return cond if dropped is None else cond.replaced(dropped, self.empty)
+        return cond if dropped is None else cond.replace(dropped, self.empty)
 
 
 def make_run(kappa: float, seed: int = 0) -> SimpleNamespace:

@@ -353,7 +353,7 @@ def test_x0_errors_of_a_trained_teacher_name_its_prediction_type(right):
     if right == "v_prediction":
         teacher = teacher.with_network(PredictsV(teacher))
     errors = prediction.x0_errors(teacher, empty, latent_shape(folder))
-    assert prediction.name_type(errors) == right
+    assert prediction.choose_type(errors) == right
     assert errors[right] < 0.3
 
 
@@ -388,7 +388,7 @@ def test_prepare_teacher_whose_prediction_type_cannot_be_measured_asks_for_it(co
     ],
 )
 def test_name_type_needs_a_small_error_and_a_margin(errors, expected):
-    assert prediction.name_type(dict(zip(prediction.KINDS, errors, strict=True))) == expected
+    assert prediction.choose_type(dict(zip(prediction.KINDS, errors, strict=True))) == expected
 
 
 def test_stated_prediction_type_is_recorded_as_stated(tiny_teacher):

@@ -1,4 +1,4 @@
-"""The families of teachers: one file and one entry of FAMILIES each."""
+"""Register the families of teachers: one file and one entry of FAMILIES each."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ FAMILIES: list[type[Backbone]] = [StableDiffusion]
 
 
 def family_of_index(index: dict) -> type[Backbone]:
-    """Recognise a family by `_class_name` of a model_index.json; the first one where none does: its checks say what it expects."""
+    """Find a family by `_class_name` of a model_index.json; by default the first, whose checks state what it expects."""
     return next((family for family in FAMILIES if index.get("_class_name") in family.PIPELINES), FAMILIES[0])
 
 
 def family_of(folder: Path) -> type[Backbone]:
-    """Recognise the family of a diffusers directory."""
+    """Find the family of a diffusers directory."""
     path = Path(folder) / "model_index.json"
     return family_of_index(read_json(path) if path.is_file() else {})
 

@@ -1,7 +1,7 @@
-"""Backbones: every diffusion network as x0_hat = f(x_t, t, c), whatever it predicts and however it is called.
+"""Define a diffusion network as x0_hat = f(x_t, t, c), independent of its prediction type and call signature.
 
-Teacher, fake score and generator are one class with three sets of weights. A family of teachers (Stable Diffusion, …) is one
-subclass of `Backbone`, and the one place that knows its components on disk.
+Teacher, fake score and generator are one class with three sets of weights. A family of teachers (Stable Diffusion, …)
+is one subclass of `Backbone`; no other code knows its components on disk.
 """
 
 from collections.abc import Collection, Iterator
@@ -17,7 +17,7 @@ from ..conditioning import Conditioning, Encoder
 
 
 class Backbone(nn.Module):
-    """A conditional diffusion network seen as an estimate of x_0.
+    """A conditional diffusion network, evaluated as an estimate of x_0.
 
     Guiding x_0 or the network's own output gives the same result: x_0 is affine in the output, and the coefficients of the
     guided sum add to one.
@@ -28,16 +28,16 @@ class Backbone(nn.Module):
         prediction_type: 'epsilon', 'v_prediction', or what a family adds.
     """
 
-    # --- a family states these ---------------------------------------------------------------------------------------
+    # --- defined by a family -----------------------------------------------------------------------------------------
     PIPELINES: ClassVar[tuple[str, ...]]  # `_class_name` in model_index.json
     NETWORK: ClassVar[str]  # component folder of the diffusion network
     WEIGHTS: ClassVar[dict[str, str]]  # components with weights, and the stem of their file
     CONFIGS: ClassVar[dict[str, tuple[str, ...]]]  # files beside the weights
-    NEEDED: ClassVar[dict[str, tuple[str, ...]]]  # of CONFIGS those required; any one of the alternatives
-    # class names of modules, by what is done to them in training
+    NEEDED: ClassVar[dict[str, tuple[str, ...]]]  # the required ones of CONFIGS: any of the alternatives suffices
+    # class names of the modules that training compiles, and whose parameters it shards
     COMPILED: ClassVar[Collection[str]] = ()
     SHARDED: ClassVar[Collection[str]] = ()
-    # of backward, where it is not the reversed order of the parameters: top-level module -> place
+    # top-level module -> rank in backward, where that is not the reversed order of the parameters
     BACKWARD_ORDER: ClassVar[dict[str, int]] = {}
 
     def __init__(self, network: nn.Module, schedule: Schedule, prediction_type: str):
@@ -60,7 +60,7 @@ class Backbone(nn.Module):
         return alpha * x_t - sigma * output
 
     def blocks(self) -> Iterator[nn.Module]:
-        """Yield the blocks whose activations gradient checkpointing computes again."""
+        """Yield the blocks whose activations activation checkpointing recomputes."""
         yield from ()
 
     @classmethod
@@ -95,18 +95,18 @@ class Backbone(nn.Module):
 
     @classmethod
     def check_files(cls, files: Collection[str], place: str) -> None:
-        """Refuse, by file names alone, what is not of this family."""
+        """Reject a teacher of another family by its file names alone."""
 
     @classmethod
     def check_configs(cls, folder: Path, place: str) -> None:
-        """Refuse, by JSON files alone, what is not of this family; weights are fetched after this."""
+        """Reject a teacher of another family by its JSON files alone, before weights are fetched."""
 
     @classmethod
     def check(cls, folder: Path, place: str) -> dict:
-        """Load the components and refuse those that do not fit together; return what was found out, for the record."""
+        """Load the components, reject those that do not fit together, and return findings for provenance.json."""
         return {}
 
-    # --- the same for all --------------------------------------------------------------------------------------------
+    # --- common to all families --------------------------------------------------------------------------------------
 
     def forward(
         self,
@@ -116,7 +116,7 @@ class Backbone(nn.Module):
         uncond: Conditioning | None = None,
         guidance_scale: float = 1.0,
     ) -> Tensor:
-        """x0_hat (B, C, H, W) float32 = f(empty) + kappa (f(c) - f(empty)).
+        """Return x0_hat = f(empty) + kappa (f(c) - f(empty)), (B, C, H, W) float32.
 
         Args:
             x_t: noisy latents (B, C, H, W) float32.
@@ -151,7 +151,7 @@ class Backbone(nn.Module):
         return self.eval().requires_grad_(False)
 
     def save_config(self, folder: Path) -> None:
-        """Write the network's config.json; diffusers' own save would write the machine's paths into it."""
+        """Write the network's config.json, without the local paths that diffusers' own save includes."""
         import json
 
         config = json.loads(self.network.to_json_string())

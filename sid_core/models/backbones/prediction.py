@@ -1,4 +1,4 @@
-"""Measure what a network predicts where its scheduler does not state it, by the x_0 error on samples of its own."""
+"""Measure a network's prediction type where its scheduler states none, by the x_0 error on its own samples."""
 
 import torch
 from torch import Tensor
@@ -8,20 +8,22 @@ from ..conditioning import Conditioning
 from .base import Backbone
 
 KINDS = ("epsilon", "v_prediction")
-STEPS, LEVELS = 4, (0.2, 0.4, 0.6)  # of sampling; of the noise levels, as parts of the schedule
-MOST, MARGIN = 0.5, 2.0  # the right type's error is at most this, and the other one's so many times as large
+STEPS, LEVELS = 4, (0.2, 0.4, 0.6)  # steps of sampling; timesteps, as fractions of the schedule
+MAX_ERROR, MARGIN = 0.5, 2.0  # largest error of the right type; smallest ratio of the other's error to it
 
 
 @torch.no_grad()
 def x0_errors(backbone: Backbone, empty: Conditioning, shape: tuple[int, int, int]) -> dict[str, float]:
-    """Relative x_0 error E|f(x_t) - x_0|^2 / min(Var x_0, 1) under each prediction type.
+    """Return the relative x_0 error E|f(x_t) - x_0|^2 / min(Var x_0, 1) under each prediction type.
 
-    x_0 is drawn under the same type by four DDIM steps from one noise. The embedded teacher gives at most 0.28 under the right
-    type, at least 0.96 under the wrong one (12 seeds); a network of random weights gives 0.5 and more under both. Samples
-    under a wrong type may blow up, and an error relative to them says nothing: hence the 1, the variance of latents.
+    x_0 is sampled under the same type by four DDIM steps from one noise. The embedded teacher gives at most 0.28 under the
+    right type, at least 0.96 under the wrong one (12 seeds); a network of random weights gives 0.5 and more under both.
+    Samples under a wrong type may diverge, which would make a relative error meaningless: hence the 1, the variance of
+    latents.
 
     Args:
-        empty: the empty prompt. shape: (C, H, W) of the latents.
+        empty: the empty prompt.
+        shape: (C, H, W) of the latents.
     """
     draws = torch.Generator().manual_seed(0)
     z, *noises = torch.randn(1 + len(LEVELS), 1, *shape, generator=draws).to(empty.tokens.device)
@@ -37,15 +39,15 @@ def x0_errors(backbone: Backbone, empty: Conditioning, shape: tuple[int, int, in
     return errors
 
 
-def name_type(errors: dict[str, float]) -> str | None:
-    """The prediction type that the errors show; None where they show neither."""
+def choose_type(errors: dict[str, float]) -> str | None:
+    """Return the prediction type with the smaller x_0 error; None where the errors do not separate the types."""
     right, wrong = sorted(errors, key=lambda kind: (not errors[kind] >= 0, errors[kind]))
-    shown = errors[right] <= MOST and not errors[wrong] < MARGIN * errors[right]  # the wrong one's may be no number
+    shown = errors[right] <= MAX_ERROR and not errors[wrong] < MARGIN * errors[right]  # `not <`: it may be NaN
     return right if shown else None
 
 
 def _sample(denoiser: Backbone, z: Tensor, cond: Conditioning) -> Tensor:
-    """x_0 by DDIM steps of equal length from the last noise level (eta 0)."""
+    """Sample x_0 by DDIM steps of equal length from the last timestep (eta 0)."""
     schedule, x_t = denoiser.schedule, z
     levels = [_level(schedule, 1 - i / STEPS, z) for i in range(STEPS)]
     for t, following in zip(levels, [*levels[1:], None], strict=True):

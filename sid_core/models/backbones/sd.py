@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x: one CLIP text encoder, a UNet2DConditionModel, an AutoencoderKL, a discrete DDPM schedule."""
+"""Load Stable Diffusion 1.x and 2.x: a CLIP text encoder, UNet2DConditionModel, AutoencoderKL, discrete DDPM schedule."""
 
 import logging
 import math
@@ -18,8 +18,8 @@ from ..conditioning import Conditioning
 from ..scheduler import make_solver, noise_schedule, prediction_type, scheduler_config
 from ..vae import ImageCodec
 from .base import Backbone
-from .prediction import name_type, x0_errors
-from .shared_prefix import guided_pair, prove_pair
+from .prediction import choose_type, x0_errors
+from .shared_prefix import check_shared_prefix, guided_pair
 
 if TYPE_CHECKING:
     from ..text import TextEncoder
@@ -32,10 +32,10 @@ CLASSES = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
 }
-FOREIGN = ("text_encoder_2", "text_encoder_3", "tokenizer_2", "tokenizer_3", "transformer")
-# beside them; the rest of a pipeline would be left behind, and with it a part of the model
+OTHER_FAMILIES = ("text_encoder_2", "text_encoder_3", "tokenizer_2", "tokenizer_3", "transformer")
+# components that may be ignored; ignoring any other would drop a part of the model
 UNUSED = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")
-# inputs that a UNet may need beside latents, noise level and text, and which the method does not give it
+# settings of a UNet with inputs beside latents, timestep and text, which the method does not provide
 UNET = {
     "addition_embed_type": None,
     "class_embed_type": None,
@@ -45,11 +45,11 @@ UNET = {
     "time_cond_proj_dim": None,
     "attention_type": "default",
 }
-# the method's latents are z * scaling_factor, as in Stable Diffusion's
+# settings of a VAE whose latents are not just z * scaling_factor
 VAE = {"shift_factor": None, "latents_mean": None, "latents_std": None}
 EXPECTED = "expected Stable Diffusion's: one CLIP text encoder, a UNet2DConditionModel and an AutoencoderKL"
-LONGEST = 100_000  # tokens; transformers puts 10^30 for a length that is not stated
-TIMESTEPS = 1000  # noise levels of t_init, t_min and t_max, and of the eps error
+LONGEST = 100_000  # tokens; transformers uses 10^30 for a missing length
+TIMESTEPS = 1000  # t_init, t_min, t_max and the epsilon-prediction error refer to these
 
 
 class StableDiffusion(Backbone):
@@ -78,9 +78,9 @@ class StableDiffusion(Backbone):
     }
     NEEDED = CONFIGS | {"tokenizer": ("tokenizer.json", "vocab.json")}
     COMPILED = frozenset({"ResnetBlock2D", "BasicTransformerBlock"})
-    # nearly all weights; the walk of a guided pair calls these whole
+    # nearly all weights, in modules that `guided_pair` calls as a whole: FSDP's hooks run
     SHARDED = frozenset({"ResnetBlock2D", "Attention", "FeedForward"})
-    # diffusers lists the middle after the way up; all that is not named here is done first
+    # diffusers registers mid_block after up_blocks; modules missing here come first
     BACKWARD_ORDER = {"mid_block": 1, "down_blocks": 2, "time_embedding": 3, "conv_in": 3}
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
@@ -98,7 +98,7 @@ class StableDiffusion(Backbone):
     @classmethod
     def load_network(cls, weights: Path, teacher: Path) -> Self:
         config, unet = scheduler_config(teacher), load_component(UNet2DConditionModel, weights)
-        prove_pair(unet)
+        check_shared_prefix(unet)
         return cls(unet, noise_schedule(config), prediction_type(config)).frozen()
 
     @classmethod
@@ -114,12 +114,12 @@ class StableDiffusion(Backbone):
     @classmethod
     def solver(cls, name: str, folder: Path, steps: int) -> DDIMScheduler | DPMSolverMultistepScheduler:
         solver = make_solver(name, folder, steps)
-        solver.register_to_config(prediction_type="sample")  # it is given x_0, whatever the network predicts
+        solver.register_to_config(prediction_type="sample")  # its input is x_0, for any prediction type
         return solver
 
     @classmethod
     def latent_shape(cls, folder: Path) -> tuple[int, int, int]:
-        """(C, H, W) of the latents the UNet was made for.
+        """Return (C, H, W) of the latents the UNet was trained on.
 
         Raises:
             UserError: the UNet's config does not state their size.
@@ -136,17 +136,17 @@ class StableDiffusion(Backbone):
 
     @classmethod
     def check_files(cls, files: Collection[str], place: str) -> None:
-        """Refuse folders of other families, such as SDXL's second text encoder."""
+        """Reject folders of other families, such as SDXL's second text encoder."""
         folders = {name.split("/")[0] for name in files if "/" in name}
-        if foreign := [name for name in FOREIGN if name in folders]:
+        if foreign := [name for name in OTHER_FAMILIES if name in folders]:
             raise UserError(f"{place}: has {', '.join(foreign)}; {EXPECTED}. Fix: give another teacher")
 
     @classmethod
     def check_configs(cls, folder: Path, place: str) -> None:
-        """Refuse, by what its JSON files state, a pipeline whose parts the method does not know.
+        """Reject a pipeline with unsupported components or settings, by its JSON files.
 
         Raises:
-            UserError: names file, setting, value and what was expected.
+            UserError: states file, setting, value and the expected value.
         """
         if (folder / "model_index.json").is_file():
             _check_index(cls.PIPELINES, read_json(folder / "model_index.json"), place)
@@ -167,9 +167,10 @@ class StableDiffusion(Backbone):
 
     @classmethod
     def check(cls, folder: Path, place: str) -> dict:
-        """Load the brought components and see that they fit the method and each other; state what a config left open.
+        """Load the fetched components, check that they fit the method and each other, and fill gaps in their configs.
 
-        Returns what was found out, for the record: tokens of a prompt, and the prediction type, stated or measured.
+        Returns:
+            For provenance.json: the tokens of a prompt, and the prediction type, stated or measured.
         """
         config = scheduler_config(folder)
         steps = len(noise_schedule(config))
@@ -179,7 +180,7 @@ class StableDiffusion(Backbone):
                 "refer. Fix: give a teacher of such a schedule"
             )
         shape, positions = cls.latent_shape(folder), _positions(folder)
-        tokens = settle_length(folder, positions, place)
+        tokens = resolve_prompt_length(folder, positions, place)
         backbone, encoder, codec = cls.load(folder), cls.text_encoder(folder), cls.image_codec(folder)
         for component, model in (("unet", backbone.network), ("text_encoder", encoder.model), ("vae", codec.vae)):
             check_finite(component, model, place)
@@ -196,11 +197,11 @@ class StableDiffusion(Backbone):
             raise UserError(
                 f"{place}: vae has {codec.latent_channels} latent channels, unet expects {shape[0]}; they do not belong together"
             )
-        return {"tokens": tokens, "prediction_type": _settle_prediction_type(folder, backbone, empty, place)}
+        return {"tokens": tokens, "prediction_type": _resolve_prediction_type(folder, backbone, empty, place)}
 
 
 def check_finite(component: str, model: nn.Module, place: str) -> None:
-    """Refuse weights that are NaN or infinite: training would fail on them and blame the learning rate."""
+    """Reject NaN or infinite weights: training would fail on them and suggest a lower learning rate."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise UserError(
@@ -208,8 +209,8 @@ def check_finite(component: str, model: nn.Module, place: str) -> None:
             )
 
 
-def settle_length(folder: Path, positions: int, place: str) -> int:
-    """The tokens of a prompt, by the tokenizer; where it states none, the text encoder's, written into the prepared copy.
+def resolve_prompt_length(folder: Path, positions: int, place: str) -> int:
+    """Return the tokenizer's length of a prompt; a missing one is set to the text encoder's in the prepared copy.
 
     Raises:
         UserError: prompts would be longer than the text encoder has positions.
@@ -253,19 +254,19 @@ def _positions(folder: Path) -> int:
     return config.get("text_config", config).get("max_position_embeddings", 77)  # transformers' default
 
 
-def _settle_prediction_type(folder: Path, backbone: Backbone, empty: Conditioning, place: str) -> dict:
-    """What the UNet predicts, as the scheduler states it; where it states nothing, as measured, and written into the copy.
+def _resolve_prediction_type(folder: Path, backbone: Backbone, empty: Conditioning, place: str) -> dict:
+    """Return the scheduler's prediction type; a missing one is measured and written into the prepared copy.
 
     Raises:
-        UserError: the errors show neither type.
+        UserError: the measured errors do not separate the types.
     """
     config = scheduler_config(folder)
     if config.get("prediction_type") is not None:
         return {"value": prediction_type(config), "stated": True}
     where = torch.device(device())
-    log.info("%s: the scheduler states no prediction_type; measuring which it is", place)
+    log.info("%s: the scheduler states no prediction_type; measuring it", place)
     errors = x0_errors(backbone.to(where), empty.to_device(where), backbone.latent_shape(folder))
-    found, shown = name_type(errors), ", ".join(f"{kind} {error:.2g}" for kind, error in errors.items())
+    found, shown = choose_type(errors), ", ".join(f"{kind} {error:.2g}" for kind, error in errors.items())
     if found is None:
         raise UserError(
             f"{place}: scheduler: prediction_type is not stated, and the x_0 errors of the teacher on its own samples show "

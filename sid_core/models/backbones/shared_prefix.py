@@ -1,9 +1,9 @@
-"""Both branches of a guided estimate at the price of less than two: they are equal up to the first cross-attention.
+"""Evaluate both branches of a guided estimate and share their prefix, up to the first cross-attention.
 
-Until the text first enters, the branch with the prompt and the one without compute the same numbers from the same x_t and t.
-That prefix is evaluated once, on B rows; where the text enters, the rows are doubled. The walk below is diffusers'
-UNet2DConditionModel.forward for the blocks of Stable Diffusion, calling its modules; other networks are evaluated on 2B rows.
-Where weights are loaded, `prove_pair` compares the walk with the network's own forward once.
+Before the text enters, both branches compute equal values from the same x_t and t. That prefix is evaluated once, on B
+rows; where the text enters, the rows are doubled. `guided_pair` repeats diffusers' UNet2DConditionModel.forward for the
+blocks of Stable Diffusion, calling its modules; other networks are evaluated on 2B rows. On loading weights,
+`check_shared_prefix` compares it once with the network's own forward.
 """
 
 import logging
@@ -15,13 +15,13 @@ from torch import Tensor, cat, nn
 log = logging.getLogger(__name__)
 
 BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UNetMidBlock2DCrossAttn", "UpBlock2D", "CrossAttnUpBlock2D"}
-# parts that other families of the class have, none of which the walk knows
+# modules of other models of this class, which `guided_pair` does not call
 EXTRAS = ("class_embedding", "add_embedding", "encoder_hid_proj", "time_embed_act")
 TOLERANCE = 1e-4  # of the norm of the outputs
 
 
 def guided_pair(unet: nn.Module, x_t: Tensor, t: Tensor, uncond: Tensor, cond: Tensor) -> Tensor:
-    """Outputs without and with the prompt, (2B, C, H, W) in this order.
+    """Return outputs without and with the prompt, (2B, C, H, W) in this order.
 
     Args:
         unet: called as unet(x_t, t, encoder_hidden_states=cond).sample, diffusers' convention.
@@ -56,21 +56,19 @@ def guided_pair(unet: nn.Module, x_t: Tensor, t: Tensor, uncond: Tensor, cond: T
 
 
 @torch.no_grad()
-def prove_pair(unet: nn.Module) -> None:
-    """Compare the shared prefix with two plain evaluations on one small batch; where they differ, use it no more and say so.
+def check_shared_prefix(unet: nn.Module) -> None:
+    """Compare the shared prefix with two plain evaluations on one small batch; where they differ, disable it and warn.
 
-    Call it on float32 weights: rounding alone gives 1e-6 there. The inputs come from a generator of their own, and copies of the
-    network keep the verdict.
+    Requires float32 weights, where rounding gives 1e-6. The inputs come from a random stream of their own; copies of the
+    network inherit the result.
     """
     if not shares_prefix(unet):
         log.info(
-            "guided pairs: both branches are evaluated whole; the shared prefix is made for Stable Diffusion's blocks"
+            "guided pairs: both branches are evaluated whole; the shared prefix supports Stable Diffusion's blocks alone"
         )
         return
     draws, weight = torch.Generator().manual_seed(0), next(unet.parameters())
-    side = max(
-        8, 2 ** (len(unet.down_blocks) - 1)
-    )  # small: at Stable Diffusion's size most of the time goes into reading weights
+    side = max(8, 2 ** (len(unet.down_blocks) - 1))  # small: larger ones take longer and prove no more
     x_t = torch.randn(1, unet.config.in_channels, side, side, generator=draws).to(weight)
     uncond, cond = torch.randn(2, 1, 4, unet.config.cross_attention_dim, generator=draws).to(weight)
     t = torch.tensor([500], device=weight.device)
@@ -80,16 +78,16 @@ def prove_pair(unet: nn.Module) -> None:
         reason = f"differs from two evaluations by {difference:.1e}, expected at most {TOLERANCE:g}"
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         difference, reason = math.inf, f"fails ({type(error).__name__}: {str(error)[:100]})"
-    if not difference <= TOLERANCE:  # also where it is not a number
-        unet.pairs_are_whole = True
+    if not difference <= TOLERANCE:  # `not <=`: it may be NaN
+        unet.shared_prefix_disabled = True
         log.warning(
             "guided pairs: the shared prefix %s; both branches are evaluated whole, up to a tenth slower", reason
         )
 
 
 def shares_prefix(unet: nn.Module) -> bool:
-    """Tell whether the walk of `guided_pair` is this network's forward, by its blocks and by `prove_pair` where that was called."""
-    if getattr(unet, "pairs_are_whole", False):
+    """Return whether `guided_pair` shares the prefix: known blocks, and not disabled by `check_shared_prefix`."""
+    if getattr(unet, "shared_prefix_disabled", False):
         return False
     if type(unet).__name__ != "UNet2DConditionModel" or any(getattr(unet, name, None) is not None for name in EXTRAS):
         return False
@@ -107,12 +105,12 @@ def _layers(block: nn.Module) -> list[tuple[nn.Module, nn.Module | None]]:
 
 
 def _rows(tensor: Tensor, like: Tensor) -> Tensor:
-    """`tensor` with as many rows as `like`: doubled once the text has entered."""
+    """Repeat `tensor` where `like` has twice its rows, since the text has entered."""
     return tensor if len(tensor) == len(like) else cat([tensor, tensor])
 
 
 def _attend(attention: nn.Module | None, h: Tensor, text: Tensor) -> Tensor:
-    """Transformer2DModel.forward; where `text` has twice the rows of h, the self-attention before it is shared too."""
+    """Repeat Transformer2DModel.forward; where `text` has twice the rows of h, the first self-attention is shared too."""
     if attention is None:
         return h
     if len(h) == len(text):

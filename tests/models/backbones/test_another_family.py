@@ -1,4 +1,4 @@
-"""A transformer with flow matching, in one file outside of the package, goes through every stage after one registration."""
+"""Run every stage with a transformer with flow matching: one file outside of the package, and one registration."""
 
 import json
 from itertools import chain
@@ -32,7 +32,7 @@ def call(monkeypatch, tmp_path):
     return run
 
 
-def test_another_family_is_prepared_distilled_and_sampled(call, tmp_path):
+def test_stages_with_another_family_prepare_distil_and_sample(call, tmp_path):
     source, teacher = write_teacher(tmp_path / "source"), tmp_path / "results" / "teacher"
     call("teacher", yaml.safe_dump({"source": "local", "path": str(source)}), out=teacher)
     assert type(load_backbone(teacher)) is TinyFlow
@@ -67,7 +67,7 @@ def test_another_family_is_prepared_distilled_and_sampled(call, tmp_path):
         assert (indices, images.shape) == ([0, 1, 2, 3], (4, 32, 32, 3))
 
 
-def test_the_teacher_of_another_family_is_guided_in_x0(call, tmp_path):
+def test_backbone_of_another_family_guides_x0(call, tmp_path):
     teacher = load_backbone(write_teacher(tmp_path / "source"))
     x_t, t = torch.randn(2, 3, 8, 8), torch.tensor([0.3, 0.9])
     encoder = TinyFlow.text_encoder(tmp_path / "source")

@@ -1,4 +1,4 @@
-"""Guidance commutes with the conversion to x_0; kappa 1 evaluates once."""
+"""Check that guidance commutes with the conversion to x_0, and that kappa 1 evaluates once."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def inputs():
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("kappa", [0.5, 1.5, 4.5])
-def test_guidance_of_x0_equals_guidance_of_output(inputs, kind, kappa):
+def test_backbone_with_guidance_equals_guidance_of_x0(inputs, kind, kappa):
     x_t, t, cond, empty = inputs
     f = StableDiffusion(ToyUNet(0), noise_schedule(SD), kind)
     f_cond, f_empty = f(x_t, t, cond), f(x_t, t, empty.expand(4))
@@ -34,7 +34,7 @@ def test_guidance_of_x0_equals_guidance_of_output(inputs, kind, kappa):
     )
 
 
-def test_scale_one_evaluates_the_conditional_branch_once(inputs):
+def test_backbone_at_scale_one_evaluates_the_conditional_branch_once(inputs):
     x_t, t, cond, empty = inputs
     batches = []
     unet = ToyUNet(0)
@@ -43,7 +43,7 @@ def test_scale_one_evaluates_the_conditional_branch_once(inputs):
     assert batches == [4]
 
 
-def test_eps_inverts_x0(inputs):
+def test_eps_of_the_estimate_returns_the_networks_output(inputs):
     x_t, t, cond, _ = inputs
     f = StableDiffusion(ToyUNet(0), noise_schedule(SD), "epsilon")
     torch.testing.assert_close(
@@ -51,7 +51,7 @@ def test_eps_inverts_x0(inputs):
     )
 
 
-def test_one_step_feeds_sigma_z(inputs):
+def test_one_step_of_a_backbone_feeds_sigma_z(inputs):
     z, _, cond, _ = inputs
     f = StableDiffusion(ToyUNet(0), noise_schedule(SD), "epsilon")
     t = torch.full((4,), 625)

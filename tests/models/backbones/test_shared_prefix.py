@@ -1,4 +1,4 @@
-"""The shared prefix of a guided pair gives what two evaluations give, values and gradients, at less than their cost."""
+"""Compare the shared prefix of a guided pair to two evaluations: values, gradients and FLOPs."""
 
 import logging
 
@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from sid_core.models.backbones.shared_prefix import guided_pair, prove_pair, shares_prefix
+from sid_core.models.backbones.shared_prefix import check_shared_prefix, guided_pair, shares_prefix
 
 CROSS, PLAIN = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
 
@@ -50,7 +50,7 @@ def pair_of_evaluations(network, x_t, t, uncond, cond):
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in WHOLE])
-def test_values_and_all_gradients_equal_two_evaluations(inputs, name):
+def test_guided_pair_of_known_networks_equals_two_evaluations_with_gradients(inputs, name):
     x_t, uncond, cond, t = inputs
     network = unet(**NETWORKS[name])
     assert shares_prefix(network)
@@ -65,7 +65,7 @@ def test_values_and_all_gradients_equal_two_evaluations(inputs, name):
         torch.testing.assert_close(shared, separate, rtol=1e-5, atol=1e-5 * separate.abs().max().item() + 1e-7)
 
 
-def test_sizes_that_do_not_halve_evenly(inputs):
+def test_guided_pair_of_odd_sizes_equals_two_evaluations(inputs):
     _, uncond, cond, t = inputs
     x_t = torch.randn(3, 4, 7, 9, generator=torch.Generator().manual_seed(3))
     network = unet()
@@ -77,7 +77,7 @@ def test_sizes_that_do_not_halve_evenly(inputs):
     )
 
 
-def test_other_networks_are_evaluated_whole():
+def test_shares_prefix_of_other_networks_is_false():
     assert not shares_prefix(unet(**NETWORKS["not Stable Diffusion's"]))
     assert not shares_prefix(torch.nn.Linear(1, 1))
 
@@ -89,14 +89,14 @@ def flops(evaluate) -> int:
 
 
 @pytest.mark.parametrize(("name", "at_most"), [("stable-diffusion-1", 0.975), ("middle only", 0.9)])
-def test_costs_less_than_two_evaluations(inputs, name, at_most):
+def test_guided_pair_takes_fewer_flops_than_two_evaluations(inputs, name, at_most):
     network, (x_t, uncond, cond, t) = unet(**NETWORKS[name]), inputs
     shared = flops(lambda: guided_pair(network, x_t, t, uncond, cond))
     separate = flops(lambda: pair_of_evaluations(network, x_t, t, uncond, cond))
     assert shared < at_most * separate
 
 
-# --- the proof at the start --------------------------------------------------------------------------------------------
+# --- the check on loading ----------------------------------------------------------------------------------------------
 
 
 def test_guided_pair_of_a_centred_input_equals_two_evaluations(inputs):
@@ -106,46 +106,46 @@ def test_guided_pair_of_a_centred_input_equals_two_evaluations(inputs):
     torch.testing.assert_close(guided_pair(network, x_t, t, uncond, cond), separate, rtol=1e-4, atol=1e-5)
 
 
-def test_prove_pair_of_a_network_the_walk_does_not_know_evaluates_both_whole_and_says_so(inputs, caplog):
+def test_check_shared_prefix_of_a_changed_forward_disables_it_and_warns(inputs, caplog):
     x_t, uncond, cond, t = inputs
     network = unet()
-    # stands for whatever a later diffusers does in a UNet's forward, which the walk goes around
+    # represents a later diffusers whose forward does more than guided_pair repeats
     network.register_forward_hook(lambda _, args, output: type(output)(sample=output.sample * 1.001))
     separate = pair_of_evaluations(network, x_t, t, uncond, cond)
     assert not torch.allclose(guided_pair(network, x_t, t, uncond, cond), separate, rtol=1e-4, atol=1e-5)
-    prove_pair(network)
+    check_shared_prefix(network)
     assert "guided pairs: the shared prefix differs from two evaluations by 1.0e-03" in caplog.text
     assert not shares_prefix(network)
     torch.testing.assert_close(guided_pair(network, x_t, t, uncond, cond), separate, rtol=1e-4, atol=1e-5)
 
 
-def test_prove_pair_of_a_walk_that_fails_evaluates_both_whole_and_says_so(inputs, caplog):
+def test_check_shared_prefix_of_a_failing_pair_disables_it_and_warns(inputs, caplog):
     network = unet()
     network.conv_norm_out = None
     network.forward = lambda x, t, encoder_hidden_states: UNet2DConditionModel.forward(
         unet(), x, t, encoder_hidden_states
     )
-    prove_pair(network)
+    check_shared_prefix(network)
     assert "guided pairs: the shared prefix fails (TypeError" in caplog.text
     assert not shares_prefix(network)
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in WHOLE])
-def test_prove_pair_of_known_networks_keeps_the_shared_prefix_and_draws_nothing(name, caplog):
+def test_check_shared_prefix_of_known_networks_changes_no_weights_and_no_random_state(name, caplog):
     network, before = unet(**NETWORKS[name]), torch.get_rng_state()
     weights = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     with caplog.at_level(logging.INFO):
-        prove_pair(network)
+        check_shared_prefix(network)
     assert shares_prefix(network)
     assert caplog.text == ""
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(tensor, weights[key]) for key, tensor in network.state_dict().items())
 
 
-def test_copy_with_other_weights_keeps_the_verdict():
+def test_shares_prefix_of_a_copy_with_other_weights_is_inherited():
     from sid_core.training.flat import with_weights
 
     network = unet()
     network.register_forward_hook(lambda _, args, output: type(output)(sample=output.sample * 1.001))
-    prove_pair(network)
+    check_shared_prefix(network)
     assert not shares_prefix(with_weights(network, dict(network.named_parameters())))
