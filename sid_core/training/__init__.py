@@ -1,1 +1,1 @@
-"""Distillation: randomness, one iteration, its health, exact state, and the loop. Needs torch, diffusers and safetensors only."""
+"""Train a generator: one iteration, the loop, checkpoints, ranks. Needs torch, diffusers and safetensors only."""

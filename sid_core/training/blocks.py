@@ -1,4 +1,4 @@
-"""Treat the blocks of a backbone: gradient checkpointing, compilation, weights sharded over GPUs."""
+"""Apply activation checkpointing, compilation and FSDP to the blocks of a backbone."""
 
 import warnings
 from functools import partial
@@ -12,24 +12,22 @@ from torch.utils.checkpoint import checkpoint
 
 from ..models.backbones import Backbone
 
-SHAPES = (
-    256  # that one block's code is compiled for: its instances differ in width, size, rows and what is differentiated
-)
+SHAPES = 256  # recompilations allowed: instances of a block differ in width, size, batch and requires_grad
 
 
 def checkpoint_blocks(backbone: Backbone) -> None:
-    """Keep the inputs of the residual and attention blocks alone for backward.
+    """Store only the inputs of residual and attention blocks for backward.
 
-    diffusers' own switch works in its blocks' forward, which the shared prefix of a guided pair goes around; and like this it
-    holds for frozen networks that are differentiated through to their input.
+    diffusers' own switch acts in its blocks' forward, which the shared prefix of a guided pair bypasses. It also
+    ignores frozen networks, through which the loss is differentiated to their input.
     """
     for block in backbone.blocks():
-        # nothing random happens in a block, so no random state is kept
+        # blocks have no dropout: saving the random state would only cost time
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 def compile_blocks(backbone: Backbone) -> None:
-    """Compile each kind of block once a shape; a whole network would take many minutes."""
+    """Compile each kind of block once per shape; a whole network would take many minutes."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
     for module in backbone.network.modules():
         if type(module).__name__ in backbone.COMPILED:
@@ -37,15 +35,16 @@ def compile_blocks(backbone: Backbone) -> None:
 
 
 def shard_blocks(backbone: Backbone, device: torch.device) -> None:
-    """Let each process keep its part of a frozen network's blocks (FSDP2): all are brought together for a block when it computes,
-    and again when it is differentiated through.
+    """Shard the parameters of a frozen network's blocks over the ranks (FSDP2).
+
+    Each block is all-gathered before its forward and again before its backward.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    # what the blocks return is added to out of place
+    # harmless: outputs of blocks are never changed in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     for block in blocks_to_shard(backbone):
         for weights in block.parameters():
-            weights.data = weights.data.contiguous()  # it takes no others, such as channels_last
+            weights.data = weights.data.contiguous()  # FSDP2 supports no other strides, such as channels_last
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
 
 

@@ -1,6 +1,7 @@
-"""A Trainer without files: a teacher of random weights, or of shapes alone on the device `meta`, and random prompt embeddings.
+"""Build a Trainer without files, for benchmarks, FLOP counts and predictions of memory.
 
-For benchmarks, counts and predictions of memory. Needs neither tokenizer nor text encoder, and no configuration library.
+The teacher has random weights, or shapes only on the device `meta`; prompt embeddings are random. It needs no
+tokenizer, text encoder or configuration library.
 """
 
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from ..models.conditioning import Conditioning
 from .iteration import Trainer
 from .precision import set_determinism, set_memory_format
 
-# what Trainer reads of config.Distill, as in the published runs
+# fields of config.Distill that Trainer reads, as in the published runs
 PUBLISHED = {
     "train_kimg": 4812, "batch": 512, "micro_batch": 16, "lr": 1e-6, "fake_lr": None, "lr_final": None,
     "adam_beta1": 0.0, "adam_beta2": 0.999, "adam_eps": 1e-8, "weight_decay": 0.0, "t_init": 625, "t_min": 20, "t_max": 980,
@@ -24,7 +25,7 @@ PUBLISHED = {
 
 
 class RandomPrompts:
-    """A PromptSet of random embeddings: `table` (N, L, D) in host memory, and `empty`, one row on the device."""
+    """A PromptSet of random embeddings: `table` (N, L, D) in host memory, `empty` (1, L, D) on the device."""
 
     def __init__(self, shape: tuple[int, int], device: torch.device, count: int = 256, seed: int = 0):
         generator = torch.Generator().manual_seed(seed)
@@ -40,7 +41,7 @@ class RandomPrompts:
 
 
 def make_run(kappa: float, seed: int = 0) -> SimpleNamespace:
-    """A run of one sampling step with all guidance scales `kappa`."""
+    """Make a run of a one-step generator with all guidance scales `kappa`."""
     return SimpleNamespace(
         name="dry-run",
         objective="sid",
@@ -54,14 +55,14 @@ def make_run(kappa: float, seed: int = 0) -> SimpleNamespace:
 
 
 def make_settings(**changes) -> SimpleNamespace:
-    """The published settings but for `changes`."""
+    """Make the published settings with `changes`."""
     unknown = changes.keys() - PUBLISHED.keys()
     assert not unknown, f"{unknown}: not among {list(PUBLISHED)}"
     return SimpleNamespace(**PUBLISHED | changes)
 
 
 def make_trainer(architecture: Architecture, device: str | torch.device, kappa: float = 2.0, **changes) -> Trainer:
-    """A Trainer of `architecture` on `device`; `changes` to the published settings."""
+    """Make a Trainer of `architecture` on `device` by the published settings with `changes`."""
     device = torch.device(device)
     teacher = new_backbone(architecture, "meta" if device.type == "meta" else "cpu")
     settings = make_settings(**changes)

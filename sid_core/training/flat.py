@@ -1,7 +1,7 @@
-"""The parameters of a network as one vector.
+"""Store the parameters of a network in one vector.
 
-Optimizer, EMA, 16-bit copies, the sum over processes and the gradient's norm then are one operation each, whatever the number of
-layers; names matter only where a state is saved. A vector may live in the host's memory, or each process may keep a part of it.
+Optimizer, EMA, 16-bit copies, all-reduce and gradient norm are then one operation each, for any number of layers;
+names matter only in checkpoints. A vector may be in host memory, or sharded over the ranks.
 """
 
 import copy
@@ -13,34 +13,36 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-ALIGN = 64  # elements; every tensor starts at a multiple of it, as vectorised kernels like
+ALIGN = 64  # elements; every parameter starts at a multiple of it, for vectorised kernels
 SLICE = 2**24  # elements of an offloaded vector that are on the device at once: 64 MB
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 class Layout:
-    """Where each parameter of a network lies in a vector; networks of one architecture share a layout.
+    """Offsets of a network's parameters in a vector; networks of one architecture share a layout.
 
     Args:
-        shares: equal parts that a vector can be cut into.
-        backward_order: top-level module -> its place in backward, where that is not the reversed order of the parameters; 0 else.
+        shards: number of equal shards; the size is padded to a multiple.
+        backward_order: top-level module -> its rank in backward, for modules out of the reversed order of
+            parameters; others have 0.
 
     Attributes:
-        size: elements of a vector. Gaps between parameters are zero in every vector, and stay it.
-        blocks: parts of a vector whose gradients are complete one after the other, in about this order: (names, where they lie).
+        size: elements of a vector. Gaps between parameters are zero in every vector, and remain zero.
+        blocks: (names, slice) of consecutive parameters, approximately in the order in which backward completes
+            their gradients.
     """
 
-    def __init__(self, network: nn.Module, shares: int = 1, backward_order: Mapping[str, int] = MappingProxyType({})):
+    def __init__(self, network: nn.Module, shards: int = 1, backward_order: Mapping[str, int] = MappingProxyType({})):
         self._slots: dict[str, tuple[torch.Size, tuple[int, ...], int]] = {}
         self.size = 0
         blocks: dict[str, list[str]] = {}
         for name, parameter in network.named_parameters():
-            # strides are kept: channels_last weights stay channels_last
+            # with strides: channels_last weights must remain channels_last
             self._slots[name] = (parameter.shape, parameter.stride(), self.size)
             self.size += _aligned(parameter.numel(), ALIGN)
             blocks.setdefault(re.match(r"\w+(\.\d+)?", name)[0], []).append(name)
-        self.size = _aligned(self.size, ALIGN * shares)
+        self.size = _aligned(self.size, ALIGN * shards)
         order = sorted(reversed(blocks), key=lambda block: backward_order.get(block.split(".")[0], 0))
         self.blocks = [(blocks[block], self._extent(blocks[block])) for block in order]
 
@@ -49,14 +51,14 @@ class Layout:
         return slice(self._slots[names[0]][2], offset + _aligned(shape.numel(), ALIGN))
 
     def views(self, vector: Tensor) -> dict[str, Tensor]:
-        """Every parameter's part of `vector`, by name, in its own shape."""
+        """Return views of `vector` by parameter name, in the parameters' shapes."""
         return {
             name: vector.as_strided(shape, stride, vector.storage_offset() + offset)
             for name, (shape, stride, offset) in self._slots.items()
         }
 
     def gather(self, network: nn.Module) -> Tensor:
-        """A float32 vector (size,) with the network's parameters, where they are."""
+        """Copy the network's parameters to a float32 vector (size,) on their device."""
         parameters = dict(network.named_parameters())
         vector = torch.zeros(self.size, device=next(iter(parameters.values())).device)
         for name, view in self.views(vector).items():
@@ -65,13 +67,13 @@ class Layout:
 
 
 def with_weights(network: Network, weights: dict[str, Tensor]) -> Network:
-    """A copy of a frozen network that computes with `weights` (by name) themselves; its own are not copied on the way."""
+    """Copy a frozen network with `weights`, by name, as its parameters; neither they nor its own are copied."""
     memo = {id(p): nn.Parameter(weights[name], requires_grad=False) for name, p in network.named_parameters()}
     return copy.deepcopy(network, memo)
 
 
 def placed(vector: Tensor, device: torch.device, offloaded: bool) -> Tensor:
-    """A copy on the device; or in the host's memory, pinned where a GPU fetches from it."""
+    """Copy to the device, or if `offloaded` to host memory, pinned for a GPU."""
     if not offloaded:
         return vector.to(device, copy=True)
     vector = vector.to("cpu", copy=True)
@@ -79,7 +81,10 @@ def placed(vector: Tensor, device: torch.device, offloaded: bool) -> Tensor:
 
 
 def on_device(device: torch.device, offloaded: bool, *vectors: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
-    """The vectors themselves; or of offloaded ones copies of each part, written back when the next is asked for."""
+    """Yield slices and the vectors on `device`.
+
+    Vectors on the device are yielded whole. Offloaded ones are copied slice by slice and written back afterwards.
+    """
     if not offloaded:
         yield slice(None), list(vectors)
         return
@@ -92,12 +97,12 @@ def on_device(device: torch.device, offloaded: bool, *vectors: Tensor) -> Iterat
 
 
 def row_norms(vector: Tensor) -> Tensor:
-    """Norms of rows of ALIGN: one long float32 sum on a CPU is wrong in the fifth digit."""
+    """Return norms of rows of ALIGN elements; one long float32 sum on a CPU is wrong in the fifth digit."""
     return torch.linalg.vector_norm(vector.view(-1, ALIGN), dim=1)
 
 
 def norm(vector: Tensor) -> Tensor:
-    """Euclidean norm of a vector of a layout's size."""
+    """Return the Euclidean norm of a vector of a layout's size."""
     return torch.linalg.vector_norm(row_norms(vector))
 
 

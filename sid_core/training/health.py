@@ -1,7 +1,7 @@
-"""Alarms: a diverging run ends with a message, not with a useless generator.
+"""Stop a diverging run by limits on logged metrics.
 
-The generator's loss oscillates about zero and says nothing about convergence; the gap between the two scores and the spread
-of the latents do.
+The generator's loss oscillates about zero and does not show convergence. The gap between the two scores and the
+standard deviation of the latents do.
 """
 
 from typing import TYPE_CHECKING
@@ -15,18 +15,22 @@ REMEDY = "lower distill.lr (or raise the limit, if the samples look right), then
 
 
 class TrainingStopped(UserError):
-    """The run cannot become a useful generator: non-finite numbers or an alarm."""
+    """The run cannot give a useful generator: non-finite numbers, or an alarm."""
 
 
 class AlarmWatch:
-    """Counts logged points in a row beyond each limit; raises TrainingStopped at `patience`."""
+    """Counts consecutive logged points that exceed each limit."""
 
     def __init__(self, alarms: "Alarms"):
         self.alarms = alarms
         self.counts: dict[str, int] = {}
 
     def check(self, point: dict[str, float | None]) -> None:
-        """Look at one logged point; points before `warmup_nimg` images are not judged."""
+        """Check one logged point, unless it is before `warmup_nimg` images.
+
+        Raises:
+            TrainingStopped: a limit is exceeded at `patience` consecutive points.
+        """
         if point["nimg"] < self.alarms.warmup_nimg:
             return
         values = {

@@ -1,6 +1,6 @@
-"""One iteration of a distillation: the phases of its objective in turn, then the average of the generator's weights.
+"""Compute one iteration: the phases of the objective in turn, then the average of the generator's weights.
 
-Nothing in an iteration waits for a GPU: metrics and the verdict on non-finite numbers stay on the device until they are read.
+An iteration never synchronises a GPU: metrics and checks for non-finite values remain on the device until logged.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
     from ..method.objectives import ScoreDistillation
 
 
-EMA_RAMP = 0.05  # the averages' half-life is at most this fraction of the images seen
+EMA_RAMP = 0.05  # upper bound of the average's half-life, as a fraction of the images seen
 
 
-class Abandoned(Exception):
-    """An iteration was left between two micro-batches. Updates made before stay; `step` goes on from there."""
+class IterationInterrupted(Exception):
+    """An iteration ended between two micro-batches; `step` continues after the phases already done."""
 
 
 class Trainer:
     """The state of one distillation and the step that advances it.
 
     Attributes:
-        teacher, fake_score, generator, ema: Backbones; all start from the teacher's weights. `ema` is the product, in float32;
-            see `collect_ema`.
-        trained: the trained two, "fake_score" and "generator".
-        phases: the updates of an iteration, by the run's objective.
-        own: the part of every vector that this process keeps; all of it, or with `distill.shard` a shard.
+        teacher, fake_score, generator, ema: Backbones, initialised from the teacher's weights. `ema` is the product,
+            in float32; call `gather_ema` before use.
+        trained: TrainedNetwork by name, "fake_score" and "generator".
+        phases: the updates of an iteration, from the run's objective.
+        own: slice of every vector that this rank stores: all of it, or with `distill.shard` its shard.
         ema_weights: the averages, a vector (own).
         iteration, nimg: iterations done and images seen by the generator.
-        phases_done, metrics: of an iteration that was abandoned after some of its phases; else 0 and empty.
-        abandon: asked before each micro-batch whether to leave the iteration.
+        phases_done, metrics: of an interrupted iteration; else 0 and empty.
+        should_interrupt: called before each micro-batch; true interrupts the iteration.
     """
 
     def __init__(
@@ -60,17 +60,17 @@ class Trainer:
         held_out: int = 0,
         device: torch.device | None = None,
     ):
-        """Copy the teacher's weights to where they belong.
+        """Copy the teacher's weights to all networks.
 
         Args:
-            teacher: in float32.
-            held_out: how many prompts at the end are not trained on.
-            device: where to compute; by default where the teacher is. A teacher in host memory takes no further GPU memory.
+            teacher: in float32. In host memory it takes no further GPU memory.
+            held_out: number of prompts, the last ones, that are not trained on.
+            device: by default that of the teacher.
         """
         self.held_out = held_out
         self.run, self.settings, self.prompts, self.latent_shape = run, settings, prompts, latent_shape
         self.world = world or World()
-        self.parts = self.world.parts(settings.batch, settings.micro_batch)
+        self.micro_batches = self.world.micro_batches(settings.batch, settings.micro_batch)
         self.objective = make_objective(run, settings)
         self.phases = self.objective.phases()
         self.device = device or next(teacher.parameters()).device
@@ -79,7 +79,7 @@ class Trainer:
         teacher.schedule.to(self.device)
         sharded = settings.shard != "none" and self.world.size > 1
         self.layout = Layout(teacher.network, self.world.size if sharded else 1, teacher.BACKWARD_ORDER)
-        self.own = self.world.shard(self.layout.size) if sharded else slice(0, self.layout.size)
+        self.own = self.world.shard_slice(self.layout.size) if sharded else slice(0, self.layout.size)
         start = self.layout.gather(teacher.network)
         rates = {"fake_score": settings.fake_lr or settings.lr, "generator": settings.lr}
         self.trained = {
@@ -103,7 +103,7 @@ class Trainer:
                 compile_blocks(backbone)
         self.iteration, self.phases_done = 0, 0
         self.metrics: dict[str, Tensor] = {}
-        self.abandon: Callable[[], bool] = lambda: False
+        self.should_interrupt: Callable[[], bool] = lambda: False
 
     @property
     def nimg(self) -> int:
@@ -111,14 +111,14 @@ class Trainer:
 
     @property
     def skipped(self) -> int:
-        """Updates left out because of non-finite numbers; waits for the device."""
+        """Return the number of updates skipped because of non-finite values; synchronises the device."""
         return sum(trained.guard.skipped for trained in self.trained.values())
 
     def step(self) -> dict[str, Tensor]:
-        """Do one iteration, or what is left of it; return its metrics, means over the batch, scalars on the device.
+        """Run one iteration, or its remaining phases; return its metrics, means over the batch, scalars on the device.
 
         Raises:
-            Abandoned: `abandon` said so.
+            IterationInterrupted: `should_interrupt` returned true.
         """
         for phase in self.phases[self.phases_done :]:
             self.metrics |= self._update(phase)
@@ -130,16 +130,20 @@ class Trainer:
 
     @torch.no_grad()
     def grid_latents(self, count: int) -> Tensor:
-        """Samples of the EMA generator for the first `count` training prompts and noises that never change, (count, C, H, W)."""
+        """Sample the EMA generator for the first `count` prompts, with constant noises.
+
+        Returns:
+            Latents (count, C, H, W).
+        """
         return torch.cat(list(self._samples("grid", torch.arange(count) % len(self.prompts))))
 
     @torch.no_grad()
     def held_out_latents(self) -> Iterator[Tensor]:
-        """Samples of the EMA generator for the held-out prompts, in micro-batches; their noises never change."""
+        """Sample the EMA generator for the held-out prompts, with constant noises; yield micro-batches."""
         yield from self._samples("proxy", torch.arange(len(self.prompts) - self.held_out, len(self.prompts)))
 
     def _samples(self, purpose: str, prompts: Tensor) -> Iterator[Tensor]:
-        # iteration 0: the noise of images that are compared over time must not change
+        # iteration 0: samples are compared over time, so their noise must not change
         noises = self._draw(purpose, 0, len(prompts), dropout=0.0).noises
         for start in range(0, len(prompts), self.settings.micro_batch):
             rows = slice(start, start + self.settings.micro_batch)
@@ -147,18 +151,17 @@ class Trainer:
             yield n_step(self.ema, z, self.settings.t_init, self.prompts(prompts[rows]))
 
     @torch.no_grad()
-    def collect_ema(self) -> None:
-        """Make `ema` the averages; called by all processes, before it is used. What is offloaded or sharded is gathered in the
-        gradient's memory, so it holds until the next step or save.
+    def gather_ema(self) -> None:
+        """Copy the averages to `ema`; a collective, to be called before `ema` is used.
+
+        Offloaded or sharded averages are gathered in the gradient's memory, valid until the next step or checkpoint.
         """
         if self._ema_apart:
             self._gather(self.ema_weights)
 
     @torch.no_grad()
-    def whole(self, vector: Tensor) -> Tensor:
-        """Return all of a vector of which this process keeps its own part; where that is less, all processes together and in the
-        gradient's memory.
-        """
+    def full_vector(self, vector: Tensor) -> Tensor:
+        """Return the full vector of this rank's shard; a collective, which gathers in the gradient's memory."""
         return vector if len(vector) == self.layout.size else self._gather(vector)
 
     def _gather(self, vector: Tensor) -> Tensor:
@@ -169,7 +172,11 @@ class Trainer:
         return here
 
     def raise_if_stopped(self) -> None:
-        """Raise TrainingStopped where non-finite numbers have reached their limit; waits for the device."""
+        """Check the number of consecutive non-finite updates; synchronises the device.
+
+        Raises:
+            TrainingStopped: it has reached its limit.
+        """
         for name, trained in self.trained.items():
             stopped = trained.guard.stopped()
             if stopped is None:
@@ -177,34 +184,34 @@ class Trainer:
             iteration, loss, norm = stopped
             images = iteration * self.settings.batch
             place = f"{name.replace('_', ' ')}, iteration {iteration} ({images:,} images)"
-            what = f"{place}: loss {loss:g}, gradient norm {norm:g}"
+            event = f"{place}: loss {loss:g}, gradient norm {norm:g}"
             if self.settings.nonfinite == "stop":
                 raise TrainingStopped(
-                    f"{what}; expected finite numbers. Lower distill.lr, or set distill.nonfinite: skip"
+                    f"{event}; expected finite numbers. Lower distill.lr, or set distill.nonfinite: skip"
                 )
-            raise TrainingStopped(f"{what}; {trained.guard.limit} non-finite updates in a row. Lower distill.lr")
+            raise TrainingStopped(f"{event}; {trained.guard.limit} non-finite updates in a row. Lower distill.lr")
 
     # --- updates -----------------------------------------------------------------------------------------------------
 
     def _update(self, phase: Phase) -> dict[str, Tensor]:
-        """Accumulate one network's gradient over the micro-batches and update it; every phase has draws of its own."""
+        """Accumulate one network's gradient over the micro-batches of the phase's draws, and update it."""
         trained, networks = self.trained[phase.network], Networks(self.teacher, self.fake_score, self.generator)
         dropout = self.settings.prompt_dropout if phase.drops_prompts else 0.0
         batch = self._draw(phase.stream or phase.name, self.iteration, self.settings.batch, dropout)
         totals = None
-        trained.open(self.gradient)
-        for rows in self.parts:
-            if self.abandon():
-                trained.close()
-                raise Abandoned
-            if rows is self.parts[-1]:
+        trained.enable_grad(self.gradient)
+        for rows in self.micro_batches:
+            if self.should_interrupt():
+                trained.freeze()
+                raise IterationInterrupted
+            if rows is self.micro_batches[-1]:
                 self.gradient.begin_sum()
-            share = (rows.stop - rows.start) / self.settings.batch
+            fraction = (rows.stop - rows.start) / self.settings.batch
             inputs = self._inputs(batch[rows].to(self.device), phase)
-            values = phase.backward(networks, inputs, share * trained.guard.scale)
+            values = phase.backward(networks, inputs, fraction * trained.guard.scale)
             means = torch.stack(list(values.values()))
-            totals = (torch.zeros_like(means) if totals is None else totals).add_(means, alpha=share)
-        trained.close()
+            totals = (torch.zeros_like(means) if totals is None else totals).add_(means, alpha=fraction)
+        trained.freeze()
         self.gradient.finish_sum()
         self.world.all_reduce_(totals)
         metrics = self.objective.finish(dict(zip(values, totals.unbind(), strict=True)))
@@ -231,7 +238,10 @@ class Trainer:
 
     @torch.no_grad()
     def _update_ema(self) -> None:
-        """beta = 0.5^(batch / half-life), half-life from the images seen before this iteration: the first update copies."""
+        """Average with beta = 0.5^(batch / half-life).
+
+        The half-life follows the images seen before this iteration, so the first update copies.
+        """
         halflife = min(self.settings.ema_halflife_nimg, EMA_RAMP * self.nimg)
         beta = 0.5 ** (self.settings.batch / max(halflife, 1e-8))
         theta = self.trained["generator"].master
@@ -240,7 +250,7 @@ class Trainer:
 
     @torch.no_grad()
     def ema_drift(self) -> float:
-        """|theta_ema - theta| / |theta|; all processes together."""
+        """Return |theta_ema - theta| / |theta|; a collective."""
         theta, gaps, sizes = self.trained["generator"].master, [], []
         for start in range(0, len(theta), SLICE):
             a, b = (vector[start : start + SLICE].to(self.device) for vector in (self.ema_weights, theta))
@@ -257,7 +267,7 @@ def make_objective(run: "Run", settings: "Distill") -> "ScoreDistillation":
     """Return the run's objective with its guidance scales.
 
     Raises:
-        UserError: no such objective.
+        UserError: unknown objective.
     """
     if run.objective not in OBJECTIVES:
         raise UserError(f"objective={run.objective}: expected {' or '.join(OBJECTIVES)}")

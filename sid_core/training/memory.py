@@ -161,7 +161,7 @@ def predict(
         assert memory.peak <= static, "setting up takes more than what it makes"
         one = _peak_of_a_step(trainer, memory)
         settings.batch = settings.micro_batch = 2
-        trainer.parts = trainer.world.parts(2, 2)
+        trainer.micro_batches = trainer.world.micro_batches(2, 2)
         two = _peak_of_a_step(trainer, memory)
         memory.restart()
         codec.decode(trainer.grid_latents(GRID))

@@ -1,4 +1,4 @@
-"""Adam on one float32 vector. With beta1 = 0, as published, the first moment is the gradient itself and is not stored."""
+"""Apply Adam to one float32 vector, without storing the first moment if beta1 = 0, as published."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def learning_rate(settings: "Distill", base: float, nimg: int) -> float:
-    """Return the learning rate after `nimg` images: `base` of a network, decaying linearly by lr_final / lr over the run."""
+    """Return the learning rate after `nimg` images: from `base`, linearly to `base` * lr_final / lr at the end."""
     if settings.lr_final is None:
         return base
     return base * (1.0 + (settings.lr_final / settings.lr - 1) * min(nimg / (1000 * settings.train_kimg), 1.0))
@@ -23,12 +23,13 @@ class Adam:
     """torch's fused Adam (AdamW where weight_decay is above 0) on the vector `parameters`.
 
     Args:
-        offloaded: the vectors live in the host's memory; a GPU fetches, updates and returns them in parts, with the same result.
+        offloaded: the vectors are in host memory and are updated on the GPU in slices, with equal results.
 
     Attributes:
         lr: learning rate of the next step.
-        steps: updates made, a float32 tensor on the device; skipped ones do not count.
-        second: running mean of squared gradients. `first`: of gradients, None with beta1 = 0.
+        steps: updates made, without skipped ones; a float32 tensor () on the device.
+        second: running mean of squared gradients.
+        first: running mean of gradients; None if beta1 = 0.
     """
 
     def __init__(
@@ -42,14 +43,19 @@ class Adam:
         return torch.zeros_like(self.parameters, pin_memory=self.parameters.is_pinned())
 
     def step(self, gradient: Tensor, skip: Tensor) -> None:
-        """One update; where `skip`, a float32 tensor (), is 1, nothing changes. `gradient`, on the device, is left as it was."""
+        """Update the parameters.
+
+        Args:
+            gradient: float32, on the device; not changed.
+            skip: float32 tensor (); 1 leaves everything unchanged.
+        """
         s, before = self.settings, self.steps.clone()
         vectors = [self.parameters, self.second] + ([] if self.first is None else [self.first])
         for rows, (parameters, second, *first) in on_device(gradient.device, self.offloaded, *vectors):
             adam(
                 [parameters],
                 [gradient[rows]],
-                # the kernel reads a gradient before it writes the first moment, which with beta1 = 0 is that gradient again
+                # beta1 = 0: the first moment is the gradient, which the kernel reads before it writes
                 first or [gradient[rows]],
                 [second],
                 [],

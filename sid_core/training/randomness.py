@@ -1,8 +1,7 @@
-"""Everything random in an iteration, derived from (seed, iteration, phase): nothing random is ever saved, and a resumed run
-draws what the uninterrupted one would have drawn.
+"""Draw the random inputs of an iteration from a stream with the key (seed, iteration, phase).
 
-The draws are of the whole batch. Micro-batches (and ranks) take slices of it, so that results do not depend on how the
-batch is split.
+Nothing random is saved, and a resumed run draws the values of an uninterrupted one. Draws are for the whole batch;
+micro-batches and ranks take slices, so results do not depend on how the batch is split.
 """
 
 from collections.abc import Callable
@@ -23,19 +22,19 @@ class Draw:
     dropped: Tensor  # (B,) bool, where the prompt becomes ""
     noises: Tensor  # (num_steps, B, C, H, W), z of every generator step
     eps: Tensor  # (B, C, H, W), the noise added to x_g
-    t: Tensor  # (B,), its level
+    t: Tensor  # (B,), the t of that noise
 
     def __getitem__(self, rows: slice) -> "Draw":
         return Draw(self.prompts[rows], self.dropped[rows], self.noises[:, rows], self.eps[rows], self.t[rows])
 
     def to(self, device: torch.device) -> "Draw":
-        """Noises, eps and t on `device`; prompts and drops stay on the host, where the prompts are."""
+        """Move noises, eps and t to `device`; `prompts` and `dropped` index embeddings in host memory."""
         moved = (to_device(tensor, device) for tensor in (self.noises, self.eps, self.t))
         return Draw(self.prompts, self.dropped, *moved)
 
 
 def rng(seed: int, iteration: int, purpose: str) -> torch.Generator:
-    """Make the CPU generator of one phase of one iteration, or of another purpose."""
+    """Make the random stream of one phase of one iteration, or of another purpose."""
     return random_stream("training", seed, iteration, purpose)
 
 
@@ -49,7 +48,11 @@ def draw(
     draw_t: Callable[[torch.Generator], Tensor],
     dropout: float = 0.0,
 ) -> Draw:
-    """Prompts uniformly with replacement, z and eps standard normal, t by `draw_t`, drops with probability `dropout`."""
+    """Draw the random inputs of a phase.
+
+    Prompts are uniform with replacement, z and eps standard normal, t from `draw_t`; a prompt is dropped with
+    probability `dropout`.
+    """
     return Draw(
         prompts=torch.randint(num_prompts, (batch,), generator=stream),
         dropped=torch.rand(batch, generator=stream) < dropout,

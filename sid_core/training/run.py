@@ -30,7 +30,7 @@ from ..storage.states import saved_states, trained_from
 from .blocks import shard_blocks
 from .distributed import World, connected, is_first
 from .health import AlarmWatch, TrainingStopped
-from .iteration import Abandoned, Trainer
+from .iteration import IterationInterrupted, Trainer
 from .logger import TrainingLogger, load_best, make_point
 from .precision import set_memory_format
 from .state import (
@@ -226,16 +226,16 @@ def _loop(trainer: Trainer, total: int, window: dict[str, Tensor], signals: "_Si
     """Iterate to the end; after each iteration add its metrics to `window` and yield what is due. Processes agree on it.
 
     Raises:
-        Abandoned: a signal arrived, and the iteration takes too long to be waited for.
+        IterationInterrupted: a signal arrived, and the iteration takes too long to be waited for.
     """
     s, world, clock = trainer.settings, trainer.world, _Clock(trainer.settings.state_every_s)
-    trainer.abandon = lambda: world.largest(signals.overdue()) > 0
+    trainer.should_interrupt = lambda: world.all_reduce_max(signals.overdue()) > 0
     while trainer.iteration < total:
         for name, value in trainer.step().items():
             window[name] = window.get(name, 0) + value.double()
         window["iterations"] = window.get("iterations", 0) + 1
         # one number, as it is asked for in every iteration; whose clock is ahead saves for all
-        signum, late = divmod(world.largest(2 * signals.first + clock.is_late()), 2)
+        signum, late = divmod(world.all_reduce_max(2 * signals.first + clock.is_late()), 2)
         last = trainer.iteration == total
         score = s.proxy_samples > 0 and (last or _due(trainer, s.proxy_every_nimg))
         log_now = last or score or _due(trainer, s.log_every_nimg)
@@ -262,7 +262,7 @@ def _train(
         raise UserError(
             f"{state}: has already seen {trainer.nimg:,} images, more than distill.train_kimg={s.train_kimg:g}; delete the folder to start over"
         )
-    trainer.collect_ema()
+    trainer.gather_ema()
     logger = TrainingLogger(trainer, state, total * s.batch, on_samples, on_held_out) if is_first() else None
     watch = AlarmWatch(s.alarms)
     # one point less than trips an alarm
@@ -276,7 +276,7 @@ def _train(
                 if due.log or due.save:
                     trainer.raise_if_stopped()
                 if due.score or due.draw:
-                    trainer.collect_ema()
+                    trainer.gather_ema()
                 if due.log:
                     point = make_point(trainer, window)
                     window.clear()
@@ -289,11 +289,11 @@ def _train(
                     writer.write(trainer, window)
                 if due.signum and not due.last:
                     raise Interrupted(due.signum)
-        except Abandoned:
+        except IterationInterrupted:
             trainer.raise_if_stopped()
             writer.write(trainer, window)
-            raise Interrupted(world.largest(signals.first)) from None
-    trainer.collect_ema()
+            raise Interrupted(world.all_reduce_max(signals.first)) from None
+    trainer.gather_ema()
 
 
 def _bar(trainer: Trainer, total: int) -> tqdm:
@@ -375,7 +375,7 @@ def _identity(settings: "DistillSettings", teacher_sha256: str, prompts: Sequenc
 def _agree(world: World, identity: dict[str, object]) -> None:
     """All processes must have been given the same run: their files lie on different machines, perhaps."""
     mine = int(digest(identity)[:15], 16)
-    if (world.largest(mine), world.largest(-mine)) != (mine, -mine):
+    if (world.all_reduce_max(mine), world.all_reduce_max(-mine)) != (mine, -mine):
         raise UserError(
             "the processes of this run were given different settings, teachers or prompts; give all the same"
         )

@@ -220,7 +220,7 @@ def _vectors(trainer: Trainer) -> dict[str, Tensor]:
 def _copy_vectors(trainer: Trainer, copies: dict[str, Tensor]) -> None:
     """Bring the vectors that this process writes to the host's memory, by name; all have a part in putting each together."""
     for number, (name, vector) in enumerate(_vectors(trainer).items()):
-        vector = trainer.whole(vector)
+        vector = trainer.full_vector(vector)
         if number % trainer.world.size == trainer.world.rank:
             if name not in copies:  # pinned, a GPU is through in a second instead of five
                 copies[name] = torch.empty(len(vector), pin_memory=vector.is_cuda)

@@ -1,4 +1,4 @@
-"""A network in training: float32 weights, their gradient and optimizer, and the network that computes, in its own precision."""
+"""Train a network: float32 weights, gradient and optimizer, and a module that computes in its own dtype."""
 
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,20 +11,22 @@ from ..models.backbones import Backbone
 from .distributed import OverlappedAllReduce, World
 from .flat import Layout, norm, placed, with_weights
 from .optimizer import Adam
-from .precision import Guard
+from .precision import UpdateGuard
 
 if TYPE_CHECKING:
     from ..config import Distill
 
-NONFINITE_LIMIT = 10  # skipped updates in a row that end a run with `nonfinite: skip`
+NONFINITE_LIMIT = 10  # consecutive skipped updates that end a run with `nonfinite: skip`
 
 
 class Gradient:
-    """One float32 gradient of a whole network. Both trained networks use it in turn; between iterations its memory is lent to
-    whoever needs a whole vector.
+    """One float32 gradient, used by both trained networks in turn.
+
+    Between iterations its memory is a reused buffer for all-gathered vectors.
 
     Attributes:
-        parameters: the gradient, a vector of the layout; `views` of it by name.
+        parameters: the gradient, a vector of the layout.
+        views: views of it by parameter name.
     """
 
     def __init__(self, layout: Layout, device: torch.device, world: World):
@@ -35,14 +37,17 @@ class Gradient:
         self._sum = OverlappedAllReduce(world, [(self.parameters[part], len(names)) for names, part in layout.blocks])
 
     def take(self, name: str, parameter: Tensor) -> None:
-        """Backward is done with a parameter: a 16-bit gradient goes into the float32 sum as soon as it is there, and is freed."""
-        if parameter.dtype != torch.float32:  # else backward has added in place
+        """Take over a parameter's complete gradient, as a hook of backward.
+
+        A 16-bit gradient is added to the float32 one and freed at once.
+        """
+        if parameter.dtype != torch.float32:  # backward adds float32 gradients in place
             self.views[name].add_(parameter.grad)
             parameter.grad = None
         self._sum.arrived(self._block[name])
 
     def begin_sum(self) -> None:
-        """Before the last backward: what it completes is summed over all processes while it goes on."""
+        """All-reduce gradients as the last backward completes them."""
         if self.world.size > 1:
             self._sum.begin()
 
@@ -52,16 +57,16 @@ class Gradient:
 
 
 class TrainedNetwork:
-    """The fake score or the generator. It starts from the teacher's weights.
+    """The fake score or the generator, initialised from the teacher's weights.
 
     Args:
-        start: the teacher's float32 weights, a vector, on whatever device.
-        own: the part of a vector that this process keeps and updates; all of it, or its shard.
+        start: the teacher's float32 weights, a vector, on any device.
+        own: slice of a vector that this rank stores and updates: all of it, or its shard.
 
     Attributes:
-        backbone: the Backbone that computes. Its parameters are views of `master`, or of a copy of it: in 16 bits, or because
-            `master` is in the host's memory or a part.
-        master: the float32 weights, a vector.
+        backbone: the Backbone that computes. Its parameters are views of `master`, or of a copy if they are 16-bit or
+            `master` is in host memory or sharded.
+        master: the float32 weights, a vector (own).
         lr: learning rate at the start of the run.
     """
 
@@ -85,12 +90,12 @@ class TrainedNetwork:
         self.backbone = teacher.with_network(with_weights(teacher.network, weights))
         self.optimizer = Adam(self.master, settings, lr, device, self.offloaded)
         limit = 1 if settings.nonfinite == "stop" else NONFINITE_LIMIT
-        self.guard = Guard(device, settings.precision, limit)
+        self.guard = UpdateGuard(device, settings.precision, limit)
         self._parameters = dict(self.backbone.network.named_parameters())
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
-    def open(self, gradient: Gradient) -> None:
-        """Let backward add to `gradient`, emptied first."""
+    def enable_grad(self, gradient: Gradient) -> None:
+        """Set `gradient` to zero and let backward add to it."""
         gradient.parameters.zero_()
         self.backbone.requires_grad_(True)
         for name, parameter in self._parameters.items():
@@ -98,7 +103,7 @@ class TrainedNetwork:
                 parameter.grad = gradient.views[name]  # backward adds in place
             self._hooks.append(parameter.register_post_accumulate_grad_hook(partial(gradient.take, name)))
 
-    def close(self) -> None:
+    def freeze(self) -> None:
         """Freeze the network again."""
         self.backbone.requires_grad_(False)
         for parameter in self._parameters.values():
@@ -108,18 +113,18 @@ class TrainedNetwork:
         self._hooks.clear()
 
     def update(self, gradient: Gradient, loss: Tensor, lr: float, iteration: int) -> Tensor:
-        """Apply the gradient unless something is not finite; return the gradient's norm."""
+        """Apply the gradient unless it or the loss is not finite; return the gradient's norm."""
         if self.guard.scaled:
             gradient.parameters.div_(self.guard.scale)
         size = norm(gradient.parameters)
-        skip = self.guard.judge(loss, size, iteration)
+        skip = self.guard.should_skip(loss, size, iteration)
         self.optimizer.lr = lr
         self.optimizer.step(gradient.parameters[self.own], skip)
         self.refresh()
         return size
 
     def refresh(self) -> None:
-        """Bring the network up to date with the float32 weights, of which all processes may have a part each."""
+        """Copy the float32 weights to the network, all-gathered if sharded."""
         if self._copy is self.master:
             return
         self._copy[self.own].copy_(self.master)

@@ -68,7 +68,7 @@ def test_what_is_offloaded_changes_no_bit(make_trainer, monkeypatch, precision, 
     for trainer in trainers:
         trainer.step()
         trainer.step()
-        trainer.collect_ema()
+        trainer.gather_ema()
     plain, offloaded = trainers
     assert torch.equal(plain.ema_weights, offloaded.ema_weights)
     assert torch.equal(plain.trained["fake_score"].master, offloaded.trained["fake_score"].master)

@@ -129,10 +129,10 @@ def test_sums_begin_while_backward_goes_on(monkeypatch):
     """Of one of two processes: every block, in one order, before backward ends, and waited for after it."""
     events, cpu = [], torch.device("cpu")
     note = lambda self, vector: events.append(vector.data_ptr()) or (lambda: events.append("waited"))  # noqa: E731
-    monkeypatch.setattr(World, "begin_all_reduce_", note)
+    monkeypatch.setattr(World, "all_reduce_async_", note)
     monkeypatch.setattr(World, "all_reduce_", lambda *_: None)
-    inner = TrainedNetwork.close
-    monkeypatch.setattr(TrainedNetwork, "close", lambda self: events.append("backward ended") or inner(self))
+    inner = TrainedNetwork.freeze
+    monkeypatch.setattr(TrainedNetwork, "freeze", lambda self: events.append("backward ended") or inner(self))
     small, settings = architectures.named("small"), dry_run.make_settings(batch=4, micro_batch=1, nonfinite="skip")
     made = architectures.new_backbone(small, cpu), dry_run.RandomPrompts(small.text_shape, cpu), small.latent_shape
     trainer = Trainer(*made, dry_run.make_run(2.0), settings, World(0, 2), device=cpu)
@@ -281,10 +281,10 @@ def test_processes_with_different_settings_are_refused(run, monkeypatch):
     ],
 )
 def test_parts(size, rank, batch, micro_batch, expected):
-    assert [(rows.start, rows.stop) for rows in World(rank, size).parts(batch, micro_batch)] == expected
+    assert [(rows.start, rows.stop) for rows in World(rank, size).micro_batches(batch, micro_batch)] == expected
 
 
 @pytest.mark.parametrize(("size", "micro_batch"), [(3, 1), (2, 3)])
 def test_a_batch_that_cannot_be_shared_is_refused(size, micro_batch):
     with pytest.raises(UserError, match=r"distill\.batch=8.*expected a multiple"):
-        World(0, size).parts(8, micro_batch)
+        World(0, size).micro_batches(8, micro_batch)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sid_core.models.teacher import load_backbone
-from sid_core.training.precision import FIRST_SCALE, GROWTH_INTERVAL, Guard, set_determinism, set_memory_format
+from sid_core.training.precision import FIRST_SCALE, GROWTH_INTERVAL, UpdateGuard, set_determinism, set_memory_format
 from sid_core.training.state import StateWriter, load_newest_state
 from sid_core.training.trained_network import TrainedNetwork
 
@@ -122,11 +122,11 @@ def test_tf32_is_float32_on_a_cpu(make_trainer):
 
 
 def judge(guard, loss=1.0, norm=1.0, iteration=0):
-    return guard.judge(torch.tensor(loss), torch.tensor(norm), iteration).item()
+    return guard.should_skip(torch.tensor(loss), torch.tensor(norm), iteration).item()
 
 
 def test_overflow_in_float16_halves_the_scale_and_is_no_fault():
-    guard = Guard(CPU, "float16", limit=1)
+    guard = UpdateGuard(CPU, "float16", limit=1)
     assert guard.scale == FIRST_SCALE
     assert judge(guard, norm=float("inf")) == 1
     assert guard.scale == FIRST_SCALE / 2
@@ -136,14 +136,14 @@ def test_overflow_in_float16_halves_the_scale_and_is_no_fault():
 
 
 def test_the_scale_grows_after_many_good_updates():
-    guard = Guard(CPU, "float16", limit=1)
+    guard = UpdateGuard(CPU, "float16", limit=1)
     for _ in range(GROWTH_INTERVAL):
         judge(guard)
     assert guard.scale == 2 * FIRST_SCALE
 
 
 def test_what_no_scale_can_mend_is_a_fault():
-    guard = Guard(CPU, "float16", limit=2)
+    guard = UpdateGuard(CPU, "float16", limit=2)
     judge(guard, loss=float("nan"), norm=float("nan"), iteration=3)
     assert guard.stopped() is None
     judge(guard, loss=float("nan"), norm=float("nan"), iteration=4)
@@ -153,7 +153,7 @@ def test_what_no_scale_can_mend_is_a_fault():
 
 
 def test_overflow_at_the_smallest_scale_is_a_fault():
-    guard = Guard(CPU, "float16", limit=1)
+    guard = UpdateGuard(CPU, "float16", limit=1)
     for iteration in range(100):
         judge(guard, norm=float("inf"), iteration=iteration)
     assert guard.scale == 1
@@ -161,7 +161,7 @@ def test_overflow_at_the_smallest_scale_is_a_fault():
 
 
 def test_good_updates_end_a_row_of_faults():
-    guard = Guard(CPU, "float32", limit=2)
+    guard = UpdateGuard(CPU, "float32", limit=2)
     for norm in (float("nan"), 1.0, float("nan"), 1.0):
         judge(guard, norm=norm)
     assert guard.stopped() is None
@@ -169,7 +169,7 @@ def test_good_updates_end_a_row_of_faults():
 
 
 def test_a_restored_guard_goes_on(make_trainer):
-    guard, other = Guard(CPU, "float16", limit=5), Guard(CPU, "float16", limit=5)
+    guard, other = UpdateGuard(CPU, "float16", limit=5), UpdateGuard(CPU, "float16", limit=5)
     for _ in range(3):
         judge(guard, norm=float("inf"))
     other.restore(guard.saved())
