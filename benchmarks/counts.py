@@ -69,7 +69,7 @@ def work_of(function: Callable[[], object]) -> Work:
 
 def count(size: str, kappa: float, **changes) -> Work:
     """Count an iteration at batch 1 with fused attention, whose backward is five products instead of four."""
-    architecture = architectures.named(size)
+    architecture = architectures.from_name(size)
     trainer = make_trainer(architecture, "meta", kappa, **{"batch": 1, "micro_batch": 1} | changes)
     with fused_attention():
         return work_of(trainer.step)

@@ -26,7 +26,7 @@ from sid_core.data.shapes import ASSETS
 from sid_core.method import one_step
 from sid_core.models.backbones import StableDiffusion
 from sid_core.models.conditioning import Conditioning
-from sid_core.models.devices import DTYPES, exact_products, place
+from sid_core.models.devices import DTYPES, disable_tf32, place
 from sid_core.models.scheduler import noise_schedule
 from sid_core.models.teacher import latent_shape, load_backbone
 from sid_core.models.vae import ImageCodec
@@ -156,7 +156,7 @@ def main() -> None:
     given = parser.parse_args()
     batch = given.batch or {"embedded": 64, "sd15": 16}[given.size]
     precision = given.precision or ("float16" if device() == "cuda" else "float32")
-    exact_products()
+    disable_tf32()
     torch.manual_seed(0)
     generator, codec, latent, prompt = of_sd15_shape() if given.size == "sd15" else embedded()
     codec.at_once = given.vae_slicing

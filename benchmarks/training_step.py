@@ -31,7 +31,7 @@ def main() -> None:
     device = torch.device(given.device)
     if given.threads:
         torch.set_num_threads(given.threads)
-    architecture = architectures.named(given.size)
+    architecture = architectures.from_name(given.size)
     trainer = make_trainer(
         architecture, device, given.kappa, batch=given.batch, micro_batch=given.micro_batch, precision=given.precision,
         checkpointing=given.checkpointing, compile=given.compile, deterministic=given.deterministic,

@@ -56,9 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
         claim = getattr(given, "claim", None)
         with nullcontext() if claim is None else gpus.acquire_gpus(claim):
             if given.command not in WITHOUT_NETWORKS:
-                from .models.devices import exact_products
+                from .models.devices import disable_tf32
 
-                exact_products()  # training sets its own, by distill.precision
+                disable_tf32()  # training sets its own, by distill.precision
             given.run(given)
     except UserError as error:
         return print_error(str(error))
@@ -299,7 +299,7 @@ def _plan_memory(given: argparse.Namespace) -> None:
         raise UserError(f"--gpus {given.gpus}: expected 1 or more")
     if not 0 < given.kappa < math.inf:
         raise UserError(f"--kappa {given.kappa:g}: expected more than 0; 1 is no guidance")
-    architecture = architectures.of_directory(given.teacher) if given.teacher else architectures.named(given.size)
+    architecture = architectures.from_directory(given.teacher) if given.teacher else architectures.from_name(given.size)
     rows = memory.survey(architecture, given.kappa, given.precision, given.gpus)
     print(memory.to_markdown(rows), memory.advice(rows), memory.NOTE, sep="\n\n")
 

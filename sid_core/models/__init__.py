@@ -1,1 +1,1 @@
-"""Pretrained parts in the diffusers layout: the only importer of diffusers and transformers."""
+"""Load pretrained networks in the layout of diffusers; no other package imports diffusers and transformers."""

@@ -1,6 +1,6 @@
-"""UNets by name with random weights, for measurements that need a teacher's shape and not its knowledge.
+"""Build networks of random weights by name, for measurements that need a teacher's architecture alone.
 
-Nothing is downloaded. Weights are never zero: multiplying zeros costs a GPU less power, hence time, than training does.
+Nothing is downloaded. Weights are not zero: multiplying zeros takes a GPU less power, hence less time, than training.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ UNETS = {
     "sd15": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
     "sd21-base": {"sample_size": 64} | SD21,
     "sd21-768": {"sample_size": 96} | SD21,
-    # Stable Diffusion's blocks in small: attention on one level of two
+    # a small network of Stable Diffusion's blocks: attention on one level of two
     "small": {
         "sample_size": 8,
         "block_out_channels": [32, 64],
@@ -45,13 +45,13 @@ UNETS = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """What of a teacher decides how much work and memory a step takes.
+    """The properties of a teacher that determine time and memory of a step.
 
     Attributes:
         unet: config of a UNet2DConditionModel.
         latent_shape: (C, H, W).
         text_shape: (L, D), tokens of a prompt and their width.
-        text_parameters: of the text encoder.
+        text_parameters: parameters of the text encoder.
         vae: config of an AutoencoderKL.
     """
 
@@ -63,14 +63,14 @@ class Architecture:
     vae: dict
 
 
-def named(name: str) -> Architecture:
-    """sd15, sd21-base, sd21-768, small, or shapes: the embedded teacher's.
+def from_name(name: str) -> Architecture:
+    """Return the architecture of sd15, sd21-base, sd21-768, small, or shapes (the embedded teacher).
 
     Raises:
         UserError: no such name.
     """
     if name == "shapes":
-        return of_directory(shapes.ASSETS / "teacher")
+        return from_directory(shapes.ASSETS / "teacher")
     if name not in UNETS:
         raise UserError(f"size={name}: expected {', '.join(UNETS)} or shapes")
     unet = UNETS[name]
@@ -83,8 +83,8 @@ def named(name: str) -> Architecture:
     )  # fmt: skip
 
 
-def of_directory(folder: Path) -> Architecture:
-    """A teacher directory's; its weights are not read."""
+def from_directory(folder: Path) -> Architecture:
+    """Return the architecture of a teacher directory, without reading its weights."""
     from .teacher import latent_shape  # needs transformers, which training on random weights does not
 
     folder = Path(folder)
@@ -101,7 +101,7 @@ def of_directory(folder: Path) -> Architecture:
 
 
 def new_backbone(architecture: Architecture, device: str | torch.device, seed: int = 0) -> Backbone:
-    """Make a Backbone of random float32 weights; on the device `meta` it has shapes alone."""
+    """Make a Backbone of random float32 weights; on the device `meta` it has shapes and no data."""
     device = torch.device(device)
     schedule = noise_schedule(architecture.scheduler).to(device)
     unet = new_unet(architecture, device, seed)
@@ -109,12 +109,12 @@ def new_backbone(architecture: Architecture, device: str | torch.device, seed: i
 
 
 def new_codec(architecture: Architecture) -> ImageCodec:
-    """A VAE as training draws samples with, made on the default device."""
+    """Make the VAE of training's sample grids, on the default device."""
     return ImageCodec(AutoencoderKL(**architecture.vae), AT_ONCE)
 
 
 def new_unet(architecture: Architecture, device: str | torch.device, seed: int = 0) -> UNet2DConditionModel:
-    """The same weights for the same seed and device, made there."""
+    """Make a UNet of random weights on a device: equal weights for an equal seed and device."""
     device = torch.device(device)
     with torch.device("meta"):
         unet = UNet2DConditionModel(**architecture.unet)

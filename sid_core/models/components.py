@@ -9,7 +9,11 @@ from ..errors import UserError
 
 
 def load_component(kind: type, folder: Path) -> torch.nn.Module:
-    """A diffusers or transformers model from its folder, float32 safetensors only; UserError names what is wrong with it."""
+    """Load a diffusers or transformers model from the safetensors in its folder, as float32.
+
+    Raises:
+        UserError: the folder is damaged, of another architecture, or lacks weights.
+    """
     options = {"use_safetensors": True, "torch_dtype": torch.float32, "output_loading_info": True}
     try:
         model, found = kind.from_pretrained(folder, **options, **_strict(kind))
@@ -18,11 +22,11 @@ def load_component(kind: type, folder: Path) -> torch.nn.Module:
             f"{folder}: cannot be loaded as {kind.__name__}: {' '.join(str(error).split())[:300]}"
         ) from None
     missing = sorted(found["missing_keys"])
-    if missing:  # both libraries would go on with random ones
+    if missing:  # both libraries would continue with random ones
         raise UserError(f"{folder}: lacks weights of {kind.__name__}: {', '.join(missing[:5])}; get the file again")
     return model
 
 
 def _strict(kind: type) -> dict:
-    # diffusers' default needs the package accelerate; without it shapes are checked on load just the same
+    # diffusers' default needs the package accelerate; shapes are checked on load either way
     return {"low_cpu_mem_usage": False} if kind.__module__.startswith("diffusers") else {}

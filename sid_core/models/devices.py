@@ -1,4 +1,4 @@
-"""Where networks run in evaluation, and in which arithmetic."""
+"""Place networks on a device, and set the dtype of their arithmetic, for sampling and evaluation."""
 
 from typing import TypeVar
 
@@ -12,22 +12,25 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def place(network: Network, precision: str) -> Network:
-    """Move a network to this machine's device and its weights to `precision`; buffers (the noise schedule) stay float32."""
+    """Move a network to this machine's device and its weights to the dtype `precision`; buffers stay float32.
+
+    The buffers are those of the noise schedule.
+    """
     network.to(device())
     for weights in network.parameters():
-        # cuDNN's 16-bit convolutions want channels last, and would transpose in and out of every one
+        # cuDNN's 16-bit convolutions use channels last, and would transpose before and after every call
         last = weights.is_cuda and weights.ndim == 4 and precision != "float32"
         layout = torch.channels_last if last else torch.preserve_format
         weights.data = weights.data.to(DTYPES[precision], memory_format=layout)
     return network
 
 
-def arithmetic(device: str, dtype: torch.dtype) -> torch.autocast:
-    """Autocast to 16 bits; in float32 it does nothing."""
+def autocast(device: str, dtype: torch.dtype) -> torch.autocast:
+    """Return a context that autocasts to a 16-bit `dtype`; in float32 it does nothing."""
     return torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def exact_products() -> None:
-    """Keep float32 products float32 on a GPU: cuDNN's default is TF32, with 10 bits of 23."""
+def disable_tf32() -> None:
+    """Disable TF32, cuDNN's default for float32 convolutions, whose mantissa has 10 bits instead of 23."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

@@ -1,4 +1,4 @@
-"""A distilled generator on disk: its network in the diffusers layout, with generator.json saying how to call it."""
+"""Save and load a distilled generator: its network in the layout of diffusers, and generator.json with its sampling."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from .teacher import recorded_sha256
 
 
 def save_generator(out: Path, backbone: Backbone, weights: dict[str, Tensor], record: dict) -> None:
-    """Write `out` whole: the network's config, `weights` (the EMA) as safetensors, `record` as generator.json, a manifest.
+    """Write `out` atomically: the network's config, `weights` (the EMA), `record` as generator.json, a manifest.
 
-    `record` needs `t_init` and `num_steps`, by which the network is called, and the `teacher_sha256` it belongs to.
+    `record` needs `t_init` and `num_steps`, which sampling uses, and the `teacher_sha256` of its teacher.
     """
     with atomic_path(out, "generator.json") as folder:
         network = folder / backbone.NETWORK
@@ -31,7 +31,7 @@ def load_generator(folder: Path, teacher: Path) -> tuple[Backbone, dict]:
     """Load the generator (frozen, evaluation mode) on the teacher's schedule, and its generator.json.
 
     Raises:
-        UserError: a file of it is missing or changed, or it was distilled from another teacher.
+        UserError: one of its files is missing or changed, or it was distilled from another teacher.
     """
     folder = Path(folder)
     verify_manifest(folder)
@@ -59,10 +59,10 @@ def generator_folder(path: Path) -> Path:
 
 
 def find_teacher(generator: Path) -> Path:
-    """Find the prepared teacher that a generator belongs to, by its hash, beside the experiment's runs/.
+    """Find the prepared teacher of a generator by its hash, next to the experiment's runs/.
 
     Raises:
-        UserError: there is none.
+        UserError: no prepared teacher has that hash.
     """
     results = generator.resolve().parents[2]
     expected = read_json(generator / "generator.json").get("teacher_sha256")

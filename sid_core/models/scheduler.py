@@ -1,4 +1,4 @@
-"""A teacher's scheduler_config.json: its noise schedule, what its network predicts, and samplers on it.
+"""Read a teacher's scheduler_config.json: noise schedule, prediction type, and solvers on that schedule.
 
 Betas follow diffusers' DDPMScheduler.
 """
@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..method.schedule import VPSchedule
 from ..storage.files import read_json
 
-# diffusers' samplers of a discrete DDPM schedule of betas; flow matching, EDM and consistency models have others
+# diffusers' schedulers of a discrete DDPM schedule of betas; flow matching, EDM and consistency models have others
 SCHEDULERS = {
     f"{name}Scheduler"
     for name in (
@@ -39,17 +39,17 @@ SCHEDULE_KEYS = (
 
 
 def scheduler_config(folder: Path) -> dict:
-    """The teacher's scheduler_config.json."""
+    """Return the teacher's scheduler_config.json."""
     return read_json(Path(folder) / "scheduler" / "scheduler_config.json")
 
 
 def noise_schedule(config: dict) -> VPSchedule:
-    """Build from a diffusers scheduler_config.json.
+    """Build the noise schedule of a diffusers scheduler_config.json.
 
     Raises:
-        UserError: a setting this method cannot honour (a scheduler of another family or without betas, clipping or
-            thresholding of x_0, an unknown beta schedule, a prediction type other than epsilon and v_prediction, zero
-            terminal SNR with epsilon prediction).
+        UserError: an unsupported setting: a scheduler of another family or without betas, clipping or thresholding of
+            x_0, an unknown beta schedule, a prediction type other than epsilon and v_prediction, zero terminal SNR with
+            epsilon prediction.
     """
     name = config.get("_class_name")
     if name is not None and name.removesuffix("Scheduler") + "Scheduler" not in SCHEDULERS:
@@ -65,7 +65,7 @@ def noise_schedule(config: dict) -> VPSchedule:
     for key in ("clip_sample", "thresholding"):
         if config.get(key, False):
             raise UserError(
-                f"scheduler: {key}=true bounds x_0, which latents are not; set it to false in scheduler_config.json"
+                f"scheduler: {key}=true: expected false, since latents are not bounded. Fix: set it in scheduler_config.json"
             )
     prediction_type(config)
     abar = torch.cumprod(1 - _betas(config), 0)
@@ -79,11 +79,15 @@ def noise_schedule(config: dict) -> VPSchedule:
     try:
         return VPSchedule(abar)
     except ValueError as error:
-        raise UserError(f"noise schedule: {error}; check the scheduler's betas") from None
+        raise UserError(f"noise schedule: {error}. Fix: check the scheduler's betas") from None
 
 
 def prediction_type(config: dict) -> str:
-    """'epsilon' or 'v_prediction'; anything else is refused by name (diffusers' default is epsilon)."""
+    """Return 'epsilon' (diffusers' default) or 'v_prediction'.
+
+    Raises:
+        UserError: another prediction type.
+    """
     kind = config.get("prediction_type") or "epsilon"
     if kind not in ("epsilon", "v_prediction"):
         raise UserError(f"scheduler: prediction_type={kind}: expected epsilon or v_prediction")
@@ -91,7 +95,7 @@ def prediction_type(config: dict) -> str:
 
 
 def _betas(config: dict) -> Tensor:
-    """beta_t in float32, as diffusers computes them (its rounding is part of the trained network)."""
+    """Compute beta_t in float32 as diffusers does: the network was trained with its rounding."""
     if config.get("trained_betas") is not None:
         return torch.tensor(config["trained_betas"], dtype=torch.float32)
     kind, steps = config.get("beta_schedule"), config.get("num_train_timesteps", 1000)
@@ -122,10 +126,10 @@ def _zero_terminal_snr(abar: Tensor) -> Tensor:
 
 
 def make_solver(name: str, folder: Path, steps: int) -> DDIMScheduler | DPMSolverMultistepScheduler:
-    """Return a diffusers sampler with its timesteps set: 'ddim' (eta 0), 'dpm-solver' (DPM-Solver++ 2M), 'dpm-solver-karras'.
+    """Return a solver with its timesteps set: 'ddim' (eta 0), 'dpm-solver' (DPM-Solver++ 2M), 'dpm-solver-karras'.
 
-    Only the noise schedule comes from the teacher's config. A baseline must not depend on the sampler that the teacher happens to be
-    shipped with: its config may set another order or spacing, clip x_0, or let DDIM end at abar_0 instead of at x_0.
+    Only the noise schedule comes from the teacher's config, so that baselines do not depend on the teacher's default
+    scheduler: it may have another order or spacing, clip x_0, or let DDIM end at abar_0 instead of x_0.
     """
     config = scheduler_config(folder)
     schedule = {key: config[key] for key in SCHEDULE_KEYS if key in config}

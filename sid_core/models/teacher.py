@@ -1,7 +1,7 @@
-"""The teacher: a diffusers directory from one of the sources, prepared and verified once.
+"""Prepare and load the teacher, a diffusers directory.
 
-`embedded` ships with the package, `local` is any directory on disk, `hub` is one in a repository. From here on they are one,
-and its family (models/backbones) knows how to load it.
+Its source is `embedded` (ships with the package), `local` (a directory) or `hub` (a repository). The prepared directory
+has one layout for all, and its family (models/backbones) loads it.
 """
 
 from pathlib import Path
@@ -20,11 +20,10 @@ if TYPE_CHECKING:
 
 
 def prepare_teacher(settings: "Teacher", out: Path) -> None:
-    """Bring the teacher to `out` with provenance.json and a manifest that every later stage verifies.
+    """Copy the teacher to `out` with provenance.json and a manifest that every later stage verifies.
 
     Raises:
-        UserError: a component is missing, damaged, of other shapes than its config says, of another kind of model, or needs
-            what the method lacks.
+        UserError: a component is missing, damaged, differs from its config, or is not supported by the method.
     """
     path = None
     if settings.source != "hub":
@@ -39,13 +38,13 @@ def prepare_teacher(settings: "Teacher", out: Path) -> None:
 
 
 def teacher_sha256(folder: Path) -> str:
-    """One hash of all the teacher's weights and configs, after checking them against the manifest."""
+    """Return one hash of the teacher's weights and configs, after verifying them by the manifest."""
     verify_manifest(folder)
     return recorded_sha256(folder)
 
 
 def recorded_sha256(folder: Path) -> str:
-    """The same by the manifest alone: the weights, gigabytes, are not read."""
+    """Return the same hash from the manifest alone, without reading gigabytes of weights."""
     files = read_json(Path(folder) / "manifest.json")["files"]
     return digest({name: entry["sha256"] for name, entry in files.items() if name != "provenance.json"})
 
@@ -61,7 +60,7 @@ def load_text_encoder(folder: Path) -> Encoder:
 
 
 def load_image_codec(folder: Path, at_once: int | None = None) -> nn.Module:
-    """Load the teacher's autoencoder, frozen; it takes `at_once` images at a time, to save memory (None: all)."""
+    """Load the teacher's autoencoder, frozen; it evaluates `at_once` images at a time to save memory (None: all)."""
     return family_of(folder).image_codec(Path(folder), at_once)
 
 
@@ -71,5 +70,5 @@ def latent_shape(folder: Path) -> tuple[int, int, int]:
 
 
 def load_solver(name: str, folder: Path, steps: int):
-    """Return the teacher's sampler of the baseline `name`, with its timesteps set."""
+    """Return the teacher's solver `name`, with its timesteps set."""
     return family_of(folder).solver(name, Path(folder), steps)

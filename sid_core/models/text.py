@@ -1,4 +1,4 @@
-"""Prompts to embeddings, as Stable Diffusion does it: the CLIP text model's last hidden state of every token."""
+"""Encode prompts as Stable Diffusion does: the CLIP text model's last hidden state of every token."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from ..errors import UserError
 from .components import load_component
 from .conditioning import Conditioning
 
-transformers_logging.disable_progress_bar()  # it would count the tensors of one file
+transformers_logging.disable_progress_bar()  # it counts the tensors of one file, which is no progress of a stage
 
 
 class TextEncoder(nn.Module):
@@ -28,11 +28,11 @@ class TextEncoder(nn.Module):
         """Load `tokenizer` and `text_encoder` of a teacher directory.
 
         Raises:
-            UserError: one of them is damaged.
+            UserError: a component is damaged.
         """
         try:
             tokenizer = CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer")
-        except Exception as error:  # the Rust part of tokenizers raises nothing narrower
+        except Exception as error:  # tokenizers' Rust code raises no narrower class
             raise UserError(
                 f"{folder}: tokenizer: cannot be read ({' '.join(str(error).split())[:200]}). Fix: get its files again"
             ) from None

@@ -1,4 +1,4 @@
-"""Images to latents and back: the teacher's VAE with its scaling factor inside, so that nobody else multiplies by it."""
+"""Encode images to latents and decode them, with the VAE's scaling factor applied here and nowhere else."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,14 +9,14 @@ from torch import Tensor, cat, nn
 
 from .components import load_component
 
-AT_ONCE = 1  # images decoded together beside a training, which fills a GPU's memory
+AT_ONCE = 1  # images decoded together during training, which fills the GPU's memory
 
 
 class ImageCodec(nn.Module):
     """The frozen VAE. Images are (B, 3, H, W) float32 in [-1, 1]; latents are scaled to about unit variance.
 
     Args:
-        at_once: images that it takes at a time, to save memory (its largest maps have the size of the image); None: all.
+        at_once: images evaluated at a time, to save memory: feature maps have the size of the image. None: all.
     """
 
     def __init__(self, vae: AutoencoderKL, at_once: int | None = None):
@@ -34,13 +34,13 @@ class ImageCodec(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (B, C, h, w) to images; values may leave [-1, 1] a little."""
+        """Decode scaled latents (B, C, h, w) to images, whose values may slightly exceed [-1, 1]."""
         scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
         return cat([self.vae.decode(part).sample.float() for part in self._parts(scaled)])
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images to scaled latents, the mean of the posterior (no noise)."""
+        """Encode images to scaled latents (B, C, h, w), the mean of the posterior without noise."""
         parts = self._parts(images.to(self.vae.dtype))
         return cat([self.vae.encode(part).latent_dist.mean.float() for part in parts]) * self.vae.config.scaling_factor
 

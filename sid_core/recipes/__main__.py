@@ -19,10 +19,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     import torch
 
-    from ..models.devices import exact_products
+    from ..models.devices import disable_tf32
 
     torch.set_num_threads(given.threads)
-    exact_products()
+    disable_tf32()
     try:
         make_assets(
             given.out, SMALLEST if given.smallest else RecipeSettings(), set(given.only) if given.only else None

@@ -19,7 +19,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 from counts import count, work_of  # noqa: E402
 
-SMALL = architectures.named("small")
+SMALL = architectures.from_name("small")
 
 
 @pytest.mark.parametrize(("kappa", "tflop"), [(2.0, 15.03), (1.0, 9.33)])

@@ -2,12 +2,12 @@ import pytest
 import torch
 
 from sid_core.models.conditioning import Conditioning
-from sid_core.models.devices import DTYPES, exact_products, place
+from sid_core.models.devices import DTYPES, disable_tf32, place
 from sid_core.models.teacher import load_backbone
 
 
 @pytest.mark.parametrize("precision", DTYPES)
-def test_weights_take_the_precision_and_the_schedule_stays_float32(precision, tiny_teacher):
+def test_place_with_a_precision_casts_weights_and_not_the_schedule(precision, tiny_teacher):
     denoiser = place(load_backbone(tiny_teacher), precision)
     assert {weights.dtype for weights in denoiser.parameters()} == {DTYPES[precision]}
     assert {buffer.dtype for buffer in denoiser.schedule.buffers()} == {torch.float32}
@@ -18,17 +18,17 @@ def test_weights_take_the_precision_and_the_schedule_stays_float32(precision, ti
     assert x0_hat.dtype == torch.float32
 
 
-def test_float32_products_are_float32():
+def test_disable_tf32_turns_tf32_off_in_both_libraries():
     torch.backends.cudnn.allow_tf32 = True
-    exact_products()
+    disable_tf32()
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_float32_agrees_with_the_cpu(tiny_teacher):
-    exact_products()
+def test_place_on_a_gpu_agrees_with_the_cpu(tiny_teacher):
+    disable_tf32()
     x, t, cond = torch.randn(4, 4, 8, 8), torch.full((4,), 625), Conditioning(torch.randn(4, 12, 16))
     with torch.no_grad():
         expected = load_backbone(tiny_teacher)(x, t, cond)

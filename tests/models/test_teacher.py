@@ -1,4 +1,4 @@
-"""Teachers as diffusers directories: what is brought, what is refused and how it is named."""
+"""Prepare teachers from diffusers directories; reject damaged and unsupported ones with a message that names the cause."""
 
 import json
 import re
@@ -29,7 +29,7 @@ from sid_core.storage.files import read_json
 
 @pytest.fixture
 def copy(tiny_teacher_source, tmp_path):
-    """A teacher folder a test may damage."""
+    """Copy a teacher folder, so that a test may damage it."""
     return shutil.copytree(tiny_teacher_source, tmp_path / "source")
 
 
@@ -46,7 +46,7 @@ def edit(path, **changes):
     path.write_text(json.dumps(read_json(path) | changes))
 
 
-def test_brings_the_weights_unchanged(tiny_teacher_source, tiny_teacher):
+def test_prepare_teacher_copies_the_weights_unchanged(tiny_teacher_source, tiny_teacher):
     ours = load_backbone(tiny_teacher).network.state_dict()
     theirs = UNet2DConditionModel.from_pretrained(tiny_teacher_source / "unet", low_cpu_mem_usage=False).state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -54,33 +54,33 @@ def test_brings_the_weights_unchanged(tiny_teacher_source, tiny_teacher):
     assert len(teacher_sha256(tiny_teacher)) == 64
 
 
-def test_unused_forms_of_weights_are_left_behind(copy, tmp_path):
+def test_prepare_teacher_with_pickled_weights_too_ignores_them(copy, tmp_path):
     (copy / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
     out = prepare(copy, tmp_path)
     assert not list(out.rglob("*.bin"))
 
 
 @pytest.mark.parametrize("component", ["tokenizer", "text_encoder", "unet", "vae", "scheduler"])
-def test_missing_component_is_named(copy, tmp_path, component):
+def test_prepare_teacher_without_a_component_names_it(copy, tmp_path, component):
     shutil.rmtree(copy / component)
     with pytest.raises(UserError, match=f"component {component} is missing"):
         prepare(copy, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
-def test_no_such_folder(tmp_path):
+def test_prepare_teacher_of_a_missing_folder_names_the_setting(tmp_path):
     with pytest.raises(UserError, match=r"teacher\.path=.*nowhere"):
         prepare(tmp_path / "nowhere", tmp_path)
 
 
-def test_truncated_weights(copy, tmp_path):
+def test_prepare_teacher_with_truncated_weights_raises(copy, tmp_path):
     path = copy / "unet" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(UserError, match="unet: cannot be loaded"):
         prepare(copy, tmp_path)
 
 
-def test_weights_of_another_shape(copy, tmp_path):
+def test_prepare_teacher_with_weights_of_another_shape_raises(copy, tmp_path):
     edit(copy / "unet" / "config.json", block_out_channels=[16, 32])
     with pytest.raises(UserError, match="unet: cannot be loaded"):
         prepare(copy, tmp_path)
@@ -94,7 +94,7 @@ def test_weights_of_another_shape(copy, tmp_path):
         ("vae/diffusion_pytorch_model.safetensors", "decoder.conv_in.weight"),
     ],
 )
-def test_weights_that_are_not_there_are_not_random_ones(copy, tmp_path, file, name):
+def test_prepare_teacher_lacking_a_weight_names_it(copy, tmp_path, file, name):
     weights = load_file(copy / file)
     del weights[next(key for key in weights if key.endswith(name))]
     save_file(weights, copy / file, metadata={"format": "pt"})
@@ -102,8 +102,8 @@ def test_weights_that_are_not_there_are_not_random_ones(copy, tmp_path, file, na
         prepare(copy, tmp_path)
 
 
-def test_published_names_of_weights_are_known(copy):
-    """Stable Diffusion's text encoder has a prefix and a buffer that is none now, its VAE old names of attention."""
+def test_load_component_with_published_names_loads_all_weights(copy):
+    """Load the published names: a prefix and a former buffer in the text encoder, old names of attention in the VAE."""
     unprefixed = load_file(copy / "text_encoder" / "model.safetensors")
     prefixed = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in unprefixed.items()}
     prefixed["text_model.embeddings.position_ids"] = torch.arange(12)[None]
@@ -125,38 +125,38 @@ def test_published_names_of_weights_are_known(copy):
     assert all(torch.equal(loaded[name], tensor) for name, tensor in vae.state_dict().items())
 
 
-def test_text_encoder_of_another_width(copy, tmp_path):
+def test_prepare_teacher_with_a_text_encoder_of_another_width_names_both(copy, tmp_path):
     build.new_text_encoder(32, 1, 2, 74, 12).save_pretrained(copy / "text_encoder")
     with pytest.raises(UserError, match="text_encoder gives 32 values a token, unet expects 16"):
         prepare(copy, tmp_path)
 
 
-def test_vae_of_other_channels(copy, tmp_path):
+def test_prepare_teacher_with_a_vae_of_other_channels_names_both(copy, tmp_path):
     build.new_vae((8, 8), 8, 16).save_pretrained(copy / "vae")
     with pytest.raises(UserError, match="vae has 8 latent channels, unet expects 4"):
         prepare(copy, tmp_path)
 
 
 @pytest.mark.parametrize("change", [{"clip_sample": True}, {"prediction_type": "sample"}])
-def test_refused_schedulers(copy, tmp_path, change):
+def test_prepare_teacher_with_an_unsupported_scheduler_names_the_setting(copy, tmp_path, change):
     edit(copy / "scheduler" / "scheduler_config.json", **change)
     with pytest.raises(UserError, match=next(iter(change))):
         prepare(copy, tmp_path)
 
 
-def test_prediction_type_is_read_from_the_scheduler(copy, tmp_path):
+def test_prepare_teacher_with_v_prediction_reads_it_from_the_scheduler(copy, tmp_path):
     edit(copy / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
     assert load_backbone(prepare(copy, tmp_path)).prediction_type == "v_prediction"
 
 
-def test_an_edited_file_is_noticed(copy, tmp_path):
+def test_teacher_sha256_of_an_edited_file_raises(copy, tmp_path):
     out = prepare(copy, tmp_path)
     edit(out / "unet" / "config.json", sample_size=16)
     with pytest.raises(UserError, match=r"unet/config\.json: differs from its recorded sha256"):
         teacher_sha256(out)
 
 
-def test_codec_hides_the_scaling_factor(tiny_teacher):
+def test_image_codec_of_a_teacher_applies_the_scaling_factor(tiny_teacher):
     codec = ImageCodec.from_directory(tiny_teacher)
     vae = AutoencoderKL.from_pretrained(tiny_teacher / "vae", low_cpu_mem_usage=False).eval()
     images = torch.rand(2, 3, 16, 16) * 2 - 1
@@ -167,7 +167,7 @@ def test_codec_hides_the_scaling_factor(tiny_teacher):
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpm-solver", "dpm-solver-karras"])
-def test_solvers_walk_the_teachers_schedule(tiny_teacher, name):
+def test_make_solver_starts_at_the_last_timestep(tiny_teacher, name):
     solver = make_solver(name, tiny_teacher, 8)
     assert len(solver.timesteps) == 8
     assert solver.timesteps[0] == 999
@@ -175,7 +175,7 @@ def test_solvers_walk_the_teachers_schedule(tiny_teacher, name):
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpm-solver", "dpm-solver-karras"])
-def test_solver_takes_nothing_but_the_noise_schedule_from_the_teacher(tiny_teacher, copy, name):
+def test_make_solver_with_other_sampler_settings_ignores_them(tiny_teacher, copy, name):
     sampler = {
         "set_alpha_to_one": False,
         "solver_order": 3,
@@ -192,7 +192,7 @@ def test_solver_takes_nothing_but_the_noise_schedule_from_the_teacher(tiny_teach
     torch.testing.assert_close(x, estimate)  # x_0 itself, without the noise of level 0
 
 
-def test_generator_round_trip(tiny_teacher, tmp_path):
+def test_load_generator_of_a_saved_one_returns_equal_weights(tiny_teacher, tmp_path):
     backbone = load_backbone(tiny_teacher)
     record = {"t_init": 625, "num_steps": 1, "teacher_sha256": teacher_sha256(tiny_teacher)}
     save_generator(tmp_path / "generator", backbone, backbone.network.state_dict(), record)
@@ -203,7 +203,7 @@ def test_generator_round_trip(tiny_teacher, tmp_path):
     assert UNet2DConditionModel.from_pretrained(tmp_path / "generator" / "unet", low_cpu_mem_usage=False)
 
 
-def test_generator_of_another_teacher(tiny_teacher, copy, tmp_path):
+def test_load_generator_with_another_teacher_names_both_hashes(tiny_teacher, copy, tmp_path):
     backbone, sha256 = load_backbone(tiny_teacher), teacher_sha256(tiny_teacher)
     record = {"t_init": 625, "num_steps": 1, "teacher_sha256": sha256}
     save_generator(tmp_path / "g", backbone, backbone.network.state_dict(), record)
@@ -391,7 +391,7 @@ def test_name_type_needs_a_small_error_and_a_margin(errors, expected):
     assert prediction.choose_type(dict(zip(prediction.KINDS, errors, strict=True))) == expected
 
 
-def test_stated_prediction_type_is_recorded_as_stated(tiny_teacher):
+def test_prepare_teacher_with_a_stated_prediction_type_records_it(tiny_teacher):
     assert read_json(tiny_teacher / "provenance.json")["prediction_type"] == {"value": "epsilon", "stated": True}
 
 
@@ -401,7 +401,7 @@ STEMS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "dif
 
 
 def shard(folder, component, variant=""):
-    """A component's weights in two files and an index, as diffusers and transformers write large ones."""
+    """Split a component's weights into two files and an index, as diffusers and transformers write large ones."""
     dot = f".{variant}" if variant else ""
     path = folder / component / f"{STEMS[component]}{dot}.safetensors"
     weights = load_file(path)
@@ -416,7 +416,7 @@ def shard(folder, component, variant=""):
 
 
 def make_fp16(folder, keep):
-    """The fp16 variant of all weights beside, or in place of, the plain ones."""
+    """Add the fp16 variant of all weights, next to or instead of the float32 ones."""
     for component, stem in STEMS.items():
         path = folder / component / f"{stem}.safetensors"
         half = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in load_file(path).items()}

@@ -13,7 +13,7 @@ def normal(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def test_decoding_in_slices_is_decoding(codec, tiny_teacher):
+def test_image_codec_in_slices_equals_whole_batches(codec, tiny_teacher):
     sliced = ImageCodec.from_directory(tiny_teacher, at_once=2)
     seen = []
     sliced.vae.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
@@ -23,14 +23,14 @@ def test_decoding_in_slices_is_decoding(codec, tiny_teacher):
     assert torch.allclose(sliced.encode(images), codec.encode(images), atol=1e-5)
 
 
-def test_the_scaling_factor_is_inside(codec):
+def test_decode_divides_by_the_scaling_factor(codec):
     latents = normal(2, 4, 8, 8)
     with torch.no_grad():
         expected = codec.vae.decode(latents / codec.vae.config.scaling_factor).sample
     assert torch.equal(codec.decode(latents), expected)
 
 
-def test_16_bit_weights_give_float32_images(tiny_teacher, codec):
+def test_image_codec_in_16_bit_returns_float32(tiny_teacher, codec):
     half = ImageCodec.from_directory(tiny_teacher).to(torch.bfloat16)
     decoded = half.decode(normal(2, 4, 8, 8))
     assert decoded.dtype == torch.float32

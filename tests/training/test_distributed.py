@@ -133,7 +133,7 @@ def test_sums_begin_while_backward_goes_on(monkeypatch):
     monkeypatch.setattr(World, "all_reduce_", lambda *_: None)
     inner = TrainedNetwork.freeze
     monkeypatch.setattr(TrainedNetwork, "freeze", lambda self: events.append("backward ended") or inner(self))
-    small, settings = architectures.named("small"), dry_run.make_settings(batch=4, micro_batch=1, nonfinite="skip")
+    small, settings = architectures.from_name("small"), dry_run.make_settings(batch=4, micro_batch=1, nonfinite="skip")
     made = architectures.new_backbone(small, cpu), dry_run.RandomPrompts(small.text_shape, cpu), small.latent_shape
     trainer = Trainer(*made, dry_run.make_run(2.0), settings, World(0, 2), device=cpu)
     trainer.step()

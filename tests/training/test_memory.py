@@ -14,8 +14,8 @@ from sid_core.training import dry_run, memory
 from sid_core.training.distributed import World
 from sid_core.training.iteration import Trainer
 
-SMALL = architectures.named("small")
-SD15 = architectures.named("sd15")
+SMALL = architectures.from_name("small")
+SD15 = architectures.from_name("sd15")
 NETWORK = architectures.new_backbone(SMALL, "cpu")
 CODEC = sum(p.nbytes for p in architectures.new_codec(SMALL).parameters())
 

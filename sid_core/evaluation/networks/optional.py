@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from ...cluster.machine import device
 from ...data.images import enlarge
-from ...models.devices import DTYPES, arithmetic
+from ...models.devices import DTYPES, autocast
 from .loading import loading
 from .vision import Dinov2, ScoredClip
 from .weights import network_weights
@@ -73,7 +73,7 @@ class Dinov2Features(OptionalNetwork):
 
     @torch.inference_mode()
     def rows(self, prepared: Sequence[Tensor], captions: Sequence[str]) -> Tensor:
-        with arithmetic(device(), self._dtype):
+        with autocast(device(), self._dtype):
             return self._network(torch.stack(list(prepared)).to(device())).float().cpu()
 
 
@@ -96,7 +96,7 @@ class Preference(OptionalNetwork):
     @torch.inference_mode()
     def rows(self, prepared: Sequence[Tensor], captions: Sequence[str]) -> Tensor:
         images, tokens = torch.stack(list(prepared)).to(device()), self._tokenize(list(captions)).to(device())
-        with arithmetic(device(), self._dtype):
+        with autocast(device(), self._dtype):
             seen, read = self._network.encode_image(images).float(), self._network.encode_text(tokens).float()
         return self._scale * (normalize(seen, dim=-1) * normalize(read, dim=-1)).sum(1).cpu()
 

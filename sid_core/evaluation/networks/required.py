@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from ...cluster.machine import device
 from ...data.images import enlarge
 from ...errors import UserError
-from ...models.devices import DTYPES, arithmetic
+from ...models.devices import DTYPES, autocast
 from .feature_network import load_feature_network
 from .loading import loading
 from .weights import network_weights
@@ -64,7 +64,7 @@ class Features:
                 f"{prepared[0].shape[0]} x {prepared[0].shape[1]}; set feature_size: {size}"
             )
         batch = torch.from_numpy(np.stack(prepared)).to(device()).permute(0, 3, 1, 2).float()
-        with arithmetic(device(), self._dtype):
+        with autocast(device(), self._dtype):
             return self._network(batch).float().cpu()
 
 
@@ -96,7 +96,7 @@ class Clip:
     def rows(self, prepared: Sequence[Tensor], captions: Sequence[str] = ()) -> Tensor:
         """Compute embeddings (B, E) float32 of unit length of what `prepare` returned."""
         batch = torch.stack(list(prepared)).to(device())
-        with arithmetic(device(), self._dtype):
+        with autocast(device(), self._dtype):
             return normalize(self._model.encode_image(batch).float(), dim=-1).cpu()
 
     def images(self, images: Sequence[np.ndarray]) -> Tensor:
@@ -108,7 +108,7 @@ class Clip:
         """Compute embeddings (N, E) float32 of unit length; a text that repeats is encoded once."""
         places = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         distinct = list(places)
-        with arithmetic(device(), self._dtype):
+        with autocast(device(), self._dtype):
             encoded = [
                 self._model.encode_text(self._tokenize(distinct[i : i + TEXTS]).to(device())).float()
                 for i in range(0, len(distinct), TEXTS)
