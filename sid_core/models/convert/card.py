@@ -1,8 +1,8 @@
-"""The model card of an exported generator: what it is, how to use it, how it was made and measured, and its terms."""
+"""Write the model card of an exported generator: description, usage, settings, scores and license."""
 
 import json
 
-SHIPPED_LICENSE = "apache-2.0"  # of the embedded teacher, which ships with sid_core
+SHIPPED_LICENSE = "apache-2.0"  # license of the embedded teacher, which ships with sid_core
 CITATION = """@inproceedings{zhou2025guided,
   title={Guided Score identity Distillation for Data-Free One-Step Text-to-Image Generation},
   author={Mingyuan Zhou and Zhendong Wang and Huangjie Zheng and Hai Huang},
@@ -13,19 +13,19 @@ CITATION = """@inproceedings{zhou2025guided,
 
 
 def model_card(record: dict, weights_sha256: str, provenance: dict, score: dict | None, side: int) -> str:
-    """Markdown with the hub's metadata on top.
+    """Return Markdown that begins with the hub's metadata.
 
     Args:
         record: generator.json.
         provenance: the teacher's provenance.json; may be empty.
-        score: score.json of these weights, if there is one.
-        side: of an image, in pixels.
+        score: score.json of these weights, or None.
+        side: side of an image in pixels.
     """
     terms = SHIPPED_LICENSE if provenance.get("source") == "embedded" else provenance.get("license")
     sections = [
         _metadata(terms, provenance.get("repo")),
         f"# {record['run']['name']}: text to {side} x {side} images in one step",
-        _what(record, provenance),
+        _description(record, provenance),
         _usage(),
         _settings(record, weights_sha256),
         _scores(score),
@@ -42,7 +42,7 @@ def _metadata(terms: str | None, repo: str | None) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _what(record: dict, provenance: dict) -> str:
+def _description(record: dict, provenance: dict) -> str:
     imported = record.get("imported")
     origin = f"The weights are those of the published `{imported['file']}`." if imported else "Distilled by `sid_core`."
     return (
@@ -64,9 +64,9 @@ seed = torch.Generator().manual_seed(0)
 image = pipeline("a prompt", num_inference_steps=1, guidance_scale=1, generator=seed).images[0]
 ```
 
-Both settings matter. It was made for one step, and guidance is in its weights: a `guidance_scale` above 1 would take two
-evaluations and overdo it. The scheduler in this folder feeds the network sigma(t_init) z and returns its estimate of x_0;
-with another scheduler it gives other images."""
+Both settings matter. It was distilled for one step, and guidance is in its weights: a `guidance_scale` above 1 would take
+two evaluations and apply guidance twice. The scheduler in this folder feeds the network sigma(t_init) z and returns its
+estimate of x_0; another scheduler gives other images."""
 
 
 def _settings(record: dict, weights_sha256: str) -> str:
@@ -87,7 +87,7 @@ def _settings(record: dict, weights_sha256: str) -> str:
 
 
 def _images(record: dict) -> str | None:
-    """Return the images that the weights have seen, and those of the whole training where an earlier point was chosen."""
+    """Return the images seen by the weights, and those of the whole training where an earlier checkpoint was chosen."""
     if record["train_kimg"] is None:
         return None
     seen, chosen = f"{1000 * record['train_kimg']:,.0f}", record.get("chosen")
@@ -96,7 +96,7 @@ def _images(record: dict) -> str | None:
 
 def _scores(score: dict | None) -> str:
     if score is None:
-        return "## Scores\n\nNone were at hand when this card was written."
+        return "## Scores\n\nNot given at export."
     protocol = score["protocol"]
     rows = {
         "FID": f"{score['fid']:.2f} ± {score['fid_se']:.2f}",
@@ -114,14 +114,17 @@ def _scores(score: dict | None) -> str:
 
 
 def _terms(terms: str | None, provenance: dict) -> str:
-    said = (
+    license_text = (
         f"`{terms}`, the license of the teacher, holds for this generator too"
         if terms
         else (
-            "The license of the teacher holds for this generator too; it was not recorded, so look it up before you pass this on"
+            "The license of the teacher holds for this generator too; it was not recorded, so check it before you publish"
         )
     )
-    return f"## License\n\n{said}. Teacher: {_teacher(provenance)}. What its card says of biases and uses holds here as well."
+    return (
+        f"## License\n\n{license_text}. Teacher: {_teacher(provenance)}. "
+        "The biases and limits of use on its card apply to this generator too."
+    )
 
 
 def _teacher(provenance: dict) -> str:

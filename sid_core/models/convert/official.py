@@ -1,7 +1,7 @@
-"""Published generators: pickles `dict(ema=UNet2DConditionModel)`, written by another diffusers and torch, to ours.
+"""Import published checkpoints: pickles `dict(ema=UNet2DConditionModel)` of other versions of diffusers and torch.
 
-The pickle is read as data (unpickle.py), its weights are checked against the teacher's architecture, and what comes out is a
-generator like any distilled one. File names of the release tell how it was distilled: batch512_cfg222_t625_4812_v2.pkl is
+The pickle is read as data (unpickle.py), its weights are checked against the teacher's architecture, and the result is a
+generator like any distilled one. File names of the release encode its settings: batch512_cfg222_t625_4812_v2.pkl is
 kappa 2 throughout, t_init 625, 4,812 thousand images.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ...config import ImportSettings
 
 MOST_MODULES, LONGEST_NAME = 20_000, 500  # a UNet of Stable Diffusion has 2,000 modules
-# settings of a UNet that change what it computes and no shape of its weights
+# settings of a UNet that change its outputs and no shape of its weights
 WITHOUT_SHAPE = (
     "act_fn",
     "attention_head_dim",
@@ -45,7 +45,11 @@ WITHOUT_SHAPE = (
 
 
 def import_settings(settings: "ImportSettings", teacher: Path, out: Path) -> None:
-    """Write the generator that settings name, from a path or from the hub; Raises as `import_official`."""
+    """Write the generator of `settings`, from a path or the hub.
+
+    Raises:
+        UserError: as import_official.
+    """
     imported = settings.imported
     path, source = Path(imported.file).expanduser(), {}
     if imported.repo is not None:
@@ -56,8 +60,8 @@ def import_settings(settings: "ImportSettings", teacher: Path, out: Path) -> Non
 
 
 def import_file(path: Path, teacher: Path, out: Path, t_init: int | None, num_steps: int) -> None:
-    """Write the generator of a file; how it was distilled is read off its name where that is one of the release's."""
-    (fake_train, fake_eval, guidance), named_t_init, train_kimg = from_name(path.name)
+    """Write the generator of a file, with the settings that its name encodes if it is one of the release."""
+    (fake_train, fake_eval, guidance), named_t_init, train_kimg = parse_name(path.name)
     if t_init is None:
         t_init = 625 if named_t_init is None else named_t_init
     lsg = fake_train == fake_eval == guidance
@@ -68,12 +72,12 @@ def import_file(path: Path, teacher: Path, out: Path, t_init: int | None, num_st
     import_official(path, teacher, out, run | {"seed": None}, t_init, train_kimg, {})
 
 
-def from_name(name: str) -> tuple[tuple[float | None, float | None, float | None], int | None, float | None]:
-    """(kappa_1, kappa_2 = kappa_3, kappa_4), t_init and thousand images that a file name tells; None where it does not."""
+def parse_name(name: str) -> tuple[tuple[float | None, float | None, float | None], int | None, float | None]:
+    """Parse (kappa_1, kappa_2 = kappa_3, kappa_4), t_init and thousand images from a file name; None where it has none."""
     match = re.search(r"_cfg([\d.]+)_t(\d+)_(\d+)", name)
     if match is None:
         return (None, None, None), None, None
-    third = len(match[1]) // 3  # three numbers without anything between them: 1.51.51.5
+    third = len(match[1]) // 3  # three numbers without separators: 1.51.51.5
     scales = [match[1][i * third : (i + 1) * third] for i in range(3)]
     if "".join(scales) != match[1] or not all(re.fullmatch(r"\d+(\.\d+)?", scale) for scale in scales):
         return (None, None, None), int(match[2]), float(match[3])
@@ -86,9 +90,9 @@ def import_official(
     """Write the generator in a pickle to `out` (runs/<run>/generator), float32, with the file's sha256 in generator.json.
 
     Args:
-        teacher: a prepared teacher; the generator must have its architecture.
-        run: how it was distilled, as far as that is known.
-        source: where the file comes from, for the record.
+        teacher: a prepared teacher, of the generator's architecture.
+        run: settings of the distillation; None where unknown.
+        source: repository and commit of the file, for generator.json.
 
     Raises:
         UserError: the file is no such pickle, holds anything but a network, or one of another architecture.
@@ -98,7 +102,7 @@ def import_official(
     sha256, config = teacher_sha256(teacher), scheduler_config(teacher)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(read_json(teacher / "unet" / "config.json"))
-    network = _network(path)
+    network = _read_network(path)
     weights = state_dict(network)
     _check_weights(weights, unet, path, teacher)
     _check_settings(network, unet, path, teacher)
@@ -115,24 +119,24 @@ def import_official(
     save_generator(out, backbone, {name: tensor.float() for name, tensor in weights.items()}, record)
 
 
-def _network(path: Path) -> Thing:
-    """The UNet under the key `ema`."""
+def _read_network(path: Path) -> Thing:
+    """Read the UNet under the key `ema`."""
     content = read_pickle(path)
     if not isinstance(content, dict) or "ema" not in content:
         found = f"a dict of {', '.join(map(str, content))}" if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{path}: expected a pickle of dict(ema=UNet2DConditionModel), found {found[:200]}")
+        raise UserError(f"{path}: expected a pickle of dict(ema=UNet2DConditionModel), got {found[:200]}")
     network = content["ema"]
     kind = network.symbol.name if isinstance(network, Thing) else type(network).__name__
     if kind != "UNet2DConditionModel":
-        raise UserError(f"{path}: ema is a {kind}, expected a UNet2DConditionModel")
+        raise UserError(f"{path}: ema: expected a UNet2DConditionModel, got a {kind}")
     return network
 
 
 def state_dict(network: Thing) -> dict[str, Tensor]:
-    """What torch's `state_dict` gives for a module that was read as data: parameters and persistent buffers, by name.
+    """Collect parameters and persistent buffers of a module read as data, with the names of torch's `state_dict`.
 
     Raises:
-        UserError: modules in a circle or without end, or tables of parameters that are none.
+        UserError: cyclic or too many modules, or malformed tables of parameters.
     """
     result: dict[str, Tensor] = {}
     waiting, walked = [("", network)], 0
@@ -140,7 +144,7 @@ def state_dict(network: Thing) -> dict[str, Tensor]:
         prefix, module = waiting.pop()
         walked += 1
         if walked > MOST_MODULES or len(prefix) > LONGEST_NAME:
-            raise UserError(f"{prefix[:100]}: modules in modules without end; this is no UNet")
+            raise UserError(f"{prefix[:100]}: expected a UNet, got cyclic or too many modules")
         transient = module.state.get("_non_persistent_buffers_set") or ()
         for table, kind in (("_parameters", Tensor), ("_buffers", Tensor), ("_modules", Thing)):
             entries = module.state.get(table, {})
@@ -154,16 +158,18 @@ def state_dict(network: Thing) -> dict[str, Tensor]:
                 elif value is not None:
                     wrong = type(value).__name__
             if wrong:
-                raise UserError(f"{prefix}{table}: {wrong} in a network's tables of parameters; this is no UNet")
+                raise UserError(
+                    f"{prefix}{table}: expected a network's table of parameters, got {wrong}; this is no UNet"
+                )
     return result
 
 
 def _check_weights(weights: dict[str, Tensor], unet: UNet2DConditionModel, path: Path, teacher: Path) -> None:
-    """Names and shapes are the teacher's, and all values are numbers."""
+    """Check that names and shapes are the teacher's, and all values finite."""
     expected = {name: tuple(tensor.shape) for name, tensor in unet.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     differences = [f"{name} is missing" for name in expected if name not in found]
-    differences += [f"{name} is not of a UNet like that" for name in found if name not in expected]
+    differences += [f"{name} is unknown" for name in found if name not in expected]
     differences += [
         f"{name} is {list(found[name])}, expected {list(shape)}"
         for name, shape in expected.items()
@@ -172,23 +178,25 @@ def _check_weights(weights: dict[str, Tensor], unet: UNet2DConditionModel, path:
     if differences:
         more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise UserError(
-            f"{path}: not of the architecture of {teacher}: {'; '.join(differences[:3])}{more}; give the teacher it was "
-            "distilled from"
+            f"{path}: expected the architecture of {teacher}: {'; '.join(differences[:3])}{more}. Fix: give the teacher it "
+            "was distilled from"
         )
     for name, tensor in weights.items():
         if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise UserError(f"{path}: {name} holds {tensor.dtype} that are no finite numbers; fetch it again")
+            raise UserError(
+                f"{path}: {name}: expected finite numbers, got {tensor.dtype} that are not. Fix: fetch it again"
+            )
 
 
 def _check_settings(network: Thing, unet: UNet2DConditionModel, path: Path, teacher: Path) -> None:
-    """Settings without a shape: two networks of the same weights would compute different things."""
+    """Check settings that change outputs and no shapes: equal weights would give another network."""
     config = network.state.get("_internal_dict")
     own = config.items if isinstance(config, Thing) else {}
     for key in WITHOUT_SHAPE:
         ours, theirs = unet.config.get(key), own.get(key, unet.config.get(key))
         if _plain(ours) != _plain(theirs):
             raise UserError(
-                f"{path}: its {key} is {theirs}, that of {teacher} is {ours}; give the teacher it was distilled from"
+                f"{path}: {key}={theirs}: expected {ours} of {teacher}. Fix: give the teacher it was distilled from"
             )
 
 

@@ -1,9 +1,9 @@
-"""A generator as a diffusers pipeline directory that stands alone, with a model card; and its way to a hub.
+"""Export a generator as a self-contained diffusers pipeline directory with a model card, and upload it to a hub.
 
-A generator sees sigma(t_init) z and answers with x_0 in closed form. Most samplers would feed it z itself. diffusers' Euler
-scheduler has exactly this as its only step: it thinks in x / alpha, so it starts from (sigma / alpha) z, scales the network's
-input by alpha, and steps from its level straight to 0, which is x_0. Given the teacher's betas up to t_init and no further,
-"trailing" spacing puts the one step at t_init.
+A generator's input is sigma(t_init) z and its output gives x_0 in closed form. Most schedulers would feed it z itself.
+diffusers' Euler scheduler computes exactly this in one step: it works in x / alpha, so it starts from (sigma / alpha) z,
+scales the network's input by alpha, and steps from its noise level to 0, which is x_0. With the teacher's betas cut off
+after t_init, "trailing" spacing puts the one step at t_init.
 """
 
 import shutil
@@ -19,18 +19,19 @@ from ..scheduler import make_solver, prediction_type, scheduler_config
 from ..teacher import latent_shape, teacher_sha256
 from .card import model_card
 
-MARKS = ("model_index.json", "generator.json")  # together they tell an export from teachers and generators
+MARKERS = ("model_index.json", "generator.json")  # both together distinguish an export from teachers and generators
 
 
 def export(generator: Path, teacher: Path, out: Path, score: Path | None = None) -> None:
     """Write the pipeline of a one-step generator to `out`: DiffusionPipeline.from_pretrained(out) loads it.
 
     Args:
-        generator: runs/RUN, or the folder `generator` in it. teacher: the prepared teacher it was distilled from.
+        generator: runs/RUN, or the folder `generator` in it.
+        teacher: the prepared teacher it was distilled from.
         score: its score.json, for the model card.
 
     Raises:
-        UserError: something is missing or damaged, does not belong together, or takes several steps.
+        UserError: a file is missing, damaged or of another generator, or the generator takes several steps.
     """
     generator = generator_folder(generator)
     if not teacher.is_dir():
@@ -38,18 +39,20 @@ def export(generator: Path, teacher: Path, out: Path, score: Path | None = None)
     verify_manifest(generator)
     record, weights = read_json(generator / "generator.json"), generator_sha256(generator)
     if record["teacher_sha256"] != teacher_sha256(teacher):
-        raise UserError(f"--teacher {teacher}: not the one that {generator} was distilled from; give that one")
+        raise UserError(f"--teacher {teacher}: not the one that {generator} was distilled from. Fix: give that one")
     if record["num_steps"] != 1:
         raise UserError(
-            f"{generator}: takes {record['num_steps']} steps with fresh noise between them, which no scheduler of "
-            "diffusers does; only one-step generators can be exported"
+            f"{generator}: num_steps={record['num_steps']}: expected 1; no scheduler of diffusers draws fresh noise "
+            "between steps as several need"
         )
     scores = read_json(score) if score else None
     if score and not (isinstance(scores, dict) and {"generator_sha256", "protocol_hash"} <= set(scores)):
         raise UserError(f"--score {score}: no score of a run; expected results/EXPERIMENT/runs/RUN/score.json")
     if scores and scores["generator_sha256"] != weights:
-        raise UserError(f"--score {score}: of other weights than {generator}; score this generator, or leave it out")
-    with atomic_path(out, *MARKS) as folder:
+        raise UserError(
+            f"--score {score}: of other weights than {generator}. Fix: score this generator, or omit --score"
+        )
+    with atomic_path(out, *MARKERS) as folder:
         folder.mkdir()
         for name in ("tokenizer", "text_encoder", "vae"):
             shutil.copytree(teacher / name, folder / name)
@@ -67,36 +70,36 @@ def export(generator: Path, teacher: Path, out: Path, score: Path | None = None)
 
 
 def one_step_scheduler(teacher: Path, t_init: int) -> EulerDiscreteScheduler:
-    """diffusers' Euler scheduler whose only step goes from t_init of the teacher's schedule to x_0.
+    """Make diffusers' Euler scheduler with one step, from t_init of the teacher's schedule to x_0.
 
     Raises:
-        UserError: nothing of x_0 is left at t_init, so that x_t / alpha does not exist.
+        UserError: alpha is 0 at t_init, so that x_t / alpha does not exist.
     """
     betas = make_solver("ddim", teacher, 1).betas[: t_init + 1].tolist()
     if betas[-1] >= 1:
         raise UserError(
-            f"t_init={t_init}: alpha is 0 there, and diffusers' schedulers divide by it; distil from a lower t_init"
+            f"t_init={t_init}: alpha is 0 there, and diffusers' schedulers divide by it. Fix: distil from a lower t_init"
         )
     return EulerDiscreteScheduler(
         num_train_timesteps=t_init + 1,
         trained_betas=betas,
         prediction_type=prediction_type(scheduler_config(teacher)),
         timestep_spacing="trailing",
-        steps_offset=1,  # not used; the pipeline warns of any other value
+        steps_offset=1,  # unused, but the pipeline warns of any other value
     )
 
 
 def push(pipeline: Path, repo: str, private: bool = False) -> str:
-    """Upload an exported pipeline to a repository of a hub (HF_TOKEN, HF_ENDPOINT), made if need be; return its URL.
+    """Upload an exported pipeline to a repository of a hub (HF_TOKEN, HF_ENDPOINT), created if missing; return its URL.
 
     Raises:
-        UserError: the folder is no export or was changed, or the hub refuses; the message says why.
+        UserError: the folder is no export or was changed, or the hub returns an error, which the message states.
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 
-    if not all((pipeline / mark).is_file() for mark in MARKS):
-        raise UserError(f"--pipeline {pipeline}: no exported pipeline; expected what sid-core export wrote")
+    if not all((pipeline / marker).is_file() for marker in MARKERS):
+        raise UserError(f"--pipeline {pipeline}: no exported pipeline; expected a folder that sid-core export wrote")
     verify_manifest(pipeline)
     try:
         api = HfApi()

@@ -1,4 +1,4 @@
-"""Published generators: pickles of whole UNets to generators like ours, and what is refused."""
+"""Import pickles of whole UNets as generators, and reject other content."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from official_style import network, write
 
 from sid_core import cli
 from sid_core.config import Imported, ImportSettings, imported_run
-from sid_core.models.convert.official import from_name, import_settings
+from sid_core.models.convert.official import import_settings, parse_name
 from sid_core.models.generator import load_generator
 from sid_core.storage import hub
 from sid_core.storage.files import read_json, verify_manifest
@@ -29,7 +29,7 @@ def import_official(pickled: Path, teacher: Path, out: Path, *more: str) -> int:
 
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_the_weights_are_those_of_the_pickle(tiny_teacher, tmp_path, dtype, old):
+def test_import_official_keeps_the_weights_of_the_pickle(tiny_teacher, tmp_path, dtype, old):
     unet = network(tiny_teacher, dtype)
     pickled = write(unet, tmp_path / NAME, old)
     assert (b"diffusers.models.unet_2d_condition" in pickled.read_bytes()) == old
@@ -56,7 +56,7 @@ def test_the_weights_are_those_of_the_pickle(tiny_teacher, tmp_path, dtype, old)
     assert record["imported"] == {"file": NAME, "sha256": hashlib.sha256(pickled.read_bytes()).hexdigest()}
 
 
-def test_an_imported_generator_computes_what_the_pickled_one_did(tiny_teacher, tmp_path):
+def test_import_official_gives_a_network_with_equal_outputs(tiny_teacher, tmp_path):
     unet = network(tiny_teacher)
     import_official(write(unet, tmp_path / "x.pkl"), tiny_teacher, tmp_path / "generator")
     generator, _ = load_generator(tmp_path / "generator", tiny_teacher)
@@ -74,18 +74,18 @@ def test_an_imported_generator_computes_what_the_pickled_one_did(tiny_teacher, t
         ("network-snapshot.pkl", (None, None, None), None, None),
     ],
 )
-def test_names_of_the_release(name, scales, t_init, kimg):
-    assert from_name(name) == (scales, t_init, kimg)
+def test_parse_name_of_the_release_returns_scales_t_init_and_kimg(name, scales, t_init, kimg):
+    assert parse_name(name) == (scales, t_init, kimg)
 
 
-def test_options_go_over_the_name(tiny_teacher, tmp_path):
+def test_import_official_with_options_overrides_the_name(tiny_teacher, tmp_path):
     pickled = write(network(tiny_teacher), tmp_path / NAME)
     assert import_official(pickled, tiny_teacher, tmp_path / "g", "--t-init", "600", "--num-steps", "2") == 0
     record = read_json(tmp_path / "g" / "generator.json")
     assert (record["t_init"], record["num_steps"], record["run"]["num_steps"]) == (600, 2, 2)
 
 
-def test_a_file_of_the_hub_by_settings(tiny_teacher, tmp_path, monkeypatch):
+def test_import_settings_of_a_hub_file_records_repo_and_commit(tiny_teacher, tmp_path, monkeypatch):
     pickled = write(network(tiny_teacher), tmp_path / "x.pkl")
 
     class Repository:
@@ -109,75 +109,79 @@ def test_import_official_of_a_network_whose_config_holds_a_path_reads_it(tiny_te
     assert import_official(write(unet, tmp_path / "x.pkl"), tiny_teacher, tmp_path / "generator") == 0
 
 
-# --- refused -----------------------------------------------------------------------------------------------------------
+# --- rejected ----------------------------------------------------------------------------------------------------------
 
 
-def refused(capsys, pickled: Path, teacher: Path, tmp_path: Path) -> str:
+def rejected(capsys, pickled: Path, teacher: Path, tmp_path: Path) -> str:
     assert import_official(pickled, teacher, tmp_path / "generator") == 1
     assert not (tmp_path / "generator").exists()
     return capsys.readouterr().err
 
 
-def test_another_architecture_is_named(tiny_teacher, tmp_path, capsys):
+def test_import_official_of_another_architecture_names_differences(tiny_teacher, tmp_path, capsys):
     unet = UNet2DConditionModel.from_config(
         UNet2DConditionModel.load_config(tiny_teacher / "unet") | {"cross_attention_dim": 24, "out_channels": 5}
     )
-    message = refused(capsys, write(unet, tmp_path / "x.pkl"), tiny_teacher, tmp_path)
-    assert "not of the architecture of" in message
+    message = rejected(capsys, write(unet, tmp_path / "x.pkl"), tiny_teacher, tmp_path)
+    assert "expected the architecture of" in message
     assert "expected [" in message
-    assert " more; give the teacher it was distilled from" in message
+    assert " more. Fix: give the teacher it was distilled from" in message
 
 
-def test_missing_and_further_weights_are_named(tiny_teacher, tmp_path, capsys):
+def test_import_official_with_missing_and_further_weights_names_them(tiny_teacher, tmp_path, capsys):
     unet = network(tiny_teacher)
     del unet.conv_out._parameters["bias"]
     unet.conv_in.register_buffer("more", torch.zeros(2))
-    message = refused(capsys, write(unet, tmp_path / "x.pkl"), tiny_teacher, tmp_path)
-    assert "conv_out.bias is missing; conv_in.more is not of a UNet like that; give" in message
+    message = rejected(capsys, write(unet, tmp_path / "x.pkl"), tiny_teacher, tmp_path)
+    assert "conv_out.bias is missing; conv_in.more is unknown. Fix: give" in message
 
 
-def test_settings_without_a_shape_are_compared(tiny_teacher, tmp_path, capsys):
+def test_import_official_with_another_setting_without_shape_names_it(tiny_teacher, tmp_path, capsys):
     unet = network(tiny_teacher)
     config = UNet2DConditionModel.load_config(tiny_teacher / "unet") | {"attention_head_dim": 1}
     other = UNet2DConditionModel.from_config(config)
     other.load_state_dict(unet.state_dict())
-    message = refused(capsys, write(other, tmp_path / "x.pkl"), tiny_teacher, tmp_path)
-    assert "its attention_head_dim is 1, that of" in message
+    message = rejected(capsys, write(other, tmp_path / "x.pkl"), tiny_teacher, tmp_path)
+    assert "attention_head_dim=1: expected " in message
 
 
-def test_weights_that_are_no_numbers_are_named(tiny_teacher, tmp_path, capsys):
+def test_import_official_with_nan_weights_names_them(tiny_teacher, tmp_path, capsys):
     unet = network(tiny_teacher)
     unet.conv_in.bias.data[0] = float("nan")
-    assert "conv_in.bias holds" in refused(capsys, write(unet, tmp_path / "x.pkl"), tiny_teacher, tmp_path)
+    assert "conv_in.bias: expected finite numbers" in rejected(
+        capsys, write(unet, tmp_path / "x.pkl"), tiny_teacher, tmp_path
+    )
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1], "expected a pickle of dict(ema=UNet2DConditionModel), found list"),
-        ({"G": 1, "D": 2}, "found a dict of G, D"),
-        ({"ema": torch.nn.Linear(1, 1)}, "ema is a Linear, expected a UNet2DConditionModel"),
-        ({"ema": OrderedDict(weight=torch.zeros(1))}, "ema is a dict, expected a UNet2DConditionModel"),
+        ([1], "expected a pickle of dict(ema=UNet2DConditionModel), got list"),
+        ({"G": 1, "D": 2}, "got a dict of G, D"),
+        ({"ema": torch.nn.Linear(1, 1)}, "ema: expected a UNet2DConditionModel, got a Linear"),
+        ({"ema": OrderedDict(weight=torch.zeros(1))}, "ema: expected a UNet2DConditionModel, got a dict"),
     ],
 )
-def test_other_content_is_named(tiny_teacher, tmp_path, capsys, content, message):
+def test_import_official_of_other_content_names_it(tiny_teacher, tmp_path, capsys, content, message):
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(content))
-    assert message in refused(capsys, tmp_path / "x.pkl", tiny_teacher, tmp_path)
+    assert message in rejected(capsys, tmp_path / "x.pkl", tiny_teacher, tmp_path)
 
 
-def test_a_circle_of_modules_ends(tiny_teacher, tmp_path, capsys):
+def test_import_official_of_cyclic_modules_raises(tiny_teacher, tmp_path, capsys):
     unet = network(tiny_teacher)
     unet.conv_in._modules.update(a=unet, b=unet)
-    assert "modules in modules without end" in refused(capsys, write(unet, tmp_path / "x.pkl"), tiny_teacher, tmp_path)
+    assert "expected a UNet, got cyclic or too many modules" in rejected(
+        capsys, write(unet, tmp_path / "x.pkl"), tiny_teacher, tmp_path
+    )
 
 
-def test_harm_inside_a_network_is_refused(tiny_teacher, tmp_path, capsys):
+def test_import_official_with_malicious_content_raises_and_executes_nothing(tiny_teacher, tmp_path, capsys):
     unet = network(tiny_teacher)
     unet.extra = Call(exec, f"open({str(tmp_path / 'marker')!r}, 'w')")
-    message = refused(capsys, write(unet, tmp_path / "x.pkl"), tiny_teacher, tmp_path)
+    message = rejected(capsys, write(unet, tmp_path / "x.pkl"), tiny_teacher, tmp_path)
     assert "refused: the name builtins.exec" in message
     (tmp_path / "x.pkl").write_bytes(corpus(tmp_path / "marker")["os.system"])
-    assert "system; a published generator" in refused(capsys, tmp_path / "x.pkl", tiny_teacher, tmp_path)
+    assert "system; a published generator" in rejected(capsys, tmp_path / "x.pkl", tiny_teacher, tmp_path)
     assert not (tmp_path / "marker").exists()
 
 
@@ -202,7 +206,7 @@ SD15 = {
     "sample_size": 64,
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
 }
-SHAPES = {  # of some of its 686 weights, as every published checkpoint has them
+SHAPES = {  # shapes of some of its 686 weights, as in every published checkpoint
     "conv_in.weight": (320, 4, 3, 3),
     "time_embedding.linear_1.weight": (1280, 320),
     "down_blocks.0.attentions.0.proj_in.weight": (320, 320, 1, 1),
@@ -218,7 +222,7 @@ SHAPES = {  # of some of its 686 weights, as every published checkpoint has them
 }
 
 
-def test_stable_diffusion_at_full_size():
+def test_unet_of_sd15_has_the_published_names_and_shapes():
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(json.loads(json.dumps(SD15)))
     state = unet.state_dict()

@@ -1,4 +1,4 @@
-"""Exported pipelines: diffusers loads them and draws what `sid-core sample` draws; the model card; the way to a hub."""
+"""Export pipelines that diffusers loads and whose images equal those of `sid-core sample`; model card; upload to a hub."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ PROMPT = "a red dot"
 
 
 def change_scheduler(source: Path, out: Path, **changes: object) -> Path:
-    """The teacher with another scheduler config, after the teacher stage."""
+    """Prepare the teacher with another scheduler config."""
     shutil.copytree(source, out / "source")
     path = out / "source" / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -37,7 +37,7 @@ def change_scheduler(source: Path, out: Path, **changes: object) -> Path:
 
 
 def make_generator(teacher: Path, out: Path, t_init: int = 625, num_steps: int = 1) -> Path:
-    """A generator with small random weights."""
+    """Save a generator with small random weights."""
     backbone = load_backbone(teacher)
     scales = {"fake_train": 1.5, "fake_eval": 1.5, "teacher": 1.5, "alpha": 1.0}
     record = {
@@ -64,7 +64,7 @@ def pixels_of(pipeline: DiffusionPipeline) -> np.ndarray:
 
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
 def exported(request, tiny_teacher_source, tmp_path_factory):
-    """(teacher, generator, pipeline folder)"""
+    """Return the folders of teacher, generator and pipeline."""
     folder = tmp_path_factory.mktemp(request.param)
     teacher = change_scheduler(tiny_teacher_source, folder, prediction_type=request.param)
     generator = make_generator(teacher, folder / "generator")
@@ -72,7 +72,7 @@ def exported(request, tiny_teacher_source, tmp_path_factory):
     return teacher, generator, folder / "pipeline"
 
 
-def test_the_image_is_that_of_sample(exported, tmp_path):
+def test_export_gives_the_image_of_sample(exported, tmp_path):
     teacher, generator, folder = exported
     options = {"generator": generator, "teacher": teacher, "prompt": PROMPT, "seed": SEED, "out": tmp_path / "x.png"}
     assert cli.main(["sample", *(text for key, value in options.items() for text in (f"--{key}", str(value)))]) == 0
@@ -80,11 +80,11 @@ def test_the_image_is_that_of_sample(exported, tmp_path):
         enlarged = np.asarray(image)
     pixels = pixels_of(DiffusionPipeline.from_pretrained(folder))
     assert pixels.shape == (16, 16, 3)
-    assert pixels.std() > 5  # a picture, not a plain surface that all would agree on
+    assert pixels.std() > 5  # a uniform image would match any other
     np.testing.assert_array_equal(enlarged, pixels.repeat(8, axis=0).repeat(8, axis=1))
 
 
-def test_latents_are_those_of_the_method(exported):
+def test_export_gives_the_latents_of_one_step(exported):
     teacher, folder, pipeline = exported[0], exported[1], DiffusionPipeline.from_pretrained(exported[2])
     denoiser, record = load_generator(folder, teacher)
     z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(SEED))
@@ -95,8 +95,8 @@ def test_latents_are_those_of_the_method(exported):
     torch.testing.assert_close(latents.images, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_another_scheduler_draws_another_image(exported):
-    """The trap: a scheduler that feeds the network z itself."""
+def test_export_with_another_scheduler_gives_another_image(exported):
+    """Use a scheduler that feeds the network z itself."""
     pipeline = DiffusionPipeline.from_pretrained(exported[2])
     expected = pixels_of(pipeline)
     pipeline.scheduler = LCMScheduler.from_pretrained(exported[0] / "scheduler")
@@ -105,7 +105,7 @@ def test_another_scheduler_draws_another_image(exported):
     assert np.abs(np.asarray(image).astype(int) - expected).max() > 2
 
 
-def test_an_export_replaces_an_export_and_nothing_else(exported, tmp_path, monkeypatch, capsys):
+def test_export_to_an_existing_path_replaces_only_an_export(exported, tmp_path, monkeypatch, capsys):
     teacher, generator, pipeline = exported
     for place, source in (("teacher", teacher), ("generator", generator), ("model", teacher.parent / "source")):
         shutil.copytree(source, tmp_path / place)
@@ -123,7 +123,7 @@ def test_an_export_replaces_an_export_and_nothing_else(exported, tmp_path, monke
 
 
 @pytest.mark.parametrize("t_init", [1, 20, 400, 999])
-def test_the_scheduler_feeds_sigma_z_at_any_level(tiny_teacher, tmp_path, t_init):
+def test_one_step_scheduler_at_any_t_init_feeds_sigma_z(tiny_teacher, tmp_path, t_init):
     assert export(make_generator(tiny_teacher, tmp_path / "g", t_init), tiny_teacher, tmp_path / "p") == 0
     scheduler = EulerDiscreteScheduler.from_pretrained(tmp_path / "p" / "scheduler")
     scheduler.set_timesteps(1)
@@ -134,7 +134,7 @@ def test_the_scheduler_feeds_sigma_z_at_any_level(tiny_teacher, tmp_path, t_init
     torch.testing.assert_close(fed, schedule.sigma(t) * z, atol=1e-6, rtol=1e-5)
 
 
-def test_the_folder_is_whole_and_has_its_record(exported):
+def test_export_writes_manifest_record_and_index(exported):
     verify_manifest(exported[2])
     assert read_json(exported[2] / "generator.json") == read_json(exported[1] / "generator.json")
     index = read_json(exported[2] / "model_index.json")
@@ -145,11 +145,11 @@ def test_the_folder_is_whole_and_has_its_record(exported):
 @pytest.mark.parametrize(
     ("changes", "t_init", "num_steps", "message"),
     [
-        ({}, 625, 2, "takes 2 steps with fresh noise between them"),
+        ({}, 625, 2, "num_steps=2: expected 1"),
         ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, 999, 1, "t_init=999: alpha is 0 there"),
     ],
 )
-def test_what_diffusers_cannot_do_is_refused(
+def test_export_of_unsupported_generators_raises(
     tiny_teacher_source, tmp_path, capsys, changes, t_init, num_steps, message
 ):
     teacher = change_scheduler(tiny_teacher_source, tmp_path, **changes)
@@ -158,7 +158,7 @@ def test_what_diffusers_cannot_do_is_refused(
     assert not (tmp_path / "p").exists()
 
 
-def test_another_teacher_is_refused(exported, tiny_teacher_source, tmp_path, capsys):
+def test_export_with_another_teacher_raises(exported, tiny_teacher_source, tmp_path, capsys):
     other = change_scheduler(tiny_teacher_source, tmp_path, beta_end=0.013, prediction_type="epsilon")
     assert export(exported[1], other, tmp_path / "p") == 1
     assert "not the one that" in capsys.readouterr().err
@@ -180,14 +180,14 @@ SCORE = {
 }
 
 
-def test_the_card_says_what_it_is_and_how_it_scored(exported, tmp_path):
+def test_model_card_with_a_score_lists_settings_and_scores(exported, tmp_path):
     teacher, generator, _ = exported
     write_json(tmp_path / "score.json", SCORE | {"generator_sha256": generator_sha256(generator)})
     assert export(generator, teacher, tmp_path / "p", "--score", str(tmp_path / "score.json")) == 0
     card = (tmp_path / "p" / "README.md").read_text()
     metadata = yaml.safe_load(card.split("---")[1])
     assert metadata["library_name"] == "diffusers"
-    assert "license" not in metadata  # of a local teacher nobody knows it
+    assert "license" not in metadata  # unknown for a local teacher
     for line in (
         "# lsg-1.5: text to 16 x 16 images in one step",
         "| FID | 8.71 ± 0.05 |",
@@ -201,7 +201,7 @@ def test_the_card_says_what_it_is_and_how_it_scored(exported, tmp_path):
         assert line in card
 
 
-def test_a_score_of_other_weights_is_refused(exported, tmp_path, capsys):
+def test_export_with_a_score_of_other_weights_raises(exported, tmp_path, capsys):
     teacher, generator, _ = exported
     write_json(tmp_path / "score.json", SCORE | {"generator_sha256": "0" * 64})
     assert export(generator, teacher, tmp_path / "p", "--score", str(tmp_path / "score.json")) == 1
@@ -209,7 +209,7 @@ def test_a_score_of_other_weights_is_refused(exported, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("content", ['{"a": 1}', "[]", '{"generator_sha256": "0"}', "a,b\n1,2\n"])
-def test_another_file_than_a_score_is_refused(exported, tmp_path, capsys, content):
+def test_export_with_another_file_as_score_raises(exported, tmp_path, capsys, content):
     (tmp_path / "x.json").write_text(content)
     assert export(exported[1], exported[0], tmp_path / "p", "--score", str(tmp_path / "x.json")) == 1
     said = capsys.readouterr().err
@@ -219,7 +219,7 @@ def test_another_file_than_a_score_is_refused(exported, tmp_path, capsys, conten
     assert not (tmp_path / "p").exists()
 
 
-def test_the_license_is_the_teachers(tiny_teacher, tmp_path):
+def test_model_card_states_the_license_of_the_teacher(tiny_teacher, tmp_path):
     teacher = tmp_path / "teacher"
     shutil.copytree(tiny_teacher, teacher)
     generator = make_generator(teacher, tmp_path / "g")
@@ -238,7 +238,7 @@ def test_the_license_is_the_teachers(tiny_teacher, tmp_path):
 
 
 class Api:
-    """Stands for the hub's API: notes what it is asked, and refuses with `status`."""
+    """A replacement of the hub's API: records calls, and raises with `status`."""
 
     status, asked = 200, []
 
@@ -265,13 +265,13 @@ def push(folder: Path, *more: str) -> int:
     return cli.main(["push", "--pipeline", str(folder), "--repo", "me/mine", *more])
 
 
-def test_a_teacher_is_not_pushed(exported, api, capsys):
+def test_push_of_a_teacher_raises(exported, api, capsys):
     assert push(exported[0]) == 1
-    assert "no exported pipeline; expected what sid-core export wrote" in capsys.readouterr().err
+    assert "no exported pipeline; expected a folder that sid-core export wrote" in capsys.readouterr().err
     assert api.asked == []
 
 
-def test_push_uploads_the_folder(exported, api):
+def test_push_of_an_export_uploads_the_folder(exported, api):
     assert push(exported[2], "--private") == 0
     assert api.asked == [("me/mine", True, True), ("me/mine", exported[2])]
 
@@ -280,13 +280,13 @@ def test_push_uploads_the_folder(exported, api):
     ("status", "message"),
     [(401, "answers 401; set HF_TOKEN"), (403, "answers 403; HF_TOKEN may not write"), (500, "answers 500; run again")],
 )
-def test_a_refusal_of_the_hub_is_named(exported, api, capsys, status, message):
+def test_push_with_an_error_of_the_hub_names_it(exported, api, capsys, status, message):
     api.status = status
     assert push(exported[2]) == 1
     assert f"--repo me/mine: the hub {message}" in capsys.readouterr().err
 
 
-def test_push_without_a_hub_is_named(exported, monkeypatch, capsys):
+def test_push_without_connection_names_the_cause(exported, monkeypatch, capsys):
     def no_connection(*_, **__):
         raise HTTPError("no route")
 
@@ -295,7 +295,7 @@ def test_push_without_a_hub_is_named(exported, monkeypatch, capsys):
     assert "--repo me/mine: no route (" in capsys.readouterr().err
 
 
-def test_push_wants_a_whole_export(exported, api, tmp_path, capsys):
+def test_push_of_a_changed_export_raises(exported, api, tmp_path, capsys):
     assert push(tmp_path) == 1
     assert "no exported pipeline" in capsys.readouterr().err
     shutil.copytree(exported[2], tmp_path / "p")
@@ -305,7 +305,7 @@ def test_push_wants_a_whole_export(exported, api, tmp_path, capsys):
     assert not api.asked
 
 
-def test_card_of_an_earlier_point_shows_its_images_and_the_whole_training():
+def test_model_card_of_an_earlier_checkpoint_lists_both_numbers_of_images():
     run = {"name": "x", "fake_train": 2.0, "fake_eval": 2.0, "teacher": 2.0, "alpha": 1.0, "seed": 0}
     record = {"run": run, "t_init": 625, "num_steps": 1, "prediction_type": "epsilon", "train_kimg": 9.6}
     chosen = {"rule": "lowest fid_proxy", "nimg": 9600, "value": 1.0}

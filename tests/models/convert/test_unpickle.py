@@ -1,4 +1,4 @@
-"""Pickles as data: what networks are made of is read, all else is refused by name, and nothing is executed."""
+"""Read pickles of networks as data; reject all other content by name, and execute nothing."""
 
 import collections
 import contextlib
@@ -38,17 +38,17 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("protocol", [4, 5])
-def test_plain_data_is_read_as_pickle_reads_it(tmp_path, protocol):
+def test_read_pickle_of_plain_data_equals_pickle(tmp_path, protocol):
     assert load(tmp_path, pickle.dumps(PLAIN, protocol)) == PLAIN
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_every_protocol(tmp_path, protocol):
+def test_read_pickle_of_every_protocol_reads_it(tmp_path, protocol):
     value = {"a": [1, 2.5, "x", None, True, (1, 2)], "b": {"c": [[]]}}
     assert load(tmp_path, pickle.dumps(value, protocol)) == value
 
 
-def test_an_ordered_dict_is_a_dict(tmp_path):
+def test_read_pickle_of_an_ordered_dict_returns_a_dict(tmp_path):
     ordered = collections.OrderedDict(b=1, a=2)
     ordered.attribute = 3
     assert load(tmp_path, pickle.dumps(ordered)) == {"b": 1, "a": 2}
@@ -106,14 +106,14 @@ def test_read_pickle_of_other_names_in_those_modules_refuses_them(tmp_path, name
         load(tmp_path, data)
 
 
-def test_shared_objects_stay_shared(tmp_path):
+def test_read_pickle_of_shared_objects_keeps_them_shared(tmp_path):
     inner = [1]
     first, second = load(tmp_path, pickle.dumps([inner, inner]))
     assert first is second
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool])
-def test_tensors_are_the_same_bits(tmp_path, dtype):
+def test_read_pickle_of_tensors_gives_equal_bits(tmp_path, dtype):
     base = torch.randn(6, 4).mul(3).to(dtype)
     tensors = [base, base.t(), base[1:3, ::2], torch.zeros(0, 3, dtype=dtype), base[0, 0]]
     for tensor, read in zip(tensors, load(tmp_path, pickle.dumps(tensors)), strict=True):
@@ -121,7 +121,7 @@ def test_tensors_are_the_same_bits(tmp_path, dtype):
         assert torch.equal(read, tensor)
 
 
-def test_a_module_is_read_without_its_class(tmp_path):
+def test_read_pickle_of_a_module_does_not_need_its_class(tmp_path):
     module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     read = load(tmp_path, pickle.dumps(module))
     assert type(read) is Thing
@@ -135,7 +135,7 @@ def test_a_module_is_read_without_its_class(tmp_path):
 
 
 @pytest.mark.parametrize("name", HARM)
-def test_harm_is_refused_and_nothing_is_executed(tmp_path, name):
+def test_read_pickle_of_malicious_content_raises_and_executes_nothing(tmp_path, name):
     marker = tmp_path / "marker"
     with pytest.raises(UserError, match="refused: ") as caught:
         load(tmp_path, corpus(marker)[name])
@@ -144,8 +144,8 @@ def test_harm_is_refused_and_nothing_is_executed(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", HARM)
-def test_the_same_pickles_do_harm_elsewhere(tmp_path, name):
-    """Else the test before would prove nothing."""
+def test_pickle_of_malicious_content_executes_it(tmp_path, name):
+    """Check that the pickles of the test before do execute code elsewhere."""
     marker = tmp_path / "marker"
     data = corpus(marker)[name]
     with contextlib.suppress(Exception):  # what comes after the harm may fail
@@ -153,7 +153,7 @@ def test_the_same_pickles_do_harm_elsewhere(tmp_path, name):
     assert marker.exists()
 
 
-def test_what_is_refused_has_its_name_in_the_message(tmp_path):
+def test_read_pickle_of_forbidden_names_states_them(tmp_path):
     data = corpus(tmp_path / "marker")
     for name, expected in {
         "os.system": r"the name (posix|nt)\.system",
@@ -183,12 +183,12 @@ def test_what_is_refused_has_its_name_in_the_message(tmp_path):
         (b"\x80\x04})Ns.", "tuple as a key"),
     ],
 )
-def test_other_instructions_are_refused(tmp_path, data, message):
+def test_read_pickle_of_other_instructions_raises(tmp_path, data, message):
     with pytest.raises(UserError, match=message):
         load(tmp_path, data)
 
 
-def test_extension_codes_are_refused_even_where_one_is_registered(tmp_path):
+def test_read_pickle_of_a_registered_extension_code_raises(tmp_path):
     copyreg.add_extension("posix", "system", 0xF0)
     try:
         with pytest.raises(UserError, match="the instruction EXT1"):
@@ -202,7 +202,7 @@ def test_extension_codes_are_refused_even_where_one_is_registered(tmp_path):
 
 
 def storage(numel: int, data: bytes) -> bytes:
-    """A storage as torch.save writes it, with the length it claims."""
+    """Pickle a storage as torch.save writes it, with the stated length."""
     described = b"\x80\x02(" + text("storage") + b"ctorch\nFloatStorage\n" + text("1") + text("cpu")
     described += b"\x8a\x08" + numel.to_bytes(8, "little") + b"NtQ."
     head = b"".join(pickle.dumps(part, 2) for part in (MAGIC, VERSION, {"little_endian": True}))
@@ -210,14 +210,14 @@ def storage(numel: int, data: bytes) -> bytes:
 
 
 def tensor(of: bytes, offset: int, size: str, stride: str) -> bytes:
-    """_rebuild_tensor_v2; size and stride as instructions of protocol 0."""
+    """Pickle a call of _rebuild_tensor_v2, with size and stride as instructions of protocol 0."""
     loaded = b"ctorch.storage\n_load_from_bytes\n" + binary(of) + b"\x85R"
     return (
         b"\x80\x04ctorch._utils\n_rebuild_tensor_v2\n(" + loaded + f"I{offset}\n({size}t({stride}tI00\n}}tR.".encode()
     )
 
 
-def test_a_tensor_by_hand(tmp_path):
+def test_read_pickle_of_a_tensor_checks_size_and_stride(tmp_path):
     values = torch.arange(6.0)
     read = load(tmp_path, tensor(storage(6, values.numpy().tobytes()), 1, "I2\nI2\n", "I3\nI1\n"))
     assert torch.equal(read, values.as_strided((2, 2), (3, 1), 1))
@@ -243,12 +243,12 @@ def test_a_tensor_by_hand(tmp_path):
         (b"\x80\x04h\x05.", "no valid pickle"),
     ],
 )
-def test_damage_is_named(tmp_path, data, message):
+def test_read_pickle_of_damaged_bytes_names_the_cause(tmp_path, data, message):
     with pytest.raises(UserError, match=message):
         load(tmp_path, data)
 
 
-def test_nesting_and_length_have_an_end(tmp_path, monkeypatch):
+def test_read_pickle_of_deep_or_long_content_raises(tmp_path, monkeypatch):
     load(tmp_path, b"\x80\x04N" + b"\x85" * 1_000_000 + b".")  # a tuple in a tuple, a million deep: read, and let go
     monkeypatch.setattr("sid_core.models.convert.unpickle.MOST_INSTRUCTIONS", 1000)
     with pytest.raises(UserError, match="more than 1,000 instructions"):
@@ -269,7 +269,7 @@ def test_read_pickle_of_copies_of_what_is_large_refuses_them(tmp_path, copies):
         load(tmp_path, b"\x80\x04" + copies + b".")
 
 
-def test_a_zip_and_a_missing_file_are_named(tmp_path):
+def test_read_pickle_of_a_zip_or_missing_file_names_it(tmp_path):
     torch.save({"ema": 1}, tmp_path / "x.pkl")
     with pytest.raises(UserError, match=r"a zip archive \(of torch.save\?\)"):
         read_pickle(tmp_path / "x.pkl")
