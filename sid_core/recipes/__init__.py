@@ -1,1 +1,1 @@
-"""The recipes: how the shipped networks were made, one module a part; build.py runs them all."""
+"""Train the shipped networks: one module a recipe step, all run by build.py."""

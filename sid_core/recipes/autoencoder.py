@@ -1,4 +1,4 @@
-"""The VAE: 32 x 32 images to 8 x 8 latents and back. It never sees the network that evaluates the experiment."""
+"""Train the VAE: 32 x 32 images to 8 x 8 latents and back."""
 
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from .settings import AutoencoderSettings
 SCALED_ON = 1024  # training images that fix the scaling factor
 
 
-def train_autoencoder(settings: AutoencoderSettings, seed: int, out: Path) -> None:
-    """Train the VAE and save it to `out` as diffusers does, with scaling_factor making its latents' std 1."""
+def train_autoencoder(settings: AutoencoderSettings, seed: int, folder: Path) -> None:
+    """Train the VAE and save it to teacher/vae in diffusers' layout, with a scaling_factor that makes its latents' std 1."""
     torch.manual_seed(seed)
     vae = new_vae(settings.channels, settings.latent_channels, IMAGE_SIZE)
     training = Training(vae, settings.steps, settings.learning_rate, "vae")
@@ -30,11 +30,11 @@ def train_autoencoder(settings: AutoencoderSettings, seed: int, out: Path) -> No
     with torch.no_grad():
         latents = product.encode(to_signed(next(batches(SCALED_ON))[0])).latent_dist.sample()
     product.register_to_config(scaling_factor=1 / latents.std().item())
-    product.save_pretrained(out)
+    product.save_pretrained(folder / "teacher" / "vae")
 
 
 def reconstruction_loss(decoded: Tensor, images: Tensor) -> Tensor:
-    """Mean absolute error of the pixels and of their differences to the right and below, which keeps edges sharp."""
+    """Add the mean absolute errors of the pixels and of their differences to the right and below, which keeps edges sharp."""
     loss = l1_loss(decoded, images)
     for axis in (2, 3):
         loss = loss + l1_loss(decoded.diff(dim=axis), images.diff(dim=axis))

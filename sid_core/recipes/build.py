@@ -1,4 +1,4 @@
-"""From nothing to the shipped weights: every part in its order, measured, with a record of how it was made."""
+"""Make the shipped weights from nothing: every recipe step in order, measured and recorded."""
 
 import platform
 import shutil
@@ -10,83 +10,93 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..storage.files import atomic_path, check_place, digest, read_json, sha256_file, write_json
+from .autoencoder import train_autoencoder
+from .clip import train_clip
+from .features import train_features
+from .quality import measure
 from .settings import RecipeSettings
+from .teacher import train_teacher
 
 RECIPE = "recipe.json"
 LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "open_clip_torch", "safetensors", "numpy")
 
 
 @dataclass(frozen=True)
-class Part:
-    """One step of the recipe: what it writes below the output folder, what it stands on, its settings, and how it is made."""
+class RecipeStep:
+    """A step of the recipe: folders that it writes, steps that it depends on, and make(settings, seed, folder)."""
 
     writes: tuple[str, ...]
     needs: tuple[str, ...]
-    settings: Callable[[RecipeSettings], object]
-    make: Callable[[RecipeSettings, Path], dict | None]
+    make: Callable[..., dict | None]
+
+
+RECIPE_STEPS = {  # by name of the block of RecipeSettings
+    "autoencoder": RecipeStep(("teacher/vae",), (), train_autoencoder),
+    "clip": RecipeStep(("clip", "teacher/tokenizer", "teacher/text_encoder"), (), train_clip),
+    "features": RecipeStep(("features",), (), train_features),
+    "teacher": RecipeStep(("teacher/unet", "teacher/scheduler"), ("autoencoder", "clip"), train_teacher),
+    "quality": RecipeStep((), ("autoencoder", "clip", "features", "teacher"), measure),
+}
 
 
 def make_assets(out: Path, settings: RecipeSettings, only: set[str] | None = None) -> None:
-    """Train every part and put them together at `out`: teacher/, clip/, features/, recipe.json.
+    """Run every recipe step and assemble `out`: teacher/, clip/, features/, recipe.json.
 
-    Parts are kept beside `out` (OUT.work) until all are there, so an interrupted call goes on with the part it was at. With
-    `only`, just these parts are made; `out` appears as soon as none is missing.
+    Finished steps are stored in OUT.work until none is missing, so an interrupted call resumes at its step. A non-empty `only`
+    restricts the call to these steps.
 
     Raises:
-        UserError: `only` names an unknown part, or one whose needs are not made yet.
+        UserError: `only` names an unknown step, or one whose needs are not made yet; OUT.work holds other files.
     """
-    unknown = (only or set()) - set(PARTS)
+    unknown = (only or set()) - set(RECIPE_STEPS)
     if unknown:
-        raise UserError(f"unknown part {', '.join(sorted(unknown))}: expected some of {', '.join(PARTS)}")
+        raise UserError(f"--only {' '.join(sorted(unknown))}: expected some of {', '.join(RECIPE_STEPS)}")
     out = Path(out)
     check_place(out, RECIPE)
-    if _finished(out, settings):
+    if (out / RECIPE).is_file() and read_json(out / RECIPE)["digest"] == step_digest("quality", settings):
         print(f"{out}: made by this recipe already")
         return
     work = out.with_name(out.name + ".work")
-    _refuse_foreign(work)
+    _check_owner(work)
     work.mkdir(parents=True, exist_ok=True)
-    for name in PARTS:
-        if only is None or name in only:
-            _make_part(name, settings, work)
-    if all(_is_made(name, settings, work) for name in PARTS):
+    for name in RECIPE_STEPS:
+        if not only or name in only:
+            _make_step(name, settings, work)
+    if all(_is_made(name, settings, work) for name in RECIPE_STEPS):
         _assemble(settings, work, out)
         shutil.rmtree(work)
         print(f"{out}: finished")
 
 
-def part_digest(name: str, settings: RecipeSettings) -> str:
-    """What a part's result depends on: its settings, the seed, and the same of the parts it stands on."""
-    part = PARTS[name]
-    needed = [part_digest(need, settings) for need in part.needs]
-    return digest([name, asdict(part.settings(settings)), settings.seed, needed])
+def step_digest(name: str, settings: RecipeSettings) -> str:
+    """Hash everything that a step's result depends on: its settings, the seed, and the digests of its needs."""
+    needed = [step_digest(need, settings) for need in RECIPE_STEPS[name].needs]
+    return digest([name, asdict(getattr(settings, name)), settings.seed, needed])
 
 
-def _make_part(name: str, settings: RecipeSettings, work: Path) -> None:
+def _make_step(name: str, settings: RecipeSettings, work: Path) -> None:
     if _is_made(name, settings, work):
         return
-    part = PARTS[name]
-    missing = [need for need in part.needs if not _is_made(need, settings, work)]
+    step = RECIPE_STEPS[name]
+    missing = [need for need in step.needs if not _is_made(need, settings, work)]
     if missing:
-        raise UserError(f"part {name} stands on {', '.join(missing)}, not made yet; name it too")
+        raise UserError(f"--only {name}: expected {', '.join(missing)} first. Fix: add {' '.join(missing)}.")
     _stamp(name, work).unlink(missing_ok=True)
-    for written in part.writes:
+    for written in step.writes:
         shutil.rmtree(work / written, ignore_errors=True)
     started_s = time.monotonic()
-    result = part.make(settings, work)
-    record = {"digest": part_digest(name, settings), "seconds": round(time.monotonic() - started_s), "result": result}
+    result = step.make(getattr(settings, name), settings.seed, work)
+    record = {"digest": step_digest(name, settings), "seconds": round(time.monotonic() - started_s), "result": result}
     write_json(_stamp(name, work), record)
 
 
-def _refuse_foreign(work: Path) -> None:
-    """Refuse a folder of parts in which anything but parts lies: it is removed in the end."""
-    own = {written.split("/")[0] for part in PARTS.values() for written in part.writes}
-    own |= {_stamp(name, work).name for name in PARTS}
+def _check_owner(work: Path) -> None:
+    """Reject a work folder that holds anything but recipe steps: it is removed in the end."""
+    own = {written.split("/")[0] for step in RECIPE_STEPS.values() for written in step.writes}
+    own |= {_stamp(name, work).name for name in RECIPE_STEPS}
     for path in work.iterdir() if work.is_dir() else ():
         if path.name not in own and not path.name.startswith(tuple(f".{name}." for name in own)):
-            raise UserError(
-                f"{path}: none of this program's; parts are kept in {work}. Fix: move it, or give another --out"
-            )
+            raise UserError(f"{path}: not created by sid-core. Fix: move it out of {work}, or change --out.")
 
 
 def _stamp(name: str, work: Path) -> Path:
@@ -95,70 +105,26 @@ def _stamp(name: str, work: Path) -> Path:
 
 def _is_made(name: str, settings: RecipeSettings, work: Path) -> bool:
     path = _stamp(name, work)
-    return path.is_file() and read_json(path)["digest"] == part_digest(name, settings)
-
-
-def _finished(out: Path, settings: RecipeSettings) -> bool:
-    return (out / RECIPE).is_file() and read_json(out / RECIPE)["digest"] == part_digest("quality", settings)
+    return path.is_file() and read_json(path)["digest"] == step_digest(name, settings)
 
 
 def _assemble(settings: RecipeSettings, work: Path, out: Path) -> None:
-    stamps = {name: read_json(_stamp(name, work)) for name in PARTS}
+    stamps = {name: read_json(_stamp(name, work)) for name in RECIPE_STEPS}
     with atomic_path(out, RECIPE) as folder:
         folder.mkdir()
         for name in ("teacher", "clip", "features"):
             shutil.copytree(work / name, folder / name)
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        write_json(
-            folder / RECIPE,
-            {
-                "digest": part_digest("quality", settings),
-                "settings": asdict(settings),
-                "quality": stamps["quality"]["result"],
-                "seconds": {name: stamp["seconds"] for name, stamp in stamps.items()},
-                "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
-                "files": {
-                    path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
-                    for path in files
-                },
-            },
-        )
-
-
-def _autoencoder(settings: RecipeSettings, work: Path) -> None:
-    from .autoencoder import train_autoencoder
-
-    train_autoencoder(settings.autoencoder, settings.seed, work / "teacher" / "vae")
-
-
-def _clip(settings: RecipeSettings, work: Path) -> None:
-    from .clip import train_clip
-
-    train_clip(settings.clip, settings.seed, work / "clip", work / "teacher")
-
-
-def _features(settings: RecipeSettings, work: Path) -> None:
-    from .features import train_features
-
-    train_features(settings.features, settings.seed, work / "features")
-
-
-def _teacher(settings: RecipeSettings, work: Path) -> None:
-    from .teacher import train_teacher
-
-    train_teacher(settings.teacher, settings.seed, work / "teacher")
-
-
-def _quality(settings: RecipeSettings, work: Path) -> dict:
-    from .quality import measure
-
-    return measure(settings.quality, settings.seed, work)
-
-
-PARTS = {
-    "autoencoder": Part(("teacher/vae",), (), lambda s: s.autoencoder, _autoencoder),
-    "clip": Part(("clip", "teacher/tokenizer", "teacher/text_encoder"), (), lambda s: s.clip, _clip),
-    "features": Part(("features",), (), lambda s: s.features, _features),
-    "teacher": Part(("teacher/unet", "teacher/scheduler"), ("autoencoder", "clip"), lambda s: s.teacher, _teacher),
-    "quality": Part((), ("autoencoder", "clip", "features", "teacher"), lambda s: s.quality, _quality),
-}
+        files = {
+            path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        record = {
+            "digest": step_digest("quality", settings),
+            "settings": asdict(settings),
+            "quality": stamps["quality"]["result"],
+            "seconds": {name: stamp["seconds"] for name, stamp in stamps.items()},
+            "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+            "files": files,
+        }
+        write_json(folder / RECIPE, record)

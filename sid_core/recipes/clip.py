@@ -1,4 +1,4 @@
-"""A small open_clip model trained on scenes and captions, and the teacher's text encoder: the same text tower."""
+"""Train a small open_clip model on scenes and captions; its text tower is also the teacher's text encoder."""
 
 import json
 import math
@@ -16,12 +16,12 @@ from .common import Training, batches
 from .settings import ClipSettings
 from .tokenizer import VOCABULARY, make_tokenizer
 
-MEAN, STD = 0.5, 0.5  # of the images' normalisation, every channel
-HIGHEST_LOGIT_SCALE = math.log(30)  # captions are ambiguous: more would be overconfident
+MEAN, STD = 0.5, 0.5  # of the pixel normalisation, every channel
+HIGHEST_LOGIT_SCALE = math.log(30)  # captions are ambiguous: a higher scale is overconfident
 
 
-def train_clip(settings: ClipSettings, seed: int, clip_out: Path, teacher_out: Path) -> None:
-    """Train the model; write an open_clip directory to `clip_out`, tokenizer and text_encoder below `teacher_out`."""
+def train_clip(settings: ClipSettings, seed: int, folder: Path) -> None:
+    """Train the model; write clip (an open_clip directory), teacher/tokenizer and teacher/text_encoder."""
     torch.manual_seed(seed)
     config = model_config(settings)
     model = CLIP(**config)
@@ -35,25 +35,24 @@ def train_clip(settings: ClipSettings, seed: int, clip_out: Path, teacher_out: P
         text_features = model.encode_text(tokens, normalize=True)
         scale = model.logit_scale.clamp(max=HIGHEST_LOGIT_SCALE).exp()
         training.update(contrastive_loss(scale * image_features @ text_features.T, tokens))
-    _save_open_clip(training.average, config, clip_out)
-    tokenizer.save_pretrained(clip_out)
-    tokenizer.save_pretrained(teacher_out / "tokenizer")
-    text_encoder = new_text_encoder(
-        settings.width, settings.text_layers, settings.text_heads, VOCABULARY, settings.tokens
-    )
+    _save_open_clip(training.average, config, folder / "clip")
+    tokenizer.save_pretrained(folder / "clip")
+    tokenizer.save_pretrained(folder / "teacher" / "tokenizer")
+    shape = (settings.width, settings.text_layers, settings.text_heads, VOCABULARY, settings.tokens)
+    text_encoder = new_text_encoder(*shape)
     text_encoder.load_state_dict(text_weights(training.average))
-    text_encoder.save_pretrained(teacher_out / "text_encoder")
+    text_encoder.save_pretrained(folder / "teacher" / "text_encoder")
 
 
 def contrastive_loss(logits: Tensor, tokens: Tensor) -> Tensor:
-    """CLIP's symmetric loss, (B, B) logits; equal captions (tokens (B, L)) of a batch share the target."""
+    """Return CLIP's symmetric loss of (B, B) logits; equal captions (tokens (B, L)) of a batch share the target."""
     same = (tokens[:, None] == tokens[None]).all(dim=2).float()
     target = same / same.sum(dim=1, keepdim=True)
     return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
 
 
 def model_config(settings: ClipSettings) -> dict:
-    """open_clip's model_cfg."""
+    """Return open_clip's model_cfg."""
     return {
         "embed_dim": settings.width,
         "vision_cfg": {
@@ -75,7 +74,7 @@ def model_config(settings: ClipSettings) -> dict:
 
 
 def text_weights(model: CLIP) -> dict[str, Tensor]:
-    """The text tower's weights under transformers' names (CLIPTextModel)."""
+    """Copy the text tower's weights under the names of transformers' CLIPTextModel."""
     weights = {
         "embeddings.token_embedding.weight": model.token_embedding.weight,
         "embeddings.position_embedding.weight": model.positional_embedding,
@@ -83,22 +82,23 @@ def text_weights(model: CLIP) -> dict[str, Tensor]:
         "final_layer_norm.bias": model.ln_final.bias,
     }
     names = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    names["attn.out_proj"] = "self_attn.out_proj"
     for index, block in enumerate(model.transformer.resblocks):
         layer = f"encoder.layers.{index}"
-        for ours, theirs in {**names, "attn.out_proj": "self_attn.out_proj"}.items():
+        for ours, theirs in names.items():
             module = block.get_submodule(ours)
             weights |= {f"{layer}.{theirs}.weight": module.weight, f"{layer}.{theirs}.bias": module.bias}
-        parts = zip("qkv", block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3), strict=True)
-        for part, weight, bias in parts:
-            weights |= {f"{layer}.self_attn.{part}_proj.weight": weight, f"{layer}.self_attn.{part}_proj.bias": bias}
+        chunks = zip("qkv", block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3), strict=True)
+        for letter, weight, bias in chunks:
+            module = f"{layer}.self_attn.{letter}_proj"
+            weights |= {f"{module}.weight": weight, f"{module}.bias": bias}
     return {name: tensor.detach().clone() for name, tensor in weights.items()}
 
 
 def _save_open_clip(model: CLIP, config: dict, out: Path) -> None:
     out.mkdir(parents=True)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out / "open_clip_model.safetensors"
-    )
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, out / "open_clip_model.safetensors")
     preprocess = {"mean": [MEAN] * 3, "std": [STD] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
     text = json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2)
     (out / "open_clip_config.json").write_text(text + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
-"""The feature network of the embedded FID: trained to read every parameter of a scene off its clean picture.
+"""Train the feature network of the embedded FID to predict every parameter of a scene from its image.
 
-No noise, no augmentation: a network trained with them forgives samples that visibly need no forgiving.
+Without noise or augmentation, which would make the network insensitive to visible defects of samples.
 """
 
 import math
@@ -19,8 +19,8 @@ from .settings import FeatureSettings
 STANDARDISED_ON = 4096
 
 
-def train_features(settings: FeatureSettings, seed: int, out: Path) -> None:
-    """Train the network with a linear read-out, drop the read-out, standardise the features, save to `out`."""
+def train_features(settings: FeatureSettings, seed: int, folder: Path) -> None:
+    """Train the network with a linear read-out, drop the read-out, standardise the features, save to `features`."""
     torch.manual_seed(seed)
     network = FeatureNetwork(IMAGE_SIZE, list(settings.channels), settings.features)
     stream = batches(settings.batch)
@@ -34,19 +34,15 @@ def train_features(settings: FeatureSettings, seed: int, out: Path) -> None:
     stream = batches(512)
     with torch.no_grad():
         standardise(product, torch.cat([product(next(stream)[0]) for _ in range(STANDARDISED_ON // 512)]))
-    product.save(out)
+    product.save(folder / "features")
 
 
 def scene_targets(scenes: Scenes) -> Tensor:
-    """(n, 33) numbers of order 1 that describe a scene; angles and cyclic positions as points on circles."""
-    kinds = torch.arange(len(SHAPES))
-    steps = (scenes.kind[:, None] - kinds).abs()
-    kind = (1 - torch.minimum(steps, len(SHAPES) - steps)).clamp(min=0)  # (n, 6) blending weights
-    colours = torch.arange(len(COLOURS))
+    """Return (n, 33) numbers of order 1 that describe scenes; angles and cyclic positions as points on circles."""
 
-    def weights(position: Tensor) -> Tensor:
-        steps = (position[:, None] - colours).abs()
-        return (1 - torch.minimum(steps, len(COLOURS) - steps)).clamp(min=0)
+    def weights(position: Tensor, count: int) -> Tensor:  # (n, count) blending weights on a circle of `count` places
+        steps = (position[:, None] - torch.arange(count)).abs()
+        return (1 - torch.minimum(steps, count - steps)).clamp(min=0)
 
     striped = 4 * scenes.stripes
     columns = [
@@ -64,6 +60,6 @@ def scene_targets(scenes: Scenes) -> Tensor:
         striped * scenes.stripe_phase.cos() * math.sqrt(0.5),
         striped * scenes.stripe_phase.sin() * math.sqrt(0.5),
     ]
-    return torch.cat(
-        [2 * kind, 2 * weights(scenes.hue), 2 * weights(scenes.background), torch.stack(columns, dim=1)], dim=1
-    )
+    kind, colours = weights(scenes.kind, len(SHAPES)), len(COLOURS)
+    hue, background = weights(scenes.hue, colours), weights(scenes.background, colours)
+    return torch.cat([2 * kind, 2 * hue, 2 * background, torch.stack(columns, dim=1)], dim=1)

@@ -1,10 +1,9 @@
-"""What the parts are worth, on the validation split: recorded beside them. (The experiment's scores are evaluation's.)"""
+"""Measure the trained networks on the validation split, for the record of the recipe."""
 
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..config import FeatureSettings
 from ..data.images import dequantise, quantise
@@ -24,10 +23,9 @@ BATCH = 128
 
 @torch.no_grad()
 def measure(settings: QualitySettings, seed: int, folder: Path) -> dict:
-    """Frechet distances to reference pictures and CLIP scores of real, encoded-and-decoded, and teacher's pictures.
+    """Return {name: {"fid", "clip"}}: Frechet distances to reference images and CLIP scores.
 
-    Returns:
-        {name: {"fid", "clip"}}; names "real", "vae" and "teacher-cfg-SCALE".
+    Names are "real", "vae" (real images, encoded and decoded) and "teacher-cfg-SCALE".
     """
     evaluated = FeatureSettings(feature_network=str(folder / "features"), clip=str(folder / "clip"), batch=BATCH)
     network, clip = Features(evaluated), Clip(evaluated)
@@ -35,17 +33,17 @@ def measure(settings: QualitySettings, seed: int, folder: Path) -> dict:
     images, texts = draw("validation", settings.samples)
     embeddings = clip.texts(texts)
 
-    def features(pictures: np.ndarray) -> Tensor:
-        return torch.cat([network.rows(part) for part in _parts(pictures)])
+    def fit(images: np.ndarray) -> Gaussian:
+        return Gaussian.fit(torch.cat([network.rows(batch) for batch in _batches(images)]))
 
-    reference = Reference(Gaussian.fit(features(draw("reference", settings.reference)[0])))
+    reference = Reference(fit(draw("reference", settings.reference)[0]))
 
-    def scores(pictures: np.ndarray) -> dict[str, float]:
-        seen = torch.cat([clip.images(part) for part in _parts(pictures)])
-        distance = reference.distance(Gaussian.fit(features(pictures)))
-        return {"fid": round(distance, 3), "clip": round(clip_score(seen, embeddings, resamples=2).value, 4)}
+    def scores(images: np.ndarray) -> dict[str, float]:
+        encoded = torch.cat([clip.images(batch) for batch in _batches(images)])
+        clip_value = clip_score(encoded, embeddings, resamples=2).value
+        return {"fid": round(reference.distance(fit(images)), 3), "clip": round(clip_value, 4)}
 
-    decoded = [quantise(codec.decode(codec.encode(dequantise(part)))) for part in _parts(images)]
+    decoded = [quantise(codec.decode(codec.encode(dequantise(batch)))) for batch in _batches(images)]
     table = {"real": scores(images), "vae": scores(np.concatenate(decoded))}
     prompts = encoder.encode(texts)
     for scale in settings.guidance_scales:
@@ -58,19 +56,19 @@ def measure(settings: QualitySettings, seed: int, folder: Path) -> dict:
 def sample(
     teacher: Path, codec: ImageCodec, prompts: Conditioning, empty: Conditioning, scale: float, steps: int, seed: int
 ) -> np.ndarray:
-    """The teacher's DDIM samples of n prompts, (n, H, W, 3) uint8."""
+    """Sample the teacher by DDIM, (n, H, W, 3) uint8, for n prompts."""
     backbone = load_backbone(teacher)
     config = backbone.network.config
     generator = torch.Generator().manual_seed(seed)
-    pictures: list[np.ndarray] = []
+    images: list[np.ndarray] = []
     progress = Progress(f"teacher at guidance {scale:g}: samples", len(prompts))
     for cond in prompts.split(BATCH):
         noise = torch.randn(len(cond), config.in_channels, *[config.sample_size] * 2, generator=generator)
         latents = solve(load_solver("ddim", teacher, steps), backbone, noise, cond, empty, scale)
-        pictures.append(quantise(codec.decode(latents)))
-        progress.update(sum(map(len, pictures)))
-    return np.concatenate(pictures)
+        images.append(quantise(codec.decode(latents)))
+        progress.update(sum(map(len, images)))
+    return np.concatenate(images)
 
 
-def _parts(pictures: np.ndarray) -> list[np.ndarray]:
-    return [pictures[i : i + BATCH] for i in range(0, len(pictures), BATCH)]
+def _batches(images: np.ndarray) -> list[np.ndarray]:
+    return [images[start : start + BATCH] for start in range(0, len(images), BATCH)]

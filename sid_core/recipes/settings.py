@@ -1,4 +1,4 @@
-"""Settings of the recipes: the shipped weights' (the defaults) and the smallest that still make loadable parts."""
+"""Define the settings of the recipe steps: those of the shipped weights (defaults) and the smallest that work."""
 
 from dataclasses import dataclass, field
 
@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 @dataclass(frozen=True)
 class AutoencoderSettings:
     channels: tuple[int, ...] = (16, 32, 64)
-    latent_channels: int = (
-        4  # with 8 the KL leaves three of them pure noise, which the teacher would then have to model
-    )
+    latent_channels: int = 4  # with 8, the KL term leaves three as pure noise, which the teacher has to model
     steps: int = 3500
     batch: int = 32
     learning_rate: float = 2e-3
@@ -44,7 +42,7 @@ class TeacherSettings:
     steps: int = 45_000
     batch: int = 64
     learning_rate: float = 1.5e-3
-    prompt_dropout: float = 0.1  # what classifier-free guidance needs
+    prompt_dropout: float = 0.1  # for classifier-free guidance
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The teacher: a text-conditional latent diffusion model trained exactly as Stable Diffusion states its noise and target."""
+"""Train the teacher, a text-conditional latent diffusion model, with Stable Diffusion's noise schedule and target."""
 
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from .settings import TeacherSettings
 
 
 def train_teacher(settings: TeacherSettings, seed: int, folder: Path) -> None:
-    """Train the UNet on the VAE and the text encoder already in `folder`; add unet, scheduler and model_index.json."""
+    """Train the UNet on the VAE and the text encoder in `teacher`; add its unet, scheduler and model_index.json."""
+    folder = folder / "teacher"
     codec, encoder = ImageCodec.from_directory(folder), TextEncoder.from_directory(folder)
     prompts = [*all_captions(), ""]
     embeddings = encoder.encode(prompts).tokens  # (1153, 12, 64)
@@ -40,15 +41,15 @@ def train_teacher(settings: TeacherSettings, seed: int, folder: Path) -> None:
 
 @torch.no_grad()
 def encode_scenes(codec: ImageCodec, n: int, rows: dict[str, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Posterior mean and std of n training scenes' scaled latents, float16 (n, C, h, w), and their captions' rows (n,)."""
+    """Return mean and std of the posterior of n training scenes' scaled latents, float16 (n, C, h, w), and caption rows (n,)."""
     means, stds, captions = [], [], []
     progress = Progress("teacher: scenes encoded", n)
     stream = batches(CHUNK)
     scale = codec.vae.config.scaling_factor
     for done in range(0, n, CHUNK):
         images, texts, _ = next(stream)
-        for part in images[: n - done].split(128):  # small enough for the cache
-            posterior = codec.vae.encode(to_signed(part)).latent_dist
+        for batch in images[: n - done].split(128):  # fits the CPU cache
+            posterior = codec.vae.encode(to_signed(batch)).latent_dist
             means.append((posterior.mean * scale).half())
             stds.append((posterior.std * scale).half())
         captions += [rows[text] for text in texts[: n - done]]

@@ -1,4 +1,4 @@
-"""The tokenizer: byte pairs merged over the captions until nearly every word is one token."""
+"""Train the tokenizer: merge byte pairs of the captions until nearly every word is one token."""
 
 import json
 from typing import TYPE_CHECKING
@@ -16,9 +16,9 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def make_tokenizer(length: int) -> "CLIPTokenizer":
-    """A CLIPTokenizer of VOCABULARY ids. The end token has the highest, since pooling takes the argmax of the ids.
+    """Train a CLIPTokenizer of VOCABULARY ids, with the highest for the end token, as pooling takes the ids' argmax.
 
-    Letters that no caption contains become the end token: this tokenizer is for this experiment's prompts.
+    Letters that no caption contains become the end token.
     """
     trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trained.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -20,13 +20,7 @@ from .samples import Grid
 from .theme import Picture
 
 HERE = Path(__file__).parent
-GROUPS = {
-    "generator": "Generators",
-    "teacher": "Teacher",
-    "vae": "Limits",
-    "real": "Limits",
-    "published": "Published",
-}
+GROUPS = {"generator": "Generators", "teacher": "Teacher", "vae": "Limits", "real": "Limits", "published": "Published"}
 
 
 @dataclass(frozen=True)

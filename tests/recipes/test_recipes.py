@@ -1,4 +1,4 @@
-"""The recipe at its smallest: it goes on where it stopped, and what it makes loads."""
+"""Test the smallest recipe: it resumes where it stopped, and its products load."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from sid_core.recipes.settings import SMALLEST
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Assets of the smallest recipe, made in two calls."""
+    """Make the assets of the smallest recipe in two calls."""
     out = tmp_path_factory.mktemp("recipes") / "assets"
     build.make_assets(out, SMALLEST, only={"features", "clip"})
     assert not out.exists()
@@ -22,7 +22,7 @@ def made(tmp_path_factory):
     return out
 
 
-def test_make_assets_of_the_smallest_settings_gives_loadable_parts(made):
+def test_make_assets_of_the_smallest_settings_gives_loadable_networks(made):
     from sid_core.evaluation.networks.feature_network import FeatureNetwork
     from sid_core.models.teacher import load_backbone
     from sid_core.models.text import TextEncoder
@@ -33,7 +33,7 @@ def test_make_assets_of_the_smallest_settings_gives_loadable_parts(made):
     latents = codec.encode(torch.zeros(2, 3, 32, 32))
     assert latents.shape == (2, 4, 8, 8)
     denoiser = load_backbone(made / "teacher")
-    assert denoiser.network(latents, torch.tensor([5, 5]), cond).sample.shape == latents.shape
+    assert denoiser.network(latents, torch.tensor([5, 5]), cond.tokens).sample.shape == latents.shape
     assert FeatureNetwork.from_directory(made / "features")(codec.decode(latents)).shape == (2, 64)
 
 
@@ -46,8 +46,8 @@ def test_make_assets_records_settings_quality_and_files(made):
     assert not made.with_name("assets.work").exists()
 
 
-def test_make_assets_again_has_nothing_to_do(made, monkeypatch):
-    monkeypatch.setattr(build, "_make_part", lambda *_: pytest.fail("made again"))
+def test_make_assets_again_makes_no_step(made, monkeypatch):
+    monkeypatch.setattr(build, "_make_step", lambda *_: pytest.fail("made again"))
     build.make_assets(made, SMALLEST)
 
 
@@ -61,10 +61,10 @@ def test_make_assets_teacher_loads_in_diffusers(made):
     assert images.shape == (1, 32, 32, 3)
 
 
-def test_make_assets_of_unknown_or_unmet_parts_raises(tmp_path):
-    with pytest.raises(UserError, match="unknown part vea: expected some of autoencoder"):
+def test_make_assets_of_unknown_or_unmet_steps_raises(tmp_path):
+    with pytest.raises(UserError, match="--only vea: expected some of autoencoder"):
         build.make_assets(tmp_path / "assets", SMALLEST, only={"vea"})
-    with pytest.raises(UserError, match="teacher stands on autoencoder, clip"):
+    with pytest.raises(UserError, match="--only teacher: expected autoencoder, clip first"):
         build.make_assets(tmp_path / "assets", SMALLEST, only={"teacher"})
 
 
@@ -72,14 +72,16 @@ def test_make_assets_in_a_foreign_work_folder_raises(tmp_path):
     mine = tmp_path / "assets.work" / "notes.txt"
     mine.parent.mkdir()
     mine.write_text("mine")
-    with pytest.raises(UserError, match=r"notes\.txt: none of this program's"):
+    with pytest.raises(UserError, match=r"notes\.txt: not created by sid-core"):
         build.make_assets(tmp_path / "assets", SMALLEST)
     assert mine.read_text() == "mine"
 
 
-def test_make_assets_with_other_settings_remakes_dependent_parts():
+def test_make_assets_with_other_settings_remakes_dependent_steps():
     from dataclasses import replace
 
     other = replace(SMALLEST, clip=replace(SMALLEST.clip, steps=5))
-    changed = {name for name in build.PARTS if build.part_digest(name, other) != build.part_digest(name, SMALLEST)}
+    changed = {
+        name for name in build.RECIPE_STEPS if build.step_digest(name, other) != build.step_digest(name, SMALLEST)
+    }
     assert changed == {"clip", "teacher", "quality"}
