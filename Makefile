@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TRACKING := sqlite:///$(CURDIR)/mlflow.db
 
-.PHONY: run help setup slurm test test-all test-slow lint ui lock wheels bench assets chromium
+.PHONY: run help setup slurm test test-all test-slow lint reference ui lock wheels bench assets chromium
 
 run: setup ## run the embedded experiment: results/shapes/report.html
 	$(BIN)/snakemake --cores all
@@ -51,6 +51,9 @@ lint: setup ## check style, layers of the package and rules
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check --line-length 120 Snakefile workflow
 	$(BIN)/snakemake --lint
+
+reference: setup ## renew docs/reference and the JSON schema after a change of settings or commands
+	$(BIN)/python docs/reference.py
 
 # without MLflow's own job runner: nine idle processes that nothing here uses
 ui: setup ## show the runs in MLflow on http://127.0.0.1:5000

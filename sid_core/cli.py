@@ -5,7 +5,6 @@ A user's mistake ends in one message and exit code 1. Libraries are imported by 
 
 import argparse
 import errno
-import json
 import logging
 import math
 import os
@@ -304,16 +303,6 @@ def _plan_memory(given: argparse.Namespace) -> None:
     print(memory.to_markdown(rows), memory.advice(rows), memory.NOTE, sep="\n\n")
 
 
-def _manual(given: argparse.Namespace) -> None:
-    from .pipeline import manual
-
-    manual.write(_parser(), given.out)
-
-
-def _schema(given: argparse.Namespace) -> None:
-    print(json.dumps(config.Config.model_json_schema(), indent=2))
-
-
 # --- arguments -------------------------------------------------------------------------------------------------------
 
 # help of files and folders; COMMAND.NAME is of one command
@@ -412,7 +401,6 @@ GROUPS = {
     "Plan": {
         "plan": Command(_plan, "estimate jobs, GPU hours, memory and disk of an experiment", "configfile?"),
         "plan-memory": Command(_plan_memory, "estimate the GPU memory of a training by its settings", MEMORY),
-        "schema": Command(_schema, "print the JSON schema of config.yaml"),
     },
     "Share": {
         "export": Command(_call, "write a diffusers pipeline with a model card", "generator teacher out score?"),
@@ -431,14 +419,13 @@ GROUPS = {
         "score": Command(_call, "compute all metrics from features", "settings features reference captions out gpus?"),
         "pairs": Command(_pairs, "compute differences of all scores, and means over seeds", "settings results"),
         "shapes-assets": Command(_shapes_assets, "train the embedded experiment's networks (hours)", "out smallest?"),
-        "manual": Command(_manual, "write the reference pages of settings and commands", "out"),
     },
 }
 COMMANDS = {name: command for commands in GROUPS.values() for name, command in commands.items()}
 # every other command, also one that is added here, starts with exact float32 products
 WITHOUT_NETWORKS = {
     *("prompts", "evaluation-networks", "pairs", "report", "compare", "tracking-init", "track", "status", "push"),
-    *("plan", "plan-memory", "schema", "manual"),
+    *("plan", "plan-memory"),
 }
 
 

@@ -75,7 +75,7 @@ def test_stages_without_networks_are_these():
     """A new stage has exact arithmetic unless it is named here."""
     assert {
         *("prompts", "evaluation-networks", "pairs", "report", "compare", "tracking-init", "track", "status", "push"),
-        *("plan", "plan-memory", "schema", "manual"),
+        *("plan", "plan-memory"),
     } == cli.WITHOUT_NETWORKS
 
 
@@ -170,8 +170,8 @@ def test_no_display_is_needed(settings, tmp_path, monkeypatch):
 def test_threads_are_shared_by_a_nodes_processes_and_set_before_torch_is_imported(processes, threads, expected):
     code = (
         "from sid_core import cli\n"
-        "cli.COMMANDS['schema'] = cli.Command(lambda given: print(__import__('torch').get_num_threads()), 'x')\n"
-        f"cli.main(['schema', '--threads', '{threads}'])"
+        "cli.COMMANDS['plan'] = cli.Command(lambda given: print(__import__('torch').get_num_threads()), 'x')\n"
+        f"cli.main(['plan', '--threads', '{threads}'])"
     )
     environment = os.environ | {"OMP_NUM_THREADS": "2"} | ({"LOCAL_WORLD_SIZE": processes} if processes else {})
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)

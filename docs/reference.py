@@ -1,59 +1,62 @@
-"""docs/reference/{config,cli}.md, made from what the program checks by: the settings' schema and the argument parser."""
+"""Write docs/reference/*.md and workflow/schemas/config.schema.json from the settings' schema and the argument parser."""
 
 import argparse
 import json
 import re
 from pathlib import Path
 
-from ..config import Config
-from ..config.loading import PRESETS
-from ..storage.files import write_text
+from sid_core import cli
+from sid_core.config import Config
+from sid_core.config.loading import PRESETS
 
-MADE = "<!-- made by `sid-core manual --out docs/reference`; edit sid_core/config and sid_core/cli.py instead -->"
+ROOT = Path(__file__).parents[1]
+MADE = "<!-- made by `make reference`; edit sid_core/config and sid_core/cli.py instead -->"
 
 PATTERNS = {
     "^[A-Za-z0-9][A-Za-z0-9._-]*$": "a name",
     "^[0-9a-f]{64}$": "a sha256",
     "^[0-9a-f]{40}$": "a full commit",
-    r"^[1-9]\d*[mhd]$": "a time, such as `30m`",
+    r"^[1-9]\d*[mhd]$": "a duration, such as `30m`",
 }
 
 
-def write(parser: argparse.ArgumentParser, out: Path) -> None:
-    """Write config.md and cli.md into the folder `out`."""
-    write_text(out / "config.md", config_page())
-    write_text(out / "cli.md", cli_page(parser))
+def pages() -> dict[Path, str]:
+    """Return the text of each generated file, by its path."""
+    return {
+        ROOT / "docs" / "reference" / "config.md": config_page(),
+        ROOT / "docs" / "reference" / "cli.md": cli_page(cli._parser()),
+        ROOT / "workflow" / "schemas" / "config.schema.json": json.dumps(Config.model_json_schema(), indent=2) + "\n",
+    }
 
 
 # --- settings ----------------------------------------------------------------------------------------------------------
 
 
 def config_page() -> str:
-    """Describe every key by block: what it takes, its default or its values in the presets, what it is."""
+    """Describe every key by block: accepted values, default or values in the presets, meaning."""
     schema = Config.model_json_schema()
     shapes, sd15 = (_comments((PRESETS / f"{name}.yaml").read_text(encoding="utf-8")) for name in ("shapes", "sd15"))
     lines = [
         *(MADE, "", "# Settings", ""),
-        "Every key of config.yaml or of a file that is given with `--configfile`. What such a file leaves out comes from its `preset`",
-        "(`sid_core/config/presets`, with a reason beside each value: sd21-base and sd21-768 say what differs from sd15), else it is the default.",
-        "A --configfile that names a preset reads nothing of config.yaml; another one says what differs from it. Unknown keys and",
-        "values out of range are refused before anything starts. `sid-core schema` prints the same as a JSON schema, which editors read",
-        "(`workflow/schemas/config.schema.json`). Where the last column is empty, the name says it.",
+        "Every key of config.yaml and of a file given with `--configfile`. A missing key takes its value from the file's `preset`",
+        "(`sid_core/config/presets`, with a reason beside each value; sd21-base and sd21-768 list the differences from sd15), else the default.",
+        "A --configfile with a preset replaces config.yaml; one without is laid over it. Unknown keys and values out of range are",
+        "errors before anything starts. Editors check both files by `workflow/schemas/config.schema.json`, the same as a JSON schema.",
     ]
     for block, (path, properties, required) in _blocks(schema).items():
         lines += ["", f"## {block}", "", "| key | takes | default | shapes | sd15 | |", "|---|---|---|---|---|---|"]
         for key, field in properties.items():
             given = [comments.get(f"{path}{key}", ("", "")) for comments in (shapes, sd15)]
             default = _value(field["default"]) if "default" in field and not isinstance(field["default"], dict) else ""
-            needed = " (needed)" if key in required and not given[0][0] and "$ref" not in field else ""
+            required_ = " (required)" if key in required and not given[0][0] and "$ref" not in field else ""
             cells = [f"`{text}`" if text else "" for text in (default, given[0][0], given[1][0])]
-            says = _cell(field.get("description") or given[0][1])
-            lines.append(f"| `{key}` | {_takes(field)}{needed} | {' | '.join(cells)} | {says} |")
+            meaning = _cell(field.get("description") or given[0][1])
+            lines.append(f"| `{key}` | {_takes(field)}{required_} | {' | '.join(cells)} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 
 def _blocks(schema: dict) -> dict[str, tuple[str, dict, list[str]]]:
-    """Title -> (path in config.yaml, properties, needed keys), in the order of the file; lists of blocks after their owner."""
+    """Map each title to (path in config.yaml, properties, required keys), in the order of the file."""
     found = {"top": ("", schema["properties"], schema["required"])}
 
     def visit(path: str, field: dict) -> None:
@@ -72,7 +75,7 @@ def _blocks(schema: dict) -> dict[str, tuple[str, dict, list[str]]]:
 
 
 def _takes(field: dict) -> str:
-    """What a value may be, in words."""
+    """Describe the accepted values in words."""
     if "$ref" in field:
         return "a block"
     if "anyOf" in field:
@@ -89,14 +92,14 @@ def _takes(field: dict) -> str:
         return f"by name: {_takes(field['additionalProperties'])}" if "additionalProperties" in field else "a block"
     words = {"integer": "integer", "number": "number", "string": "text", "boolean": "`true`, `false`", "null": "`null`"}
     limits = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    said = [f"{sign} {field[key]:g}" for key, sign in limits.items() if key in field]
+    range_ = [f"{sign} {field[key]:g}" for key, sign in limits.items() if key in field]
     if "pattern" in field:
         return PATTERNS[field["pattern"]]
-    return " ".join([words[field["type"]], *said])
+    return " ".join([words[field["type"]], *range_])
 
 
 def _comments(text: str) -> dict[str, tuple[str, str]]:
-    """Value and comment of each line of a preset, by dotted key; a block in braces is split."""
+    """Return value and comment of each line of a preset, by dotted key; a block in braces is split."""
     found, above = {}, []
     for line in text.splitlines():
         match = re.match(r"( *)([\w-]+):(?: +(.*?))?(?: *# (.*))?$", line)
@@ -123,29 +126,36 @@ def _cell(text: str) -> str:
 
 
 def cli_page(parser: argparse.ArgumentParser) -> str:
-    """Every subcommand with its arguments."""
+    """List every subcommand with its arguments."""
     commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     lines = [
         MADE,
         "",
         "# Command line",
         "",
-        f"{parser.description} A user's mistake ends in one message and exit code 1,",
+        f"{parser.description} A user's error ends in one message and exit code 1,",
     ]
-    lines += ["a signal in 128 and its number; everything else is a defect and shows a traceback."]
+    lines += ["a signal in 128 plus its number; any other exception is a defect and prints a traceback."]
     for name, command in commands.choices.items():
         arguments = [action for action in command._actions if not isinstance(action, argparse._HelpAction)]
         lines += ["", f"## sid-core {name}", "", f"{command.description[:1].upper()}{command.description[1:]}.", ""]
         lines += ["| argument | |", "|---|---|"]
         for action in sorted(arguments, key=lambda action: (not action.required, bool(action.option_strings))):
-            lines.append(f"| `{_spelt(action)}` | {_cell(action.help or '')}{' (needed)' if action.required else ''} |")
+            lines.append(
+                f"| `{_spelt(action)}` | {_cell(action.help or '')}{' (required)' if action.required else ''} |"
+            )
     return "\n".join(lines) + "\n"
 
 
 def _spelt(action: argparse.Action) -> str:
-    """An argument as it is typed."""
+    """Return an argument as it is typed."""
     if action.nargs == 0:
         return action.option_strings[0]
     name = action.metavar or ("{" + ",".join(action.choices) + "}" if action.choices else action.dest.upper())
     values = " ".join(name) if isinstance(name, tuple) else name + (" …" if action.nargs == "+" else "")
     return f"{action.option_strings[0]} {values}" if action.option_strings else values
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
