@@ -1,7 +1,6 @@
-"""`sid-core serve`: prompts tried on an experiment's generators side by side, on a page of this machine.
+"""Serve a local page that compares an experiment's generators on prompts (`sid-core serve`).
 
-The standard library's server and 200 lines of page: gradio would bring 14 packages and hold back Pillow, whose filters are part
-of the protocol.
+Built on the standard library: gradio needs 14 packages and an older Pillow, whose filters are part of the protocol.
 """
 
 from .server import serve

@@ -1,4 +1,4 @@
-"""What of an experiment can be drawn with: its finished generators and their teachers, loaded when first asked for."""
+"""Sample from the finished generators of an experiment and their teachers, each loaded at its first request."""
 
 import time
 from pathlib import Path
@@ -16,16 +16,12 @@ if TYPE_CHECKING:
     from ..sampling.session import InferenceSession
 
 EXAMPLES = 12  # evaluation captions offered on the page
-MOST_STEPS = 1000  # of the teacher: its schedule has no more
+MOST_STEPS = 1000  # timesteps of the teacher's schedule
 LONGEST_PROMPT = 2000  # characters; encoders read 77 tokens
 
 
 class Gallery:
-    """The finished generators of results/EXPERIMENT.
-
-    Raises:
-        UserError: no such folder, no frozen settings, no finished generator in it.
-    """
+    """The finished generators of results/EXPERIMENT; raises UserError where there are none, or no frozen settings."""
 
     def __init__(self, results: Path):
         self.results, config = Results(results), load_frozen(results)
@@ -37,29 +33,27 @@ class Gallery:
         }
         if not self.runs:
             raise UserError(
-                f"{self.results.runs}: no finished generator yet; `sid-core status --results {results}` says how far they are"
+                f"{self.results.runs}: no finished generator yet; see `sid-core status --results {results}`"
             )
         self.experiment = config.experiment
         self._sessions: dict[Path, InferenceSession] = {}
 
     def describe(self) -> dict:
-        """What the page shows before anything is drawn."""
+        """Return the name, runs and example prompts that the page shows first."""
         captions = self.results.captions
         examples = read_lines(captions, "caption")[: 10 * EXAMPLES] if captions.is_file() else []
-        runs = [self._describe(name) for name in self.runs]
+        runs = []
+        for name, row in ((name, self.results.run(name)) for name in self.runs):
+            score = read_json(row.score) if row.score.is_file() else {}
+            seed = read_json(row.record)["run"]["seed"] or 0
+            runs.append({"name": name, "seed": seed, "fid": score.get("fid"), "clip": score.get("clip")})
         return {"experiment": self.experiment, "runs": runs, "examples": list(dict.fromkeys(examples))[:EXAMPLES]}
 
-    def _describe(self, name: str) -> dict:
-        row = self.results.run(name)
-        run = read_json(row.record)["run"]
-        score = read_json(row.score) if row.score.is_file() else {}
-        return {"name": name, "seed": run["seed"] or 0, "fid": score.get("fid"), "clip": score.get("clip")}
-
     def draw(self, name: str, prompt: str, seed: int) -> tuple[bytes, float, float]:
-        """The PNG that `sid-core sample` would write, seconds of loading, and of drawing.
+        """Return the PNG that `sid-core sample` writes, and the seconds of loading and of sampling.
 
         Raises:
-            UserError: no such run, an unfit prompt or seed, damaged files.
+            UserError: no such run, an invalid prompt or seed, damaged files.
         """
         if name not in self.runs:
             raise UserError(f"run={name}: expected one of {', '.join(self.runs)}")
@@ -67,12 +61,12 @@ class Gallery:
         generator = self.results.run(name).generator
         started = time.monotonic()
         session = self._session(self.runs[name])
-        session.generator(generator)
+        session.generator(generator)  # loads it outside the timing
         loaded = time.monotonic()
-        return _packed(session.image(generator, prompt, seed), started, loaded)
+        return _pack(session.image(generator, prompt, seed), started, loaded)
 
     def draw_teacher(self, prompt: str, seed: int, steps: int, guidance_scale: float) -> tuple[bytes, float, float]:
-        """The same, of the teacher."""
+        """Sample the teacher likewise."""
         _check_prompt(prompt)
         if not 1 <= steps <= MOST_STEPS:
             raise UserError(f"steps={steps}: expected 1 to {MOST_STEPS}")
@@ -80,12 +74,12 @@ class Gallery:
             raise UserError(f"guidance_scale={guidance_scale:g}: expected more than 0, at most 100")
         started = time.monotonic()
         session = self._session(self.results.teacher())
-        assert session.teacher is not None  # loaded now, not while it is timed
+        assert session.teacher is not None  # loads it outside the timing
         loaded = time.monotonic()
-        return _packed(session.teacher_image(prompt, seed, steps, guidance_scale), started, loaded)
+        return _pack(session.teacher_image(prompt, seed, steps, guidance_scale), started, loaded)
 
     def _session(self, teacher: Path) -> "InferenceSession":
-        from ..sampling.session import InferenceSession  # takes seconds, which the page need not wait for
+        from ..sampling.session import InferenceSession  # imports torch, which takes seconds
 
         if teacher not in self._sessions:
             self._sessions[teacher] = InferenceSession(teacher)
@@ -97,8 +91,8 @@ def _check_prompt(prompt: str) -> None:
         raise UserError(f"prompt of {len(prompt)} characters: expected 1 to {LONGEST_PROMPT}")
 
 
-def _packed(pixels: "np.ndarray", started: float, loaded: float) -> tuple[bytes, float, float]:
+def _pack(pixels: "np.ndarray", started: float, loaded: float) -> tuple[bytes, float, float]:
     from ..sampling.preview import enlargement, to_png
 
-    drawn = time.monotonic()
-    return to_png(pixels, enlarge=enlargement(len(pixels))), loaded - started, drawn - loaded
+    sampled = time.monotonic()
+    return to_png(pixels, enlarge=enlargement(len(pixels))), loaded - started, sampled - loaded

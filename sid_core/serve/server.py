@@ -1,4 +1,4 @@
-"""The server behind the page: 127.0.0.1 only, one image at a time, nothing but the standard library."""
+"""Serve the page on 127.0.0.1, sampling one image at a time."""
 
 import errno
 import json
@@ -24,11 +24,7 @@ POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src '
 
 
 def serve(results: Path, port: int) -> None:
-    """Serve the page until Ctrl-C.
-
-    Raises:
-        UserError: what `Gallery` raises; a port that is in use or none.
-    """
+    """Serve the page until Ctrl-C; raises UserError as `Gallery` and `make_server` do."""
     server = make_server(Gallery(results), port)
     print(f"{server.gallery.experiment}: http://{HOST}:{server.server_port}/ (Ctrl-C ends)", flush=True)
     with server:
@@ -39,7 +35,7 @@ def serve(results: Path, port: int) -> None:
 
 
 def make_server(gallery: Gallery, port: int) -> "Server":
-    """Raises UserError where the port cannot be had."""
+    """Bind a server; raises UserError where the port is taken, forbidden or invalid."""
     try:
         return Server(gallery, port)
     except (OSError, OverflowError) as error:
@@ -49,7 +45,7 @@ def make_server(gallery: Gallery, port: int) -> "Server":
 
 
 class Server(ThreadingHTTPServer):
-    """Answers for one gallery; pages are served while an image is drawn, a second image waits for the first."""
+    """A server of one gallery: pages are served during sampling, a second image waits for the first."""
 
     daemon_threads = True
 
@@ -58,13 +54,13 @@ class Server(ThreadingHTTPServer):
         super().__init__((HOST, port), Handler)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A page that was closed or reloaded while it waited is no error."""
+        """Ignore pages that were closed or reloaded while they waited."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """GET / (the page), /experiment.json, and /image?run=… or /image?steps=…&guidance_scale=… with prompt and seed."""
+    """Routes: / (the page), /experiment.json, and /image?run=… or /image?steps=…&guidance_scale=… with prompt and seed."""
 
     server: Server
     protocol_version = "HTTP/1.1"
@@ -72,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
     hosts: ClassVar = (HOST, "localhost")
 
     def do_GET(self) -> None:
-        # a page of another site must neither read this one (DNS rebinding) nor keep the machine busy
+        # pages of other sites must neither read this one (DNS rebinding) nor occupy the machine
         host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
         if host not in self.hosts or self.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
             return self._answer(HTTPStatus.FORBIDDEN, "text/plain", b"this page answers to its own machine only")
@@ -82,9 +78,8 @@ class Handler(BaseHTTPRequestHandler):
                 name, kind = FILES[url.path]
                 return self._answer(HTTPStatus.OK, kind, (HERE / name).read_bytes())
             if url.path == "/experiment.json":
-                return self._answer(
-                    HTTPStatus.OK, "application/json", json.dumps(self.server.gallery.describe()).encode()
-                )
+                text = json.dumps(self.server.gallery.describe())
+                return self._answer(HTTPStatus.OK, "application/json", text.encode())
             if url.path == "/image":
                 png, load_s, draw_s = self._draw({key: values[-1] for key, values in parse_qs(url.query).items()})
                 return self._answer(HTTPStatus.OK, "image/png", png, {"X-Load-Seconds": load_s, "X-Seconds": draw_s})
@@ -92,36 +87,39 @@ class Handler(BaseHTTPRequestHandler):
             return self._answer(HTTPStatus.BAD_REQUEST, "text/plain", str(error).encode())
         except ConnectionError:
             raise
-        except Exception as error:  # out of GPU memory, say: the page tells, and the next image may do
+        except Exception as error:  # such as out of GPU memory: the next image may fit
             problem = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             print(f"{self.path}: {problem}", file=sys.stderr, flush=True)
             return self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", problem.encode())
         return self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"no such page")
 
     def _draw(self, asked: dict[str, str]) -> tuple[bytes, float, float]:
-        def number(key: str, kind: type) -> float:
+        def number(key: str, kind: type, default: str = "") -> float:
             try:
-                return kind(asked.get(key, "0" if key == "seed" else ""))
+                return kind(asked.get(key, default))
             except ValueError:
                 raise UserError(f"{key}={asked.get(key, '')}: expected a number") from None
 
-        prompt, seed, gallery = asked.get("prompt", ""), number("seed", int), self.server.gallery
+        prompt, seed, gallery = asked.get("prompt", ""), number("seed", int, "0"), self.server.gallery
         with self.server.drawing:
             if "run" in asked:
                 return gallery.draw(asked["run"], prompt, seed)
             return gallery.draw_teacher(prompt, seed, number("steps", int), number("guidance_scale", float))
 
     def _answer(self, status: HTTPStatus, kind: str, body: bytes, times: dict[str, float] | None = None) -> None:
+        headers = {
+            "Content-Type": kind if kind.startswith("image/") else f"{kind}; charset=utf-8",
+            "Content-Length": str(len(body)),
+            "Content-Security-Policy": POLICY,
+            "X-Content-Type-Options": "nosniff",
+            "Cache-Control": "no-store",
+            **{name: f"{seconds:.4f}" for name, seconds in (times or {}).items()},
+        }
         self.send_response(status)
-        self.send_header("Content-Type", kind if kind.startswith("image/") else f"{kind}; charset=utf-8")
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Security-Policy", POLICY)
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.send_header("Cache-Control", "no-store")
-        for name, seconds in (times or {}).items():
-            self.send_header(name, f"{seconds:.4f}")
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Silent: what goes wrong stands on the page."""
+        """Print nothing: the page shows errors."""

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def results(tiny_teacher, tmp_path_factory):
-    """Write results/x with two finished generators, of the teacher's weights, and an unfinished one."""
+    """Write results/x with two finished generators (the teacher's weights) and an unfinished one."""
     folder = tmp_path_factory.mktemp("results") / "x"
     values = c.merge(c.read_yaml(ROOT / "config.yaml"), {"experiment": "x", "guidance_scales": [1.5, 2, 3]})
     for run in c.runs(c.parse_config(values))[:2]:
@@ -71,7 +71,7 @@ def ask(results):
 
 
 def test_draw_equals_sid_core_sample_bit_for_bit(results, ask, tmp_path):
-    for _ in range(2):  # loaded anew, and kept
+    for _ in range(2):  # loaded anew, then cached
         status, image, headers = ask("/image", run="lsg-2", prompt="a red circle", seed=7)
         assert (status, headers["Content-Type"]) == (200, "image/png")
         assert float(headers["X-Seconds"]) > 0
@@ -105,13 +105,13 @@ def test_draw_teacher_uses_the_solver_of_the_baselines(ask, tiny_teacher):
             )
             for name in ("dpm-solver", "ddim")
         )
-    enlarged = len(drawn) // len(dpm)  # small images are shown with every pixel repeated
+    enlarged = len(drawn) // len(dpm)  # pixels of small images are repeated
     drawn = drawn[::enlarged, ::enlarged]
     assert np.array_equal(drawn, dpm)
     assert not np.array_equal(drawn, ddim)
 
 
-def test_finished_generators_are_offered_with_their_scores(ask):
+def test_describe_lists_finished_generators_with_their_scores(ask):
     about = json.loads(ask("/experiment.json")[1])
     assert about["experiment"] == "x"
     assert about["runs"] == [
@@ -121,7 +121,7 @@ def test_finished_generators_are_offered_with_their_scores(ask):
     assert about["examples"] == ["a cat", "a dog"]
 
 
-def test_nothing_is_loaded_before_it_is_asked_for(ask):
+def test_gallery_before_a_request_loads_no_network(ask):
     gallery = ask.server.gallery
     assert gallery._sessions == {}
     ask("/image", run="lsg-1.5", prompt="a", seed=0)
@@ -130,7 +130,7 @@ def test_nothing_is_loaded_before_it_is_asked_for(ask):
     assert "teacher" not in vars(session)
 
 
-def test_inference_session_keeps_the_generators_used_last(results, monkeypatch):
+def test_session_over_its_cache_keeps_the_generator_used_last(results, monkeypatch):
     from sid_core.sampling import session
 
     monkeypatch.setattr(session, "CACHED_GENERATORS", 1)
@@ -141,7 +141,7 @@ def test_inference_session_keeps_the_generators_used_last(results, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "message"),
     [
         ({"run": "lsg-3"}, "run=lsg-3: expected one of lsg-1.5, lsg-2"),
         ({"run": "../../teacher"}, "run=../../teacher: expected one of"),
@@ -154,10 +154,10 @@ def test_inference_session_keeps_the_generators_used_last(results, monkeypatch):
         ({"steps": 2, "guidance_scale": "nan"}, "guidance_scale=nan: expected more than 0"),
     ],
 )
-def test_draw_of_a_wrong_request_names_it(ask, query, said):
+def test_draw_of_a_wrong_request_names_it(ask, query, message):
     status, body, _ = ask("/image", **{"prompt": "a cat"} | query)
     assert status == 400
-    assert said in body.decode()
+    assert message in body.decode()
 
 
 def test_draw_with_a_damaged_generator_names_it(results, ask):
@@ -168,7 +168,7 @@ def test_draw_with_a_damaged_generator_names_it(results, ask):
     path.write_text(whole)
 
 
-def test_pages_and_nothing_else(ask):
+def test_server_of_other_paths_answers_not_found(ask):
     for path, kind in (("/", "text/html"), ("/page.js", "text/javascript"), ("/page.css", "text/css")):
         status, body, headers = ask(path)
         assert (status, headers["Content-Type"]) == (200, f"{kind}; charset=utf-8")
@@ -241,11 +241,11 @@ def serve(capsys, results: object, port: object) -> str:
     return capsys.readouterr().err
 
 
-def test_missing_folders_and_taken_ports_are_named_errors(results, ask, tmp_path, capsys):
+def test_serve_of_missing_folders_or_taken_ports_names_them(results, ask, tmp_path, capsys):
     nowhere = tmp_path / "nowhere"
     assert serve(capsys, nowhere, 0).startswith(f"error: --results {nowhere}: has no config.yaml; expected")
     (tmp_path / "config.yaml").write_text((results / "config.yaml").read_text())
-    assert serve(capsys, tmp_path, 0).startswith(f"error: {tmp_path}/runs: no finished generator yet; `sid-core status")
+    assert serve(capsys, tmp_path, 0).startswith(f"error: {tmp_path}/runs: no finished generator yet; see `sid-core status")
     taken = ask.server.server_port
     assert serve(capsys, results, taken) == f"error: --port {taken}: in use; choose another, or 0 for any free one\n"
     assert serve(capsys, results, 70000).startswith("error: --port 70000: expected 0 to 65535; ")
