@@ -1,4 +1,4 @@
-"""Bring a teacher's files from a folder or a hub's repository: its family's components under plain names, and nothing beside."""
+"""Fetch a teacher's files from a diffusers directory or a hub: the components of its family alone, under plain names."""
 
 import logging
 import os
@@ -24,18 +24,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Folder:
-    """A diffusers directory on disk, read like a repository."""
+    """A diffusers directory on disk, with the interface of a repository."""
 
     path: Path
     files: frozenset[str]
 
     @classmethod
-    def of(cls, path: Path) -> "Folder":
-        """List a directory.
-
-        Raises:
-            UserError: there is none.
-        """
+    def from_directory(cls, path: Path) -> "Folder":
+        """List the files of a directory, or raise UserError where there is none."""
         if not path.is_dir():
             raise UserError(
                 f"teacher.path={path}: no such folder; expected a diffusers directory, with model_index.json"
@@ -44,7 +40,7 @@ class Folder:
         return cls(path, frozenset(file.relative_to(path).as_posix() for file in found))
 
     def fetch(self, file: str) -> Path:
-        """Path of a file."""
+        """Return the path of a file."""
         return self.path / file
 
 
@@ -52,28 +48,27 @@ Source = Folder | hub.Repository
 
 
 def fetch_teacher(settings: "Teacher", path: Path | None, folder: Path) -> dict:
-    """Bring the components of the teacher's family into `folder`; return what is known of them.
+    """Fetch the components of the teacher's family into `folder`, shards joined, and return their provenance.
 
-    Weights of a hub are hard links into its cache where the file system allows: 4 GB are not there twice. Shards are joined.
+    Weights of a hub are hard links into its cache where the file system allows, which saves 4 GB.
 
     Args:
         path: the directory; None: the hub's repository that settings name.
 
     Raises:
-        UserError: another kind of model, a component without safetensors, or a file of another sha256 than the settings say.
+        UserError: another kind of model, a component without safetensors, or a file that differs from `teacher.sha256`.
     """
     if path is None:
         source = hub.find(settings.repo, settings.revision, ("teacher.repo", "teacher.revision"))
         place = f"teacher.repo={source.name}"
     else:
-        source, place = Folder.of(path), f"teacher.path={path}"
+        source, place = Folder.from_directory(path), f"teacher.path={path}"
     index = "model_index.json"
     family = family_of_index(read_json(source.fetch(index)) if index in source.files else {})
     family.check_files(source.files, place)
-    small = _small_files(source, family, place)
-    paths = {name: source.fetch(name).resolve() for name in small}
-    for name in small:
-        _bring(paths[name], folder / name)
+    paths = {name: source.fetch(name).resolve() for name in _config_files(source, family, place)}
+    for name, file in paths.items():
+        _copy(file, folder / name)
     family.check_configs(folder, place)  # before gigabytes are fetched
     weights = {
         component: _weight_files(source, component, stem, settings.variant, place)
@@ -86,69 +81,60 @@ def fetch_teacher(settings: "Teacher", path: Path | None, folder: Path) -> dict:
         if len(names) > 1:
             _join([paths[name] for name in names], target, place)
         else:
-            _bring(paths[names[0]], target, link=path is None)
-    known = {"source": settings.source, "variant": settings.variant, "weights": weights}
+            _copy(paths[names[0]], target, link=path is None)
+    provenance = {"source": settings.source, "variant": settings.variant, "weights": weights}
     if path is not None:
-        return known | {"path": settings.path}
-    return known | {
-        "repo": source.name,
-        "revision": source.commit,
-        "asked_for": settings.revision,
-        "license": source.license(),
-        "files": files,
-    }
+        return provenance | {"path": settings.path}
+    pinned = {"repo": source.name, "revision": source.commit, "asked_for": settings.revision}
+    return provenance | pinned | {"license": source.license(), "files": files}
 
 
 def _identified(settings: "Teacher", paths: dict[str, Path]) -> dict[str, dict]:
-    """Hash and size of each fetched file, after comparing with the hashes that settings ask for."""
+    """Return hash and size of each fetched file, compared with `teacher.sha256`."""
     expected, files = settings.sha256 or {}, {}
     for name, path in paths.items():
         found = sha256_file(path)
         if expected.get(name, found) != found:
             raise UserError(
-                f"teacher.sha256: {name} of {settings.repo} has {found}, expected {expected[name]}; "
-                "correct the hash, or the revision"
+                f"teacher.sha256: {name} of {settings.repo} has {found}, expected {expected[name]}. "
+                "Fix: correct the hash, or the revision"
             )
         files[name] = {"sha256": found, "bytes": path.stat().st_size}
     if unknown := [name for name in expected if name not in files]:
-        raise UserError(f"teacher.sha256: {', '.join(unknown)}: not among what is fetched ({', '.join(files)})")
+        raise UserError(f"teacher.sha256: {', '.join(unknown)}: not among the fetched files ({', '.join(files)})")
     return files
 
 
-def _small_files(source: Source, family: type[Backbone], place: str) -> list[str]:
-    """Names of all that is no weights."""
+def _config_files(source: Source, family: type[Backbone], place: str) -> list[str]:
+    """Return the names of all files but weights."""
     for component, alternatives in family.NEEDED.items():
         names = [f"{component}/{file}" for file in alternatives]
         if not source.files.intersection(names):
             raise UserError(f"{place}: component {component} is missing ({' or '.join(names)}{_offline(source)})")
-    wanted = [
-        "model_index.json",
-        *(f"{component}/{file}" for component, files in family.CONFIGS.items() for file in files),
-    ]
-    return [name for name in wanted if name in source.files]
+    wanted = [f"{component}/{file}" for component, files in family.CONFIGS.items() for file in files]
+    return [name for name in ("model_index.json", *wanted) if name in source.files]
 
 
 def _weight_files(source: Source, component: str, stem: str, variant: str | None, place: str) -> list[str]:
-    """Names of the safetensors that hold a component's weights: one, or shards; of fp16 where there is nothing else."""
+    """Return the names of a component's safetensors: one file, or shards; fp16 where there is no other variant."""
     stem = f"{component}/{stem}"
     for kind in [variant] if variant else ["", "fp16"]:
         dot = f".{kind}" if kind else ""
         single, index = f"{stem}{dot}.safetensors", f"{stem}.safetensors.index{dot}.json"
         names = [single] if single in source.files else _shards(source, index, place) if index in source.files else []
         if names and kind and not variant:
-            log.info("%s: %s: only the variant fp16 is there, so its weights are of 16 bits", place, component)
+            log.info("%s: %s: the variant fp16 is the only one, so its weights have 16 bits", place, component)
         if names:
             return names
-    raise UserError(
-        _missing(source, component, f"{stem}{f'.{variant}' if variant else ''}.safetensors", variant, place)
-    )
+    name = f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors"
+    raise UserError(_missing(source, component, name, variant, place))
 
 
 def _shards(source: Source, index: str, place: str) -> list[str]:
-    """Names of the files that an index of shards lists."""
+    """Return the names of the files that an index of shards lists."""
     table = read_json(source.fetch(index)).get("weight_map")
     if not isinstance(table, dict) or not table:
-        raise UserError(f"{place}: {index}: has no weight_map; expected an index of shards. Fix: get the file again")
+        raise UserError(f"{place}: {index}: expected a weight_map, got none. Fix: get the file again")
     names = sorted({f"{index.split('/')[0]}/{shard}" for shard in table.values()})
     if missing := [name for name in names if name not in source.files]:
         raise UserError(f"{place}: {index}: lists {', '.join(missing)}, which is missing. Fix: get all shards")
@@ -156,7 +142,7 @@ def _shards(source: Source, index: str, place: str) -> list[str]:
 
 
 def _join(paths: list[Path], target: Path, place: str) -> None:
-    """Write the tensors of all shards to one file, each in its own type."""
+    """Write the tensors of all shards to one file, each in its own dtype."""
     weights = {}
     for path in paths:
         try:
@@ -167,7 +153,7 @@ def _join(paths: list[Path], target: Path, place: str) -> None:
 
 
 def _missing(source: Source, component: str, name: str, variant: str | None, place: str) -> str:
-    """Why weights cannot be brought, and what to do."""
+    """Return the message of weights that cannot be fetched, with the remedy."""
     if offline := _offline(source):
         return f"{place}: {name}{offline}"
     there = sorted(file for file in source.files if file.startswith(f"{component}/"))
@@ -176,20 +162,18 @@ def _missing(source: Source, component: str, name: str, variant: str | None, pla
         return f"{place}: has no {name} (but {', '.join(there)}). Fix: {remedy}use another teacher"
     if any(file.endswith((".bin", ".ckpt")) for file in there):
         return (
-            f"{place}: has no {name}, only pickled weights ({', '.join(there)}), which may hold code and are not read. "
-            f"Fix: where you trust them, run {_conversion(source)} and set teacher: {{source: local, path: converted}}"
+            f"{place}: has no {name}, only pickled weights ({', '.join(there)}), which may contain code. "
+            f"Fix: if you trust them, run {_conversion(source)} and set teacher: {{source: local, path: converted}}"
         )
     return f"{place}: has no {name}; expected a diffusers repository, with model_index.json"
 
 
 def _conversion(source: Source) -> str:
-    """The command that writes pickled weights as safetensors, by diffusers."""
-    if isinstance(source, Folder):
-        which = repr(str(source.path))
-    else:
-        which = f"{source.name!r}, revision={source.commit!r}"
+    """Return the command that converts pickled weights to safetensors with diffusers."""
+    local = isinstance(source, Folder)
+    origin = repr(str(source.path)) if local else f"{source.name!r}, revision={source.commit!r}"
     code = (
-        f"from diffusers import StableDiffusionPipeline as P; P.from_pretrained({which}, use_safetensors=False, "
+        f"from diffusers import StableDiffusionPipeline as P; P.from_pretrained({origin}, use_safetensors=False, "
         "safety_checker=None).save_pretrained('converted')"
     )
     return f"python -c {shlex.quote(code)}"
@@ -201,8 +185,8 @@ def _offline(source: Source) -> str:
     return ""
 
 
-def _bring(path: Path, target: Path, link: bool = False) -> None:
-    """A copy, or a hard link where that can be."""
+def _copy(path: Path, target: Path, link: bool = False) -> None:
+    """Copy a file, or make a hard link where `link` is set and the file system allows."""
     target.parent.mkdir(exist_ok=True)
     if link:
         try:

@@ -203,7 +203,7 @@ def test_prepare_teacher_of_a_moved_repository_names_its_new_id(hub, tmp_path, o
         ({"repo": "not an id"}, "teacher.repo=not an id: expected OWNER/NAME"),
         ({"revision": "0" * 40}, f"teacher.revision={'0' * 40}: no such revision of {REPO}"),
         ({"sha256": {UNET: "0" * 64}}, f"teacher.sha256: {UNET} of {REPO} has"),
-        ({"sha256": {"unet/x": "0" * 64}}, "teacher.sha256: unet/x: not among what is fetched"),
+        ({"sha256": {"unet/x": "0" * 64}}, "teacher.sha256: unet/x: not among the fetched files"),
     ],
 )
 def test_prepare_teacher_with_wrong_settings_names_them(hub, tmp_path, changes, message):
