@@ -16,6 +16,7 @@ PASSED: tuple[str, ...] = (
     "models",
     "../tests/models",
     "method",
+    "config",
     "recipes",
     "serve",
     "../tests/serve",

@@ -1,16 +1,10 @@
 """Validate, expand and freeze settings: config.yaml to runs, and to one frozen file for each stage."""
 
 from .blocks import (
-    ARCHIVES,
     COCO2014_30K,
     COMMIT,
-    IN_WORDS,
-    LIMIT,
     NAME,
-    NULLS,
     SEEDS,
-    SHA256,
-    TABLES,
     Alarms,
     Baselines,
     Block,
@@ -26,19 +20,13 @@ from .blocks import (
     JobResources,
     Name,
     Network,
-    NonNegative,
     Plan,
-    Positive,
     Prompts,
     ReferenceSettings,
-    Resources,
     Sampling,
-    Sha256,
     Solver,
     Split,
     Teacher,
-    Timestep,
-    Tracking,
     caption_format,
 )
 from .loading import load_config, load_settings, merge, parse, parse_config, read_yaml

@@ -6,40 +6,20 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 SEEDS = 2**32  # torch's CPU generator reads the low 32 bits of a seed
-
-
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
 Count = Annotated[int, Field(ge=1)]
-
-
 Timestep = Annotated[int, Field(ge=0, le=999)]
-
-
 SHA256, COMMIT, NAME, LIMIT = r"^[0-9a-f]{64}$", r"^[0-9a-f]{40}$", r"^[A-Za-z0-9][A-Za-z0-9._-]*$", r"^[1-9]\d*[mhd]$"
-
-
 IN_WORDS = {
     SHA256: "64 digits 0-9 a-f",
     COMMIT: "a full commit, 40 digits 0-9 a-f",
     NAME: "letters, digits, '.', '_' and '-', the first a letter or digit",
     LIMIT: "minutes, hours or days, such as '30m', '12h', '5d'",
 }
-
-
 Sha256 = Annotated[str, Field(pattern=SHA256)]
-
-
 Commit = Annotated[str, Field(pattern=COMMIT)]
-
-
 Name = Annotated[str, Field(pattern=NAME, max_length=80)]
-
-
 NULLS = ("null", "Null", "NULL", "~")
 
 
@@ -51,10 +31,7 @@ class Block(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _read_null(cls, values: Any) -> Any:
-        """Take YAML's words for null as null, and an empty text where a setting may be null.
-
-        Snakemake's --config hands over the words as text, and a run called null, or a store, is nobody's wish.
-        """
+        """Read YAML's words for null, which Snakemake's --config passes as text, and empty text where null is allowed."""
         if not isinstance(values, dict):
             return values
         optional = {key for key, field in cls.model_fields.items() if type(None) in get_args(field.annotation)}
@@ -63,7 +40,7 @@ class Block(BaseModel):
 
 
 class Teacher(Block):
-    """Where the teacher comes from: `embedded` (ships with sid_core), `local` (a diffusers directory) or `hub`."""
+    """Source of the teacher: `embedded` (ships with sid_core), `local` (a diffusers directory) or `hub`."""
 
     source: Literal["embedded", "local", "hub"] = "embedded"
     path: str | None = Field(None, description="the diffusers directory, for source: local")
@@ -94,7 +71,7 @@ class ExtraRun(Block):
 
     name: Name | None = Field(None, description="default: <strategy>-<scale>; a custom run needs one")
     strategy: Literal["lsg", "long", "short", "none", "custom"]
-    objective: Name = Field("sid", description="what moves the generator: an entry of method.objectives.OBJECTIVES")
+    objective: Name = Field("sid", description="of the generator: an entry of method.objectives.OBJECTIVES")
     scale: Positive | None = Field(
         None, description="kappa of lsg (all), long (teacher > 1) and short (fake_train < 1)"
     )
@@ -125,7 +102,7 @@ class ExtraRun(Block):
 
 
 class Imported(Block):
-    """A published generator, taken as it is instead of distilled: a pickle, read by a restricted unpickler."""
+    """A published generator, instead of a distillation: a pickle, read by a restricted unpickler."""
 
     name: Name
     file: str = Field(description="a path, or with `repo` the name of a file there")
@@ -139,14 +116,8 @@ class Imported(Block):
 
 
 Split = Literal["evaluation", "validation"]
-
-
 COCO2014_30K = "coco2014-30k"  # the 30,000 captions of the published evaluation, which ship with sid_core
-
-
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
-
-
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 
 
@@ -178,10 +149,10 @@ class Prompts(Block):
     evaluation: Count | str = Field(
         5_000, description="captions to score with: a number (embedded), else a path or coco2014-30k"
     )
-    column: str | None = Field(None, description="of a table: the one that holds the captions")
-    member: str | None = Field(None, description="of a .tar: the file that holds the training captions")
+    column: str | None = Field(None, description="of a table: name of the captions' column")
+    member: str | None = Field(None, description="of a .tar: file of the training captions")
     repo: str | None = Field(None, description="the hub's repository, for source: hub")
-    revision: str | None = Field(None, description="its commit; null: what `main` is on the day")
+    revision: str | None = Field(None, description="its commit; null: the newest of `main`")
     split: Split = Field(
         "evaluation",
         description="which captions, noise and embedded reference are scored; choose settings on `validation`, report on `evaluation`",
@@ -203,7 +174,7 @@ class Prompts(Block):
         return self
 
     def _check_formats(self) -> None:
-        """Refuse files by name that no stage could read, and a column that no file has."""
+        """Reject unreadable file formats by name, and a column that no file has."""
         formats = {}
         for key in ("train", "evaluation", "member"):
             if (name := getattr(self, key)) is not None:
@@ -213,7 +184,7 @@ class Prompts(Block):
                     raise ValueError(f"{key}={name!r}: {error}") from None
         if formats["evaluation"] == ".tar":
             raise ValueError(f"evaluation={self.evaluation!r}: an archive, expected a text or a table. Fix: unpack it")
-        # an archive holds its member, which may be a table where none is named yet
+        # an archive's member may be a table as long as none is named
         holds = {formats.get("member", formats["train"]), formats["evaluation"]}
         if self.column is not None and holds == {""}:
             raise ValueError(
@@ -223,17 +194,17 @@ class Prompts(Block):
 
 
 class Alarms(Block):
-    """Limits on health metrics; a run that stays beyond one for `patience` logged points ends as failed."""
+    """Limits on health metrics; a run that exceeds one for `patience` logged points in a row fails."""
 
     score_gap_max: Positive = Field(description="RMS of f_teacher - f_fake, latent units")
-    latent_std_min: NonNegative = Field(description="std of x_g; below: the generator makes nothing")
+    latent_std_min: NonNegative = Field(description="std of x_g; below: the generator collapses")
     latent_std_max: Positive = Field(description="std of x_g; above: it diverges")
     generator_loss_max: Positive = Field(description="|generator loss|")
     patience: Count = Field(description="logged points in a row beyond a limit")
-    warmup_nimg: int = Field(ge=0, description="images before the alarms listen; an untrained generator trips them")
+    warmup_nimg: int = Field(ge=0, description="images before limits are checked; an untrained generator exceeds them")
 
 
-# what distill.memory means: docs/performance.md
+# explained in docs/performance.md
 MEMORY = {
     "fast": {"micro_batch": 16, "checkpointing": False, "offload": "none", "shard": "none", "compile": True},
     "balanced": {
@@ -251,7 +222,7 @@ class Distill(Block):
     """One distillation; METHOD: Adam, constant lr 1e-6, batch 512, t_init 625 for the published runs."""
 
     train_kimg: Positive = Field(description="thousand images seen by the generator")
-    batch: Count = Field(description="images per iteration and half")
+    batch: Count = Field(description="images per iteration and phase")
     lr: Positive = Field(description="learning rate of both networks")
     fake_lr: Positive | None = Field(None, description="learning rate of the fake score; null: lr")
     lr_final: Positive | None = Field(None, description="linear decay towards it over the run; null: constant")
@@ -264,10 +235,10 @@ class Distill(Block):
     t_min: Timestep = Field(20, description="training noise levels: t_min <= t < t_max")
     t_max: Annotated[int, Field(ge=1, le=1000)] = 980
     num_steps: Count = Field(1, description="network evaluations per image")
-    prompt_dropout: float = Field(0.1, ge=0, lt=1, description="in the fake score's half, where its guidance is not 1")
+    prompt_dropout: float = Field(0.1, ge=0, lt=1, description="in the fake score's phase, where its guidance is not 1")
     ema_halflife_nimg: NonNegative = Field(description="images; at first 5 % of the images seen")
     nonfinite: Literal["stop", "skip"] = Field(
-        "stop", description="what a NaN or infinity in a loss or gradient does; ten skips in a row stop the run too"
+        "stop", description="on a NaN or infinity in a loss or gradient; ten skips in a row also stop the run"
     )
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = Field(
         "float32", description="of the networks' arithmetic; weights, gradients and losses are float32 in all"
@@ -276,47 +247,44 @@ class Distill(Block):
         "fast", description="trade speed for memory of a GPU: the five settings below, where they are null"
     )
     micro_batch: Count | None = Field(
-        None,
-        description="images per backward pass; divides batch, changes memory only",
-        validate_default=True,
+        None, description="images per backward pass; divides batch, changes memory only", validate_default=True
     )
     checkpointing: bool | None = Field(
-        None, description="compute activations again in backward: a third slower, less memory", validate_default=True
+        None, description="recompute activations in backward: a third slower, less memory", validate_default=True
     )
     offload: Literal["none", "ema", "optimizer", "all"] | None = Field(
         None,
-        description="what lives in the host's memory: averages, or float32 weights and second moments, or both",
+        description="to host memory: averages, or float32 weights and second moments, or both",
         validate_default=True,
     )
     shard: Literal["none", "optimizer", "all"] | None = Field(
         None,
-        description="of what each of several GPUs keeps a part alone: of both of these; all: of the teacher too",
+        description="optimizer: split float32 weights, second moments and averages among the GPUs; all: the teacher too",
         validate_default=True,
     )
     compile: bool | None = Field(
         None, description="compile blocks of the networks; minutes at the start, faster on GPUs", validate_default=True
     )
     deterministic: bool = Field(
-        True,
-        description="kernels of a GPU that give the same bits whenever a run is repeated or continued; may be slower",
+        True, description="GPU kernels with equal bits whenever a run is repeated or resumed; may be slower"
     )
-    state_every_nimg: Count = Field(description="images between saved states")
-    state_every_s: Positive = Field(1800, description="seconds between saved states, at most")
-    keep_states: Count = Field(2, description="newest states kept")
+    state_every_nimg: Count = Field(description="images between checkpoints")
+    state_every_s: Positive = Field(1800, description="seconds between checkpoints, at most")
+    keep_states: Count = Field(2, description="newest checkpoints retained")
     log_every_nimg: Count = Field(description="images between logged points")
     samples_every_nimg: Count = Field(description="images between sample grids")
-    proxy_samples: int = Field(0, ge=0, description="last training captions, held out to watch two scores on; 0: none")
-    proxy_every_nimg: Count = Field(100_000, description="images between two looks at those scores")
+    proxy_samples: int = Field(0, ge=0, description="last training captions, held out for two proxy metrics; 0: none")
+    proxy_every_nimg: Count = Field(100_000, description="images between proxy evaluations")
     keep_best: Literal["fid_proxy"] | None = Field(
         None,
-        description="the generator is that of the lowest fid_proxy seen, with an embedded reference alone; null: the last one",
+        description="publish the generator of the lowest fid_proxy, with an embedded reference alone; null: the last one",
     )
     alarms: Alarms
 
     @field_validator(*MEMORY["fast"])
     @classmethod
     def _follow_memory(cls, value: Any, info: ValidationInfo) -> Any:
-        """Replace null by what `memory` says, so that everything else reads plain values."""
+        """Replace null by the preset of `memory`, so that all other code reads plain values."""
         if value is not None or not {"memory", "batch"} <= info.data.keys():
             return value
         chosen = MEMORY[info.data["memory"]][info.field_name]
@@ -327,9 +295,7 @@ class Distill(Block):
     @model_validator(mode="after")
     def _consistent(self) -> "Distill":
         if self.compile and self.checkpointing:
-            raise ValueError(
-                "compile, checkpointing: what is computed again in backward is not compiled; set one to false"
-            )
+            raise ValueError("compile, checkpointing: recomputed activations are not compiled; set one to false")
         if self.proxy_samples == 1 or (self.keep_best and not self.proxy_samples):
             raise ValueError(
                 f"proxy_samples={self.proxy_samples}: expected 2, better hundreds, or 0 and keep_best: null"
@@ -348,7 +314,7 @@ class Distill(Block):
 
 
 class Sampling(Block):
-    """What shapes a sample: sample i has caption i and noise from seed + i, whatever the batch or shard."""
+    """Settings of a sample: sample i has caption i and noise from seed + i, whatever the batch or shard."""
 
     batch: Count = Field(description="images at once; changes speed and memory only")
     seed: int = Field(0, ge=0, description="sample i is seeded with seed + i")
@@ -360,12 +326,12 @@ class Sampling(Block):
         None, description="stored after centre crop and LANCZOS to this side, evaluate.image_size; null: as decoded"
     )
     eps_error_samples: int = Field(
-        1000, ge=0, description="samples on which the teacher's own eps error is measured; 0: its network is not loaded"
+        1000, ge=0, description="samples for the epsilon-prediction error by the teacher; 0: its network is not loaded"
     )
 
 
 class Generate(Sampling):
-    """The samples that are scored, in shards."""
+    """Scored samples, in shards."""
 
     samples: Count = Field(description="images per run; as many captions are used, in order")
     samples_per_shard: Count = Field(description="images per file and job; more samples add shards")
@@ -375,22 +341,24 @@ Solver = Literal["ddim", "dpm-solver", "dpm-solver-karras"]
 
 
 class Baselines(Block):
-    """What the generators are set beside: the teacher at several steps and guidance scales, its VAE, real images."""
+    """Rows without distillation: the teacher at several steps and guidance scales, its VAE, real images."""
 
     solver: Solver = Field(
         "dpm-solver", description="DDIM (eta 0), DPM-Solver++ (2M), or the latter on Karras' noise levels"
     )
     steps: list[Count] = Field(description="of the teacher's solver; a guided step is two network evaluations")
     guidance_scales: list[Positive]
-    vae: bool = Field(False, description="real images through encoder and decoder: the floor of every latent model")
-    real: bool = Field(False, description="a second draw of real images: the floor of the metric")
+    vae: bool = Field(
+        False, description="real images through encoder and decoder: the lower bound of every latent model"
+    )
+    real: bool = Field(False, description="a second draw of real images: the lower bound of the metric")
 
 
 class Network(Block):
-    """Where an evaluation network comes from; text alone is its source."""
+    """Source of an evaluation network; text alone is its `source`."""
 
     source: str = Field(description="`embedded`, a path, or OWNER/NAME on a hub")
-    revision: Commit | None = Field(None, description="full commit on the hub; null: source is not there")
+    revision: Commit | None = Field(None, description="full commit on the hub; null: no hub")
     sha256: Sha256 | None = Field(None, description="of its weight file; null: recorded only")
 
     @model_validator(mode="before")
@@ -406,7 +374,7 @@ def _or_source(schema: dict) -> None:
 
 
 class FeatureSettings(Block):
-    """How images become features of samples: by which evaluation networks, at which size and precision."""
+    """Evaluation networks, image size and precision of features."""
 
     feature_network: Network = Field(
         Network(source="embedded"),
@@ -430,9 +398,7 @@ class FeatureSettings(Block):
         json_schema_extra=_or_source,
     )
     hps: Network | None = Field(
-        None,
-        description="HPS_v2.1_compressed.pt, for hps (HPSv2.1); null: not computed",
-        json_schema_extra=_or_source,
+        None, description="HPS_v2.1_compressed.pt, for hps (HPSv2.1); null: not computed", json_schema_extra=_or_source
     )
     pickscore: Network | None = Field(
         None,
@@ -452,7 +418,7 @@ class FeatureSettings(Block):
 
 
 class ReferenceSettings(FeatureSettings):
-    """The images that samples are compared with: all that shapes their features."""
+    """Reference images and the settings of their features."""
 
     reference: str = Field(
         "embedded", description="`embedded`, a folder or zip of images, or the URL of a zip (passwords: ~/.netrc)"
@@ -462,7 +428,7 @@ class ReferenceSettings(FeatureSettings):
 
 
 class Evaluate(ReferenceSettings):
-    """A protocol: how images are seen, what they are compared with, and the formulas of the scores."""
+    """A protocol: features, reference images and the formulas of the scores."""
 
     protocol: Name
     kid_subsets: Count = 100
@@ -477,7 +443,7 @@ class Evaluate(ReferenceSettings):
 
 
 class Plan(Block):
-    """What `sid-core plan` reckons with: sizes and speeds of one GPU (or process). It changes no result."""
+    """Sizes and throughputs of one GPU (or process) for `sid-core plan`; they change no result."""
 
     unet_million: Positive = Field(description="million parameters of the UNet")
     train_images_per_s: Positive = Field(description="of a distillation, per GPU")
@@ -485,11 +451,11 @@ class Plan(Block):
     evaluations_per_s: Positive = Field(description="of the teacher (a guided pair is two), per job")
     feature_images_per_s: Positive = Field(description="per job")
     image_kb: Positive = Field(description="of a stored sample")
-    download_gb: NonNegative = Field(description="of all that is fetched")
+    download_gb: NonNegative = Field(description="of all downloads")
 
 
 class JobResources(Block):
-    """What one job of a stage asks for; a profile's --set-resources goes over it."""
+    """Requests of one job of a stage; a profile's --set-resources overrides them."""
 
     gpu: int | None = Field(None, ge=0, description="GPUs; null: one where the machine has one")
     threads: Count = 1
@@ -497,20 +463,20 @@ class JobResources(Block):
     runtime: str = Field("4h", pattern=LIMIT, description="limit, such as 30m, 12h, 5d")
 
     def gpus(self, here: int) -> int:
-        """GPUs of a job; `here`: how many it gets where nothing is said."""
+        """Return the GPUs of a job, `here` where the setting is null."""
         return here if self.gpu is None else self.gpu
 
 
 class DistillResources(JobResources):
-    """What a distillation asks for; longer ones than `runtime` are continued."""
+    """Requests of a distillation; one longer than `runtime` is continued."""
 
     nodes: Count = Field(1, description="of a Slurm job; its GPUs are shared equally among them")
     continuations: int = Field(100, ge=0, description="of one call of Snakemake, at most")
-    save_s: Count = Field(180, description="seconds of the time limit that are kept for saving")
+    save_s: Count = Field(180, description="seconds of the time limit reserved for saving")
 
 
 class Resources(Block):
-    """Of each stage's jobs, in one place."""
+    """Requests of each stage's jobs."""
 
     teacher: JobResources
     prompts: JobResources
@@ -522,7 +488,7 @@ class Resources(Block):
 
 
 class Tracking(Block):
-    """MLflow mirrors the record; the files are the record."""
+    """The mirror of results in MLflow; the files are the record."""
 
     enabled: bool = True
     uri: str | None = Field(

@@ -1,4 +1,4 @@
-"""Read and validate settings, and explain mistakes: key, value, expectation, remedy."""
+"""Read and validate settings; messages name key, value, expectation and remedy."""
 
 import difflib
 import io
@@ -19,11 +19,9 @@ PRESETS = Path(__file__).with_name("presets")
 
 
 def load_config(path: str | Path, over: str | Path | None = None) -> Config:
-    """Read and validate a configuration file, with what `over` says differently, as Snakemake's --configfile does it.
+    """Read and validate a configuration file, with `over` laid over it as by Snakemake's --configfile.
 
-    Where `over` names a preset, nothing of `path` is read: its values are those of another teacher's size.
-
-    Raises UserError naming key, value, expectation and remedy.
+    Where `over` names a preset, `path` is not read: its values fit another size of teacher.
     """
     values = read_yaml(over or path)
     if over is None or "preset" in values:
@@ -32,7 +30,7 @@ def load_config(path: str | Path, over: str | Path | None = None) -> Config:
 
 
 def merge(values: dict, over: dict) -> dict:
-    """`values` with the mappings of `over` laid over its own; lists and values are replaced."""
+    """Return `values` with the mappings of `over` laid over its own; lists and values are replaced."""
     merged = dict(values)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(values.get(key), dict)
@@ -48,11 +46,9 @@ def load_settings(kind: type[Block], path: str | Path) -> Any:
 def parse_config(
     values: dict, source: str = "config", files: Sequence[str | Path] = (), arguments: Sequence[str] = ()
 ) -> Config:
-    """Validate an already merged configuration, laid over the preset that it names.
+    """Validate a merged configuration, laid over its preset.
 
-    Args:
-        source: what messages begin with.
-        files, arguments: configuration files and Snakemake's command line, to show in messages what was typed there.
+    Messages begin with `source` and quote the text typed in `files` or in `arguments`, Snakemake's command line.
     """
     return parse(Config, _over_preset(values, source), source, files, arguments)
 
@@ -69,7 +65,7 @@ def _over_preset(values: dict, source: str) -> dict:
 
 
 class _EveryKeyOnce(yaml.SafeLoader):
-    """YAML itself takes the last of several values of a key, and drops a whole block without a word."""
+    """A loader that rejects repeated keys: YAML takes the last one, and silently drops a whole block."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node, seen = super().compose_mapping_node(anchor), {}
@@ -81,13 +77,13 @@ class _EveryKeyOnce(yaml.SafeLoader):
 
 
 def read_yaml(path: str | Path) -> dict:
-    """Read a YAML mapping; a missing or malformed file, or a key that is given twice, is a UserError that names the place."""
+    """Read a YAML mapping; a missing or malformed file, or a repeated key, is a UserError that names the place."""
     try:
         text = Path(path).read_text(encoding="utf-8")
         if Path(path).suffix == ".json":
-            text = text.replace("\t", " ")  # YAML refuses tabs, which JSON has between its tokens and nowhere else
+            text = text.replace("\t", " ")  # YAML rejects tabs, which JSON allows between tokens alone
         stream = io.StringIO(text)
-        stream.name = str(path)  # of messages
+        stream.name = str(path)  # shown in messages
         values = yaml.load(stream, _EveryKeyOnce)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
@@ -101,7 +97,7 @@ def read_yaml(path: str | Path) -> dict:
 def parse(
     kind: type[Block], values: dict, source: str, files: Sequence[str | Path] = (), arguments: Sequence[str] = ()
 ) -> Any:
-    """Validate `values` as `kind`; all mistakes are listed in one UserError, a line each."""
+    """Validate `values` as `kind`; one UserError lists all errors, a line each."""
     if secret := [_without_secret(key, text) for key, text in _texts(values) if redact(text) != text]:
         raise UserError("\n".join(f"{source}: {line}" for line in secret))
     try:
@@ -112,7 +108,7 @@ def parse(
 
 
 def _texts(values: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in settings, with its key."""
+    """Yield every text in settings, with its key."""
     if isinstance(values, str):
         yield key.removeprefix("."), values
     elif isinstance(values, dict | list):
@@ -121,18 +117,16 @@ def _texts(values: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _without_secret(key: str, text: str) -> str:
-    """One line on a URL with a password: settings are frozen under results/, and shown in the report and in MLflow."""
+    """Describe a URL with a password: settings are copied to results/, the report and MLflow."""
     if key.startswith("tracking."):
-        fix = (
-            "set MLFLOW_TRACKING_URI to it in the environment, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        )
+        fix = "set MLFLOW_TRACKING_URI to it, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, in the environment"
     else:
         fix = "put user and password into ~/.netrc, or download the file by hand and give its path"
     return f"{key}={text}: expected a URL without user, password or token, since settings are copied into results/. Fix: {fix}"
 
 
 def _explain(kind: type[Block], problem: dict, files: Sequence[str | Path], arguments: Sequence[str]) -> str:
-    """One line of a validation error: key, value, expectation, remedy."""
+    """Describe a validation error in one line: key, value, expectation, remedy."""
     location = [part for part in problem["loc"] if not (isinstance(part, str) and "[" in part)]
     key = ".".join(str(part) for part in location)
     value = problem["input"]
@@ -162,13 +156,10 @@ def _explain(kind: type[Block], problem: dict, files: Sequence[str | Path], argu
 
 
 def _not_quoted(location: list, value: Any, files: Sequence[str | Path], arguments: Sequence[str]) -> str:
-    """The end of a message about a text that YAML, or Snakemake, reads as a number, a date or a truth value."""
+    """Describe a text that YAML, or Snakemake, reads as a number, a date or a truth value."""
     typed, by_command = _typed(location, value, files, arguments)
-    read = (
-        str(value).lower()
-        if isinstance(value, bool)
-        else f"the {'date' if isinstance(value, date) else 'number'} {value}"
-    )
+    kind = "date" if isinstance(value, date) else "number"
+    read = str(value).lower() if isinstance(value, bool) else f"the {kind} {value}"
     fix = f'quote it: {location[-1]}: "{typed}"'
     if by_command:
         fix = f'quote it in a --configfile: {location[-1]}: "{typed}" (Snakemake takes quotes off --config: there, begin it with a letter)'
@@ -176,14 +167,14 @@ def _not_quoted(location: list, value: Any, files: Sequence[str | Path], argumen
 
 
 def _typed(location: list, value: Any, files: Sequence[str | Path], arguments: Sequence[str]) -> tuple[str, bool]:
-    """Return what was typed for `value` on Snakemake's command line, whose --config goes over files, or in a file."""
+    """Return the text of `value` on Snakemake's command line, which overrides files, or in a file; and which of the two."""
     for argument in arguments:
         key, _, text = argument.removeprefix("--config=").partition("=")
         if [key] == location:
             return text, True
     for file in files:
         with suppress(OSError, yaml.YAMLError, LookupError, TypeError):
-            text = yaml.load(Path(file).read_text(encoding="utf-8"), yaml.BaseLoader)  # leaves every value as text
+            text = yaml.load(Path(file).read_text(encoding="utf-8"), yaml.BaseLoader)  # keeps every value as text
             for part in location:
                 text = text[part]
             if isinstance(text, str) and yaml.safe_load(text) == value:
@@ -192,7 +183,7 @@ def _typed(location: list, value: Any, files: Sequence[str | Path], arguments: S
 
 
 def _keys(kind: type[Block], location: list) -> list[str]:
-    """Names that are allowed at a place in the settings."""
+    """Return the keys that are allowed at a place in the settings."""
     for part in location:
         if isinstance(part, int):
             continue

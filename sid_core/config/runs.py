@@ -33,17 +33,17 @@ class Run(Block):
 
 
 def scale_name(scale: float) -> str:
-    """The exact shortest decimal: 2.0 -> '2', 1.5 -> '1.5', 1.52 -> '1.52'. Two scales never share a name."""
+    """Return the shortest exact decimal: 2.0 -> '2', 1.52 -> '1.52'. Two scales never share a name."""
     return repr(float(scale)).removesuffix(".0")
 
 
 def runs(config: "Config") -> list[Run]:
-    """All distillations, in the order of the tables."""
+    """List the distillations in the order of the tables."""
     return [settings.run for settings in distillations(config)]
 
 
 def distillations(config: "Config") -> "list[DistillSettings]":
-    """Each run with its settings. Seed 0 carries no suffix, so that adding seeds renames nothing."""
+    """List each run with its settings. Seed 0 has no suffix, so that adding seeds renames nothing."""
     wanted = [ExtraRun(strategy="lsg", scale=scale) for scale in config.guidance_scales] + list(config.extra_runs)
     result = []
     for extra in wanted:
@@ -67,8 +67,8 @@ def distillations(config: "Config") -> "list[DistillSettings]":
                 fake_train=fake_train,
                 fake_eval=fake_eval,
                 teacher=teacher,
-                alpha=extra.alpha or config.distill.alpha,
-                num_steps=extra.num_steps or config.distill.num_steps,
+                alpha=extra.alpha or distill.alpha,
+                num_steps=extra.num_steps or distill.num_steps,
                 seed=seed,
             )
             result.append(DistillSettings(run=run, distill=distill))
@@ -76,7 +76,7 @@ def distillations(config: "Config") -> "list[DistillSettings]":
 
 
 def imported_run(imported: Imported) -> Run:
-    """Return what is known of a published generator's distillation: its seed is not, nor its alpha."""
+    """Return the run of a published generator; its seed and alpha are unknown."""
     return Run(
         name=imported.name,
         strategy="lsg",
@@ -90,12 +90,12 @@ def imported_run(imported: Imported) -> Run:
 
 
 def generators(config: "Config") -> list[Run]:
-    """All that is sampled and scored as a generator: distillations and imports."""
+    """List all generators: distillations and imports."""
     return runs(config) + [imported_run(imported) for imported in config.imports]
 
 
 class Baseline(Block):
-    """One row of comparison that needs no distillation."""
+    """A row without distillation."""
 
     name: Name
     kind: Literal["teacher", "vae", "real"]
@@ -110,7 +110,7 @@ class Baseline(Block):
 
 
 def baselines(config: "Config") -> list[Baseline]:
-    """All baselines: teacher by steps and scale, then VAE and real images."""
+    """List the baselines: teacher by steps and scale, then VAE and real images."""
     block = config.baselines
     result = [
         Baseline(
@@ -128,12 +128,12 @@ def baselines(config: "Config") -> list[Baseline]:
 
 
 def shards(config: "Config") -> list[str]:
-    """Shard names '00000', '00001', …: shard k holds samples k * samples_per_shard onwards."""
+    """List shard names '00000', '00001', …: shard k holds samples k * samples_per_shard onwards."""
     return [f"{k:05d}" for k in range(math.ceil(config.generate.samples / config.generate.samples_per_shard))]
 
 
 class DistillSettings(Block):
-    """All that shapes a distillation (the teacher and the prompts are inputs beside it)."""
+    """Settings of a distillation; teacher and prompts are inputs."""
 
     run: Run
     distill: Distill

@@ -1,4 +1,4 @@
-"""Define the whole configuration and what must agree between its blocks."""
+"""Define the whole configuration and the checks between its blocks."""
 
 from typing import Annotated, Literal
 

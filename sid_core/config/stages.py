@@ -1,4 +1,4 @@
-"""Define the settings of each stage: what shapes its result and nothing else."""
+"""Define the settings of each stage: those that its result depends on, and no others."""
 
 from typing import Literal
 
@@ -6,38 +6,27 @@ import yaml
 from pydantic import Field
 
 from ..storage.files import digest
-from .blocks import (
-    Block,
-    Count,
-    Evaluate,
-    Imported,
-    Prompts,
-    ReferenceSettings,
-    Sampling,
-    Split,
-    Timestep,
-)
+from .blocks import Block, Count, Evaluate, Imported, Prompts, ReferenceSettings, Sampling, Split, Timestep
 from .runs import Baseline, Run
 
 
 class BuildReferenceSettings(ReferenceSettings):
-    """Everything that shapes the reference features."""
+    """Settings of the reference features."""
 
     split: Split | Literal["watch"] = Field(
-        "evaluation",
-        description="whose embedded reference images: validation and the watch over a training have their own",
+        "evaluation", description="of the embedded reference images; `watch`: for the proxy evaluations"
     )
 
 
 class ImportSettings(Block):
-    """All that shapes an imported generator."""
+    """Settings of an imported generator."""
 
     run: Run
     imported: Imported
 
 
 class GenerateSettings(Block):
-    """All that shapes the samples of a generator."""
+    """Settings of the samples of a generator."""
 
     t_init: Timestep
     num_steps: Count
@@ -45,7 +34,7 @@ class GenerateSettings(Block):
 
 
 class BaselineSettings(Block):
-    """All that shapes the samples of a baseline."""
+    """Settings of the samples of a baseline."""
 
     baseline: Baseline
     split: Split
@@ -53,13 +42,13 @@ class BaselineSettings(Block):
 
 
 class PromptsSettings(Block):
-    """All that shapes the prompt files."""
+    """Settings of the prompt files."""
 
     prompts: Prompts
 
 
 class ScoreSettings(Block):
-    """All that shapes a score beside the features it is made from."""
+    """Settings of a score; features are inputs."""
 
     evaluate: Evaluate
     samples: Count
@@ -72,15 +61,15 @@ def reference_settings(evaluate: Evaluate, split: str = "evaluation") -> BuildRe
 
 
 def part(kind: type[Block], block: Block) -> Block:
-    """Return the settings of `kind` that `block`, of a class below it, holds among others."""
+    """Return the settings of `kind` in `block`, an instance of a subclass."""
     return kind(**{key: getattr(block, key) for key in kind.model_fields})
 
 
 def dump(settings: Block) -> str:
-    """YAML text of settings, keys in declaration order."""
+    """Return settings as YAML, keys in declaration order."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
 
 
 def settings_digest(settings: Block) -> str:
-    """Hex sha256 of settings by value."""
+    """Return the hex sha256 of settings by value."""
     return digest(settings.model_dump(mode="json"))
