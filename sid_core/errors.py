@@ -1,4 +1,4 @@
-"""The one exception that stands for a mistake a user can make, and the one place where passwords leave text for people."""
+"""Define the exception for a user's errors, and remove passwords from messages."""
 
 import logging
 import re

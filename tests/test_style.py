@@ -17,6 +17,7 @@ PASSED: tuple[str, ...] = (
     "../tests/models",
     "method",
     "config",
+    "pipeline",
     "recipes",
     "serve",
     "../tests/serve",

@@ -54,7 +54,7 @@ def parse_config(
 
 
 def _over_preset(values: dict, source: str) -> dict:
-    """Lay values over those of their preset, which may have one of its own."""
+    """Merge values into those of their preset, which may have one of its own."""
     name = values.get("preset")
     if name is None or name in NULLS:
         return values

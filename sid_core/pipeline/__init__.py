@@ -1,1 +1,1 @@
-"""Tell the Snakefile about the pipeline: digests, plan, status."""
+"""Prepare the Snakefile: frozen settings, rules, digests, plan, status."""

@@ -1,4 +1,4 @@
-"""Prepare a call of Snakemake: validate its configuration, fill in what all rules share, and limit the GPUs of all jobs."""
+"""Prepare a call of Snakemake: validate its configuration, add the directives that all rules share, limit the GPUs."""
 
 import re
 import subprocess
@@ -37,13 +37,13 @@ def bootstrap(workflow, config: dict) -> "Setup":
     """Validate the configuration of a Snakefile and prepare its process, its jobs and the rules that follow.
 
     Raises:
-        WorkflowError: the configuration is invalid, or a job asks for more GPUs than all jobs together may have.
+        WorkflowError: the configuration is invalid, or a job requests more GPUs than the limit of all jobs.
     """
     from snakemake.exceptions import WorkflowError
 
     try:
         for given in workflow.configfiles:
-            read_yaml(given)  # Snakemake has, but took the last of several values of a key
+            read_yaml(given)  # rejects repeated keys, of which Snakemake takes the last
         checked = parse_config(config, files=workflow.configfiles, arguments=sys.argv[1:])
         setup = Setup(checked, data_digests(checked))
         prepend_python_to_path()
@@ -62,12 +62,10 @@ def bootstrap(workflow, config: dict) -> "Setup":
 
 
 def _limit_gpus(workflow, asks: DistillResources) -> None:
-    """Let all jobs together have this machine's GPUs, unless a profile or `--resources gpu=N` names a number.
-
-    On a cluster (`--jobs`) there is no limit.
+    """Limit all jobs to this machine's GPUs, unless a profile or `--resources gpu=N` says otherwise; no limit on a cluster.
 
     Raises:
-        UserError: a distillation asks for more; Snakemake would lower its number, and not report it.
+        UserError: a distillation requests more; Snakemake would silently lower its number.
     """
     from snakemake.resources import Resource
 
@@ -109,7 +107,7 @@ def complete_rules(workflow, directives: Callable[[str], dict]) -> None:
 
 @dataclass(frozen=True)
 class Setup:
-    """Answer what the rules ask of the configuration."""
+    """Values that the rules read from the configuration."""
 
     config: Config
     data: dict[str, str]  # digests of the user's files, by stage
@@ -153,7 +151,7 @@ class Setup:
         return start, min(start + generate.samples_per_shard, generate.samples)
 
     def directives(self, name: str) -> dict:
-        """Return what a rule has beside inputs, outputs, params of its own and its command."""
+        """Return the directives of a rule that do not depend on its inputs and outputs."""
         rule = RULES.get(name)
         if rule is None:
             return {}
@@ -171,7 +169,7 @@ class Setup:
         }
 
     def report_so_far(self) -> None:
-        """Report the runs that are scored: one that diverges keeps the report of all from being made."""
+        """Report the scored runs: after one that diverged there is no report of all."""
         try:
             out = Inputs.so_far(self.config, self.results.folder).out
         except UserError:  # no run is scored
@@ -186,9 +184,9 @@ class Setup:
 
 
 def _resources(asks: JobResources) -> dict:
-    """Return what a job asks for: a retry for more memory and time, as it may have run out of them."""
+    """Return the requests of a job; a retry requests more memory and time, as it may have run out of them."""
     amount, unit = int(asks.runtime[:-1]), asks.runtime[-1]
-    gpu = asks.gpus(int(has_gpu()))  # where nothing is said, one on a machine with GPUs
+    gpu = asks.gpus(int(has_gpu()))  # null: one on a machine with GPUs
     shared = {"gpu": gpu, "mem_mb": lambda wildcards, attempt: attempt * asks.mem_mb}
     if not isinstance(asks, DistillResources):
         return shared | {"runtime": lambda wildcards, attempt: f"{attempt * amount}{unit}"}

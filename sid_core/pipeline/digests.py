@@ -1,7 +1,6 @@
-"""What shapes a stage's result beside its settings and inputs: the modules it imports, and folders outside of results/.
+"""Compute digests of a stage's code and of the user's files outside of results/.
 
-Snakemake sees neither. A digest of each stands in the rules' `params`, so that an edit or a replaced file reruns the stages
-it can change, and those alone.
+Snakemake tracks neither. The digests are `params` of the rules, so that an edit or a replaced file reruns the stages it can change.
 """
 
 import ast
@@ -18,7 +17,7 @@ from ..storage.files import digest, sha256_file
 from .paths import teacher_name
 
 ROOT = Path(__file__).parents[1]
-# how settings are read and files are written: no number of a result depends on them
+# reads settings and writes files: no number of a result depends on it
 PLUMBING = {
     ROOT / "__init__.py",
     ROOT / "errors.py",
@@ -31,10 +30,7 @@ BESIDE = {".html", ".css", ".js", ".csv"}
 
 
 def stage_digest(module: str) -> str:
-    """Digest of a module ('training.run') and of what it imports from this package; comments and docstrings do not count.
-
-    Also of other files beside modules: a page's template, style and script, a table.
-    """
+    """Hash a module ('training.run'), its imports from this package, and the tables and page files beside them."""
     path = _file(ROOT.joinpath(*module.split(".")))
     assert path is not None, f"sid_core.{module}: no such module"
     modules = reachable(path) - PLUMBING
@@ -43,11 +39,7 @@ def stage_digest(module: str) -> str:
 
 
 def code_digest(*modules: str | Path) -> str:
-    """Digest of sources; of Python by meaning: comments, blank lines and docstrings do not count.
-
-    `modules` are files, or folders of Python. Rules put it into `params`, so that editing what shapes a stage's result reruns that
-    stage, and a comment does not.
-    """
+    """Hash files, or folders of Python; comments, blank lines and docstrings of Python do not count."""
     hashed = hashlib.sha256()
     for module in modules:
         for path in sorted(Path(module).rglob("*.py")) if Path(module).is_dir() else [Path(module)]:
@@ -58,7 +50,7 @@ def code_digest(*modules: str | Path) -> str:
 
 @cache
 def _meaning(source: bytes) -> bytes:
-    """A module without comments, blank lines and docstrings. Stages share modules, and every job of a cluster digests all stages."""
+    """Return a module without comments and docstrings; cached, as stages share modules and every job of a cluster hashes all."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
@@ -68,10 +60,10 @@ def _meaning(source: bytes) -> bytes:
 
 
 def data_digests(config: Config) -> dict[str, str]:
-    """Digests of the files a user's configuration points at, or of the assets in their place, by stage.
+    """Hash the files that a configuration names, or the assets in their place, by stage.
 
     Raises:
-        UserError: a path does not exist; the message names its key. It costs seconds to find out here, hours later on.
+        UserError: a path does not exist; found here in seconds, by a stage after hours.
     """
     prompts, evaluate = config.prompts, config.evaluate
     teachers = {teacher_name(): config.teacher} | {teacher_name(name): block for name, block in config.teachers.items()}
@@ -79,30 +71,21 @@ def data_digests(config: Config) -> dict[str, str]:
         "prompts.train": prompts.train if prompts.source == "file" else None,
         "prompts.evaluation": prompts.evaluation,
     }
-    files = {key: path for key, path in paths.items() if isinstance(path, str) and path != COCO2014_30K}
-    return {
-        **{
-            where: ""
-            if block.source == "hub"
-            else _data_digest(f"{where.replace('/', '.')}.path", _place(block.path or "embedded", "teacher"))
-            for where, block in teachers.items()
-        },
-        **{
-            f"imports/{imported.name}": ""
-            if imported.repo is not None
-            else _data_digest(f"imports.{imported.name}.file", imported.file)
-            for imported in config.imports
-        },
-        "prompts": digest([_data_digest(key, path) for key, path in files.items()]),
-        "evaluate": digest(
-            [
-                _data_digest(f"evaluate.{key}.source", _place(network.source, key))
-                for key, network in evaluate.networks().items()
-                if network.revision is None
-            ]
-        ),
-        "reference": "" if evaluate.reference == "embedded" else _data_digest("evaluate.reference", evaluate.reference),
-    }
+    captions = [_data_digest(*one) for one in paths.items() if isinstance(one[1], str) and one[1] != COCO2014_30K]
+    networks = [
+        _data_digest(f"evaluate.{key}.source", _place(network.source, key))
+        for key, network in evaluate.networks().items()
+        if network.revision is None
+    ]
+    found = {"prompts": digest(captions), "evaluate": digest(networks), "reference": ""}
+    if evaluate.reference != "embedded":
+        found["reference"] = _data_digest("evaluate.reference", evaluate.reference)
+    for name, block in teachers.items():
+        place = _place(block.path or "embedded", "teacher")
+        found[name] = "" if block.source == "hub" else _data_digest(f"{name.replace('/', '.')}.path", place)
+    for one in config.imports:
+        found[f"imports/{one.name}"] = "" if one.repo else _data_digest(f"imports.{one.name}.file", one.file)
+    return found
 
 
 def _place(setting: str, key: str) -> str | Path:
@@ -110,9 +93,9 @@ def _place(setting: str, key: str) -> str | Path:
 
 
 def _data_digest(key: str, path: str | Path) -> str:
-    """A user's files by name, size and time (they may be gigabytes); the package's own by content (a checkout has new times).
+    """Hash a user's files by name, size and time (they may be gigabytes), the package's by content (a checkout changes times).
 
-    What is fetched has no digest: the settings pin it.
+    Downloads have no digest: the settings pin them.
     """
     if is_url(str(path)):
         return ""
@@ -126,7 +109,7 @@ def _data_digest(key: str, path: str | Path) -> str:
 
 
 def reachable(path: Path) -> set[Path]:
-    """`path` and every file of this package that it imports, directly or not, also inside functions."""
+    """Return `path` and every file of this package that it imports, directly or not, also inside functions."""
     found, waiting = set(), [path]
     while waiting:
         current = waiting.pop()
@@ -138,7 +121,7 @@ def reachable(path: Path) -> set[Path]:
 
 @cache
 def imports(path: Path) -> frozenset[Path]:
-    """Files of this package that the module at `path` imports itself, with the packages they lie in."""
+    """List the files of this package that a module imports itself, with their packages' __init__.py."""
     found = set()
     for target in _targets(path):
         file = _file(target)
@@ -149,7 +132,7 @@ def imports(path: Path) -> frozenset[Path]:
 
 
 def _targets(path: Path) -> Iterator[Path]:
-    """What import statements name, as paths without suffix; some are functions or classes and no files."""
+    """Yield the targets of import statements as paths without suffix; some are functions or classes and no files."""
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.ImportFrom):
             if node.level:
@@ -166,7 +149,7 @@ def _targets(path: Path) -> Iterator[Path]:
 
 
 def _file(target: Path) -> Path | None:
-    """The source file of a module or package; None where there is none in this package."""
+    """Return the source file of a module or package of this package, or None."""
     for path in (target.with_name(f"{target.name}.py"), target / "__init__.py"):
         if path.is_relative_to(ROOT) and path.is_file():
             return path

@@ -1,4 +1,4 @@
-"""Find what there is of an experiment: its frozen settings, scores and training logs."""
+"""Find the files of an experiment: its frozen settings, scores and training logs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +10,11 @@ from .paths import Results, Row, State
 
 @dataclass(frozen=True)
 class Inputs:
-    """List what a report is made from, in the order of the tables, and where it goes."""
+    """Inputs of a report in the order of the tables, and its output."""
 
     results: Results
     scores: dict[str, Path]  # by name of run or baseline
-    trainings: dict[str, Row | State]  # by run; a state is of one that goes on, or was ended
+    trainings: dict[str, Row | State]  # by run; a state: unfinished
     out: Results
 
     @classmethod
@@ -32,7 +32,7 @@ class Inputs:
 
     @classmethod
     def so_far(cls, config: Config, folder: Path) -> "Inputs":
-        """List those of an unfinished experiment that are there, also the trainings that go on or were ended.
+        """List the existing ones of an unfinished experiment, also unfinished trainings.
 
         Raises:
             UserError: no generator is scored.
@@ -40,9 +40,7 @@ class Inputs:
         whole = cls.finished(config, folder)
         scores = {name: path for name, path in whole.scores.items() if path.is_file()}
         if not any(run.name in scores for run in generators(config)):
-            raise UserError(
-                f"{folder}: no run is scored yet; sid-core status --results {folder} tells how far they are"
-            )
+            raise UserError(f"{folder}: no run is scored yet; sid-core status --results {folder} shows their progress")
         places = {
             name: row if row.training.is_file() else whole.results.state(name) for name, row in whole.trainings.items()
         }

@@ -1,4 +1,4 @@
-"""Spell every path under results/ once: for rules, status, tracking, serve, report and command line.
+"""Define every path under results/ once: for rules, status, tracking, serve, report and command line.
 
 Names may be Snakemake's wildcards: `Results(Path("results/shapes")).run("{run}").score` is a rule's pattern.
 """
@@ -18,7 +18,7 @@ def _each(path: str, kind: Callable = Path) -> Callable:
 
 @dataclass(frozen=True)
 class Row:
-    """Name the files of a run or a baseline: a row of the table. Records of shards are next to them."""
+    """Files of a run or a baseline: a row of the table."""
 
     folder: Path
     settings = _below("settings.yaml")
@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True)
 class State:
-    """Name the files of a training state; they are kept between jobs and are no outputs."""
+    """Files of a training state; jobs resume from them, and they are no outputs."""
 
     folder: Path
     identity = _below("identity.json")
@@ -47,7 +47,7 @@ class State:
 
 @dataclass(frozen=True)
 class Reference:
-    """Name the files of the reference of a score, or of the watch over a training."""
+    """Files of a score's reference, or of that of the proxy metrics."""
 
     folder: Path
     settings = _below("settings.yaml")
@@ -58,7 +58,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Results:
-    """Name the files of an experiment, results/EXPERIMENT, or of its part that is scored so far."""
+    """Files of an experiment, results/EXPERIMENT, or of its part that is scored so far."""
 
     folder: Path
     config = _below("config.yaml")
@@ -91,11 +91,11 @@ class Results:
         return Row(self.folder / kind / name)
 
     def teacher(self, name: str | None = None) -> Path:
-        """Return the folder of the teacher, or of a further one that imports name."""
+        """Return the folder of the teacher, or of a further one by name."""
         return self.folder / teacher_name(name)
 
     def teachers(self) -> list[Path]:
-        """Return the folders of all teachers that are there."""
+        """Return the existing folders of all teachers."""
         return [self.teacher(), *sorted(path for path in self.folder.glob(teacher_name("*")) if path.is_dir())]
 
 
@@ -105,5 +105,5 @@ def teacher_name(name: str | None = None) -> str:
 
 
 def settings_beside(folder: Path) -> Path:
-    """Return the settings of a stage that writes a folder: they are next to it, as it appears whole."""
+    """Return the settings of a stage that writes a folder: next to it, as the folder is replaced atomically."""
     return folder.with_name(f"{folder.name}.settings.yaml")

@@ -1,8 +1,4 @@
-"""What an experiment will take, before anything starts: jobs, hours, GPU hours, memory and disk, stage by stage.
-
-Arithmetic on the configuration: sizes and speeds are its `plan` block, what a job asks for its `resources` block. Hours are
-estimates, no limits; those are `resources.STAGE.runtime`.
-"""
+"""Estimate jobs, hours, GPU hours, memory and disk of each stage from the blocks `plan` and `resources`."""
 
 from dataclasses import dataclass
 

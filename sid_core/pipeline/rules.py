@@ -1,4 +1,4 @@
-"""List the rules that call a subcommand: what names their logs, what they ask for, and the code their result depends on."""
+"""List the rules that call a subcommand: name of the logs, resources, and the code that the result depends on."""
 
 from dataclasses import dataclass
 from string import Formatter
@@ -11,12 +11,12 @@ class Rule:
     """One rule; its subcommand has the same name, with - for _."""
 
     log: str  # below logs/ and benchmarks/, with the rule's wildcards
-    asks: str | JobResources  # key of `resources` in the config, or what is asked for everywhere
+    asks: str | JobResources  # key of `resources` in the config, or the same for all experiments
     code: str | None = None  # the module that makes the result
 
     @property
     def wildcards(self) -> list[str]:
-        """Return the names of the wildcards, which tell the rule's jobs apart."""
+        """Return the names of the wildcards, which distinguish the rule's jobs."""
         return [name for _, name, _, _ in Formatter().parse(self.log) if name]
 
 

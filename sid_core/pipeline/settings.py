@@ -1,7 +1,6 @@
 """Freeze the settings of each stage in a file below results/EXPERIMENT.
 
-Every stage receives a file that holds what shapes its result and nothing else, so that a change to evaluation never retrains
-and a new scale trains only itself.
+A file holds what the stage's result depends on, and nothing else: a change of evaluation never retrains.
 """
 
 from pathlib import Path

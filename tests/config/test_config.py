@@ -66,7 +66,10 @@ def test_shipped_config_is_valid_and_lists_its_runs():
         ({"distill__lr": 1e-6}, "distill: lr_final=0.0001: expected at most lr=1e-06, which decays to it; or null"),
         ({"distill__t_min": 980}, "t_min=980, t_max=980: expected t_min < t_max"),
         ({"distill__micro_batch": 5}, "micro_batch=5: expected a divisor of batch=32"),
-        ({"distill__compile": True, "distill__checkpointing": True}, "compile, checkpointing: recomputed activations are"),
+        (
+            {"distill__compile": True, "distill__checkpointing": True},
+            "compile, checkpointing: recomputed activations are",
+        ),
         (
             {"distill__keep_best": "fid_proxy", "distill__proxy_samples": 8, "evaluate__reference": "val2014.zip"},
             "keep_best=fid_proxy: expected null with evaluate.reference=val2014.zip",

@@ -245,7 +245,9 @@ def test_serve_of_missing_folders_or_taken_ports_names_them(results, ask, tmp_pa
     nowhere = tmp_path / "nowhere"
     assert serve(capsys, nowhere, 0).startswith(f"error: --results {nowhere}: has no config.yaml; expected")
     (tmp_path / "config.yaml").write_text((results / "config.yaml").read_text())
-    assert serve(capsys, tmp_path, 0).startswith(f"error: {tmp_path}/runs: no finished generator yet; see `sid-core status")
+    assert serve(capsys, tmp_path, 0).startswith(
+        f"error: {tmp_path}/runs: no finished generator yet; see `sid-core status"
+    )
     taken = ask.server.server_port
     assert serve(capsys, results, taken) == f"error: --port {taken}: in use; choose another, or 0 for any free one\n"
     assert serve(capsys, results, 70000).startswith("error: --port 70000: expected 0 to 65535; ")

@@ -1,4 +1,4 @@
-"""`sid-core status`: what is done, running, failed, and how long still."""
+"""Report the status of an experiment's jobs and the time left."""
 
 from .text import show
 

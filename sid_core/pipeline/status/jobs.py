@@ -1,4 +1,4 @@
-"""List every job of an experiment and the files it is known by."""
+"""List every job of an experiment and its files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,14 +53,8 @@ def jobs(config: Config) -> list[Job]:
             add(rule, record, f"{name} {shard}", **{"run" if kind == "runs" else "name": name, "shard": shard})
     for _, kind, name in sampled:
         for shard in shards(config):
-            add(
-                "features",
-                sidecar(below.row(kind, name).features(shard)),
-                f"{name} {shard}",
-                kind=kind,
-                name=name,
-                shard=shard,
-            )
+            record = sidecar(below.row(kind, name).features(shard))
+            add("features", record, f"{name} {shard}", kind=kind, name=name, shard=shard)
     for _, kind, name in sampled:
         add("score", below.row(kind, name).score, name, kind=kind, name=name)
     add("pairs", below.pairs)

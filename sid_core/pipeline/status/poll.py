@@ -1,10 +1,9 @@
-"""What of an experiment is done, running, failed, and how long still: from files, without torch, in half a second.
+"""Determine the status of every job from files, without torch, in half a second.
 
-Done means that a job's files are there (they appear whole or not at all); what a changed setting makes anew, `snakemake -n` says.
-Running is read off, in this order: the lease on a training state, held on whatever host; the processes of this host; Snakemake's
-marks in .snakemake/incomplete, which a kill leaves behind and which therefore count only with a fresh log or a cluster's job. That
-such a job is still there squeue is asked, once, if there is one that answers.
-Times are those of finished jobs (benchmarks/), of what running jobs say, and before either the estimates of `plan`.
+Done: the files exist (they are atomic); `snakemake -n` lists reruns after a change of settings. Running, in this order: the lease on
+a training state, from any host; a process of this host; Snakemake's marks in .snakemake/incomplete, which outlive a kill and count
+only with a fresh log or a cluster's job that squeue, if available, still lists.
+Times come from finished jobs (benchmarks/), the records of running jobs, else the estimates of `plan`.
 """
 
 import json
@@ -25,14 +24,14 @@ from ..plan import make_plan
 from .jobs import Job, jobs
 
 FRESH_S = 120.0  # a log this young may be of a process on another machine
-SHORT_S = 15.0  # of a job of which nothing is known; nearly all of it is imports
-SQUEUE_S = 10.0  # after which a controller is taken to be away
+SHORT_S = 15.0  # of a job without an estimate; nearly all of it is imports
+SQUEUE_S = 10.0  # timeout of squeue
 TAIL = 4096  # bytes read of a training log
 
 
 @dataclass(frozen=True)
 class JobStatus:
-    """How a job stands, what is known beyond that, and the seconds it still takes."""
+    """State of a job, details, and the seconds left."""
 
     job: Job
     state: str
@@ -41,9 +40,9 @@ class JobStatus:
 
 
 def job_statuses(config: Config, folder: Path) -> list[JobStatus]:
-    """How every job of `config` stands in `folder` (results/EXPERIMENT, two levels below where Snakemake runs)."""
+    """Return the status of every job in `folder` (results/EXPERIMENT, two levels below where Snakemake runs)."""
     everything, here = jobs(config), _processes()
-    marks = _marks(folder.absolute())  # not resolved: results/ may be a link, and .snakemake lies beside it
+    marks = _marks(folder.absolute())  # not resolved: results/ may be a link, and .snakemake is next to it
     gone = _gone({cluster_job for cluster_job, _ in marks.values() if cluster_job}, folder)
     states = {job: _state(job, folder, here, marks, gone) for job in everything}
     speed = _expectations(config, folder, states)
@@ -56,18 +55,17 @@ def job_statuses(config: Config, folder: Path) -> list[JobStatus]:
 def _state(
     job: Job, folder: Path, here: set[tuple[str, Path]], marks: dict[str, tuple[str | None, float]], gone: set[str]
 ) -> tuple[str, str]:
-    """Its state and a text. `gone`: cluster jobs that have ended."""
+    """Return state and details of a job. `gone`: cluster jobs that have ended."""
     output, log = folder / job.output, folder / job.log
     owner = living_owner(Results(folder).state(job.name).folder) if job.stage == "distill" else None
     if owner:
         where = f"process {owner['pid']}" if owner["job"] is None else f"Slurm job {owner['job']}"
-        return "running", _said(
-            job, folder, f"{where} on {owner['host']}, last sign of life {owner['age_s']:.0f} s ago"
-        )
-    # what a stage is told to write: the output, the folder it lies in, or the file that it is the record of
+        heartbeat = f"last sign of life {owner['age_s']:.0f} s ago"
+        return "running", _progress(job, folder, f"{where} on {owner['host']}, {heartbeat}")
+    # --out of a stage: the output, its folder, or the file whose record it is
     targets = {output, output.parent, output.with_suffix(".tar"), output.with_suffix(".safetensors")}
     if any((job.stage, target.resolve()) in here for target in targets):
-        return "running", _said(job, folder)
+        return "running", _progress(job, folder)
     if output.is_file():
         return "done", ""
     logged = log.stat().st_mtime if log.is_file() else 0.0
@@ -79,9 +77,11 @@ def _state(
         elif cluster_job and logged < marked:
             return "queued", f"cluster job {cluster_job}"
         elif cluster_job or time.time() - logged < FRESH_S:
-            return "running", _said(job, folder, f"cluster job {cluster_job}" if cluster_job else "on another machine")
+            return "running", _progress(
+                job, folder, f"cluster job {cluster_job}" if cluster_job else "on another machine"
+            )
     if not logged or (folder / job.benchmark).is_file():
-        return "waiting", ""  # a benchmark is of a job that ended well, whose files were deleted since
+        return "waiting", ""  # a benchmark: the job succeeded, its files were deleted since
     record = job_record.read(record_path(log))
     state = "failed" if record.get("ended") == "failed" else "stopped"
     return state, record.get("message", "ended without a word: killed, or out of memory or time")
@@ -95,12 +95,11 @@ def _tail(path: Path) -> str:
 
 
 def _images(job: Job, folder: Path) -> tuple[float, float, float] | None:
-    """Images done, images in all, images a second, as far as a job has said."""
+    """Return images done, images in all and images a second from a job's log or record, if any."""
     if job.stage == "distill":
         for line in reversed(_tail(Results(folder).state(job.name).training).splitlines()):
-            with suppress(
-                json.JSONDecodeError, KeyError, TypeError
-            ):  # the last line may be under way, the first is cut
+            # the last line may be incomplete, the first is cut
+            with suppress(json.JSONDecodeError, KeyError, TypeError):
                 point = json.loads(line)
                 return point["nimg"], 1000 * job.kimg, point["images_per_s"]
         return None
@@ -108,8 +107,8 @@ def _images(job: Job, folder: Path) -> tuple[float, float, float] | None:
     return (record["done"], record["total"], record["images_per_s"]) if "done" in record else None
 
 
-def _said(job: Job, folder: Path, *more: str) -> str:
-    """What a running job has said, and `more`."""
+def _progress(job: Job, folder: Path, *more: str) -> str:
+    """Format the progress of a running job, and `more`."""
     images = _images(job, folder)
     if images is None:
         return ", ".join(more)
@@ -118,7 +117,7 @@ def _said(job: Job, folder: Path, *more: str) -> str:
 
 
 def _processes() -> set[tuple[str, Path]]:
-    """Stages that run on this host and what they write, as their command lines say."""
+    """Return stage and --out of the processes on this host, from their command lines."""
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, StopIteration, IndexError):  # it ended, is another user's, or is no stage
@@ -130,7 +129,7 @@ def _processes() -> set[tuple[str, Path]]:
 
 
 def _marks(results: Path) -> dict[str, tuple[str | None, float]]:
-    """Snakemake's marks of unfinished outputs: cluster job and time, by path below `results`."""
+    """Read Snakemake's marks of unfinished outputs: cluster job and time, by path below `results`."""
     root = results.parents[1]
     folder, found = root / ".snakemake" / "incomplete", {}
     for mark in folder.rglob("*"):
@@ -138,7 +137,7 @@ def _marks(results: Path) -> dict[str, tuple[str | None, float]]:
             name = "".join(part.removeprefix("@") for part in mark.relative_to(folder).parts)  # long names are split
             output = (root / urlsafe_b64decode(name).decode()).relative_to(results)
             found[str(output)] = (json.loads(mark.read_text())["external_jobid"], mark.stat().st_mtime)
-    # a Slurm job's own Snakemake writes its marks anew, without the job; sid_core.cluster.slurm keeps a book of them
+    # a Slurm job's own Snakemake rewrites its marks without the job; sid_core.cluster.slurm records them
     for line in _read(root / ".snakemake" / "slurm_jobs.jsonl").splitlines():
         with suppress(json.JSONDecodeError):  # it is being written
             entry = json.loads(line)
@@ -150,10 +149,10 @@ def _marks(results: Path) -> dict[str, tuple[str | None, float]]:
 
 
 def _gone(cluster_jobs: set[str], folder: Path) -> set[str]:
-    """Those of Slurm's jobs that it lists no more, as after a kill of Snakemake; none where squeue is missing or does not answer."""
+    """Return the jobs that squeue does not list; none where squeue is missing or times out."""
     if not cluster_jobs:
         return set()
-    user = folder.stat().st_uid  # who looks may be somebody else
+    user = folder.stat().st_uid  # the caller may be another user
     command = ["squeue", "--noheader", f"--user={user}", "--array", "--format=%i"]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SQUEUE_S)
@@ -170,7 +169,7 @@ def _read(path: Path) -> str:
 
 
 def _expectations(config: Config, folder: Path, states: dict[Job, tuple[str, str]]) -> dict[str, float]:
-    """Seconds of a job by stage; of a distillation per thousand images."""
+    """Estimate the seconds of a job by stage; of a distillation per thousand images."""
     measured: dict[str, list[float]] = {}
     for job, (state, _) in states.items():
         if state == "done":
@@ -178,9 +177,11 @@ def _expectations(config: Config, folder: Path, states: dict[Job, tuple[str, str
                 seconds = float((folder / job.benchmark).read_text().splitlines()[1].split("\t")[0])
                 measured.setdefault(job.stage, []).append(seconds / job.kimg)
     expected = {stage: mean(values) for stage, values in measured.items()}
-    said = [_images(job, folder) for job, (state, _) in states.items() if job.stage == "distill" and state == "running"]
-    if any(said):
-        expected.setdefault("distill", mean(1000 / images[2] for images in said if images))
+    running = [
+        _images(job, folder) for job, (state, _) in states.items() if job.stage == "distill" and state == "running"
+    ]
+    if any(running):
+        expected.setdefault("distill", mean(1000 / images[2] for images in running if images))
     for planned in make_plan(config):
         name, *rest = planned.name.split()
         stage = "generate-baseline" if name == "generate" and rest else name
@@ -193,5 +194,5 @@ def _left_s(job: Job, folder: Path, state: str, expected: dict[str, float]) -> f
     images = _images(job, folder) if job.stage == "distill" or state == "running" else None
     if images and state == "running":
         return (images[1] - images[0]) / images[2]
-    part = 1 - images[0] / images[1] if images else 1  # a distillation goes on from its saved state
+    part = 1 - images[0] / images[1] if images else 1  # a distillation resumes from its checkpoint
     return part * job.kimg * expected.get(job.stage, SHORT_S)

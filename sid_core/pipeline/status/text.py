@@ -1,4 +1,4 @@
-"""How an experiment stands, as lines for a terminal or a log."""
+"""Format the status of an experiment for a terminal or a log."""
 
 import sys
 import time
@@ -13,14 +13,14 @@ from .poll import JobStatus, job_statuses
 
 REFRESH_S = 2.0
 STATES = ("done", "running", "queued", "failed", "stopped", "waiting")
-TOLD = STATES[1:5]  # job by job
+LISTED = STATES[1:5]  # job by job
 
 
 def headline(experiment: str, statuses: list[JobStatus]) -> str:
-    """One line: how many jobs are done, running, failed, and about how long still."""
+    """Format one line: numbers of jobs by state, and about how much time is left."""
     count = Counter(status.state for status in statuses)
     parts = [f"{count['done']} of {len(statuses)} jobs done"]
-    parts += [f"{count[state]} {state}" for state in TOLD if count[state]]
+    parts += [f"{count[state]} {state}" for state in LISTED if count[state]]
     if count["done"] < len(statuses):
         at_once = max(count["running"], 1)
         left = max(sum(s.left_s for s in statuses) / at_once, *(s.left_s for s in statuses if s.state != "waiting"), 0)
@@ -29,33 +29,26 @@ def headline(experiment: str, statuses: list[JobStatus]) -> str:
 
 
 def to_text(experiment: str, folder: Path, statuses: list[JobStatus]) -> str:
-    """The headline, a line for each stage, and one for each job that runs, failed or was stopped."""
+    """Format the headline, a line for each stage, and one for each job that runs, failed or was stopped."""
     lines = [headline(experiment, statuses), ""]
     for stage in dict.fromkeys(status.job.stage for status in statuses):
         count = Counter(status.state for status in statuses if status.job.stage == stage)
         others = ", ".join(f"{count[state]} {state}" for state in STATES[1:] if count[state])
         lines.append(f"  {stage:18s} {count['done']:4d} of {sum(count.values()):4d}  {others}".rstrip())
-    for state in TOLD:
+    for state in LISTED:
         chosen = [status for status in statuses if status.state == state]
         lines += ["", f"{state}:"] if chosen else []
         for status in chosen:
             left = f"about {_duration(status.left_s)} left" if state == "running" else ""
-            said = ", ".join(part for part in (status.text, left) if part)
-            lines.append(f"  {status.job.stage} {status.job.name}".rstrip() + f": {said}")
+            text = ", ".join(part for part in (status.text, left) if part)
+            lines.append(f"  {status.job.stage} {status.job.name}".rstrip() + f": {text}")
             if state in ("failed", "stopped"):
                 lines.append(f"    {folder / status.job.log}")
     return "\n".join(lines)
 
 
 def show(results: Path | None, configfile: Path | None, watch: bool) -> None:
-    """Print how an experiment stands; with `watch` again and again, until all is done or Ctrl-C.
-
-    Args:
-        results: results/EXPERIMENT, judged by the settings that were frozen there; None: that of config.yaml with `configfile`.
-
-    Raises:
-        UserError: the folder or its frozen settings are missing.
-    """
+    """Print the status of `results`, by its frozen settings, or of config.yaml with `configfile`; `watch` repeats until all is done."""
     if results is None:
         config = load_config("config.yaml", configfile)
         results = Path("results") / config.experiment
@@ -74,16 +67,16 @@ def show(results: Path | None, configfile: Path | None, watch: bool) -> None:
 
 
 def _polls(config: Config, results: Path, watch: bool) -> Iterator[list[JobStatus]]:
-    """One look; with `watch` one every REFRESH_S until all is done, on a terminal all of them, else those that differ."""
-    said = None
+    """Poll once, with `watch` every REFRESH_S until all is done; yield all on a terminal, else the polls that differ."""
+    last = None
     while True:
         statuses = job_statuses(config, results)
         states = [status.state for status in statuses]
-        if states != said or sys.stdout.isatty():
+        if states != last or sys.stdout.isatty():
             yield statuses
         if not watch or set(states) == {"done"}:
             return
-        said = states
+        last = states
         time.sleep(REFRESH_S)
 
 
