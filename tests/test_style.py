@@ -19,6 +19,8 @@ PASSED: tuple[str, ...] = (
     "config",
     "pipeline",
     "recipes",
+    "report",
+    "../tests/report",
     "serve",
     "../tests/serve",
     "../tests/recipes",

@@ -1,4 +1,4 @@
-"""What the experiment found: tables, figures and one offline page, made from files alone."""
+"""Write the results of an experiment: tables, figures and one offline page, from files alone."""
 
 import io
 from collections.abc import Callable
@@ -10,13 +10,11 @@ from ..config import Config
 from ..pipeline.inputs import Inputs
 from ..storage.files import write_text
 from . import curves, entries, figures, health, page, paper, samples, summary, table
-from .theme import Picture, to_png, write_png
+from .theme import RenderedFigure, to_png, write_png
 
 
 def write_report(config: Config, inputs: Inputs) -> None:
-    """Write summary.csv, summary.md, convergence.csv, figures/ and report.html of an experiment, each whole or not at all.
-
-    Everything is read and drawn before the first file is written.
+    """Write summary.csv, summary.md, convergence.csv, figures/ and report.html, each atomically and after all are made.
 
     Raises:
         UserError: an input is missing or damaged, or two scores were measured by different protocols.
@@ -41,28 +39,29 @@ def write_report(config: Config, inputs: Inputs) -> None:
         "strategies": lambda: paper.strategies(whole),
         "convergence": lambda: paper.convergence(convergence),
     }
-    pictures, reasons = _render(draw)
+    rendered, reasons = _render(draw)
     lists = page.Lists(headline, notes, warnings, reasons, condition, differences)
-    html = page.render(config, settings, scores, grid, pictures, lists)
+    html = page.render(config, settings, scores, grid, rendered, lists)
     sheet = to_png(samples.draw(grid))
 
     for path, text in csv.items():
         write_text(path, text)
     write_text(out.summary_text, summary.to_markdown(config, settings, headline, notes, warnings))
-    for name, picture in pictures.items():
-        write_png(out.figure(f"{name}.png"), picture.png)
-        write_text(out.figure(f"{name}.svg"), picture.svg)
+    for name, figure in rendered.items():
+        write_png(out.figure(f"{name}.png"), figure.png)
+        write_text(out.figure(f"{name}.svg"), figure.svg)
     write_png(out.figure("samples.png"), sheet)
     write_text(out.report, html)
 
 
-def _render(draw: dict[str, Callable[[], Figure]]) -> tuple[dict[str, Picture], dict[str, str]]:
-    """Pictures by name; and of those without data, which say so, the reasons."""
-    pictures, reasons = {}, {}
-    for name, drawing in draw.items():
+def _render(draw: dict[str, Callable[[], Figure]]) -> tuple[dict[str, RenderedFigure], dict[str, str]]:
+    """Render figures by name, and return the reasons of those without data."""
+    rendered, reasons = {}, {}
+    for name, plot in draw.items():
         try:
-            pictures[name] = Picture.of(drawing())
+            figure = plot()
         except paper.NoData as error:
             reasons[name] = str(error)
-            pictures[name] = Picture.of(paper.say(str(error)))
-    return pictures, reasons
+            figure = paper.placeholder(str(error))
+        rendered[name] = RenderedFigure.from_figure(figure)
+    return rendered, reasons

@@ -1,7 +1,6 @@
-"""The columns of the readable table, and how numbers are rounded.
+"""Define the columns of the readable table, and round numbers to two digits of their error.
 
-A number's error is the standard deviation over seeds where there are several, else the standard error of the metric. It
-decides the rounding: its two leading digits are shown, and the value to the same place.
+The error is the standard deviation over seeds where there are several, else the standard error of the metric.
 """
 
 from collections.abc import Callable
@@ -18,7 +17,7 @@ SOLVERS = {"ddim": "DDIM", "dpm-solver": "DPM-Solver++", "dpm-solver-karras": "D
 
 
 def rounded(estimate: tuple[float, float | None] | None, decimals: int) -> str:
-    """'33.71 ± 0.43': two digits of the error, the value to the same place; without an error, `decimals` places."""
+    """Return '33.71 ± 0.43': two digits of the error, the value to the same place; without an error, `decimals` places."""
     if estimate is None:
         return "—"
     value, error = estimate
@@ -29,7 +28,7 @@ def rounded(estimate: tuple[float, float | None] | None, decimals: int) -> str:
 
 
 def with_interval(entry: Entry, metric: Metric) -> str:
-    """Return '3.29, 95 % interval 2.74 to 3.84', or what is known."""
+    """Return '3.29, 95 % interval 2.74 to 3.84', or `rounded` without an interval."""
     interval, estimate = entry.intervals.get(metric.key), entry.estimate(metric.key)
     if interval is None or interval[1] <= interval[0]:
         return rounded(estimate, metric.decimals)
@@ -37,39 +36,39 @@ def with_interval(entry: Entry, metric: Metric) -> str:
     return f"{estimate[0]:.{decimals}f}, 95 % interval {interval[0]:.{decimals}f} to {interval[1]:.{decimals}f}"
 
 
-def _speed(entry: Entry) -> str:
-    estimate = entry.estimate("images_per_s")
-    if estimate is None:
+def _throughput(entry: Entry) -> str:
+    value = _value(entry, "images_per_s")
+    if value is None:
         return "—"
-    return f"{estimate[0]:,.0f}" if estimate[0] >= 100 else f"{estimate[0]:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def steps(row: Row) -> str:
-    """Return 'one step', '8 steps': of a generator, or of the teacher's solver."""
+    """Return 'one step' or '8 steps', of a generator or of the teacher's solver."""
     return "one step" if row.steps == 1 else f"{row.steps} steps"
 
 
 def setting(row: Row) -> str:
-    """Return how a row was sampled: 'guidance 1.5, one step', 'DPM-Solver++, CFG 2, 8 steps'; '' of images without a network."""
+    """Return 'guidance 1.5, one step' or 'DPM-Solver++, CFG 2, 8 steps'; '' for images without a network."""
     if row.kind == "teacher":
         return f"{SOLVERS[row.solver]}, CFG {guidance(row)}, {steps(row)}"
     return f"guidance {guidance(row)}, {steps(row)}" if row.steps else ""
 
 
 def guidance(row: Row) -> str:
-    """'3' where all scales agree (and for a teacher), else kappa_1 / kappa_2,3 / kappa_4."""
+    """Return '3' where all scales agree (and for a teacher), else kappa_1 / kappa_2,3 / kappa_4."""
     scales = [k for k in (row.kappa_fake_train, row.kappa_fake_eval, row.kappa_teacher) if k is not None]
     return " / ".join(scale_name(k) for k in (scales if len(set(scales)) > 1 else scales[:1])) or "—"
 
 
 def protocol(entry: Entry) -> str:
-    """The protocol a row was measured by."""
+    """Name the protocol of a row."""
     return entry.row.protocol if entry.comparable else f"{entry.row.protocol} (not comparable)"
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the readable table; `value` sorts it."""
+    """A column of the readable table, sorted by `value`."""
 
     title: str
     text: Callable[[Entry], str]
@@ -77,16 +76,20 @@ class Column:
     key: str | None = None  # the column of summary.csv
 
 
-def _metric(metric: Metric) -> Column:
-    def value(entry: Entry) -> float | None:
-        estimate = entry.estimate(metric.key)
-        return None if estimate is None else estimate[0]
+def _value(entry: Entry, key: str) -> float | None:
+    estimate = entry.estimate(key)
+    return None if estimate is None else estimate[0]
 
-    return Column(metric.heading, lambda entry: rounded(entry.estimate(metric.key), metric.decimals), value, metric.key)
+
+def _metric(metric: Metric) -> Column:
+    def text(entry: Entry) -> str:
+        return rounded(entry.estimate(metric.key), metric.decimals)
+
+    return Column(metric.heading, text, lambda entry: _value(entry, metric.key), metric.key)
 
 
 def kimg(entry: Entry) -> str:
-    """Return '9.6 of 12.8' where the weights of an earlier point were chosen, else thousand images seen."""
+    """Return thousand images seen, as '9.6 of 12.8' where the weights of an earlier point were chosen."""
     seen, whole = entry.row.train_kimg, entry.row.whole_kimg
     if seen is None:
         return "—"
@@ -104,17 +107,17 @@ def main() -> list[Column]:
         *(_metric(metric) for metric in METRICS.values() if metric.shown != "further"),
         Column("NFE", lambda e: str(e.row.nfe or "—"), lambda e: e.row.nfe),
         Column("kimg", kimg, lambda e: e.row.train_kimg),
-        Column("Images/s", _speed, lambda e: (e.estimate("images_per_s") or (None,))[0]),
+        Column("Images/s", _throughput, lambda e: _value(e, "images_per_s")),
     ]
 
 
 def further(entries: list[Entry]) -> list[Column]:
-    """Return the columns of the second table: the metrics beside those of the first that were computed at least once."""
+    """Return the columns of the second table: further metrics that at least one entry has."""
     columns = [_metric(metric) for metric in METRICS.values() if metric.shown == "further"]
     columns.append(_metric(Metric("teacher_eps_error", "ε-error", "lower", 3)))
     return [column for column in columns if any(column.value(entry) is not None for entry in entries)]
 
 
 def is_best(entries: list[Entry], entry: Entry, key: str | None) -> bool:
-    """Return whether a cell is the best of the generators in a headline metric."""
+    """Return whether an entry is the best generator in a headline metric."""
     return key in METRICS and METRICS[key].shown == "headline" and best(entries, "generator", key) is entry

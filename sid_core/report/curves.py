@@ -1,8 +1,7 @@
-"""The training curves of every run, and what they say of its health."""
+"""Read and plot the training curves of every run."""
 
 import json
 import math
-import warnings
 from itertools import cycle
 
 import matplotlib
@@ -18,12 +17,11 @@ from ..pipeline.paths import Row, State
 from .entries import base_name
 from .theme import LIGHT, new_figure
 
-Curves = list[tuple[Run, dict[str, np.ndarray]]]  # points logged in training, by run
+Curves = list[tuple[Run, dict[str, np.ndarray]]]  # logged points by run
 DASHES = (0, (5, 3))
 MARKERS = "osD^vP"
-MOST_POINTS = 300  # of a curve
 
-PANELS = (  # key in training.jsonl, title, what it is, logarithmic
+PANELS = (  # key in training.jsonl, title, subtitle, logarithmic
     ("score_gap", "Score gap", "RMS of f_teacher − f_fake", True),
     ("latent_std", "Latent spread", "std of x_g, 1 is healthy", False),
     ("fake_loss", "Fake score's loss", "squared error per latent element", True),
@@ -37,7 +35,7 @@ PROXIES = ("fid_proxy", "clip_proxy")  # at some points, where distill.proxy_sam
 
 
 def read_curves(config: Config, trainings: dict[str, Row | State]) -> Curves:
-    """Every run with its logged points: KEYS and PROXIES, each (points,) float64; NaN where there is none, or it is null.
+    """Read the logged points of every run: KEYS and PROXIES, each (points,) float64, NaN where absent or null.
 
     Raises:
         UserError: a training.jsonl is missing, empty or damaged; the message names the line.
@@ -49,33 +47,28 @@ def _read_curve(training: Row | State) -> dict[str, np.ndarray]:
     path = training.training
     try:
         text = path.read_text(encoding="utf-8")
-        lines = (
-            text[: text.rfind("\n")] if isinstance(training, State) else text
-        ).splitlines()  # the last line may be under way
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run the distillation again") from None
+        raise UserError(f"{path}: no such file. Fix: rerun distill.") from None
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not UTF-8 ({error.reason} at byte {error.start}); run the distillation again"
-        ) from None
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}. Fix: rerun distill.") from None
+    if isinstance(training, State):
+        text = text[: text.rfind("\n")]  # a running process may be writing the last line
     points = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.splitlines(), 1):
         try:
             point = json.loads(line)
             values = [*(point[key] for key in KEYS), *(point.get(key) for key in PROXIES)]
             points.append([math.nan if value is None else float(value) for value in values])
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             problem = f"no {error}" if isinstance(error, KeyError) else error
-            raise UserError(
-                f"{path}, line {number}: not a logged point ({problem}); run the distillation again"
-            ) from None
+            raise UserError(f"{path}, line {number}: not a logged point ({problem}). Fix: rerun distill.") from None
     if not points:
-        raise UserError(f"{path}: empty; run the distillation again")
+        raise UserError(f"{path}: empty. Fix: rerun distill.")
     return dict(zip((*KEYS, *PROXIES), np.array(points).T, strict=True))
 
 
 def training(alarms: Alarms, curves: Curves) -> Figure:
-    """Health of every run against thousand images seen; the alarms' limits dashed, a key in the last panel."""
+    """Plot the curves of every run against thousand images seen; alarm limits are dashed, the legend is the last panel."""
     limits = {"score_gap": [alarms.score_gap_max], "latent_std": [alarms.latent_std_min, alarms.latent_std_max]}
     with matplotlib.rc_context(LIGHT.rc() | {"font.size": 8, "lines.markersize": 4.5}):
         figure = new_figure(11, 5.4)
@@ -83,9 +76,8 @@ def training(alarms: Alarms, curves: Curves) -> Figure:
         styles = _styles(curves)
         for axes, (key, title, subtitle, logarithmic) in zip(panels, PANELS, strict=False):
             for run, points in curves:
-                axes.plot(
-                    points["nimg"] / 1000, points[key], markevery=[-1], gid=f"run:{base_name(run)}", **styles[run.name]
-                )
+                style = {"markevery": [-1], "gid": f"run:{base_name(run)}", **styles[run.name]}
+                axes.plot(points["nimg"] / 1000, points[key], **style)
             for limit in limits.get(key, []):
                 _limit(axes, limit)
             axes.margins(y=0.08)
@@ -96,20 +88,11 @@ def training(alarms: Alarms, curves: Curves) -> Figure:
         for axes in panels[3:7]:  # the lowest of each column
             axes.set_xlabel("thousand images seen")
             axes.tick_params(labelbottom=True)
-        _key(panels[7], styles, curves)
+        _legend(panels[7], styles, curves)
         return figure
 
 
-def _thinned(values: np.ndarray) -> np.ndarray:
-    """Means over as many stretches as a panel has room for."""
-    if len(values) <= MOST_POINTS:
-        return values
-    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of a stretch without a number
-        return np.array([np.nanmean(stretch) for stretch in np.array_split(values, MOST_POINTS)])
-
-
 def _limit(axes: Axes, limit: float) -> None:
-    """An alarm's limit."""
     axes.axhline(limit, color=LIGHT.faint, linewidth=1.1, linestyle=DASHES)
     axes.annotate(
         f"alarm {limit:g}", (1, limit), (0, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
@@ -118,7 +101,7 @@ def _limit(axes: Axes, limit: float) -> None:
 
 
 def _scale(axes: Axes, logarithmic: bool) -> None:
-    """A linear axis from 0, or a logarithmic one: 1, 2 and 5 of each decade are named, or round numbers below a decade."""
+    """Set a linear axis from 0, or a logarithmic one with ticks at 1, 2 and 5 of each decade (round numbers within one)."""
     if not logarithmic:
         axes.set_ylim(bottom=0)
         return
@@ -130,7 +113,7 @@ def _scale(axes: Axes, logarithmic: bool) -> None:
 
 
 def _styles(curves: Curves) -> dict[str, dict]:
-    """Colour and end marker by setting (seeds share them), a dashed line from the seventh on."""
+    """Return styles by run: seeds of a setting share colour and end marker; lines are dashed from the seventh on."""
     names = list(dict.fromkeys(base_name(run) for run, _ in curves))
     looks = dict(zip(names, cycle(zip(LIGHT.lines, MARKERS, strict=True)), strict=False))
     several = len(names) < len(curves)
@@ -146,15 +129,13 @@ def _styles(curves: Curves) -> dict[str, dict]:
     }
 
 
-def _key(axes: Axes, styles: dict[str, dict], curves: Curves) -> None:
-    """What line is what, in a panel of its own."""
+def _legend(axes: Axes, styles: dict[str, dict], curves: Curves) -> None:
     axes.set_axis_off()
     handles = {base_name(run): Line2D([], [], **styles[run.name] | {"linewidth": 2, "alpha": 1}) for run, _ in curves}
     seeds = len({run.seed for run, _ in curves})
     title = f"Runs, a line for each of {seeds} seeds" if seeds > 1 else "Runs" if curves else "Nothing was trained here"
-    legend = axes.legend(
-        handles.values(), handles.keys(), loc="upper left", frameon=False, fontsize=8.5, title=title, handlelength=2.6
-    )
+    style = {"loc": "upper left", "frameon": False, "fontsize": 8.5, "handlelength": 2.6}
+    legend = axes.legend(handles.values(), handles.keys(), title=title, **style)
     legend.set_alignment("left")
     legend.get_title().set_fontweight("bold")
     for handle, text in zip(legend.legend_handles, legend.texts, strict=True):
@@ -162,11 +143,8 @@ def _key(axes: Axes, styles: dict[str, dict], curves: Curves) -> None:
         text.set_gid(f"run:{text.get_text()}")
 
 
-# --- health ----------------------------------------------------------------------------------------------------------
-
-
-def beyond(alarms: Alarms, points: dict[str, np.ndarray]) -> np.ndarray:
-    """Which logged points, (points,) bool, lie beyond a limit of the alarms; those of the warm-up are not judged."""
+def exceeds_limit(alarms: Alarms, points: dict[str, np.ndarray]) -> np.ndarray:
+    """Return (points,) bool: the logged points after the warm-up that exceed a limit of the alarms."""
     gap, std, loss = (points[key] for key in ("score_gap", "latent_std", "generator_loss"))
     with np.errstate(invalid="ignore"):
         inside = (np.abs(gap) <= alarms.score_gap_max) & (np.abs(loss) <= alarms.generator_loss_max)

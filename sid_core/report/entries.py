@@ -1,4 +1,4 @@
-"""Settings over their seeds: what a row of the readable table, a point of a figure and a row of images stand for."""
+"""Group rows over seeds to settings: a row of the readable table, a point of a figure, a row of images each."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ Differences = dict[tuple[frozenset[str], str], Difference]  # by two settings an
 class Entry:
     """One setting over its seeds."""
 
-    name: str  # of the run, without its seed
+    name: str  # the run's, without its seed
     kind: str
     rows: tuple[Row, ...]
     swept: bool = False  # one of the LSG scales: the curve of the trade-off
@@ -29,16 +29,16 @@ class Entry:
 
     @property
     def row(self) -> Row:
-        """The first seed's row: what its seeds share can be read from it."""
+        """Return the first seed's row, for values that seeds share."""
         return self.rows[0]
 
     @property
     def comparable(self) -> bool:
-        """By protocol, with this experiment's own rows."""
+        """Return whether the protocol is that of this experiment's own rows."""
         return self.row.not_comparable is None
 
     def estimate(self, column: str) -> tuple[float, float | None] | None:
-        """Value and error of a column: mean and standard deviation over seeds, or the value and its standard error."""
+        """Return mean and standard deviation of a column over seeds, or a single value and its standard error."""
         values = [row.measured.get(column) for row in self.rows]
         if None in values:
             return None
@@ -48,40 +48,32 @@ class Entry:
 
 
 def make_entries(config: Config, rows: list[Row], scores: dict[str, dict], over_seeds: Intervals) -> list[Entry]:
-    """Rows put together over seeds, in the order of the rows. `scores` by run or baseline; `over_seeds`: seeds.csv."""
+    """Group rows over seeds, in their order, with the intervals of `scores` (by run or baseline) or of seeds.csv."""
     by_name, sweep = {run.name: run for run in generators(config)}, _sweep(config)
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(base_name(by_name[row.run]) if row.kind == "generator" else row.run, []).append(row)
     entries = []
     for name, group in groups.items():
-        first = group[0]
-        score = scores.get(first.run, {}) if len(group) == 1 else {}
+        kind = group[0].kind
+        score = scores.get(group[0].run, {}) if len(group) == 1 else {}
         seeds = {metric: ends for (setting, metric), ends in over_seeds.items() if setting == name}
-        entry = Entry(
-            name=name,
-            kind=first.kind,
-            rows=tuple(group),
-            swept=first.kind == "generator" and name in sweep,
-            errors=score.get("standard_errors", {}),
-            intervals={metric: tuple(ends) for metric, ends in score.get("intervals", seeds).items()},
-        )
-        entries.append(entry)
+        intervals = {metric: tuple(ends) for metric, ends in score.get("intervals", seeds).items()}
+        swept = kind == "generator" and name in sweep
+        entries.append(Entry(name, kind, tuple(group), swept, score.get("standard_errors", {}), intervals))
     return entries
 
 
 def read_intervals(path: Path) -> Intervals:
-    """seeds.csv: 95 % intervals of means over training seeds."""
+    """Read seeds.csv: 95 % intervals of means over training seeds."""
     lines = csv.DictReader(io.StringIO(read_text(path)))
     return {(line["run"], line["metric"]): (float(line["low"]), float(line["high"])) for line in lines}
 
 
 def read_differences(path: Path, entries: list[Entry]) -> Differences:
-    """pairs.csv, settings in place of runs: over seeds of training where there are several, else over samples of the first seed."""
-    settings = {
-        "samples": {entry.row.run: entry.name for entry in entries},
-        "seeds": {entry.name: entry.name for entry in entries},
-    }
+    """Read pairs.csv by settings: over training seeds where there are several, else over samples of the first seed."""
+    own = {entry.name: entry.name for entry in entries}
+    settings = {"samples": {entry.row.run: entry.name for entry in entries}, "seeds": own}
     found: Differences = {}
     for line in csv.DictReader(io.StringIO(read_text(path))):
         names = settings[line["over"]]
@@ -103,23 +95,19 @@ def pair(a: str, b: str, metric: str) -> tuple[frozenset[str], str]:
 
 
 def read_text(path: Path) -> str:
-    """A file of the rule `pairs`.
-
-    Raises:
-        UserError: it is not there.
-    """
+    """Read a file of the rule `pairs`; raises UserError where it is missing."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file; run sid-core pairs before the report")
+        raise UserError(f"{path}: no such file. Fix: run sid-core pairs before the report.")
     return path.read_text(encoding="utf-8")
 
 
 def base_name(run: Run) -> str:
-    """The name of a run without its seed."""
+    """Return the name of a run without its seed."""
     return run.name.removesuffix(f"-seed{run.seed}") if run.seed else run.name
 
 
 def _sweep(config: Config) -> set[str]:
-    """Names, without seeds, of the runs over LSG scales: of the usual alpha and steps, and of several at a scale the first."""
+    """Name the settings of the sweep over LSG scales: the usual alpha and steps, and the first run of each scale."""
     usual, names = (config.distill.alpha, config.distill.num_steps), {}
     for run in runs(config):
         if run.strategy == "lsg" and (run.alpha or usual[0], run.num_steps) == usual:

@@ -1,6 +1,6 @@
-"""The trade-off between FID and CLIP score, and the curves and points that other figures share with it.
+"""Plot the trade-off between FID and CLIP score, with the curves and points that other figures share.
 
-An artist's gid survives in the SVG file: `run:NAME` marks what belongs to a run, `point:NAME` an unseen disc over its point,
+An artist's gid survives in the SVG file: `run:NAME` marks the artists of a run, `point:NAME` an invisible disc over its point,
 which the page makes a button.
 """
 
@@ -26,7 +26,7 @@ EXTRA_MARKERS = {"lsg": "D", "none": "D", "long": "^", "short": "v", "custom": "
 
 @dataclass(frozen=True)
 class Point:
-    """A value pair with its 95 % intervals; `text` stands beside it."""
+    """A value pair with its 95 % intervals, labelled `text`."""
 
     run: str
     x: float
@@ -37,7 +37,7 @@ class Point:
 
 
 def draw_point(axes: Axes, point: Point, colour: str, marker: str) -> None:
-    """One marker with its intervals as bars."""
+    """Plot one marker with its intervals as bars."""
 
     def lengths(value: float, bar: Interval) -> list[list[float]] | None:
         return bar and [[max(value - bar[0], 0)], [max(bar[1] - value, 0)]]
@@ -47,9 +47,8 @@ def draw_point(axes: Axes, point: Point, colour: str, marker: str) -> None:
         linestyle="none", zorder=3,
     )  # fmt: skip
     size, edge = 11 if marker == "*" else 6, axes.get_facecolor()
-    axes.plot(
-        point.x, point.y, marker, color=colour, markersize=size, markeredgecolor=edge, markeredgewidth=0.8, zorder=3
-    )
+    style = {"color": colour, "markersize": size, "markeredgecolor": edge, "markeredgewidth": 0.8, "zorder": 3}
+    axes.plot(point.x, point.y, marker, **style)
     axes.plot(point.x, point.y, "o", markersize=13, alpha=0, zorder=4, gid=f"point:{point.run}")
 
 
@@ -62,7 +61,7 @@ def draw_curve(
     linestyle: object = "-",
     size: float = 9.5,
 ) -> list[Label]:
-    """Points in their order, joined; returns labels for the points and for the curve."""
+    """Plot points joined in their order; return labels for the points and for the curve."""
     for point in points:
         draw_point(axes, point, colour, marker)
     places = [(point.x, point.y) for point in points]
@@ -73,7 +72,7 @@ def draw_curve(
 
 
 def trade_off_axes() -> tuple[Figure, Axes]:
-    """An empty plot of FID against CLIP score; within a theme's settings."""
+    """Open an empty plot of FID against CLIP score, within a theme's settings."""
     figure = new_figure(6.6, 4.9)
     axes = figure.add_subplot()
     axes.set_xlabel("CLIP score  (higher is better)")
@@ -82,7 +81,7 @@ def trade_off_axes() -> tuple[Figure, Axes]:
 
 
 def fid_clip(entries: list[Entry]) -> Figure:
-    """FID against CLIP score: the generators over LSG scales, the teacher over guidance scales, floors, other strategies."""
+    """Plot FID against CLIP score: generators over LSG scales, teacher over guidance scales, lower bounds, other strategies."""
     with matplotlib.rc_context(LIGHT.rc()):
         figure, axes = trade_off_axes()
         labels = _curves(axes, entries) + _single_points(axes, entries) + _published(axes, entries)
@@ -108,13 +107,11 @@ def _curves(axes: Axes, entries: list[Entry]) -> list[Label]:
 
 
 def _points(entries: list[Entry], symbol: str) -> list[Point]:
-    """By guidance scale, which is their text; the first one says what it is."""
+    """Return points by guidance scale, labelled by it; the first label includes the symbol."""
     entries = sorted(entries, key=lambda entry: entry.row.kappa_teacher)
-    return [
-        _point(entry, f"{symbol} {scale}" if entry is entries[0] else scale)
-        for entry in entries
-        for scale in [scale_name(entry.row.kappa_teacher)]
-    ]
+    scales = [scale_name(entry.row.kappa_teacher) for entry in entries]
+    texts = [f"{symbol} {scales[0]}", *scales[1:]]
+    return [_point(entry, text) for entry, text in zip(entries, texts, strict=True)]
 
 
 def _point(entry: Entry, text: str) -> Point:
@@ -123,29 +120,24 @@ def _point(entry: Entry, text: str) -> Point:
 
 
 def _single_points(axes: Axes, entries: list[Entry]) -> list[Label]:
-    """Runs outside the sweep, by name."""
+    """Plot the runs outside the sweep, labelled by name."""
     labels = []
     for entry in entries:
         if entry.kind == "generator" and not entry.swept:
             point = _point(entry, entry.name)
-            draw_point(
-                axes, point, LIGHT.extra, EXTRA_MARKERS.get(entry.row.strategy, "X")
-            )  # an import's may be unknown
+            draw_point(axes, point, LIGHT.extra, EXTRA_MARKERS.get(entry.row.strategy, "X"))  # unknown for some imports
             labels.append(Label(((point.x, point.y),), point.text, LIGHT.extra, 8))
     return labels
 
 
 def _published(axes: Axes, entries: list[Entry]) -> list[Label]:
-    """Comparable published results, a curve for each teacher; of several lengths at a scale the shortest lies on it."""
+    """Plot comparable published results, a curve for each teacher; the shortest training of each scale is on it."""
     labels = []
     published = [entry for entry in entries if entry.kind == "published" and entry.comparable]
-    for teacher, linestyle in zip(
-        dict.fromkeys(entry.row.teacher for entry in published), cycle(LINESTYLES[1:]), strict=False
-    ):
-        group = sorted(
-            (entry for entry in published if entry.row.teacher == teacher),
-            key=lambda entry: (entry.row.kappa_teacher, entry.row.train_kimg),
-        )
+    teachers = dict.fromkeys(entry.row.teacher for entry in published)
+    published.sort(key=lambda entry: (entry.row.kappa_teacher, entry.row.train_kimg))
+    for teacher, linestyle in zip(teachers, cycle(LINESTYLES[1:]), strict=False):
+        group = [entry for entry in published if entry.row.teacher == teacher]
         curve = list({entry.row.kappa_teacher: entry for entry in reversed(group)}.values())[::-1]
         points = [_point(entry, "") for entry in curve]
         labels += draw_curve(axes, points, f"published, {teacher}", LIGHT.published, "*", linestyle, size=8)
@@ -158,7 +150,7 @@ def _published(axes: Axes, entries: list[Entry]) -> list[Label]:
 
 
 def _floors(axes: Axes, entries: list[Entry]) -> None:
-    """Lines at the FID of the VAE's reconstructions and of real images, named at opposite ends above both where both are near."""
+    """Plot lines at the FID of VAE reconstructions and of real images, named at opposite ends (above both where close)."""
     floors = {entry.kind: entry for entry in entries if entry.kind in ("vae", "real")}
     if floors:
         axes.set_ylim(bottom=0)

@@ -1,4 +1,4 @@
-"""Direct labels: each beside its point, where it covers neither a curve nor another label."""
+"""Place labels beside their points, where they cover neither a curve nor another label."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
 
-# Offsets that are tried, in order of preference: angle in degrees and distance in points.
+# candidate offsets in order of preference: angle in degrees, distance in points
 ANGLES = (90, 270, 45, 135, 315, 225, 0, 180, 68, 112, 248, 292, 22, 158, 202, 338)
 CANDIDATES = [(angle, distance) for distance in (8, 13, 20, 30, 44) for angle in ANGLES]
 PADDING = 8  # pixels around a label that stay free
@@ -15,7 +15,7 @@ PADDING = 8  # pixels around a label that stay free
 
 @dataclass(frozen=True)
 class Label:
-    """A text that belongs to a point (or, a curve's name, to any of several), in data coordinates."""
+    """A text beside a point in data coordinates; a curve's name is beside any of several."""
 
     points: tuple[tuple[float, float], ...]
     text: str
@@ -25,9 +25,9 @@ class Label:
 
 
 def place(axes: Axes, labels: list[Label]) -> None:
-    """Draw labels, greedily, names of curves last: of all offsets the one that covers least and lies nearest.
+    """Draw labels greedily, names of curves last, each at the offset that covers least and is nearest.
 
-    Limits and layout must be final but for the labels; their figure is laid out here once.
+    Axis limits must be final: the figure is laid out here once.
     """
     axes.figure.draw_without_rendering()
     obstacles = _points_drawn(axes)
@@ -51,22 +51,22 @@ def place(axes: Axes, labels: list[Label]) -> None:
 
 
 def _beside(point: np.ndarray, size: np.ndarray, angle: float, distance: float) -> Bbox:
-    """The box of a text whose near edge lies `distance` from its point in the direction `angle` (degrees); pixels."""
+    """Return the box of a text whose near edge is `distance` pixels from its point in direction `angle` (degrees)."""
     direction = np.array([np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))])
-    towards = np.clip(1.4 * direction, -1, 1)  # at 45 degrees the point lies at a corner, at 0 at the middle of a side
+    towards = np.clip(1.4 * direction, -1, 1)  # at 45 degrees the point is at a corner, at 0 at the middle of a side
     centre = point + direction * distance + towards * size / 2
     return Bbox([centre - size / 2, centre + size / 2])
 
 
 def _cost(box: Bbox, obstacles: np.ndarray, taken: list[Bbox], frame: Bbox) -> float:
-    """What a label in `box` covers; leaving the frame is worst, then another label."""
+    """Score the overlap of a label in `box`: leaving the frame is worst, then another label."""
     covered = ((obstacles > box.min) & (obstacles < box.max)).all(axis=1).sum()
     outside = (box.min < frame.min).any() or (box.max > frame.max).any()
     return 2 * covered + 120 * box.count_overlaps(taken) + 500 * outside
 
 
 def _points_drawn(axes: Axes) -> np.ndarray:
-    """Pixels (n, 2) along every line and error bar, about 4 apart, and more on the markers."""
+    """Return pixels (n, 2) along every line and error bar, about 4 apart, and around the markers."""
     pieces = []
     for line in axes.lines:
         vertices = line.get_transform().transform(line.get_xydata().astype(float))

@@ -1,7 +1,4 @@
-"""report.html: the whole comparison on one page that needs no network, by the template page.html.
-
-Images are data URIs, style and script are inline, and a content security policy forbids anything else.
-"""
+"""Fill the template page.html: report.html is one page that needs no network, with images as data URIs."""
 
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -17,7 +14,7 @@ from .health import COLUMNS, Health
 from .markup import EXACT, image_uri, inline
 from .provenance import provenance
 from .samples import Grid
-from .theme import Picture
+from .theme import RenderedFigure
 
 HERE = Path(__file__).parent
 GROUPS = {"generator": "Generators", "teacher": "Teacher", "vae": "Limits", "real": "Limits", "published": "Published"}
@@ -25,12 +22,12 @@ GROUPS = {"generator": "Generators", "teacher": "Teacher", "vae": "Limits", "rea
 
 @dataclass(frozen=True)
 class Lists:
-    """What is told in words and lines."""
+    """Texts and tables of the page."""
 
     headline: str
     notes: list[str]
     warnings: list[str]
-    reasons: dict[str, str]  # why a further figure shows nothing
+    reasons: dict[str, str]  # by name of a figure without data
     health: list[Health]
     differences: Differences
 
@@ -40,10 +37,10 @@ def render(
     entries: list[Entry],
     scores: dict[str, dict],
     grid: Grid,
-    pictures: dict[str, Picture],
+    rendered: dict[str, RenderedFigure],
     lists: Lists,
 ) -> str:
-    """Fill the page. `pictures` by name: fid_clip, training, scales, strategies, convergence."""
+    """Fill the page with the figures fid_clip, training, scales, strategies and convergence, and everything else."""
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         group = GROUPS[entry.kind] + ("" if entry.comparable else f": protocol {protocol(entry)}")
@@ -57,7 +54,7 @@ def render(
         config=config,
         entries=entries,
         grid=grid,
-        pictures=pictures,
+        rendered=rendered,
         lists=lists,
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
@@ -79,10 +76,8 @@ def render(
 
 
 def _tip(entry: Entry) -> str:
-    """What is said of a setting where it is pointed at."""
-    numbers = (f"{metric.title} {with_interval(entry, metric)}" for metric in headline())
-    lines = [entry.name, setting(entry.row), *numbers]
-    return "\n".join(filter(None, lines))
+    numbers = [f"{metric.title} {with_interval(entry, metric)}" for metric in headline()]
+    return "\n".join(filter(None, [entry.name, setting(entry.row), *numbers]))
 
 
 def _trade_off_words(entries: list[Entry]) -> str:

@@ -1,7 +1,4 @@
-"""The paper's other figures, each from a CSV file alone: scores over scales, strategies of guidance, convergence.
-
-What an experiment has no data for is a figure that says so.
-"""
+"""Plot the paper's other figures from CSV files: scores over scales, strategies of guidance, convergence."""
 
 import csv
 import io
@@ -15,24 +12,28 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 
 from ..config import scale_name
 from ..errors import UserError
-from .curves import PROXIES, Curves
+from .curves import MARKERS, PROXIES, Curves
 from .entries import base_name
 from .figures import Point, draw_curve, draw_point, trade_off_axes
 from .labels import Label, place
 from .theme import LIGHT, new_figure
 
 TITLES = {"fid": "FID, lower is better", "clip": "CLIP score, higher is better"}
-STRATEGIES = {"none": "no guidance", "long": "long", "short": "short", "lsg": "long and short (LSG)"}
-MARKERS = "osD^vP"
+STRATEGIES = {  # title, colour, marker
+    "none": ("no guidance", LIGHT.faint, "D"),
+    "long": ("long", LIGHT.extra, "^"),
+    "short": ("short", LIGHT.teacher, "v"),
+    "lsg": ("long and short (LSG)", LIGHT.generator, "o"),
+}
 APART = {"nfe": lambda steps: "one step" if steps == 1 else f"{steps:g} steps", "alpha": lambda alpha: f"α {alpha:g}"}
 
 
 class NoData(UserError):
-    """The experiment holds nothing that this figure shows."""
+    """Raised where an experiment has no data for a figure."""
 
 
-def say(reason: str) -> Figure:
-    """What stands in the place of a figure without data."""
+def placeholder(reason: str) -> Figure:
+    """Plot the reason in place of a figure without data."""
     with matplotlib.rc_context(LIGHT.rc()):
         figure = new_figure(6.6, 0.8, layout=None)
         figure.text(0.02, 0.5, f"Not drawn: {reason}.", color=LIGHT.faint, va="center")
@@ -40,10 +41,10 @@ def say(reason: str) -> Figure:
 
 
 def by_setting(summary: pd.DataFrame) -> pd.DataFrame:
-    """Rows of summary.csv put together over seeds, by guidance scale (`scale`): means of `fid` and `clip`, and how far they spread.
+    """Average `fid` and `clip` of summary.csv over seeds, and sort by guidance scale (`scale`), the sweep before extra runs.
 
-    The spread, `fid_low` to `fid_high`, is that of the seeds, or the 95 % interval of a single one. At a scale the order stays: the
-    sweep comes before extra runs. `apart` says what no curve may join: steps and alpha that are not those of most generators.
+    `fid_low` to `fid_high` is the range of the seeds, or the 95 % interval of a single one. `apart` names the steps and alpha
+    that differ from most generators': curves join rows of equal `apart` only.
     """
     suffixes = ("-seed" + summary["seed"].fillna(0).astype(int).astype(str)).where(summary["seed"] > 0, "")
     names = [name.removesuffix(suffix) for name, suffix in zip(summary["run"], suffixes, strict=True)]
@@ -57,16 +58,13 @@ def by_setting(summary: pd.DataFrame) -> pd.DataFrame:
     table["scale"] = table["kappa_fake_train"].where(table["strategy"] == "short", table["kappa_teacher"])
     table["apart"] = ""
     for key, in_words in APART.items():
-        usual = table.loc[table["kind"] == "generator", key].mode().tolist()[:1]  # empty where an import's is unknown
+        usual = table.loc[table["kind"] == "generator", key].mode().tolist()[:1]  # empty if unknown for all
         table["apart"] += ["" if value in usual or np.isnan(value) else f", {in_words(value)}" for value in table[key]]
     return table.reset_index().sort_values("scale", kind="stable")
 
 
-# --- FID and CLIP over scales ------------------------------------------------------------------------------------------
-
-
 def scales(summary: pd.DataFrame) -> Figure:
-    """FID and CLIP against the guidance scale, a curve for each teacher, beside the published: in columns of their own if not comparable."""
+    """Plot FID and CLIP against the guidance scale, a curve for each teacher; incomparable published rows in a second column."""
     table = by_setting(summary)
     table = table[(table["strategy"] == "lsg") & table["kind"].isin(["generator", "published"])]
     if not (table["kind"] == "generator").any():
@@ -93,11 +91,11 @@ def scales(summary: pd.DataFrame) -> Figure:
 
 
 def _over_scales(axes: Axes, table: pd.DataFrame, key: str) -> None:
-    """One panel; of several runs at a scale the first lies on the curve."""
-    looks = {"generator": (LIGHT.generator, "-", ""), "published": (LIGHT.published, (0, (4, 1.5)), "published, ")}
+    """Plot one panel; the first run of each scale is on the curve, further ones are hollow."""
+    styles = {"generator": (LIGHT.generator, "-", ""), "published": (LIGHT.published, (0, (4, 1.5)), "published, ")}
     groups = table.groupby(["kind", "teacher", "apart"], sort=False)
     for number, ((kind, teacher, apart), group) in enumerate(groups):
-        colour, linestyle, prefix = looks[kind]
+        colour, linestyle, prefix = styles[kind]
         curve = group.drop_duplicates("scale")
         marker = MARKERS[number % len(MARKERS)]
         axes.plot(
@@ -113,11 +111,8 @@ def _over_scales(axes: Axes, table: pd.DataFrame, key: str) -> None:
     axes.legend(frameon=False, fontsize=8, loc="best")
 
 
-# --- strategies --------------------------------------------------------------------------------------------------------
-
-
 def strategies(summary: pd.DataFrame) -> Figure:
-    """FID against CLIP score over guidance scales, a curve for each strategy of guidance."""
+    """Plot FID against CLIP score over guidance scales, a curve for each strategy of guidance."""
     table = by_setting(summary)
     table = table[(table["kind"] == "generator") & table["strategy"].isin(list(STRATEGIES))]
     present = [strategy for strategy in STRATEGIES if (table["strategy"] == strategy).any()]
@@ -126,14 +121,9 @@ def strategies(summary: pd.DataFrame) -> Figure:
     with matplotlib.rc_context(LIGHT.rc()):
         figure, axes = trade_off_axes()
         labels: list[Label] = []
-        looks = {
-            "none": (LIGHT.faint, "D"),
-            "long": (LIGHT.extra, "^"),
-            "short": (LIGHT.teacher, "v"),
-            "lsg": (LIGHT.generator, "o"),
-        }
         for (strategy, apart), group in table.groupby(["strategy", "apart"], sort=False):
-            (colour, marker), title = looks[strategy], STRATEGIES[strategy] + apart
+            title, colour, marker = STRATEGIES[strategy]
+            title += apart
             curve = group.drop_duplicates("scale")
             points = [_point(row, scale_name(row["scale"])) for row in curve.to_dict("records")]
             if len(points) > 1:
@@ -154,11 +144,8 @@ def _point(row: dict, text: str) -> Point:
     return Point(row["run"], row["clip"], row["fid"], text, *bars)
 
 
-# --- convergence -------------------------------------------------------------------------------------------------------
-
-
 def to_convergence_csv(curves: Curves) -> str:
-    """CSV text: run, setting (without its seed), kimg, fid_proxy, clip_proxy; the points at which samples were measured."""
+    """Write CSV text of the proxy evaluations: run, setting (without its seed), kimg, fid_proxy, clip_proxy."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["run", "setting", "kimg", *PROXIES])
@@ -170,7 +157,7 @@ def to_convergence_csv(curves: Curves) -> str:
 
 
 def convergence(table: pd.DataFrame) -> Figure:
-    """FID and CLIP score of held-out captions against thousand images seen, on a logarithmic axis."""
+    """Plot the proxy metrics of held-out captions against thousand images seen, on a logarithmic axis."""
     if table.empty:
         raise NoData("nothing was measured during training, as distill.proxy_samples is 0")
     with matplotlib.rc_context(LIGHT.rc()):
@@ -178,16 +165,11 @@ def convergence(table: pd.DataFrame) -> Figure:
         panels = figure.subplots(1, 2, sharex=True)
         for axes, key, title in zip(panels, PROXIES, TITLES.values(), strict=True):
             for number, (setting, runs) in enumerate(table.groupby("setting", sort=False)):
-                look = {
-                    "color": LIGHT.lines[number % 6],
-                    "marker": MARKERS[number % 6],
-                    "markersize": 4,
-                    "linewidth": 1.2,
-                    "linestyle": "-" if number < 6 else (0, (2, 1)),
-                }
+                style = {"color": LIGHT.lines[number % 6], "marker": MARKERS[number % 6], "markersize": 4}
+                style |= {"linewidth": 1.2, "linestyle": "-" if number < 6 else (0, (2, 1))}
                 for position, (_, points) in enumerate(runs.groupby("run", sort=False)):
                     label = setting if position == 0 else None
-                    axes.plot(points["kimg"], points[key], label=label, gid=f"run:{setting}", **look)
+                    axes.plot(points["kimg"], points[key], label=label, gid=f"run:{setting}", **style)
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -1,4 +1,4 @@
-"""Where the numbers come from: protocol, weights, versions, commit, and in what settings the runs differ."""
+"""Collect the provenance of the numbers: protocol, weights, versions, commit, and settings that differ between runs."""
 
 import json
 import subprocess
@@ -24,20 +24,19 @@ def provenance(config: Config, scores: dict[str, dict]) -> dict:
 
 
 def differing_settings(config: Config) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Names of the settings that are not the same in all distillations; and of each its setting's name, its own, and its values."""
-    settings = {
-        each.run.name: (base_name(each.run), _texts(each.model_dump(mode="json"))) for each in distillations(config)
-    }
-    names = list(dict.fromkeys(name for _, values in settings.values() for name in values))
-    differing = [
-        name for name in names if name != "run.name" and len({values.get(name) for _, values in settings.values()}) > 1
+    """Name the settings that differ between distillations, and return (name without seed, [run, *values]) of each."""
+    runs = [each.run for each in distillations(config)]
+    settings = [_texts(each.model_dump(mode="json")) for each in distillations(config)]
+    names = dict.fromkeys(name for values in settings for name in values if name != "run.name")
+    differing = [name for name in names if len({values.get(name) for values in settings}) > 1]
+    rows = [
+        [run.name, *(values.get(name, "—") for name in differing)] for run, values in zip(runs, settings, strict=True)
     ]
-    rows = [(base, [run, *(values.get(name, "—") for name in differing)]) for run, (base, values) in settings.items()]
-    return differing, rows
+    return differing, [(base_name(run), row) for run, row in zip(runs, rows, strict=True)]
 
 
 def commit() -> str:
-    """The commit of this code, and whether it was edited since."""
+    """Return the commit of this code, and 'with uncommitted changes' after an edit."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
@@ -51,7 +50,7 @@ def commit() -> str:
 
 
 def _texts(record: dict) -> dict[str, str]:
-    """A nested record as text by dotted names."""
+    """Flatten a nested record to texts by dotted names."""
     return {
         key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for key, value in flat(record).items()
@@ -59,7 +58,7 @@ def _texts(record: dict) -> dict[str, str]:
 
 
 def _versions(scores: dict[str, dict]) -> dict[str, str]:
-    """The versions of all scores put together; where they differ, every one."""
+    """Merge the versions of all scores; where they differ, list each."""
     found: dict[str, dict[str, None]] = {}
     for score in scores.values():
         for name, version in _texts(score["versions"]).items():

@@ -1,4 +1,4 @@
-"""Samples side by side: the same captions and noise down the guidance scales, the teacher above, real images below."""
+"""Align samples of the same captions and noise: the teacher, every guidance scale, real images."""
 
 import hashlib
 import tarfile
@@ -21,9 +21,9 @@ from .theme import DPI, LIGHT, new_figure
 
 COLUMNS = 10  # of the sheet
 PROMPTS = 24  # to choose from on the page
-TILE = 192  # pixels a sample takes in the sheet, about
+TILE = 192  # approximate pixels of a sample in the sheet
 LARGEST = 256  # pixels; larger samples are shrunk
-GAP, GAP_BETWEEN_KINDS, MARGIN, NAMES_WIDTH = 8, 26, 24, 250  # pixels
+GAP, GAP_BETWEEN_KINDS, MARGIN, NAMES_WIDTH = 8, 26, 24, 300  # pixels
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SampleRow:
 
 @dataclass(frozen=True)
 class Grid:
-    """Rows of samples of the same captions, and which samples they are."""
+    """Rows of samples, with their shared indices and captions."""
 
     indices: list[int]
     captions: list[str]
@@ -47,10 +47,10 @@ class Grid:
 
 
 def read_grid(config: Config, folder: Path, entries: list[Entry]) -> Grid:
-    """The first samples with different captions, of the best teacher baseline, every generator (first seed) and real images.
+    """Read the first samples with different captions of the best teacher baseline, every generator (first seed) and real images.
 
     Raises:
-        UserError: captions, a shard or a sample is missing, damaged, or not what its record says.
+        UserError: captions, a shard or a sample is missing, damaged, or differs from its record.
     """
     shard = shards(config)[0]
     count = min(config.generate.samples, config.generate.samples_per_shard)
@@ -69,50 +69,43 @@ def read_grid(config: Config, folder: Path, entries: list[Entry]) -> Grid:
     if (teacher := best(entries, "teacher", "fid")) is not None:
         scale = scale_name(teacher.row.kappa_teacher)
         rows.append(row(teacher, f"teacher, CFG {scale}\n{SOLVERS[teacher.row.solver]}\n{steps(teacher.row)}"))
-    for entry in entries:
-        if entry.kind == "generator":
-            rows.append(
-                row(entry, f"SiD-LSG\nκ = {scale_name(entry.row.kappa_teacher)}" if entry.swept else entry.name)
-            )
+    for entry in (entry for entry in entries if entry.kind == "generator"):
+        title = f"SiD-LSG\nκ = {scale_name(entry.row.kappa_teacher)}" if entry.swept else entry.name
+        rows.append(row(entry, title))
     rows += [row(entry, "real images") for entry in entries if entry.kind == "real"]
     return Grid(indices, [captions[index] for index in indices], rows)
 
 
 def read_images(shard: Path, indices: list[int], captions: list[str]) -> list[np.ndarray]:
-    """Samples of a shard, uint8 (H, W, 3), checked against its record: the captions of the shard, the pixels of each sample."""
+    """Read samples of a shard, uint8 (H, W, 3), and verify captions and pixels against its record."""
     record = read_json(sidecar(shard)).get("record", {})
     recorded = {sample["index"]: sample["sha256"] for sample in record.get("samples", [])}
     if record.get("captions_sha256") != hashlib.sha256("\n".join(captions).encode()).hexdigest():
-        raise UserError(f"{shard}: made from other captions than prompts/evaluation.txt holds; delete it and run again")
+        raise UserError(f"{shard}: other captions than in prompts/evaluation.txt. Fix: delete it and rerun.")
     images = {}
     try:
         with tarfile.open(shard) as archive:
-            for index, member in enumerate(archive):  # in their order: to the last one wanted and no further
+            for index, member in enumerate(archive):  # a tar has no index: read up to the last sample needed
                 if index in indices:
-                    images[index] = _read_image(shard, archive, member, index, recorded)
+                    with archive.extractfile(member) as file, Image.open(file) as image:
+                        images[index] = np.asarray(image.convert("RGB"))
+                    if hashlib.sha256(images[index].tobytes()).hexdigest() != recorded.get(index):
+                        raise UserError(
+                            f"{shard}: sample {member.name} differs from its record. Fix: delete it and rerun."
+                        )
                 if len(images) == len(indices):
                     break
     except FileNotFoundError:
-        raise UserError(f"{shard}: no such file; run the generation again") from None
+        raise UserError(f"{shard}: no such file. Fix: rerun generate.") from None
     except (tarfile.TarError, UnidentifiedImageError, OSError, EOFError) as error:
-        raise UserError(f"{shard}: damaged ({error}); delete it and run again") from None
+        raise UserError(f"{shard}: damaged ({error}). Fix: delete it and rerun.") from None
     if len(images) < len(indices):
-        raise UserError(f"{shard}: damaged (it ends before sample {max(indices):08d}); delete it and run again")
+        raise UserError(f"{shard}: damaged (ends before sample {max(indices):08d}). Fix: delete it and rerun.")
     return [images[index] for index in indices]
 
 
-def _read_image(
-    shard: Path, archive: tarfile.TarFile, member: tarfile.TarInfo, index: int, recorded: dict[int, str]
-) -> np.ndarray:
-    with archive.extractfile(member) as file, Image.open(file) as image:
-        pixels = np.asarray(image.convert("RGB"))
-    if hashlib.sha256(pixels.tobytes()).hexdigest() != recorded.get(index):
-        raise UserError(f"{shard}: sample {member.name} is not the one its record names; delete it and run again")
-    return pixels
-
-
 def fit(image: np.ndarray) -> np.ndarray:
-    """A small image with its pixels repeated up to about TILE, a large one shrunk to LARGEST at most."""
+    """Repeat the pixels of a small image up to about TILE, or shrink a large one to LARGEST."""
     side = max(image.shape[:2])
     factor = max(round(TILE / side), 1 if side > TILE // 3 else 3)
     image = image.repeat(factor, axis=0).repeat(factor, axis=1)
@@ -124,10 +117,10 @@ def fit(image: np.ndarray) -> np.ndarray:
 
 
 def draw(grid: Grid) -> Figure:
-    """The sheet of the first COLUMNS samples, pixel by pixel: captions above the columns, names beside the rows."""
+    """Plot the sheet of the first COLUMNS samples, pixel by pixel: captions above the columns, names left of the rows."""
     tiles = [[fit(image) for image in row.images[:COLUMNS]] for row in grid.rows]
     height, width = np.max([tile.shape[:2] for line in tiles for tile in line], axis=0)
-    captions = [_wrapped(caption, width) for caption in grid.captions[:COLUMNS]]
+    captions = [_wrap(caption, width) for caption in grid.captions[:COLUMNS]]
     y = MARGIN + 26 * max(caption.count("\n") + 1 for caption in captions)
     starts = []
     for row, before in zip(grid.rows, [None, *grid.rows[:-1]], strict=True):
@@ -154,6 +147,6 @@ def draw(grid: Grid) -> Figure:
     return figure
 
 
-def _wrapped(caption: str, width: int) -> str:
-    """A caption broken to a column's width (10.5 pixels a letter), its end left out where it is long."""
+def _wrap(caption: str, width: int) -> str:
+    """Wrap a caption to a column's width (10.5 pixels a letter), shortened where it is long."""
     return textwrap.fill(textwrap.shorten(caption, 90, placeholder="…"), max(int(width / 10.5), 8))

@@ -1,4 +1,4 @@
-"""The experiment in words: what was found, what limits it, and summary.md, a line a setting."""
+"""Describe the experiment in words: finding, limits, and summary.md with a line for each setting."""
 
 from ..config import Config, baselines, generators, runs
 from .columns import Column, further, is_best, main, protocol, rounded, steps
@@ -9,7 +9,7 @@ FEW_SEEDS = 3
 
 
 def notes(entries: list[Entry], scores: dict[str, dict]) -> list[str]:
-    """What a reader must know to read the table."""
+    """Return the notes that explain the table."""
     row = entries[0].row
     missing = {f"{metric} ({why})": None for score in scores.values() for metric, why in score["not_computed"].items()}
     return [
@@ -41,7 +41,7 @@ def _errors_are(entries: list[Entry]) -> str:
 
 
 def finding(entries: list[Entry], differences: Differences) -> str:
-    """State the result in a few sentences; every verdict is a paired comparison's."""
+    """State the result in a few sentences, with the verdicts of paired comparisons."""
     fid, clip = (best(entries, "generator", key) for key in ("fid", "clip"))
     teacher = best(entries, "teacher", "fid")
     sentences = [
@@ -73,13 +73,13 @@ def _against(teacher: Entry, ours: Entry, differences: Differences) -> list[str]
 
 
 def unfinished(config: Config, scores: dict[str, dict]) -> list[str]:
-    """What is still to come."""
+    """Name the runs and baselines without a score."""
     missing = [item.name for item in [*generators(config), *baselines(config)] if item.name not in scores]
     return [f"Unfinished: not scored so far, and missing here: {', '.join(missing)}."] if missing else []
 
 
 def warnings(config: Config, entries: list[Entry]) -> list[str]:
-    """What limits the conclusions."""
+    """Return the limits of the conclusions."""
     result = []
     foreign = [entry for entry in entries if not entry.comparable]
     if foreign:
@@ -98,20 +98,20 @@ def warnings(config: Config, entries: list[Entry]) -> list[str]:
     single = ", ".join(imported.name for imported in config.imports)
     if runs(config) and len(config.seeds) < FEW_SEEDS:
         seeds = "one seed" if len(config.seeds) == 1 else f"{len(config.seeds)} seeds"
-        result.append(
-            f"Few seeds: every setting was trained with {seeds}; small differences between rows may be chance."
-        )
+        few = f"every setting was trained with {seeds}"
     elif single:
-        result.append(
-            f"Few seeds: each import is a single training ({single}); small differences between rows may be chance."
-        )
+        few = f"each import is a single training ({single})"
+    else:
+        few = ""
+    if few:
+        result.append(f"Few seeds: {few}; small differences between rows may be chance.")
     if config.prompts.split != "evaluation":
         result.append(f"Scored on the {config.prompts.split} split: good for choosing settings, not for reporting.")
     return result
 
 
 def to_markdown(config: Config, entries: list[Entry], headline: str, notes: list[str], warnings: list[str]) -> str:
-    """summary.md. `headline`: as `finding` states it."""
+    """Write summary.md, with the `headline` of `finding`."""
     parts = [f"# {config.experiment}", headline, _markdown_table(entries)]
     parts.append("\n".join(f"- {line}" for line in notes))
     parts += [f"**{line}**" for line in warnings]
@@ -129,9 +129,6 @@ def _markdown_table(entries: list[Entry]) -> str:
         return f"**{text}**" if is_best(entries, entry, column.key) else text
 
     left = {"Run", "Protocol"}
-    lines = [
-        " | ".join(column.title for column in columns),
-        " | ".join("---" if c.title in left else "---:" for c in columns),
-    ]
-    lines += [" | ".join(cell(entry, column) for column in columns) for entry in entries]
-    return "\n".join(f"| {line} |" for line in lines)
+    lines = [[column.title for column in columns], ["---" if c.title in left else "---:" for c in columns]]
+    lines += [[cell(entry, column) for column in columns] for entry in entries]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,7 +1,7 @@
-"""summary.csv: one row for every run, baseline and published result, at full precision.
+"""Make summary.csv: one row for every run, baseline and published result, at full precision.
 
-Rows of one experiment share a protocol, to the hash; anything else is refused. Published rows carry the name of their protocol
-and no hash, and stand there to be looked at: `not_comparable` says why they may not be compared.
+Rows of one experiment share a protocol and its hash. Published rows have the name of a protocol and no hash; `not_comparable`
+gives the reason where theirs differs.
 """
 
 import csv
@@ -18,7 +18,7 @@ from ..storage.files import MANIFEST, flat, read_json
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 PUBLISHED_PROTOCOL = "coco2014-30k"
-# What is known of it, as score.json names it. With clip_strict or without: its rounding is the published one, and moves CLIP by little.
+# Known values, by the keys of score.json. clip_strict is absent: its rounding is the published one and changes CLIP little.
 PUBLISHED_FACTS = {
     "samples": 30_000,
     "captions_sha256": "2f0567cd563ee1c4d70710fed6c90bf1c05a97bfd49541fada6fdd0d5c26e256",  # data/coco2014_captions_30k.txt
@@ -33,10 +33,7 @@ PUBLISHED_FACTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Hold one line of summary.csv. None is an empty cell: not measured, or without meaning there.
-
-    `low` and `high` are the ends of 95 % intervals, `se` standard errors.
-    """
+    """A line of summary.csv; None is an empty cell. `low` and `high` are ends of 95 % intervals, `se` standard errors."""
 
     run: str
     kind: str  # generator | teacher | vae | real | published
@@ -50,17 +47,17 @@ class Row:
     solver: str | None = None  # of a teacher row, as in config.yaml
     steps: int | None = None  # of its solver, or of the generator
     nfe: int  # network evaluations per image: a guided step of the teacher counts two
-    train_kimg: float | None = None  # that the weights have seen
+    train_kimg: float | None = None  # images that the weights have seen
     whole_kimg: float | None = None  # of the training, where an earlier point was chosen
     samples: int
-    measured: dict[str, float | None]  # by column: see `measured_columns`
+    measured: dict[str, float | None]  # by `measured_columns`
     protocol: str
     protocol_hash: str | None = None
-    not_comparable: str | None = None  # of a published row: in what the other rows' protocol is another one
+    not_comparable: str | None = None  # of a published row: difference from the other rows' protocol
     generator_sha256: str | None = None
 
 
-# what a score.json must have beside the headline metrics; others are empty where they were not computed
+# required in score.json beside the headline metrics; other metrics may be absent
 SCORE_KEYS = (
     *("teacher_eps_error", "nfe", "images_per_s", "protocol", "protocol_hash", "generator_sha256", "versions"),
     *("intervals", "standard_errors", "not_computed"),
@@ -68,12 +65,12 @@ SCORE_KEYS = (
 
 
 def measured_columns() -> list[str]:
-    """Name the columns of numbers that a score holds: every metric of the catalogue, of headline ones with errors, and two more."""
+    """Name the measured columns: every metric of the catalogue, headline ones with errors, and two more."""
     names = []
     for metric in METRICS.values():
         ends = ("_se", "_low", "_high") if metric.shown == "headline" else ()
         names += [metric.key, *(metric.key + end for end in ends)]
-    return [*names, "teacher_eps_error", "images_per_s"]  # of the networks that made the samples; None of real images
+    return [*names, "teacher_eps_error", "images_per_s"]  # of sampling; None for real images
 
 
 def columns() -> list[str]:
@@ -96,9 +93,8 @@ def read_scores(paths: dict[str, Path]) -> dict[str, dict]:
             a, b = flat(scores[first]["protocol"]), flat(scores[name]["protocol"])
             apart = "; ".join(f"{key}: {a.get(key)}, {b.get(key)}" for key in a | b if a.get(key) != b.get(key))
             raise UserError(
-                f"{paths[first]} was measured by protocol {_protocol(scores[first])} and {paths[name]} by "
-                f"{_protocol(scores[name])}; they differ in {apart or 'their hash alone'}. Such scores are not comparable: "
-                "delete the features and scores of the older one and run again"
+                f"{paths[first]} was measured by protocol {_protocol(scores[first])}, {paths[name]} by {_protocol(scores[name])}: "
+                f"not comparable ({apart or 'hash alone'}). Fix: delete the features and scores of the older one and rerun."
             )
     return scores
 
@@ -112,17 +108,17 @@ def _read_score(path: Path) -> dict:
     wanted = ["samples", *(name for key in keys for name in (key, f"{key}_se")), *SCORE_KEYS]
     missing = [key for key in wanted if not isinstance(score, dict) or key not in score]
     if missing:
-        raise UserError(f"{path}: has no {', '.join(missing)}, so it is not a score; delete it and run again")
+        raise UserError(f"{path}: not a score (has no {', '.join(missing)}). Fix: delete it and rerun.")
     if not isinstance(score["protocol"], dict) or "name" not in score["protocol"] or not score["protocol_hash"]:
-        raise UserError(f"{path}: its protocol has no name or no hash; delete it and run again")
+        raise UserError(f"{path}: protocol without name or hash. Fix: delete it and rerun.")
     for key in keys:
         if not isinstance(score[key], int | float) or not math.isfinite(score[key]):
-            raise UserError(f"{path}: {key}={score[key]!r}: expected a finite number; delete it and run again")
+            raise UserError(f"{path}: {key}={score[key]!r}: expected a finite number. Fix: delete it and rerun.")
     return score
 
 
 def make_rows(config: Config, folder: Path, scores: dict[str, dict]) -> list[Row]:
-    """All rows that have a score: generators, teacher baselines, VAE and real images; and published results."""
+    """Make the rows of all scores (generators, teacher baselines, VAE, real images) and of published results."""
     rows = [_generator_row(config, folder, run, scores[run.name]) for run in generators(config) if run.name in scores]
     rows += [_baseline_row(config, one, scores[one.name]) for one in baselines(config) if one.name in scores]
     return rows + published_rows(unlike_published(next(iter(scores.values()))["protocol"]))
@@ -148,22 +144,22 @@ def _generator_row(config: Config, folder: Path, run: Run, score: dict) -> Row:
 
 
 def _generator_record(generator: Path, run: Run, score: dict) -> dict:
-    """generator.json, if it is of the run the configuration describes and the score is of these weights."""
+    """Read generator.json; raise UserError unless its run is the configured one and its weights are those scored."""
     path = generator / "generator.json"
     record = read_json(path)
     if not {"run", "train_kimg"} <= record.keys():
-        raise UserError(f"{path}: not the record of a generator (no run, no train_kimg); distil {run.name} again")
+        raise UserError(f"{path}: expected a generator's record with run and train_kimg. Fix: distil {run.name} again.")
     for key, wanted in run.model_dump().items():
         if record["run"].get(key) != wanted:
             raise UserError(
-                f"{path}: {key}={record['run'].get(key)!r}, and the configuration says {wanted!r}; distil {run.name} again, "
-                "or give this experiment another name"
+                f"{path}: {key}={record['run'].get(key)!r}: expected {wanted!r} as configured. Fix: distil {run.name} again, or "
+                "rename the experiment."
             )
     files = read_json(generator / MANIFEST).get("files", {})
     if score["generator_sha256"] not in [entry["sha256"] for entry in files.values()]:
+        scored = score["generator_sha256"]
         raise UserError(
-            f"{generator}: its weights are not those that were scored ({score['generator_sha256']}); "
-            f"delete the samples of {run.name} and run again"
+            f"{generator}: not the scored weights ({scored}). Fix: delete the samples of {run.name} and rerun."
         )
     return record
 
@@ -191,23 +187,19 @@ def _measured(score: dict) -> dict:
 
 
 def _teacher_name(config: Config, run: Run | None = None) -> str:
-    """`embedded`, or the last part of a path or repository; of an imported run its own teacher's."""
+    """Return `embedded`, or the last component of the path or repository of the teacher (an import's own)."""
     key = next((imported.teacher for imported in config.imports if run and imported.name == run.name), None)
     teacher = config.teachers[key] if key else config.teacher
     return Path(teacher.path or teacher.repo or teacher.source).name
 
 
 def unlike_published(protocol: dict) -> str | None:
-    """In what a score's protocol is not the published one: its name, else facts under that name; None where all that is known agrees."""
+    """Return how a protocol differs from the published one, by name or by known values; None where it agrees."""
     if protocol["name"] != PUBLISHED_PROTOCOL:
         return f"protocol {protocol['name']}"
     found = {key: flat(protocol).get(key) for key in PUBLISHED_FACTS}
-    apart = [
-        f"{key}: {_short(found[key])}, not {_short(fact)}"
-        for key, fact in PUBLISHED_FACTS.items()
-        if found[key] != fact
-    ]
-    return "; ".join(apart) or None
+    apart = [(key, _short(found[key]), _short(fact)) for key, fact in PUBLISHED_FACTS.items() if found[key] != fact]
+    return "; ".join(f"{key}: {value}, not {fact}" for key, value, fact in apart) or None
 
 
 def _short(fact: object) -> str:
@@ -215,7 +207,7 @@ def _short(fact: object) -> str:
 
 
 def published_rows(not_comparable: str | None) -> list[Row]:
-    """The official results (published.csv): 30,000 captions of COCO-2014, one row for each teacher, scale and length."""
+    """Read the official results (published.csv): 30,000 captions of COCO-2014, a row for each teacher, scale and length."""
     with open(PUBLISHED, encoding="utf-8", newline="") as handle:
         return [_published_row(line, not_comparable) for line in csv.DictReader(handle)]
 
@@ -241,7 +233,7 @@ def _published_row(line: dict[str, str], not_comparable: str | None) -> Row:
 
 
 def to_csv(rows: list[Row]) -> str:
-    """CSV text with a header; numbers at full precision, empty where there is none."""
+    """Write CSV text with a header, numbers at full precision, empty cells for None."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns(), extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

@@ -1,9 +1,8 @@
-"""How figures look, and how they become PNG and SVG files.
+"""Define the style of figures, and render them to PNG and SVG.
 
-Colours: Okabe and Ito's, safe for the colour-blind, darker where they colour small text. Every colour has a name, so that the
-page shows the same drawing on dark paper: there each is replaced by the variable `--figure-NAME` of page.css. matplotlib's
-object-oriented interface on Agg: no display, no state shared between figures. Text never goes through mathtext, so that a '$'
-stays a dollar.
+Colours are Okabe and Ito's, safe for the colour-blind, darker for small text. Each has a name, so that the page can replace it
+by the variable `--figure-NAME` of page.css in dark mode. Figures use matplotlib's object-oriented interface on Agg, without
+display or shared state, and no mathtext: a '$' stays a dollar.
 """
 
 import io
@@ -21,7 +20,7 @@ DPI = 200
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of paper and ink, and one for each thing that is drawn."""
+    """Colours of background, text and series."""
 
     paper: str
     ink: str
@@ -31,10 +30,10 @@ class Theme:
     teacher: str
     extra: str
     published: str
-    lines: tuple[str, ...]  # one a run in the training curves
+    lines: tuple[str, ...]  # of runs in the training curves
 
     def rc(self) -> dict:
-        """matplotlib settings."""
+        """Return matplotlib settings."""
         return {
             "font.size": 9,
             "axes.spines.top": False,
@@ -58,7 +57,7 @@ class Theme:
         }
 
     def names(self) -> dict[str, str]:
-        """The name of each colour, by its hex digits as an SVG file has them."""
+        """Name each colour by its hex digits as in an SVG file."""
         lines = {colour.lower(): f"line-{number}" for number, colour in enumerate(self.lines)}
         return lines | {value.lower(): name for name, value in vars(self).items() if name != "lines"}
 
@@ -68,28 +67,28 @@ LIGHT = Theme("#ffffff", "#1b1f24", "#5f6770", "#e8eaed", "#0072B2", "#C65300", 
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One rendered figure."""
+class RenderedFigure:
+    """A figure as PNG and SVG."""
 
     png: bytes
     svg: str
 
     @classmethod
-    def of(cls, figure: Figure) -> "Picture":
+    def from_figure(cls, figure: Figure) -> "RenderedFigure":
         """Render a figure in both formats."""
         return cls(to_png(figure), to_svg(figure))
 
 
 def to_png(figure: Figure) -> bytes:
-    """Render a figure."""
+    """Render a figure as PNG."""
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=figure.dpi)
-    figure.set_layout_engine("none")  # it lies where it lies, also when it is drawn again
+    figure.set_layout_engine("none")  # a second rendering must not move anything
     return data.getvalue()
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as SVG, text as text; the same figure gives the same file."""
+    """Render a figure as SVG with text as text; equal figures give equal files."""
     data = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sid_core"}):
         figure.savefig(data, format="svg", metadata={"Date": None})
@@ -103,7 +102,7 @@ def write_png(path: Path, data: bytes) -> None:
 
 
 def new_figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
-    """A figure on Agg; sizes in inches."""
+    """Open a figure on Agg; sizes in inches."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
     FigureCanvasAgg(figure)
     return figure

@@ -6,5 +6,5 @@ from made_up import write_experiment
 
 @pytest.fixture
 def make_experiment(tmp_path):
-    """make_experiment(config) -> the folder of a finished experiment."""
+    """Return make_experiment(config) -> the folder of a finished experiment."""
     return functools.partial(write_experiment, tmp_path)

@@ -19,7 +19,7 @@ def texts(figure):
     return [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
-def test_the_trade_off_joins_scales_in_order_with_errors_and_labels(make_experiment):
+def test_fid_clip_joins_scales_in_order_with_errors_and_labels(make_experiment):
     config = make_config(guidance_scales=[3.0, 1.5], extra_runs=[{"strategy": "none"}])
     figure = figures.fid_clip(read_entries(config, make_experiment(config)))
     (axes,) = figure.axes
@@ -34,8 +34,7 @@ def test_the_trade_off_joins_scales_in_order_with_errors_and_labels(make_experim
     assert not any("published" in text for text in shown)
 
 
-def test_guided_and_unguided_rows_of_a_solver_are_one_curve(make_experiment):
-    """They differ in network evaluations, 8 and 16."""
+def test_fid_clip_of_one_solver_joins_guided_and_unguided_rows(make_experiment):
     config = make_config(baselines=make_config().baselines.model_dump() | {"steps": [8, 16]})
     entries = read_entries(config, make_experiment(config))
     axes = figures.fid_clip(entries).axes[0]
@@ -46,7 +45,7 @@ def test_guided_and_unguided_rows_of_a_solver_are_one_curve(make_experiment):
     )
 
 
-def test_an_import_of_unknown_origin_is_drawn(make_experiment):
+def test_figures_of_an_import_of_unknown_origin_draw_it(make_experiment):
     config = make_config(imports=[{"name": "found", "file": "a.pkl", "scale": 2, "train_kimg": 4812}])
     entries = read_entries(config, make_experiment(config))
     [found] = [entry for entry in entries if entry.name == "found"]
@@ -63,7 +62,7 @@ def test_an_import_of_unknown_origin_is_drawn(make_experiment):
         paper.scales(alone)
 
 
-def test_a_further_run_of_a_scale_is_shown_by_its_name(make_experiment):
+def test_fid_clip_of_a_further_run_of_a_scale_shows_its_name(make_experiment):
     longer = {"strategy": "lsg", "scale": 3, "train_kimg": 40, "name": "lsg-3-longer"}
     config = make_config(extra_runs=[longer])
     folder = make_experiment(config)
@@ -74,7 +73,7 @@ def test_a_further_run_of_a_scale_is_shown_by_its_name(make_experiment):
     assert titles == ["SiD-LSG\nκ = 1.5", "SiD-LSG\nκ = 3", "lsg-3-longer"]
 
 
-def test_labels_cover_neither_each_other_nor_the_frame(make_experiment):
+def test_place_of_many_labels_covers_neither_labels_nor_frame(make_experiment):
     config = make_config(guidance_scales=[1.5, 1.6, 1.7, 1.8, 3.0])
     figure = figures.fid_clip(read_entries(config, make_experiment(config)))
     figure.canvas.draw()
@@ -84,7 +83,7 @@ def test_labels_cover_neither_each_other_nor_the_frame(make_experiment):
     assert all(axes.bbox.padded(1).containsx(box.x0) and axes.bbox.padded(1).containsx(box.x1) for box in boxes)
 
 
-def test_published_points_appear_where_the_protocol_agrees(make_experiment):
+def test_fid_clip_of_an_equal_protocol_shows_published_points(make_experiment):
     config = make_config()
     folder = make_experiment(config)
     use_published_protocol(folder)
@@ -99,7 +98,7 @@ def test_published_points_appear_where_the_protocol_agrees(make_experiment):
     assert not any("published" in text for text in texts(figures.fid_clip(read_entries(config, folder))))
 
 
-def test_training_draws_a_line_for_each_run_and_the_limits_of_the_alarms(make_experiment):
+def test_training_draws_a_line_for_each_run_and_alarm_limit(make_experiment):
     config = make_config(seeds=[0, 1])
     logs = curves.read_curves(config, Inputs.finished(config, make_experiment(config)).trainings)
     assert np.isnan(logs[0][1]["fake_loss"]).sum() == 1
@@ -122,7 +121,7 @@ def test_training_draws_a_line_for_each_run_and_the_limits_of_the_alarms(make_ex
         (b"[]\n", "line 1"),
     ],
 )
-def test_a_damaged_log_is_named(make_experiment, content, message):
+def test_read_curves_of_a_damaged_log_names_it(make_experiment, content, message):
     config = make_config()
     folder = make_experiment(config)
     path = folder / "runs" / "lsg-3" / "training.jsonl"
@@ -132,7 +131,7 @@ def test_a_damaged_log_is_named(make_experiment, content, message):
     assert str(path) in str(error.value)
 
 
-def test_the_sheet_shows_the_stored_pixels_of_different_captions(make_experiment):
+def test_draw_of_small_samples_shows_the_stored_pixels_of_different_captions(make_experiment):
     config = make_config(seeds=[0, 1])
     folder = make_experiment(config)
     grid = samples.read_grid(config, folder, read_entries(config, folder))
@@ -148,11 +147,11 @@ def test_the_sheet_shows_the_stored_pixels_of_different_captions(make_experiment
 
 
 @pytest.mark.parametrize(("side", "shown"), [(16, 192), (32, 192), (64, 192), (128, 256), (256, 256), (512, 256)])
-def test_small_images_are_enlarged_and_large_ones_shrunk(side, shown):
+def test_fit_enlarges_small_images_and_shrinks_large_ones(side, shown):
     assert samples.fit(np.zeros((side, side, 3), np.uint8)).shape == (shown, shown, 3)
 
 
-def test_a_damaged_shard_is_named(make_experiment):
+def test_read_grid_of_a_damaged_shard_names_it(make_experiment):
     config = make_config()
     folder = make_experiment(config)
     entries = read_entries(config, folder)
@@ -173,6 +172,6 @@ def test_a_damaged_shard_is_named(make_experiment):
     path.write_bytes(whole[:6000])
     expect("damaged")
     path.write_bytes((folder / "runs" / "lsg-1.5" / "samples" / path.name).read_bytes())
-    expect("not the one its record names")
+    expect("differs from its record")
     path.unlink()
     expect("no such file")

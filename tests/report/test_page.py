@@ -46,7 +46,7 @@ def experiment(tmp_path_factory):
     return folder
 
 
-def test_compare_writes_everything_and_the_page_stands_alone(experiment):
+def test_write_report_writes_every_file_and_a_self_contained_page(experiment):
     assert (experiment / "summary.csv").read_text().splitlines()[0].split(",") == columns()
     assert (experiment / "summary.md").read_text().startswith("# shapes\n")
     sizes = {}
@@ -78,7 +78,7 @@ def test_compare_writes_everything_and_the_page_stands_alone(experiment):
     assert policy.startswith("default-src 'none'")
 
 
-def test_the_page_escapes_what_it_shows(experiment):
+def test_page_of_hostile_captions_escapes_them(experiment):
     html = (experiment / "report.html").read_text(encoding="utf-8")
     page = Page(html)
     assert "<script>alert" not in html
@@ -110,7 +110,7 @@ def test_page_without_data_for_a_figure_names_the_reason(experiment):
     assert "Not drawn: one strategy alone" in (experiment / "figures" / "strategies.svg").read_text()
 
 
-def test_images_of_the_page_are_whole(experiment):
+def test_page_embeds_every_image_whole(experiment):
     page = Page((experiment / "report.html").read_text(encoding="utf-8"))
     uris = [attrs["src"] for tag, attrs in page.tags if tag == "img"]
     assert len(uris) == 4 * 24
@@ -119,8 +119,8 @@ def test_images_of_the_page_are_whole(experiment):
             image.load()
 
 
-def test_of_an_unfinished_experiment_it_shows_what_is_there(make_experiment):
-    """One scale scored, one ended by an alarm, a third in training, the last not begun."""
+def test_write_report_of_an_unfinished_experiment_shows_finished_runs(make_experiment):
+    """Check one scale scored, one ended by an alarm, a third in training, the last not started."""
     config = make_config(guidance_scales=[1.5, 2, 3, 4.5])
     folder = make_experiment(config)
     for name in ("lsg-2", "lsg-3", "lsg-4.5"):
@@ -157,7 +157,7 @@ def test_of_an_unfinished_experiment_it_shows_what_is_there(make_experiment):
     assert all(path.is_relative_to(folder / "so-far") for path in after - before)
 
 
-def test_where_nothing_is_scored_so_far_it_says_so(make_experiment):
+def test_write_report_without_a_score_names_status(make_experiment):
     config = make_config()
     folder = make_experiment(config)
     shutil.rmtree(folder / "runs")
@@ -166,21 +166,21 @@ def test_where_nothing_is_scored_so_far_it_says_so(make_experiment):
 
 
 @pytest.mark.parametrize("name", ["pairs.csv", "seeds.csv"])
-def test_missing_differences_are_named(make_experiment, name):
+def test_write_report_without_differences_names_the_file(make_experiment, name):
     config = make_config()
     folder = make_experiment(config)
     (folder / name).unlink()
-    with pytest.raises(UserError, match=f"{name}: no such file; run sid-core pairs"):
+    with pytest.raises(UserError, match=f"{name}: no such file. Fix: run sid-core pairs"):
         write_report(config, Inputs.finished(config, folder))
     assert not (folder / "report.html").exists()
 
 
-def test_report_does_not_import_torch():
+def test_import_of_report_loads_no_torch():
     check = "import sys, sid_core.report; sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
-def test_imports_alone_are_compared(tmp_path):
+def test_write_report_of_imports_alone_lists_them(tmp_path):
     config = make_config(
         guidance_scales=[], imports=[{"name": "official-2", "file": "a.pkl", "scale": 2, "train_kimg": 4812}]
     )

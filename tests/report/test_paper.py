@@ -7,7 +7,7 @@ from made_up import make_config, use_published_protocol
 
 from sid_core.pipeline.inputs import Inputs
 from sid_core.report import curves, paper, table
-from sid_core.report.theme import LIGHT, Picture
+from sid_core.report.theme import LIGHT, RenderedFigure
 from sid_core.storage.files import read_json, write_json
 
 
@@ -16,7 +16,7 @@ def read_summary(config, folder):
     return pd.read_csv(io.StringIO(table.to_csv(rows)))
 
 
-def test_seeds_are_put_together_with_their_spread(make_experiment):
+def test_by_setting_of_several_seeds_returns_mean_and_range(make_experiment):
     config = make_config(seeds=[0, 1])
     frame = paper.by_setting(read_summary(config, make_experiment(config))).set_index("run")
     assert frame.loc["lsg-3", ["fid", "fid_low", "fid_high"]].tolist() == [46, 45, 47]
@@ -24,7 +24,7 @@ def test_seeds_are_put_together_with_their_spread(make_experiment):
     assert "lsg-3-seed1" not in frame.index
 
 
-def test_scores_over_scales_stand_beside_the_published(make_experiment):
+def test_scales_of_another_protocol_draws_published_in_a_column(make_experiment):
     config = make_config(guidance_scales=[3.0, 1.5])
     figure = paper.scales(read_summary(config, make_experiment(config)))
     ours, published, *_ = figure.axes
@@ -40,8 +40,7 @@ def edit(path, **changes):
     write_json(path, read_json(path) | changes)
 
 
-def test_curves_are_those_of_the_sweep(make_experiment):
-    """Runs of other steps or another alpha, and further ones of a scale, take no point of it and lie on no curve."""
+def test_scales_of_extra_runs_leaves_the_sweep_unchanged(make_experiment):
     lsg = {"strategy": "lsg", "scale": 2}
     extra = [
         *(lsg | {"name": "brief", "train_kimg": 5}, lsg | {"name": "four", "num_steps": 4}),
@@ -72,14 +71,14 @@ def test_curves_are_those_of_the_sweep(make_experiment):
     assert {"long and short (LSG)", "long and short (LSG), 4 steps", "brief"} <= texts
 
 
-def test_short_guidance_is_joined_by_its_own_scale(make_experiment):
+def test_strategies_of_short_guidance_joins_its_own_scales(make_experiment):
     config = make_config(extra_runs=[{"strategy": "short", "scale": scale} for scale in (0.8, 0.2, 0.5)])
     axes = paper.strategies(read_summary(config, make_experiment(config))).axes[0]
     [short] = [line for line in axes.lines if len(line.get_xdata()) == 3]
     np.testing.assert_allclose(short.get_xdata(), [1 / 3 + 0.05 * (1 - scale) for scale in (0.2, 0.5, 0.8)])
 
 
-def test_the_same_protocol_is_one_panel_a_metric(make_experiment):
+def test_scales_of_an_equal_protocol_draws_one_panel_a_metric(make_experiment):
     config = make_config()
     folder = make_experiment(config)
     use_published_protocol(folder)
@@ -91,7 +90,7 @@ def test_the_same_protocol_is_one_panel_a_metric(make_experiment):
     assert len(paper.scales(read_summary(config, folder)).axes) == 4
 
 
-def test_strategies_are_drawn_where_there_are_two(make_experiment):
+def test_strategies_of_one_strategy_raises_no_data(make_experiment):
     config = make_config(extra_runs=[{"strategy": "none"}, {"strategy": "long", "scale": 2}])
     summary = read_summary(config, make_experiment(config))
     texts = [text.get_text() for text in paper.strategies(summary).axes[0].texts]
@@ -100,7 +99,7 @@ def test_strategies_are_drawn_where_there_are_two(make_experiment):
         paper.strategies(summary[summary["strategy"].isin(["lsg", np.nan])])
 
 
-def test_convergence_is_what_was_measured_in_training(make_experiment):
+def test_convergence_draws_the_proxy_evaluations(make_experiment):
     config = make_config(seeds=[0, 1])
     text = paper.to_convergence_csv(
         curves.read_curves(config, Inputs.finished(config, make_experiment(config)).trainings)
@@ -118,8 +117,8 @@ def test_convergence_is_what_was_measured_in_training(make_experiment):
         paper.convergence(frame[:0])
 
 
-def test_a_figure_is_the_same_file_each_time_and_its_colours_have_names():
-    picture, again = (Picture.of(paper.say("nothing was measured")) for _ in range(2))
-    assert picture == again
-    assert "nothing was measured" in picture.svg
+def test_rendered_figure_is_reproducible_and_its_colours_have_names():
+    figure, again = (RenderedFigure.from_figure(paper.placeholder("nothing was measured")) for _ in range(2))
+    assert figure == again
+    assert "nothing was measured" in figure.svg
     assert set(LIGHT.names().values()) >= {"paper", "ink", "faint", "line-5"}

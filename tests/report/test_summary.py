@@ -27,11 +27,11 @@ ALARMS = {"warmup_nimg": 640, "score_gap_max": 0.9}
         (None, "—"),
     ],
 )
-def test_the_error_decides_the_rounding(estimate, text):
+def test_rounded_shows_two_digits_of_the_error(estimate, text):
     assert columns.rounded(estimate, 2) == text
 
 
-def test_one_seed_shows_the_standard_error_of_the_metric(make_experiment):
+def test_to_markdown_of_one_seed_shows_the_standard_error(make_experiment):
     config = make_config()
     entries = read_entries(config, make_experiment(config))
     assert entries[0].estimate("fid") == (30.0, 0.43)
@@ -119,7 +119,6 @@ def test_finding_over_seeds_takes_the_comparison_over_seeds(make_experiment):
 
 
 def test_finding_of_another_single_seed_has_its_verdict(make_experiment):
-    """The run is called lsg-1.5-seed7, its setting lsg-1.5."""
     config = make_config(seeds=[7])
     assert "worse by 5.0 [3.0, 7.0]" in headline(config, make_experiment(config))
 
@@ -131,7 +130,7 @@ def test_finding_without_a_comparison_says_so(make_experiment):
     assert "(teacher-dpm-solver-karras-cfg1-8steps): not compared. Highest" in headline(config, folder)
 
 
-def test_seeds_are_put_together_as_mean_and_standard_deviation(make_experiment):
+def test_make_entries_of_several_seeds_gives_mean_and_standard_deviation(make_experiment):
     config = make_config(seeds=[0, 1, 2], extra_runs=[{"strategy": "none"}])
     entries = read_entries(config, make_experiment(config))
     assert [entry.name for entry in entries[:4]] == [
@@ -152,7 +151,7 @@ def test_seeds_are_put_together_as_mean_and_standard_deviation(make_experiment):
     assert "| lsg-3-seed1 |" in text.split("## Each seed")[1]
 
 
-def test_rows_of_one_seed_are_not_said_to_be_means_over_seeds(make_experiment):
+def test_notes_of_rows_of_one_seed_call_them_no_means(make_experiment):
     imported = {"name": "official-2", "file": "a.pkl", "scale": 2, "train_kimg": 4812}
     config = make_config(seeds=[0, 1, 2], imports=[imported])
     entries = read_entries(config, make_experiment(config))
@@ -169,7 +168,7 @@ def test_rows_of_one_seed_are_not_said_to_be_means_over_seeds(make_experiment):
     assert "trained with one seed" not in warnings
 
 
-def test_only_runs_with_the_common_settings_belong_to_the_sweep(make_experiment):
+def test_make_entries_sweeps_only_runs_of_common_settings(make_experiment):
     extra = [{"strategy": "none"}, {"strategy": "lsg", "scale": 2, "alpha": 1.2}, {"strategy": "lsg", "scale": 6}]
     extra += [{"strategy": "lsg", "scale": 6, "train_kimg": 40, "name": "lsg-6-longer"}]
     config = make_config(extra_runs=extra)
@@ -177,13 +176,13 @@ def test_only_runs_with_the_common_settings_belong_to_the_sweep(make_experiment)
     assert [entry.name for entry in entries if entry.swept] == ["lsg-1.5", "lsg-3", "lsg-6"]
 
 
-def test_guidance_shows_the_scales_that_differ(make_experiment):
+def test_guidance_of_unequal_scales_shows_each(make_experiment):
     config = make_config(extra_runs=[{"strategy": "short", "scale": 0.5}])
     entries = read_entries(config, make_experiment(config))
     assert [columns.guidance(entry.row) for entry in entries[:4]] == ["1.5", "3", "0.5 / 1 / 1", "1"]
 
 
-def test_warnings_name_what_limits_the_conclusions(make_experiment):
+def test_warnings_name_the_limits_of_the_conclusions(make_experiment):
     config = make_config(prompts=make_config().prompts.model_dump() | {"split": "validation"})
     folder = make_experiment(config)
     path = folder / "runs" / "lsg-3" / "score.json"
@@ -208,7 +207,7 @@ def test_warnings_name_trainings_in_bad_health(make_experiment):
     found = health.examine(
         config.distill.alarms, curves.read_curves(config, Inputs.finished(config, folder).trainings), folder
     )
-    assert [(one.run, one.setting, one.ended, one.skipped, one.beyond) for one in found] == [
+    assert [(one.run, one.setting, one.ended, one.skipped, one.exceeded) for one in found] == [
         ("lsg-1.5", "lsg-1.5", "aborted", 0, 1),
         ("lsg-1.5-seed1", "lsg-1.5", None, 1, 1),
         ("lsg-3", "lsg-3", None, 0, 1),
@@ -220,7 +219,7 @@ def test_warnings_name_trainings_in_bad_health(make_experiment):
     assert "Alarms: lsg-3 was beyond a limit at 1 logged points" in text
 
 
-def test_published_rows_of_the_same_protocol_are_comparable(make_experiment):
+def test_published_rows_of_an_equal_protocol_are_comparable(make_experiment):
     config = make_config()
     folder = make_experiment(config)
     use_published_protocol(folder)
@@ -242,7 +241,7 @@ def test_published_rows_of_the_same_protocol_are_comparable(make_experiment):
         ({"reference_count": 5000}, "reference.count: 5000, not 40504"),
     ],
 )
-def test_the_name_of_the_published_protocol_is_not_enough(make_experiment, change, why):
+def test_published_rows_of_an_equal_name_alone_are_not_comparable(make_experiment, change, why):
     config = make_config()
     folder = make_experiment(config)
     use_published_protocol(folder, **change)

@@ -35,7 +35,7 @@ def test_row_of_an_earlier_point_shows_its_images_and_the_whole_training(make_ex
     assert (kimg["lsg-1.5"], kimg["lsg-3"]) == ("12.8", "9.6 of 12.8")
 
 
-def test_csv_has_the_columns_and_the_numbers_unrounded(make_experiment):
+def test_to_csv_writes_the_columns_and_unrounded_numbers(make_experiment):
     config = make_config(extra_runs=[{"strategy": "long", "scale": 2.5}])
     text = table.to_csv(read(config, make_experiment(config)))
     assert text.splitlines()[0] == COLUMNS
@@ -87,14 +87,14 @@ IMPORTS = {
 }
 
 
-def test_imported_generators_are_rows_with_their_own_teacher(make_experiment):
+def test_make_rows_of_imports_names_their_own_teacher(make_experiment):
     config = make_config(**IMPORTS)
     rows = {row.run: row for row in read(config, make_experiment(config))}
     assert (rows["official-2"].kind, rows["official-2"].teacher) == ("generator", "embedded")
     assert (rows["official-3"].teacher, rows["official-3"].kappa_fake_train) == ("sd21-base", 3.0)
 
 
-def test_published_rows_name_their_protocol_and_carry_no_hash():
+def test_published_rows_have_a_protocol_and_no_hash():
     rows = table.published_rows("protocol shapes")
     assert len(rows) == 9
     assert len({row.run for row in rows}) == 9
@@ -111,7 +111,7 @@ def test_published_rows_name_their_protocol_and_carry_no_hash():
     )
 
 
-def test_two_protocols_are_refused_and_both_are_named(make_experiment):
+def test_read_scores_of_two_protocols_names_both(make_experiment):
     config = make_config()
     folder = make_experiment(config)
     other = "fedcba" * 10
@@ -131,10 +131,10 @@ def test_two_protocols_are_refused_and_both_are_named(make_experiment):
         (lambda path: path.write_text("[]"), "not a score"),
         (lambda path: edit(path, fid=float("nan")), "fid=nan"),
         (lambda path: edit(path, clip=None), "clip=None"),
-        (lambda path: edit(path, protocol={}), "no name"),
+        (lambda path: edit(path, protocol={}), "without name"),
     ],
 )
-def test_a_damaged_score_is_named(make_experiment, damage, message):
+def test_read_scores_of_a_damaged_score_names_it(make_experiment, damage, message):
     config = make_config()
     path = make_experiment(config) / "runs" / "lsg-3" / "score.json"
     damage(path)
@@ -143,13 +143,13 @@ def test_a_damaged_score_is_named(make_experiment, damage, message):
     assert str(path) in str(error.value)
 
 
-def test_a_generator_of_other_settings_is_refused(make_experiment):
+def test_make_rows_of_other_settings_names_the_key(make_experiment):
     config = make_config()
     folder = make_experiment(config)
     path = folder / "runs" / "lsg-3" / "generator" / "generator.json"
     record = json.loads(path.read_text())
     edit(path, run=record["run"] | {"alpha": 1.2})
-    with pytest.raises(UserError, match=r"alpha=1\.2, and the configuration says 1\.0") as error:
+    with pytest.raises(UserError, match=r"alpha=1\.2: expected 1\.0") as error:
         read(config, folder)
     assert str(path) in str(error.value)
     path.unlink()
@@ -157,9 +157,9 @@ def test_a_generator_of_other_settings_is_refused(make_experiment):
         read(config, folder)
 
 
-def test_a_score_of_other_weights_is_refused(make_experiment):
+def test_make_rows_of_other_weights_names_them(make_experiment):
     config = make_config()
     folder = make_experiment(config)
     edit(folder / "runs" / "lsg-3" / "score.json", generator_sha256="b" * 64)
-    with pytest.raises(UserError, match=r"not those that were scored \(bbbb.*samples of lsg-3"):
+    with pytest.raises(UserError, match=r"not the scored weights \(bbbb.*samples of lsg-3"):
         read(config, folder)
