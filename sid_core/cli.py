@@ -1,6 +1,6 @@
-"""The command line: one thin subcommand a stage, `sid-core STAGE --settings … --out …`; Snakemake calls the same.
+"""Define the command line: a thin subcommand for each stage, which Snakemake calls too.
 
-A user's mistake ends in one message and exit code 1. Libraries are imported by the stage that needs them: they take seconds.
+A user's error ends in one message and exit code 1. Libraries are imported by the stage that needs them: they take seconds.
 """
 
 import argparse
@@ -34,15 +34,15 @@ from .storage import job_record
 if TYPE_CHECKING:
     from .models.vae import ImageCodec
 
-# what the machine refuses, and no defect: full disk, quota, permissions, read-only folders
+# errors of the machine, no defects: full disk, quota, permissions, read-only folders
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 
 OUTPUTS = {"out", "state", "tracking"}  # arguments that a stage writes to
-LAST_WORD_S = 30.0  # more than the first process of a training takes from its end to its message
+LAST_WORD_S = 30.0  # longer than rank 0 takes to print its message
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a subcommand. Returns the exit code: 0, 1 after a user's mistake, 128 + signal when interrupted."""
+    """Run a subcommand and return the exit code: 0, 1 after a user's error, 128 + signal when interrupted."""
     given = _parse(sys.argv[1:] if arguments is None else arguments)
     os.environ["MPLBACKEND"] = "Agg"  # no display is needed, whatever the user's shell says
     if given.threads:
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
             given.run(given)
     except UserError as error:
         return print_error(str(error))
-    except BrokenPipeError:  # what reads the output, such as `head`, has enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- Python flushes it when it ends
         return 0
     except KeyboardInterrupt:
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _mistaken(error: Exception, given: argparse.Namespace) -> str | None:
-    """What is wrong with an argument in which a file is missing or of another kind; None for every other error."""
+    """Describe an argument whose file is missing or of another kind; None for every other error."""
     if not isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError) or error.filename is None:
         return None
     for name, value in vars(given).items():
@@ -93,7 +93,7 @@ def _mistaken(error: Exception, given: argparse.Namespace) -> str | None:
 
 
 def _refusal(error: Exception) -> str | None:
-    """What the machine said when it refused a file; None for every other error."""
+    """Return the machine's reason for rejecting a file; None for every other error."""
     number = getattr(error, "errno", None)
     # safetensors and shutil.copytree wrap the system's error in text
     if isinstance(error, shutil.Error) or type(error).__name__ == "SafetensorError":
@@ -103,13 +103,13 @@ def _refusal(error: Exception) -> str | None:
 
 
 def _place(error: Exception, given: argparse.Namespace) -> str:
-    """The file an error is about; where it does not say, the places the stage writes to."""
+    """Return the file of an error, or else the outputs of the stage."""
     places = [str(getattr(given, name)) for name in ("out", "state", "results") if name in given]
     return str(getattr(error, "filename", None) or " or ".join(places))
 
 
 def print_error(message: str, code: int = 1) -> int:
-    """Print a message on stderr and keep it in the job's record; return the exit code."""
+    """Print a message on stderr and record it for the job; return the exit code."""
     job_record.fail(message, interrupted=code > 128)
     return code
 
@@ -165,7 +165,7 @@ def _distill(given: argparse.Namespace) -> None:
 
     settings = config.load_settings(config.DistillSettings, given.settings)
     set_determinism(settings.distill.deterministic)
-    check_place(given.out, "generator.json")  # days later it would be refused
+    check_place(given.out, "generator.json")  # days later it would fail
     if any(path.is_file() for path in (given.state, *given.state.parents)):
         raise UserError(
             f"--state {given.state}: is a file or below one; expected the folder of a training state, or a new one"
@@ -189,12 +189,12 @@ def _distill(given: argparse.Namespace) -> None:
     except (TrainingStopped, PeerLost):
         if is_first():
             raise
-        time.sleep(LAST_WORD_S)  # the first one tells why; as soon as one has ended, torchrun and srun end all
+        time.sleep(LAST_WORD_S)  # rank 0 prints the cause first: torchrun and srun kill all ranks once one exits
         sys.exit(1)
 
 
 def _proxy(given: argparse.Namespace, settings: config.DistillSettings, prompts: Sequence[str], codec: "ImageCodec"):
-    """What looks at samples for the held-out captions."""
+    """Build the proxy evaluation on the held-out captions."""
     from .evaluation.proxy import Proxy
 
     if given.reference is None or given.reference_settings is None:
@@ -217,7 +217,7 @@ def _pairs(given: argparse.Namespace) -> None:
 
 
 def _settings_of_results(given: argparse.Namespace) -> config.Config:
-    """--settings, which must be those of --results: of another experiment nothing would be found there."""
+    """Load --settings, which must be of the same experiment as --results."""
     settings, frozen = config.load_config(given.settings), Results(given.results).config
     if frozen.is_file() and (experiment := config.read_yaml(frozen).get("experiment")) != settings.experiment:
         raise UserError(
