@@ -11,15 +11,10 @@ def new_vae(channels: tuple[int, ...], latent_channels: int, image_size: int) ->
     """Make a convolutional VAE that halves the image len(channels) - 1 times, without attention, which would be slow."""
     levels = len(channels)
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=channels,
-        layers_per_block=1,
-        latent_channels=latent_channels,
-        norm_num_groups=8,
-        sample_size=image_size,
-        mid_block_add_attention=False,
-    )
+        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=channels, layers_per_block=1, latent_channels=latent_channels, norm_num_groups=8,
+        sample_size=image_size, mid_block_add_attention=False,
+    )  # fmt: skip
 
 
 def new_unet(
@@ -32,51 +27,29 @@ def new_unet(
     scale 2). Both branches of a guided pair then share all down blocks.
     """
     return UNet2DConditionModel(
-        sample_size=latent_size,
-        in_channels=latent_channels,
-        out_channels=latent_channels,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        block_out_channels=channels,
-        layers_per_block=1,
-        cross_attention_dim=text_width,
+        sample_size=latent_size, in_channels=latent_channels, out_channels=latent_channels,
+        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
+        block_out_channels=channels, layers_per_block=1, cross_attention_dim=text_width, norm_num_groups=8,
         attention_head_dim=2,  # the number of heads, in diffusers' naming
-        norm_num_groups=8,
-    )
+    )  # fmt: skip
 
 
 def new_scheduler() -> DDIMScheduler:
     """Make a DDIM scheduler with Stable Diffusion's noise schedule."""
     return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        timestep_spacing="leading",
-        prediction_type="epsilon",
-    )
+        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading", prediction_type="epsilon",
+    )  # fmt: skip
 
 
 def new_text_encoder(width: int, layers: int, heads: int, vocabulary: int, length: int) -> CLIPTextModel:
     """Make a CLIP text model; its end token is the vocabulary's last id and its start token the one before."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=vocabulary,
-            hidden_size=width,
-            intermediate_size=4 * width,
-            projection_dim=width,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            max_position_embeddings=length,
-            hidden_act="gelu",
-            bos_token_id=vocabulary - 2,
-            eos_token_id=vocabulary - 1,
-            pad_token_id=vocabulary - 1,
-        )
-    )
+    config = CLIPTextConfig(
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=4 * width, projection_dim=width, hidden_act="gelu",
+        num_hidden_layers=layers, num_attention_heads=heads, max_position_embeddings=length,
+        bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1, pad_token_id=vocabulary - 1,
+    )  # fmt: skip
+    return CLIPTextModel(config)
 
 
 def new_tokenizer(vocabulary: dict[str, int], merges: list[tuple[str, str]], length: int) -> CLIPTokenizer:

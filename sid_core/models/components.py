@@ -15,18 +15,14 @@ def load_component(kind: type, folder: Path) -> torch.nn.Module:
         UserError: the folder is damaged, of another architecture, or lacks weights.
     """
     options = {"use_safetensors": True, "torch_dtype": torch.float32, "output_loading_info": True}
+    if kind.__module__.startswith("diffusers"):
+        options["low_cpu_mem_usage"] = False  # the default needs the package accelerate; shapes are checked either way
     try:
-        model, found = kind.from_pretrained(folder, **options, **_strict(kind))
+        model, found = kind.from_pretrained(folder, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError, KeyError) as error:
-        raise UserError(
-            f"{folder}: cannot be loaded as {kind.__name__}: {' '.join(str(error).split())[:300]}"
-        ) from None
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder}: cannot be loaded as {kind.__name__}: {reason}") from None
     missing = sorted(found["missing_keys"])
     if missing:  # both libraries would continue with random ones
         raise UserError(f"{folder}: lacks weights of {kind.__name__}: {', '.join(missing[:5])}; get the file again")
     return model
-
-
-def _strict(kind: type) -> dict:
-    # diffusers' default needs the package accelerate; shapes are checked on load either way
-    return {"low_cpu_mem_usage": False} if kind.__module__.startswith("diffusers") else {}

@@ -16,26 +16,14 @@ from ..storage.files import read_json
 
 # diffusers' schedulers of a discrete DDPM schedule of betas; flow matching, EDM and consistency models have others
 SCHEDULERS = {
-    f"{name}Scheduler"
-    for name in (
-        *(
-            "DDPM",
-            "DDIM",
-            "DDIMParallel",
-            "DDPMParallel",
-            "PNDM",
-            "LMSDiscrete",
-            "EulerDiscrete",
-            "EulerAncestralDiscrete",
-        ),
-        *("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep"),
-        *("DPMSolverSDE", "DEISMultistep", "UniPCMultistep", "SASolver"),
-    )
-}
+    "DDPM", "DDIM", "DDIMParallel", "DDPMParallel", "PNDM", "LMSDiscrete", "EulerDiscrete", "EulerAncestralDiscrete",
+    "HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "DPMSolverMultistep", "DPMSolverSinglestep",
+    "DPMSolverSDE", "DEISMultistep", "UniPCMultistep", "SASolver",
+}  # fmt: skip
 SCHEDULE_KEYS = (
-    *("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas"),
-    *("rescale_betas_zero_snr", "prediction_type"),
-)
+    "num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr",
+    "prediction_type",
+)  # fmt: skip
 
 
 def scheduler_config(folder: Path) -> dict:
@@ -52,7 +40,7 @@ def noise_schedule(config: dict) -> VPSchedule:
             epsilon prediction.
     """
     name = config.get("_class_name")
-    if name is not None and name.removesuffix("Scheduler") + "Scheduler" not in SCHEDULERS:
+    if name is not None and name.removesuffix("Scheduler") not in SCHEDULERS:
         raise UserError(
             f"scheduler: _class_name={name}: expected a scheduler of a discrete DDPM schedule, such as DDIMScheduler. "
             "Fix: give another teacher"

@@ -41,12 +41,9 @@ class TextEncoder(nn.Module):
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Return tokens (B, L, D) float32, padded and truncated to the tokenizer's length L."""
+        length = self.tokenizer.model_max_length
         tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            max_length=self.tokenizer.model_max_length,
-            return_tensors="pt",
+            list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )
         ids = to_device(tokens.input_ids, self.model.device)
         return Conditioning(self.model(ids).last_hidden_state.float())

@@ -121,11 +121,11 @@ def generate_baseline(
     """
     baseline = settings.baseline
     inputs = Inputs(settings.sampling, teacher, captions)
-    sampler = {"teacher": _teacher_sampler, "vae": _vae_sampler, "real": _real_sampler}[baseline.kind]
+    makers = {"teacher": _teacher_sampler, "vae": _vae_sampler, "real": _real_sampler}
     identity = {"settings_sha256": settings_digest(settings), "generator_sha256": None}
     how = {key: getattr(baseline, key) for key in ("solver", "steps", "guidance_scale")} if baseline.steps else None
     identity |= {"nfe": baseline.nfe, "sampler": how}
-    _write(inputs, sampler(settings, inputs, teacher), start, stop, out, identity, workers)
+    _write(inputs, makers[baseline.kind](settings, inputs, teacher), start, stop, out, identity, workers)
 
 
 def _teacher_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path) -> Sampler:
@@ -208,9 +208,8 @@ def _samples(inputs: Inputs, sampler: Sampler, start: int, stop: int, record: di
         given = sampler.start(indices)
         began_s = time.perf_counter()
         decoded, latents = sampler.networks(indices, given) if sampler.networks else (given, None)
-        images = quantise(
-            _check_finite(decoded, indices)
-        )  # copies to the CPU, which waits for the GPU: the time is whole
+        # copies to the CPU, which waits for the GPU: the time is whole
+        images = quantise(_check_finite(decoded, indices))
         elapsed_s += time.perf_counter() - began_s
         computed += len(indices)
         if sampler.networks:
@@ -236,9 +235,8 @@ def _record_samples(
 ) -> Iterator[tuple[int, bytes]]:
     """Yield index and PNG of every sample, and append its entry to `record`."""
     for sample in packed:
-        record["samples"].append(
-            {"index": sample.index, "seed": seed(sample.index), "sha256": sample.sha256, "eps_error": sample.eps_error}
-        )
+        entry = {"index": sample.index, "seed": seed(sample.index), "sha256": sample.sha256}
+        record["samples"].append(entry | {"eps_error": sample.eps_error})
         progress.update(len(record["samples"]))
         yield sample.index, sample.png
 

@@ -4,6 +4,7 @@ Teacher, fake score and generator are one class with three sets of weights. A fa
 is one subclass of `Backbone`; no other code knows its components on disk.
 """
 
+import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import ClassVar, Self
@@ -152,8 +153,6 @@ class Backbone(nn.Module):
 
     def save_config(self, folder: Path) -> None:
         """Write the network's config.json, without the local paths that diffusers' own save includes."""
-        import json
-
         config = json.loads(self.network.to_json_string())
         write_json(folder / "config.json", {key: value for key, value in config.items() if key != "_name_or_path"})
 
@@ -161,8 +160,5 @@ class Backbone(nn.Module):
     def missing(cls, folder: Path) -> list[str]:
         """Return the components that a prepared directory lacks."""
         files = {name: (f"{stem}.safetensors",) for name, stem in cls.WEIGHTS.items()}
-        return [
-            name
-            for name, alternatives in (cls.NEEDED | files).items()
-            if not any((folder / name / file).is_file() for file in alternatives)
-        ]
+        needed = (cls.NEEDED | files).items()
+        return [name for name, names in needed if not any((folder / name / file).is_file() for file in names)]

@@ -37,14 +37,9 @@ OTHER_FAMILIES = ("text_encoder_2", "text_encoder_3", "tokenizer_2", "tokenizer_
 UNUSED = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")
 # settings of a UNet with inputs beside latents, timestep and text, which the method does not provide
 UNET = {
-    "addition_embed_type": None,
-    "class_embed_type": None,
-    "num_class_embeds": None,
-    "encoder_hid_dim": None,
-    "encoder_hid_dim_type": None,
-    "time_cond_proj_dim": None,
-    "attention_type": "default",
-}
+    "addition_embed_type": None, "class_embed_type": None, "num_class_embeds": None, "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None, "time_cond_proj_dim": None, "attention_type": "default",
+}  # fmt: skip
 # settings of a VAE whose latents are not just z * scaling_factor
 VAE = {"shift_factor": None, "latents_mean": None, "latents_std": None}
 EXPECTED = "expected Stable Diffusion's: one CLIP text encoder, a UNet2DConditionModel and an AutoencoderKL"
@@ -57,25 +52,17 @@ class StableDiffusion(Backbone):
 
     PIPELINES = ("StableDiffusionPipeline",)
     NETWORK = "unet"
-    WEIGHTS = {
-        "text_encoder": "model",
-        "unet": "diffusion_pytorch_model",
-        "vae": "diffusion_pytorch_model",
-    }
+    WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
     CONFIGS = {
         "tokenizer": (
-            "tokenizer.json",
-            "vocab.json",
-            "merges.txt",
-            "tokenizer_config.json",
-            "special_tokens_map.json",
-            "added_tokens.json",
+            "tokenizer.json", "vocab.json", "merges.txt",
+            "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
         ),
         "text_encoder": ("config.json",),
         "unet": ("config.json",),
         "vae": ("config.json",),
         "scheduler": ("scheduler_config.json",),
-    }
+    }  # fmt: skip
     NEEDED = CONFIGS | {"tokenizer": ("tokenizer.json", "vocab.json")}
     COMPILED = frozenset({"ResnetBlock2D", "BasicTransformerBlock"})
     # nearly all weights, in modules that `guided_pair` calls as a whole: FSDP's hooks run

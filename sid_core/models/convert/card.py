@@ -115,12 +115,10 @@ def _scores(score: dict | None) -> str:
 
 def _terms(terms: str | None, provenance: dict) -> str:
     license_text = (
-        f"`{terms}`, the license of the teacher, holds for this generator too"
-        if terms
-        else (
-            "The license of the teacher holds for this generator too; it was not recorded, so check it before you publish"
-        )
+        "The license of the teacher holds for this generator too; it was not recorded, so check it before you publish"
     )
+    if terms:
+        license_text = f"`{terms}`, the license of the teacher, holds for this generator too"
     return (
         f"## License\n\n{license_text}. Teacher: {_teacher(provenance)}. "
         "The biases and limits of use on its card apply to this generator too."

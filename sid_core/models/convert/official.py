@@ -29,19 +29,10 @@ if TYPE_CHECKING:
 MOST_MODULES, LONGEST_NAME = 20_000, 500  # a UNet of Stable Diffusion has 2,000 modules
 # settings of a UNet that change its outputs and no shape of its weights
 WITHOUT_SHAPE = (
-    "act_fn",
-    "attention_head_dim",
-    "center_input_sample",
-    "downsample_padding",
-    "flip_sin_to_cos",
-    "freq_shift",
-    "mid_block_scale_factor",
-    "norm_eps",
-    "norm_num_groups",
-    "num_attention_heads",
-    "resnet_time_scale_shift",
+    "act_fn", "attention_head_dim", "center_input_sample", "downsample_padding", "flip_sin_to_cos", "freq_shift",
+    "mid_block_scale_factor", "norm_eps", "norm_num_groups", "num_attention_heads", "resnet_time_scale_shift",
     "time_embedding_type",
-)
+)  # fmt: skip
 
 
 def import_settings(settings: "ImportSettings", teacher: Path, out: Path) -> None:
@@ -170,11 +161,8 @@ def _check_weights(weights: dict[str, Tensor], unet: UNet2DConditionModel, path:
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     differences = [f"{name} is missing" for name in expected if name not in found]
     differences += [f"{name} is unknown" for name in found if name not in expected]
-    differences += [
-        f"{name} is {list(found[name])}, expected {list(shape)}"
-        for name, shape in expected.items()
-        if found.get(name, shape) != shape
-    ]
+    changed = [name for name, shape in expected.items() if found.get(name, shape) != shape]
+    differences += [f"{name} is {list(found[name])}, expected {list(expected[name])}" for name in changed]
     if differences:
         more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise UserError(
