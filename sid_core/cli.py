@@ -299,7 +299,7 @@ def _plan_memory(given: argparse.Namespace) -> None:
     if not 0 < given.kappa < math.inf:
         raise UserError(f"--kappa {given.kappa:g}: expected more than 0; 1 is no guidance")
     architecture = architectures.from_directory(given.teacher) if given.teacher else architectures.from_name(given.size)
-    rows = memory.survey(architecture, given.kappa, given.precision, given.gpus)
+    rows = memory.search_settings(architecture, given.kappa, given.precision, given.gpus)
     print(memory.to_markdown(rows), memory.advice(rows), memory.NOTE, sep="\n\n")
 
 

@@ -44,8 +44,8 @@ class World:
         size = min(micro_batch, per_rank)
         if batch % self.size or per_rank % size:
             raise UserError(
-                f"distill.batch={batch}: {self.size} processes cannot share it in micro-batches of {micro_batch}; "
-                f"expected a multiple of {self.size} times distill.micro_batch"
+                f"distill.batch={batch}: expected a multiple of {self.size} (processes) times "
+                f"distill.micro_batch={micro_batch}"
             )
         first = self.rank * per_rank
         return [slice(start, start + size) for start in range(first, first + per_rank, size)]

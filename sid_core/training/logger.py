@@ -1,4 +1,4 @@
-"""Write what a run leaves while it trains: its log, sample grids, and the best weights by a declared rule."""
+"""Write a run's log, sample grids, and the weights with the best proxy metric."""
 
 import json
 import logging
@@ -21,10 +21,10 @@ GRID = 16  # samples in a grid
 
 
 class TrainingLogger:
-    """Write the log and the grids, continued from the restored state; the first process has one.
+    """Log, sample grids and best weights of a run, continued from its checkpoint; on rank 0 only.
 
     Attributes:
-        before: logged points up to that state.
+        before: logged points up to that checkpoint.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class TrainingLogger:
         self.path = state / "training.jsonl"
         self.before = _truncate_log(self.path, trainer.nimg)
         for path, record in _bests(state):
-            if record["nimg"] > trainer.nimg:  # of an attempt whose later iterations are lost, perhaps with other code
+            if record["nimg"] > trainer.nimg:  # from lost iterations of an earlier attempt, perhaps with other code
                 _remove(path)
         self.clock = Clock(trainer, self.before[-1]["elapsed_s"] if self.before else 0.0)
         if trainer.iteration:
@@ -63,7 +63,7 @@ class TrainingLogger:
             self.on_samples(self.trainer.nimg, self.trainer.grid_latents(GRID))
 
     def score_held_out(self) -> dict[str, float | None]:
-        """Return scores of samples for the held-out prompts; the weights with the lowest fid_proxy so far are kept, where that is set."""
+        """Return proxy metrics of held-out prompts; with `keep_best`, save the weights if theirs is the lowest so far."""
         if self.on_held_out is None:
             return {}
         values = self.on_held_out(self.trainer.held_out_latents())
@@ -81,10 +81,10 @@ class TrainingLogger:
 
 
 def load_best(state: Path) -> tuple[dict[str, Tensor], dict]:
-    """The kept weights by name, and {"nimg", "value"} of the point they are from.
+    """Load the best weights by name, and {"nimg", "value"} of their proxy evaluation.
 
     Raises:
-        UserError: there are none, as no score of held-out prompts was finite, or they are damaged.
+        UserError: no proxy metric was finite, so there are none, or they are damaged.
     """
     bests = _bests(state)
     if not bests:
@@ -95,16 +95,16 @@ def load_best(state: Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def _bests(state: Path) -> list[tuple[Path, dict]]:
-    """Return the kept weight files with their records, by images seen; each has a lower value than the one before."""
+    """Return weight files with their records, in order of images seen; values decrease."""
     whole = (path for path in sorted(state.iterdir()) if BEST.fullmatch(path.name) and sidecar(path).is_file())
     return [(path, read_json(sidecar(path))["record"]) for path in whole]
 
 
 def _remove_superseded(state: Path, batch: int) -> None:
-    """Remove the weights to which no continuation can come back: each saved state needs the best before it, one file each."""
+    """Remove weights that no checkpoint needs: each needs the last file before it, and the run the newest."""
     bests = _bests(state)
     needed = {bests[-1][0]}
-    # by name: files of states come and go in a thread
+    # names only: a thread writes and removes the files of checkpoints meanwhile
     for saved in filter(None, (re.match(r"state-(\d{9})", path.name) for path in state.iterdir())):
         before = [path for path, record in bests if record["nimg"] <= int(saved[1]) * batch]
         needed.update(before[-1:])
@@ -119,7 +119,7 @@ def _remove(path: Path) -> None:
 
 
 class Clock:
-    """Seconds of training over all resumes, and this process's images a second."""
+    """Seconds of training over all attempts, and images per second of this one."""
 
     def __init__(self, trainer: Trainer, before_s: float):
         self.first_nimg, self.before_s, self.started = trainer.nimg, before_s, time.monotonic()
@@ -130,7 +130,7 @@ class Clock:
 
 
 def make_point(trainer: Trainer, window: dict[str, Tensor]) -> dict[str, float | None]:
-    """One logged point: means over the iterations since the last one; what is not finite (nonfinite: skip) becomes null."""
+    """Make a logged point: means over the iterations since the last one, null if not finite (nonfinite: skip)."""
     iterations = float(window["iterations"])
     means = {name: float(total) / iterations for name, total in window.items() if name != "iterations"}
     scales = {f"{phase.name}_loss_scale": trainer.trained[phase.network].guard.scale for phase in trainer.phases}
@@ -154,7 +154,7 @@ def _line(point: dict[str, float | None], total_nimg: int) -> str:
 
 
 def _truncate_log(path: Path, nimg: int) -> list[dict[str, float | None]]:
-    """Drop points beyond the restored state (and a half-written last line): they will be made again. Return the others."""
+    """Remove points after the restored checkpoint, and a partial last line; return the others."""
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:

@@ -1,9 +1,9 @@
-"""How much memory of a GPU a run will take, before it starts: its own iteration, walked on tensors of shapes alone.
+"""Predict the GPU memory of a run by tracing an iteration of Trainer on the device `meta`.
 
-One iteration of Trainer runs on the device `meta` while every tensor that is alive is counted; the largest sum is the peak. So
-the prediction follows the code: what it keeps for backward, when it frees it, what it copies. Two sizes of micro-batch
-give the rest, as everything grows linearly with it. Not seen are the context of CUDA, workspaces of its libraries and fragmentation:
-`needed` adds an allowance for them. The walk equals what torch's allocator counts on a CPU (tests); nothing was measured on a GPU.
+The bytes of all live tensors are counted; their maximum is the peak. The prediction thus follows the code: activations
+stored for backward, buffers, copies. Traces of two micro-batch sizes suffice, as the peak is linear in the size. The
+CUDA context, workspaces of libraries and fragmentation are not traced; `needed` adds an allowance for them. Tests
+compare the trace with torch's CPU allocator; nothing was measured on a GPU.
 """
 
 import weakref
@@ -27,26 +27,29 @@ from .iteration import Trainer
 aten = torch.ops.aten
 GB, GIB = 1e9, 2**30
 BLOCK = 512  # bytes, the granularity of CUDA's allocator
-CONTEXT_BYTES, FRAGMENTED = 1.2e9, 0.03  # CUDA context and workspaces; share of the peak. Experience, not measured here
-GRID = 16  # samples drawn at once between iterations
-# bytes that each has: RTX 3090 and 4090, A100, A100 and H100, H200
-CARDS = {"24 GB": 24 * GIB, "40 GB": 40 * GIB, "80 GB": 79 * GIB, "141 GB": 140 * GB}
+CONTEXT_BYTES, FRAGMENTED = (
+    1.2e9,
+    0.03,
+)  # CUDA context and workspaces; fraction of the peak. From experience, not measured here
+GRID = 16  # samples of a grid, decoded together
+# bytes of each GPU: RTX 3090 and 4090, A100, A100 and H100, H200
+GPUS = {"24 GB": 24 * GIB, "40 GB": 40 * GIB, "80 GB": 79 * GIB, "141 GB": 140 * GB}
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
-# distill.offload and distill.shard by the time they cost, on one GPU and on several
+# (distill.offload, distill.shard) in order of their cost in time, on one GPU and on several
 PLACES = tuple((offload, "none") for offload in ("none", "ema", "optimizer", "all"))
 SHARED_PLACES = (("none", "none"), ("none", "optimizer"), ("none", "all"), ("all", "all"))
-GOOD = 4  # images at once, from which on more gain little
+GOOD = 4  # micro-batch above which throughput grows little
 NOTE = (
-    "GB = 10^9 bytes; n is distill.micro_batch. float16 takes what bfloat16 takes, tf32 what float32 takes. Predicted by walking an iteration on "
-    "tensors of shapes alone; not measured on a GPU. Compiled blocks take less."
+    "GB = 10^9 bytes; n is distill.micro_batch. float16 takes what bfloat16 takes, tf32 what float32 takes. Predicted by tracing an iteration on the "
+    "device meta; not measured on a GPU. Compiled blocks take less."
 )
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors on a device that operations make, as long as they live.
+    """Counts the bytes of all live tensors that operations allocate on a device.
 
     Attributes:
-        live, peak: bytes now, and at most since the start or `restart`.
+        live, peak: bytes now, and their maximum since the start or `restart`.
     """
 
     def __init__(self, device: str):
@@ -67,7 +70,7 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def add(self, tensor: Tensor) -> None:
-        """Count a tensor, once, for as long as its storage lives."""
+        """Count a tensor's storage once, until it is freed."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known:
@@ -85,14 +88,14 @@ class LiveBytes(TorchDispatchMode):
 
 @contextmanager
 def fused_attention() -> Iterator[None]:
-    """Attention as GPUs do it, without the matrix of all pairs; on `meta` torch would write it out."""
-    plain = F.scaled_dot_product_attention
-    # replaced by name: a mode of torch's would not hold while backward computes a checkpointed block again
+    """Replace attention by the fused kernel of GPUs; on `meta` torch would materialise the attention matrix."""
+    original = F.scaled_dot_product_attention
+    # replaced by name: a torch function mode is not active while backward recomputes a checkpointed block
     F.scaled_dot_product_attention = lambda q, k, v, *_, **__: aten._scaled_dot_product_flash_attention(q, k, v)[0]
     try:
         yield
     finally:
-        F.scaled_dot_product_attention = plain
+        F.scaled_dot_product_attention = original
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,12 @@ class Prediction:
     """Bytes on one GPU.
 
     Attributes:
-        static: weights, optimizers, gradient, averages, text encoder and VAE: always there, and all there is while they are set up.
+        static: weights, optimizers, gradient, averages, text encoder and VAE, which are always allocated.
         fixed, per_image: the peak of an iteration is fixed + micro_batch * per_image.
-        decoding: of one sample to look at, between iterations, above static.
-        averages, optimizers: of static, what is offloaded or shared out.
-        blocks, block: of static, the teacher's weights that are shared out, and the largest of them at a time.
-        lent: of the optimizers' float32 weights, what networks in float32 compute with where they stay on one GPU.
+        decoding: peak of decoding a grid between iterations, above static.
+        averages, optimizers: parts of static that `distill.offload` and `distill.shard` reduce.
+        blocks, block: part of static in blocks of the teacher that can be sharded, and the largest block.
+        reused: part of the optimizers' float32 weights that float32 networks compute with, if not offloaded or sharded.
     """
 
     static: int
@@ -114,51 +117,51 @@ class Prediction:
     decoding: int
     averages: int
     optimizers: int
-    lent: int
+    reused: int
     blocks: int
     block: int
 
     def placed(self, offload: str = "none", shard: str = "none", gpus: int = 1) -> "Prediction":
-        """With `distill.offload`, and with `distill.shard` over a number of GPUs."""
+        """Predict for `distill.offload`, and for `distill.shard` over `gpus`."""
         parts = 1 if shard == "none" else gpus
         averages = 0 if offload in ("ema", "all") else self.averages // parts
         optimizers = 0 if offload in ("optimizer", "all") else self.optimizers // parts
         less = self.averages - averages + self.optimizers - optimizers
         if optimizers < self.optimizers:
-            less -= self.lent
+            less -= self.reused
         if shard == "all" and gpus > 1:
-            less += self.blocks - self.blocks // gpus - 2 * self.block  # as it arrives, and in its own shape
+            less += self.blocks - self.blocks // gpus - 2 * self.block  # one block as gathered, and in its own shape
         return replace(self, static=self.static - less, fixed=self.fixed - less)
 
     def peak(self, micro_batch: int) -> int:
-        """What torch.cuda.max_memory_allocated would say."""
+        """Return the bytes that torch.cuda.max_memory_allocated would report."""
         return max(self.static + self.decoding, self.fixed + micro_batch * self.per_image)
 
     def needed(self, micro_batch: int) -> float:
-        """With the allowance for what the walk does not see."""
+        """Return the peak with an allowance for CUDA context and fragmentation."""
         return (1 + FRAGMENTED) * self.peak(micro_batch) + CONTEXT_BYTES
 
-    def largest(self, card: str) -> int:
-        """The largest of MICRO_BATCHES that fits; 0 where not even one image does."""
-        return max((n for n in MICRO_BATCHES if self.needed(n) <= CARDS[card]), default=0)
+    def max_micro_batch(self, gpu: str) -> int:
+        """Return the largest of MICRO_BATCHES that fits, or 0."""
+        return max((n for n in MICRO_BATCHES if self.needed(n) <= GPUS[gpu]), default=0)
 
 
 def predict(
     architecture: Architecture, kappa: float = 2.0, precision: str = "float32", checkpointing: bool = False
 ) -> Prediction:
-    """Walk iterations of micro-batch 1 and 2 on the device meta; some ten seconds at SD 1.5's size."""
+    """Trace iterations of micro-batch 1 and 2 on the device meta; about ten seconds at SD 1.5's size."""
     settings = make_settings(precision=precision, checkpointing=checkpointing, batch=1, micro_batch=1)
     with torch.device("meta"):
         encoder = torch.empty(architecture.text_parameters)
         codec = new_codec(architecture)
-    teacher = new_backbone(architecture, "meta")  # in the host's memory, until it is copied
+    teacher = new_backbone(architecture, "meta")  # counts as host memory: made outside of LiveBytes
     with LiveBytes("meta") as memory, fused_attention():
         prompts = RandomPrompts(architecture.text_shape, torch.device("meta"))
         trainer = Trainer(teacher, prompts, architecture.latent_shape, make_run(kappa), settings)
         for tensor in (encoder, *codec.parameters(), *trainer.teacher.parameters()):
             memory.add(tensor)
         static = memory.live
-        assert memory.peak <= static, "setting up takes more than what it makes"
+        assert memory.peak <= static, "expected no temporary memory while networks are set up"
         one = _peak_of_a_step(trainer, memory)
         settings.batch = settings.micro_batch = 2
         trainer.micro_batches = trainer.world.micro_batches(2, 2)
@@ -166,12 +169,12 @@ def predict(
         memory.restart()
         codec.decode(trainer.grid_latents(GRID))
         decoding = memory.peak - static
-    averages, students = trainer.ema_weights.nbytes, trainer.trained.values()
-    optimizers = sum(student.master.nbytes + student.optimizer.second.nbytes for student in students)
-    lent = 0 if DTYPES[precision] != torch.float32 else sum(student.master.nbytes for student in students)
+    averages, networks = trainer.ema_weights.nbytes, trainer.trained.values()
+    optimizers = sum(trained.master.nbytes + trained.optimizer.second.nbytes for trained in networks)
+    reused = 0 if DTYPES[precision] != torch.float32 else sum(trained.master.nbytes for trained in networks)
     blocks = [sum(p.nbytes for p in block.parameters()) for block in blocks_to_shard(trainer.teacher)]
     return Prediction(
-        static, 2 * one - two, two - one, decoding, averages, optimizers, lent, sum(blocks), max(blocks, default=0)
+        static, 2 * one - two, two - one, decoding, averages, optimizers, reused, sum(blocks), max(blocks, default=0)
     )
 
 
@@ -181,12 +184,12 @@ def _peak_of_a_step(trainer: Trainer, memory: LiveBytes) -> int:
     return memory.peak
 
 
-# --- what fits ---------------------------------------------------------------------------------------------------------
+# --- settings that fit -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Row:
-    """Settings, and what they take."""
+    """Settings and their prediction."""
 
     precision: str
     checkpointing: bool
@@ -195,11 +198,11 @@ class Row:
     prediction: Prediction
 
 
-def survey(architecture: Architecture, kappa: float, precisions: Sequence[str], gpus: int = 1) -> list[Row]:
-    """All settings of `precisions`, the fastest first: offloading costs less time than computing again.
+def search_settings(architecture: Architecture, kappa: float, precisions: Sequence[str], gpus: int = 1) -> list[Row]:
+    """Predict all settings of `precisions`, fastest first: offloading costs less time than recomputing activations.
 
     Args:
-        gpus: that train together.
+        gpus: world size of the run.
 
     Raises:
         UserError: an unknown precision.
@@ -216,24 +219,24 @@ def survey(architecture: Architecture, kappa: float, precisions: Sequence[str], 
     return rows
 
 
-def advised(rows: list[Row], card: str) -> tuple[Row, int] | None:
-    """The first row with a micro-batch of GOOD on the card, else the one with the largest; None where nothing fits."""
-    fitting = [(row, row.prediction.largest(card)) for row in rows]
+def best_fit(rows: list[Row], gpu: str) -> tuple[Row, int] | None:
+    """Return the first row with a micro-batch of at least GOOD, else the one with the largest; None if nothing fits."""
+    fitting = [(row, row.prediction.max_micro_batch(gpu)) for row in rows]
     good = next(((row, n) for row, n in fitting if n >= GOOD), None)
     best = max(fitting, key=lambda pair: pair[1])
     return good or (best if best[1] else None)
 
 
 def to_markdown(rows: list[Row]) -> str:
-    """The table: GB, the peak as a line in the micro-batch, and the largest one on each card."""
-    cards = " | ".join(CARDS)
+    """Format a table: GB, the peak as a function of the micro-batch n, and the largest n on each GPU."""
+    gpus = " | ".join(GPUS)
     lines = [
-        f"| precision | checkpointing | offload | shard | static | iteration | {cards} |",
-        "|---|---|---|---|--:|--:|" + "--:|" * len(CARDS),
+        f"| precision | checkpointing | offload | shard | static | iteration | {gpus} |",
+        "|---|---|---|---|--:|--:|" + "--:|" * len(GPUS),
     ]
     for row in rows:
         p = row.prediction
-        fits = " | ".join(str(p.largest(card) or "–") for card in CARDS)
+        fits = " | ".join(str(p.max_micro_batch(gpu) or "–") for gpu in GPUS)
         lines.append(
             f"| {row.precision} | {'yes' if row.checkpointing else 'no'} | {row.offload} | {row.shard} | {p.static / GB:.1f} "
             f"| {p.fixed / GB:.1f} + {p.per_image / GB:.2f} n | {fits} |"
@@ -242,16 +245,16 @@ def to_markdown(rows: list[Row]) -> str:
 
 
 def advice(rows: list[Row]) -> str:
-    """A line for each card: the settings to choose."""
+    """Format a line for each GPU: the recommended settings."""
     lines = []
-    for card in CARDS:
-        found = advised(rows, card)
+    for gpu in GPUS:
+        found = best_fit(rows, gpu)
         if found is None:
-            lines.append(f"{card}: nothing fits")
+            lines.append(f"{gpu}: nothing fits")
             continue
         row, micro_batch = found
         lines.append(
-            f"{card}: precision: {row.precision}, micro_batch: {micro_batch}, {'checkpointing: true, compile: false' if row.checkpointing else 'checkpointing: false'}, "
+            f"{gpu}: precision: {row.precision}, micro_batch: {micro_batch}, {'checkpointing: true, compile: false' if row.checkpointing else 'checkpointing: false'}, "
             f"offload: {row.offload}, shard: {row.shard} ({row.prediction.needed(micro_batch) / GB:.1f} GB with context and fragmentation)"
         )
     return "\n".join(lines)

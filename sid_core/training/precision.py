@@ -16,7 +16,7 @@ FIRST_SCALE, GROWTH_INTERVAL, LARGEST_SCALE = 2.0**8, 1000, 2.0**24
 
 
 def set_arithmetic(precision: str) -> None:
-    """Allow tf32 in float32 products, or forbid it: cuDNN's default is to use it."""
+    """Enable tf32 in float32 products, or disable it: cuDNN enables it by default."""
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
 

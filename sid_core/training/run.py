@@ -1,7 +1,7 @@
-"""One distillation from settings to a generator on disk: resume, loop, log, save, export.
+"""Run one distillation from settings to a generator on disk: resume, loop, log, save, export.
 
-Everything that must survive a kill lies in the state folder, which is no output of the workflow (Snakemake deletes the outputs
-of a failed job). Running again continues, and gives the bits of a run that was never interrupted.
+Everything that must survive a kill is in the state folder, which is no output of the workflow: Snakemake deletes the
+outputs of a failed job. A resumed run gives the same bits as an uninterrupted one.
 """
 
 import json
@@ -38,23 +38,23 @@ from .state import (
     IDENTITY,
     WRITTEN,
     StateWriter,
+    check_owner,
     load_newest_state,
-    refuse_foreign,
-    remove_unfinished,
-    set_damaged_aside,
+    quarantine_damaged,
+    remove_partial_writes,
 )
 
 if TYPE_CHECKING:
     from ..config import Distill, DistillSettings
 
 log = logging.getLogger(__name__)
-# after a signal an iteration that takes longer is left half done: clusters kill 30 s after it, and saving takes its time too
+# an iteration is interrupted if it takes longer after a signal: clusters kill after 30 s, which must suffice to save
 PATIENCE_S = 5.0
 
-# settings that may change between a run and its continuation: they do not alter the weights
+# settings that may change when a run is resumed, as they do not change the weights
 FREE = (
     "train_kimg",
-    "memory",  # its effects are settings of their own
+    "memory",  # it only sets other settings
     "state_every_nimg",
     "state_every_s",
     "keep_states",
@@ -63,12 +63,12 @@ FREE = (
     "alarms",
     "nonfinite",
 )
-# settings that may change too, and alter the weights by rounding
+# settings that may change too, and change the weights by rounding
 ROUNDING = ("micro_batch", "checkpointing", "compile", "offload", "shard", "deterministic")
 
 
 class Interrupted(Exception):
-    """SIGTERM, SIGUSR1 (a cluster's warning) or SIGINT arrived; the state is saved. `signum` says which."""
+    """SIGTERM, SIGUSR1 (a cluster's warning) or SIGINT, `signum`, arrived; a checkpoint is saved."""
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
@@ -85,25 +85,26 @@ def distill(
     on_held_out: Callable[[Iterator[Tensor]], dict[str, float | None]] | None = None,
     code: str = "",
 ) -> None:
-    """Train, or continue, one generator and write it to `out` (runs/<run>/generator), its log and grids beside it.
+    """Train or resume one generator and write it to `out` (runs/<run>/generator), with log and grids next to it.
 
-    Under torchrun its processes train together; the first of them reads and writes.
+    Under torchrun all ranks call this; rank 0 reads and writes.
 
     Args:
         teacher: a prepared teacher directory.
         prompts: training captions.
-        state: folder of this run's training state; also holds the live training.jsonl and grids/.
-        on_samples: called with (nimg, latents (16, C, H, W)) at every sample grid; expected to write into `state`/grids.
-        on_held_out: called with latents of the last `distill.proxy_samples` prompts, in micro-batches; the numbers that it returns
-            (fid_proxy, clip_proxy) are logged, and may choose the generator.
+        state: folder of this run's checkpoints, with the current training.jsonl and grids/.
+        on_samples: called with (nimg, latents (16, C, H, W)) for every sample grid; writes to `state`/grids.
+        on_held_out: called with latents of the last `distill.proxy_samples` prompts, in micro-batches; returns the
+            proxy metrics fid_proxy and clip_proxy, which are logged and may select the generator.
         code: digest of the training code. A finished run of other code is trained again, not exported again.
 
     Raises:
-        TrainingStopped: non-finite numbers or an alarm. Interrupted: a signal arrived; running again continues.
-        UserError: the state belongs to other settings, another process holds it, or the GPU's memory is too small.
+        TrainingStopped: non-finite numbers, or an alarm.
+        Interrupted: a signal arrived; running again resumes.
+        UserError: `state` is from other settings or in use by another process, or the GPU is out of memory.
     """
     if is_first():
-        refuse_foreign(state)  # before the lease writes into it
+        check_owner(state)  # before the lease adds a file
     with lease(state) if is_first() else nullcontext(), connected() as (world, device), _Signals(world) as signals:
         sha256 = teacher_sha256(teacher)
         identity = _identity(settings, sha256, prompts)
@@ -127,7 +128,7 @@ def distill(
             if "determinis" not in str(error):
                 raise
             raise UserError(
-                f"{settings.run.name}: {str(error).split(',')[0]}; set distill.deterministic: false. Running again continues"
+                f"{settings.run.name}: {str(error).split(',')[0]}; set distill.deterministic: false. Running again resumes"
             ) from None
         if is_first():
             origin = trained_from(identity | {"code": code})
@@ -164,8 +165,8 @@ def _export(
         "t_init": settings.distill.t_init,
         "num_steps": settings.run.num_steps,
         "prediction_type": trainer.teacher.prediction_type,
-        "train_kimg": trainer.nimg / 1000,  # that the weights have seen
-        "whole_kimg": trainer.nimg / 1000,  # of the training
+        "train_kimg": trainer.nimg / 1000,  # seen by these weights
+        "whole_kimg": trainer.nimg / 1000,  # seen by the run
         "skipped_updates": trainer.skipped,
         "teacher_sha256": teacher_sha256,
         "trained_from": origin,
@@ -183,7 +184,7 @@ def _export(
 
 
 def _out_of_memory(error: Exception, distill: "Distill", world: World) -> str:
-    """What to change, the cheapest in time first."""
+    """Format the error with its remedies, the cheapest in time first."""
     remedies = []
     share = distill.batch // world.size
     if smaller := [n for n in range(1, min(distill.micro_batch, share)) if share % n == 0]:
@@ -191,14 +192,14 @@ def _out_of_memory(error: Exception, distill: "Distill", world: World) -> str:
     if distill.offload != "all":
         remedies.append("distill.offload: all")
     if not distill.checkpointing:
-        instead = " with distill.compile: false" if distill.compile else ""  # they exclude each other
+        instead = " with distill.compile: false" if distill.compile else ""  # the schema rejects both together
         remedies.append(f"distill.checkpointing: true{instead} (a third slower)")
     if distill.precision in ("float32", "tf32"):
         remedies.append("distill.precision: bfloat16 (a run of its own)")
     if distill.shard != "all":
         remedies.append("distill.shard: all on several GPUs")
     advice = ", or ".join(remedies) or "a GPU with more memory"
-    return f"the GPU's memory is full ({str(error).split('.')[0]}); set {advice}. Running again continues"
+    return f"the GPU's memory is full ({str(error).split('.')[0]}); set {advice}. Running again resumes"
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
@@ -206,12 +207,12 @@ def _out_of_memory(error: Exception, distill: "Distill", world: World) -> str:
 
 @dataclass(frozen=True)
 class Due:
-    """What is due after an iteration.
+    """Actions due after an iteration.
 
     Attributes:
-        log, score, draw, save: a logged point, scores of held-out prompts, a sample grid, a saved state.
+        log, score, draw, save: a logged point, a proxy evaluation, a sample grid, a checkpoint.
         last: the run is complete.
-        signum: number of a signal that arrived on some process, else 0.
+        signum: number of a signal that arrived on any rank, else 0.
     """
 
     log: bool
@@ -223,10 +224,10 @@ class Due:
 
 
 def _loop(trainer: Trainer, total: int, window: dict[str, Tensor], signals: "_Signals") -> Iterator[Due]:
-    """Iterate to the end; after each iteration add its metrics to `window` and yield what is due. Processes agree on it.
+    """Iterate to the end, adding metrics to `window`; yield the actions due, equal on all ranks.
 
     Raises:
-        IterationInterrupted: a signal arrived, and the iteration takes too long to be waited for.
+        IterationInterrupted: a signal arrived, and the iteration did not end within PATIENCE_S.
     """
     s, world, clock = trainer.settings, trainer.world, _Clock(trainer.settings.state_every_s)
     trainer.should_interrupt = lambda: world.all_reduce_max(signals.overdue()) > 0
@@ -234,7 +235,7 @@ def _loop(trainer: Trainer, total: int, window: dict[str, Tensor], signals: "_Si
         for name, value in trainer.step().items():
             window[name] = window.get(name, 0) + value.double()
         window["iterations"] = window.get("iterations", 0) + 1
-        # one number, as it is asked for in every iteration; whose clock is ahead saves for all
+        # both in one number: a single collective an iteration. The first clock that is late decides for all ranks
         signum, late = divmod(world.all_reduce_max(2 * signals.first + clock.is_late()), 2)
         last = trainer.iteration == total
         score = s.proxy_samples > 0 and (last or _due(trainer, s.proxy_every_nimg))
@@ -252,11 +253,11 @@ def _train(
     on_samples: Callable[[int, Tensor], None] | None,
     on_held_out: Callable[[Iterator[Tensor]], dict[str, float | None]] | None,
 ) -> None:
-    """Iterate to the end, logging, drawing and saving on the way. `window` sums metrics since the last logged point."""
+    """Iterate to the end, with logs, sample grids and checkpoints."""
     s, world = trainer.settings, trainer.world
     window = load_newest_state(state, trainer) or {}
     if is_first():
-        set_damaged_aside(state, trainer)
+        quarantine_damaged(state, trainer)
     total = _iterations(s)
     if trainer.iteration > total:
         raise UserError(
@@ -265,7 +266,7 @@ def _train(
     trainer.gather_ema()
     logger = TrainingLogger(trainer, state, total * s.batch, on_samples, on_held_out) if is_first() else None
     watch = AlarmWatch(s.alarms)
-    # one point less than trips an alarm
+    # one point fewer than an alarm needs
     before = logger.before[max(len(logger.before) + 1 - s.alarms.patience, 0) :] if logger else None
     for point in json.loads(world.broadcast_text(json.dumps(before))):
         watch.check(point)
@@ -310,16 +311,20 @@ def _bar(trainer: Trainer, total: int) -> tqdm:
 
 
 def _due(trainer: Trainer, every_nimg: int) -> bool:
-    """Whether this iteration crossed a multiple of `every_nimg`."""
+    """Return whether this iteration crossed a multiple of `every_nimg`."""
     return trainer.nimg // every_nimg > (trainer.nimg - trainer.settings.batch) // every_nimg
 
 
-# --- whose state is it -----------------------------------------------------------------------------------------------
+# --- owner of the state folder ---------------------------------------------------------------------------------------
 
 
 def _claim_state(state: Path, settings: "DistillSettings", identity: dict[str, object], code: str) -> None:
-    """Make `state` this run's, or refuse it: what an unfinished run of other settings has computed is never thrown away."""
-    remove_unfinished(state)
+    """Record this run as the owner of `state`, after removing a finished run of other settings.
+
+    Raises:
+        UserError: `state` has checkpoints of an unfinished run of other settings.
+    """
+    remove_partial_writes(state)
     path, mark = state / IDENTITY, state / "ended.json"
     before = read_json(path) if path.is_file() else identity | {"code": code}
     rounding = {f"distill.{key}" for key in ROUNDING}
@@ -334,16 +339,16 @@ def _claim_state(state: Path, settings: "DistillSettings", identity: dict[str, o
             f"{state}: holds an unfinished run of other settings: {', '.join(changed)}; "
             "restore them to continue it, or delete the folder to start over"
         )
-    if recoded and not ended:  # days of training are not thrown away for an update, but the bits may differ
-        log.warning("%s: begun with other training code than it continues with", settings.run.name)
+    if recoded and not ended:  # an update of the code must not discard days of training, but the bits may differ
+        log.warning("%s: resumed with other training code than before; weights may differ", settings.run.name)
     if not ended and rounding & changes.keys():
         log.warning(
-            "%s: continued with %s: the same draws, weights equal up to rounding only",
+            "%s: resumed with %s: the same draws, weights equal up to rounding only",
             settings.run.name,
             ", ".join(changes[key] for key in sorted(rounding & changes.keys())),
         )
     if not ended and changed:
-        ended = {"iteration": 0}  # nothing was saved, so nothing is lost
+        ended = {"iteration": 0}  # without a checkpoint nothing is lost
     if ended and (changed or recoded or ended["iteration"] > _iterations(settings.distill)):
         best = [path for path in state.glob("best*") if WRITTEN.fullmatch(path.name)]
         for stale in (*best, state / "training.jsonl"):
@@ -355,29 +360,33 @@ def _claim_state(state: Path, settings: "DistillSettings", identity: dict[str, o
 
 
 def _iterations(distill: "Distill") -> int:
-    """Iterations of a whole run; the last one counts in full."""
+    """Return the iterations of a run, rounded up."""
     return -(-int(1000 * distill.train_kimg) // distill.batch)
 
 
 def _identity(settings: "DistillSettings", teacher_sha256: str, prompts: Sequence[str]) -> dict[str, object]:
-    """All that the weights depend on, flat. With a decaying learning rate the length of the run is part of it."""
+    """Return everything that the weights depend on, flat; if the learning rate decays, also train_kimg."""
     distill = settings.distill.model_dump()
     free = [key for key in FREE if key != "train_kimg" or distill["lr_final"] is None]
     return {
         **{f"run.{key}": value for key, value in settings.run.model_dump().items() if key not in ("name", "strategy")},
         **{f"distill.{key}": value for key, value in distill.items() if key not in free},
         "teacher": teacher_sha256[:16],
-        # 10 million prompts take long to digest: a sequence that knows the hash of its file is known by that
+        # hashing 10 million prompts is slow, so the hash of their file is used if known
         "prompts": (getattr(prompts, "sha256", None) or digest(prompts))[:16],
     }
 
 
 def _agree(world: World, identity: dict[str, object]) -> None:
-    """All processes must have been given the same run: their files lie on different machines, perhaps."""
+    """Check that all ranks have equal inputs, which may be files of different machines.
+
+    Raises:
+        UserError: they differ.
+    """
     mine = int(digest(identity)[:15], 16)
     if (world.all_reduce_max(mine), world.all_reduce_max(-mine)) != (mine, -mine):
         raise UserError(
-            "the processes of this run were given different settings, teachers or prompts; give all the same"
+            "the processes of this run have different settings, teachers or prompts. Fix: use the same files on all machines"
         )
 
 
@@ -386,7 +395,7 @@ def _end(state: Path, how: str, trainer: Trainer, why: str = "") -> None:
 
 
 class _Clock:
-    """Tells when `every_s` seconds have gone by."""
+    """A timer of `every_s` seconds."""
 
     def __init__(self, every_s: float):
         self.every_s = every_s
@@ -400,10 +409,10 @@ class _Clock:
 
 
 class _Signals:
-    """Collects signals in its context instead of dying of them; the loop looks between iterations.
+    """Records signals in its context, for the loop to check between iterations.
 
     Attributes:
-        first: number of the first that arrived, 0 as long as there is none.
+        first: number of the first signal, else 0.
     """
 
     COLLECTED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -412,7 +421,7 @@ class _Signals:
         self.first, self._at_s, self._world = 0, 0.0, world
 
     def overdue(self) -> int:
-        """The first signal, once it is so old that the iteration is not to be waited for."""
+        """Return the first signal if it arrived more than PATIENCE_S ago, else 0."""
         return self.first if self.first and time.monotonic() - self._at_s > PATIENCE_S else 0
 
     def _note(self, signum: int, _: object) -> None:
@@ -426,6 +435,6 @@ class _Signals:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
-        # torchrun sends it as soon as one process has ended; this one may have a word to say
+        # torchrun sends it once one rank exits; this rank may still have to print its message
         if kind is Interrupted and self._world.size > 1:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)

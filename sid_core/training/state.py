@@ -1,9 +1,9 @@
-"""Exact training state: all weights, both optimizers, counters. Nothing random is in it (see randomness), nor how many processes
-there were, nor in which precision or memory layout they computed.
+"""Write and restore checkpoints: weights, averages, optimizers and counters, exactly.
 
-A state is a folder with one safetensors file a vector, each under a temporary name first and renamed, then recorded beside it with its
-sha256; processes share the files out and need not speak to one another about it: a state counts once every record is there. The
-newest `keep` stay. A damaged newest falls back to the one before, and is renamed.
+A checkpoint has no random state (see randomness), and is independent of world size, dtype and memory layout. It is a
+folder with one safetensors file per vector, each written atomically with a sidecar of its sha256. Ranks write different
+files without synchronisation: a checkpoint is valid once every sidecar exists. The newest `keep` are retained. If the
+newest is damaged, the one before is restored, and the damaged one is quarantined.
 """
 
 import contextlib
@@ -29,20 +29,22 @@ from .iteration import Trainer
 log = logging.getLogger(__name__)
 
 IDENTITY = "identity.json"
-BEST = re.compile(r"best-\d{12}\.safetensors")  # by images seen: one for each point with the lowest value so far
-DAMAGED = "damaged"  # name of a state that could not be restored
-# what a training writes into its folder, and removes where it starts over
+BEST = re.compile(
+    r"best-\d{12}\.safetensors"
+)  # named by images seen, one for each proxy metric that was the lowest so far
+DAMAGED = "damaged"  # name of a quarantined checkpoint
+# entries that a run writes to its folder, and removes if it starts over
 WRITTEN = re.compile(
     rf"{IDENTITY}|ended\.json|training\.jsonl|grids|best(-\d{{12}})?\.(safetensors|json)|{DAMAGED}|\.?{STATE.pattern}"
 )
-THREADS = 8  # more than a state has files: at SD 1.5's size each takes a core ten seconds
+THREADS = 8  # more than a checkpoint has files: at SD 1.5's size each takes ten seconds of a core
 
 
 class StateWriter:
-    """Writes states in the background: training waits for a copy in the host's memory, not for the disk.
+    """Writes checkpoints in the background: training waits for a copy in host memory, not for the disk.
 
-    One write is in flight at a time. Leaving the context waits for it; what went wrong in it is raised then, or at the next
-    state. A kill while it writes leaves the states before it. The copy's memory is kept for the next one.
+    One write is active at a time. The end of the context and the next checkpoint wait for it and raise its errors. A
+    kill during a write leaves the earlier checkpoints intact. The host memory is a reused buffer.
     """
 
     def __init__(self, folder: Path, keep: int):
@@ -53,18 +55,17 @@ class StateWriter:
     _pending: Future | None
 
     def write(self, trainer: Trainer, window: dict[str, Tensor]) -> None:
-        """Save the state after `trainer.iteration` iterations, then drop all but the `keep` newest. All processes call it; each writes
-        some of the files.
+        """Save a checkpoint, then remove all but the `keep` newest; a collective, in which each rank writes some files.
 
         Args:
-            window: sums of the metrics since the last logged point, so that the log continues exactly too.
+            window: sums of the metrics since the last logged point, from which the log continues exactly.
         """
         self.wait()
         _copy_vectors(trainer, self._copies)
         self._pending = self._executor.submit(self._write, trainer.layout, _record(trainer, window))
 
     def wait(self) -> None:
-        """Until this process's part of the state in flight is on disk; raises what kept it from it."""
+        """Wait for this rank's files of the active write; raise its error."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
@@ -77,12 +78,12 @@ class StateWriter:
             views = layout.views(self._copies[name])
             with atomic_path(path) as temporary:
                 save_file({parameter: view.contiguous() for parameter, view in views.items()}, temporary)
-                sha256 = sha256_file(temporary)  # from the system's memory, not from the disk
+                sha256 = sha256_file(temporary)  # still in the page cache
             write_sidecar(path, record, sha256)
 
         list(self._executor.map(write, self._copies))
         for old in saved_states(self.folder)[self.keep :]:
-            with contextlib.suppress(FileNotFoundError):  # another process was first
+            with contextlib.suppress(FileNotFoundError):  # another rank renamed it first
                 shutil.rmtree(old.rename(self.folder / f".{old.name}"), ignore_errors=True)
 
     def __enter__(self) -> Self:
@@ -95,11 +96,11 @@ class StateWriter:
             self._executor.shutdown()
 
 
-def refuse_foreign(folder: Path) -> None:
-    """Refuse a folder in which entries have the names that a training writes and removes, but no training began.
+def check_owner(folder: Path) -> None:
+    """Check that entries which a run would overwrite or remove were created by a run.
 
     Raises:
-        UserError: there are such entries, and `folder`/identity.json is missing or another program's.
+        UserError: such entries exist, and `folder`/identity.json is missing or not created by sid-core.
     """
     path = Path(folder) / IDENTITY
     try:
@@ -110,13 +111,13 @@ def refuse_foreign(folder: Path) -> None:
         pass
     if found := sorted(entry.name for entry in Path(folder).glob("*") if WRITTEN.fullmatch(entry.name)):
         raise UserError(
-            f"{folder}: holds {', '.join(found)}, none of this program's (no {IDENTITY} of a training), so nothing is written there; "
-            "give --state another folder"
+            f"--state {folder}: expected the folder of a run, got {', '.join(found)} without an {IDENTITY} of sid-core. "
+            "Fix: use another folder"
         )
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove what killed writes left behind, best weights without a record among it: gigabytes each."""
+def remove_partial_writes(folder: Path) -> None:
+    """Remove partial writes of killed processes, gigabytes each: checkpoints, and best weights without a sidecar."""
     whole = saved_states(folder)
     for path in Path(folder).glob("*state-*"):
         if STATE.fullmatch(path.name.removeprefix(".")) and path not in whole:
@@ -129,12 +130,12 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def load_newest_state(folder: Path, trainer: Trainer) -> dict[str, Tensor] | None:
-    """Restore the newest state that is whole; return its log window, or None where there is no state yet.
+    """Restore the newest valid checkpoint; return its log window, or None if there is no checkpoint.
 
-    Process 0 reads, the others are given what it read.
+    Rank 0 reads and broadcasts.
 
     Raises:
-        UserError: states exist and every one is damaged; starting over silently would throw work away.
+        UserError: all checkpoints are damaged; starting over silently would discard work.
     """
     world, path, text = trainer.world, None, None
     if world.rank == 0:
@@ -152,7 +153,7 @@ def load_newest_state(folder: Path, trainer: Trainer) -> dict[str, Tensor] | Non
         trained.refresh()
     if counters["processes"] != world.size and world.rank == 0:
         log.warning(
-            "%s: saved by %d process(es), continued on %d: the same draws, weights equal up to rounding only",
+            "%s: saved by %d process(es), resumed on %d: the same draws, weights equal up to rounding only",
             folder,
             counters["processes"],
             world.size,
@@ -162,25 +163,26 @@ def load_newest_state(folder: Path, trainer: Trainer) -> dict[str, Tensor] | Non
     return _to_tensors(counters["window"], trainer.device)
 
 
-def set_damaged_aside(folder: Path, trainer: Trainer) -> None:
-    """Rename what is newer than the state that `trainer` was restored from: as the newest, it would have those to come removed in its
-    place. One is kept, for who wants to look at it.
+def quarantine_damaged(folder: Path, trainer: Trainer) -> None:
+    """Rename checkpoints newer than the restored one, retaining one for inspection.
+
+    As the newest, a damaged one would be retained in place of those saved later.
     """
     aside = Path(folder) / DAMAGED
     for path in reversed(saved_states(folder)):
         if path.name > _name(trainer.iteration, trainer.phases_done):
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-            log.warning("%s: damaged, and now called %s", path, aside.name)
+            log.warning("%s: damaged, renamed to %s", path, aside.name)
 
 
 def _name(iteration: int, phases_done: int) -> str:
-    """Name a state. One within an iteration sorts after the whole iterations before it."""
+    """Name a checkpoint; the name of one within an iteration sorts after that of the complete iteration before."""
     return f"state-{iteration:09d}{f'half{phases_done}' if phases_done else ''}"
 
 
 def _to_text(values: dict[str, Tensor]) -> dict[str, str]:
-    """Exact, and NaN is no JSON."""
+    """Convert scalars to text, exactly; JSON has no NaN."""
     return {name: repr(float(value)) for name, value in values.items()}
 
 
@@ -195,18 +197,18 @@ def _newest_whole(folder: Path) -> Path | None:
             with ThreadPoolExecutor(THREADS) as pool:
                 list(pool.map(verify_sidecar, [path / name for name in saved_record(path)["files"]]))
         except (UserError, OSError) as error:
-            log.warning("%s; falling back to the state before it", str(error).split(";")[0])
+            log.warning("%s; falling back to the checkpoint before it", str(error).split(";")[0])
             continue
         return path
     if states:
         raise UserError(
-            f"{folder}: all {len(states)} saved states are damaged; delete the folder to start this run over"
+            f"{folder}: all {len(states)} checkpoints are damaged; delete the folder to start this run over"
         )
     return None
 
 
 def _vectors(trainer: Trainer) -> dict[str, Tensor]:
-    """What a state holds, by the names of its files."""
+    """Return the vectors of a checkpoint by file name."""
     vectors = {"ema": trainer.ema_weights}
     for name, trained in trainer.trained.items():
         vectors[name] = trained.master
@@ -218,11 +220,11 @@ def _vectors(trainer: Trainer) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _copy_vectors(trainer: Trainer, copies: dict[str, Tensor]) -> None:
-    """Bring the vectors that this process writes to the host's memory, by name; all have a part in putting each together."""
+    """Copy the vectors that this rank writes to host memory, by name; a collective, as shards are gathered."""
     for number, (name, vector) in enumerate(_vectors(trainer).items()):
         vector = trainer.full_vector(vector)
         if number % trainer.world.size == trainer.world.rank:
-            if name not in copies:  # pinned, a GPU is through in a second instead of five
+            if name not in copies:  # pinned: one second from a GPU instead of five
                 copies[name] = torch.empty(len(vector), pin_memory=vector.is_cuda)
             copies[name].copy_(vector)
 
@@ -243,7 +245,7 @@ def _record(trainer: Trainer, window: dict[str, Tensor]) -> dict:
 
 @torch.no_grad()
 def _restore(trainer: Trainer, path: Path | None) -> None:
-    """Fill the trainer's vectors from the files (process 0) or from process 0."""
+    """Fill the trainer's vectors from the files (rank 0), or by broadcast."""
     for name, vector in _vectors(trainer).items():
         whole = vector if len(vector) == trainer.layout.size else trainer.gradient.parameters
         if path is not None:

@@ -1,4 +1,4 @@
-"""A distillation of the tiny teacher that takes seconds."""
+"""Make a distillation of the tiny teacher that takes seconds."""
 
 import os
 from functools import partial

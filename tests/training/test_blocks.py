@@ -1,4 +1,4 @@
-"""Activation checkpointing keeps less and changes no gradient, in frozen networks too; compiled blocks compute the same."""
+"""Test activation checkpointing, offloading and compilation of blocks: equal results, less memory."""
 
 import copy
 
@@ -23,7 +23,7 @@ def inputs():
 
 
 def backward(denoiser, inputs, frozen, scale):
-    """Gradients, and the bytes that were kept for them."""
+    """Return gradients, and the bytes stored for them."""
     x_t, t, cond, uncond = inputs
     leaf, kept = x_t.clone().requires_grad_(), {}
     denoiser.requires_grad_(not frozen)
@@ -42,7 +42,7 @@ def backward(denoiser, inputs, frozen, scale):
 
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("scale", [1.0, 2.0])
-def test_checkpointed_gradients_are_equal_and_keep_less(denoiser, inputs, frozen, scale):
+def test_checkpoint_blocks_gives_equal_gradients_and_stores_less(denoiser, inputs, frozen, scale):
     other = copy.deepcopy(denoiser)
     checkpoint_blocks(other)
     (plain, kept), (again, kept_less) = (backward(d, inputs, frozen, scale) for d in (denoiser, other))
@@ -53,7 +53,7 @@ def test_checkpointed_gradients_are_equal_and_keep_less(denoiser, inputs, frozen
     assert kept_less < 0.7 * kept
 
 
-def test_training_is_the_same_with_checkpoints(make_trainer):
+def test_step_with_checkpointing_gives_equal_bits(make_trainer):
     plain, checkpointed = make_trainer(), make_trainer(checkpointing=True)
     for trainer in (plain, checkpointed):
         trainer.step()
@@ -62,8 +62,8 @@ def test_training_is_the_same_with_checkpoints(make_trainer):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("offload", ["ema", "optimizer", "all"])
-def test_what_is_offloaded_changes_no_bit(make_trainer, monkeypatch, precision, offload):
-    monkeypatch.setattr("sid_core.training.flat.SLICE", 1024)  # many parts
+def test_step_with_offload_gives_equal_bits(make_trainer, monkeypatch, precision, offload):
+    monkeypatch.setattr("sid_core.training.flat.SLICE", 1024)  # many slices
     trainers = [make_trainer(precision=precision, offload=where) for where in ("none", offload)]
     for trainer in trainers:
         trainer.step()
@@ -78,7 +78,7 @@ def test_what_is_offloaded_changes_no_bit(make_trainer, monkeypatch, precision, 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="compiling for a CPU takes minutes and gains nothing")
-def test_compiled_blocks_compute_the_same(denoiser, inputs):
+def test_compile_blocks_gives_equal_outputs(denoiser, inputs):
     denoiser.cuda()
     x_t, t, cond, uncond = (each.map(Tensor.cuda) if isinstance(each, Conditioning) else each.cuda() for each in inputs)
     plain = denoiser(x_t, t, cond, uncond, 2.0)

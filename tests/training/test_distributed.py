@@ -1,4 +1,4 @@
-"""A run on 1, 2 and 4 processes: the same draws, the same losses, one decision. The processes are forked: no imports to wait for."""
+"""Run on 1, 2 and 4 ranks: equal draws, losses and decisions. Ranks are forked, which avoids imports."""
 
 import json
 import multiprocessing
@@ -32,7 +32,7 @@ CODES = {None: 0, TrainingStopped: 11, PeerLost: 12, Interrupted: 13, UserError:
 
 
 def member(rank, size, port, teacher, folder, settings, before):
-    """One process of a run: what torchrun would start."""
+    """Run one rank, as torchrun would start it."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     asked = PromptSet.__call__
@@ -55,7 +55,7 @@ def member(rank, size, port, teacher, folder, settings, before):
 
 @pytest.fixture
 def run(tiny_teacher, tmp_path):
-    """run(size, folder name) -> exit codes; `before(rank)` runs in every process first."""
+    """Return run(size, folder name), which returns exit codes; every rank calls `before(rank)` first."""
 
     def start(size, name="run", before=None, settings=None):
         folder = tmp_path / name
@@ -82,7 +82,7 @@ def points(folder):
 
 
 def asked_of(folder, size):
-    """Prompts of every process, in the order of the ranks, half by half."""
+    """Read the prompts of all ranks, in order of rank, phase by phase."""
     per_rank = []
     for rank in range(size):
         lines = [json.loads(line) for line in (folder / f"prompts-{rank}.txt").read_text().splitlines()]
@@ -92,7 +92,7 @@ def asked_of(folder, size):
     return [[index for part in parts for index in part] for parts in zip(*per_rank, strict=True)]
 
 
-def test_results_do_not_depend_on_the_number_of_processes(run):
+def test_distill_on_any_world_size_gives_equal_results(run):
     one = run(1, "1").folder
     weights = load_file(one / WEIGHTS)
     for size in (2, 4):
@@ -108,7 +108,7 @@ def test_results_do_not_depend_on_the_number_of_processes(run):
         assert [p.name for p in saved_states(done.folder / "state")] == [p.name for p in saved_states(one / "state")]
 
 
-def test_the_prompts_are_those_of_the_whole_batchs_draw(run):
+def test_distill_on_two_ranks_slices_the_draw_of_the_whole_batch(run):
     folder = run(2).folder
     expected = []
     for iteration in range(8):
@@ -125,8 +125,8 @@ def test_the_prompts_are_those_of_the_whole_batchs_draw(run):
     assert asked_of(folder, 2) == expected
 
 
-def test_sums_begin_while_backward_goes_on(monkeypatch):
-    """Of one of two processes: every block, in one order, before backward ends, and waited for after it."""
+def test_overlapped_all_reduce_in_backward_starts_every_block(monkeypatch):
+    """Check one of two ranks: all blocks start in order before backward ends, and are waited for after it."""
     events, cpu = [], torch.device("cpu")
     note = lambda self, vector: events.append(vector.data_ptr()) or (lambda: events.append("waited"))  # noqa: E731
     monkeypatch.setattr(World, "all_reduce_async_", note)
@@ -144,7 +144,7 @@ def test_sums_begin_while_backward_goes_on(monkeypatch):
 
 
 def interrupt_second(rank):
-    """SIGUSR1 reaches one process alone, in its fourth iteration."""
+    """Send SIGUSR1 to one rank in its fourth iteration."""
     inner = Trainer.step
 
     def step(self):
@@ -155,7 +155,7 @@ def interrupt_second(rank):
     Trainer.step = step
 
 
-def test_a_signal_to_one_stops_all_and_the_run_continues_on_any_number(run):
+def test_distill_with_a_signal_to_one_rank_stops_all_and_resumes_on_any_world_size(run):
     whole, settings = run(2, "whole").folder, make_settings(**SIZE)
     for name, size in (("same", 2), ("fewer", 1)):
         stopped = run(2, name, before=interrupt_second, settings=settings)
@@ -171,15 +171,15 @@ def test_a_signal_to_one_stops_all_and_the_run_continues_on_any_number(run):
 
 
 def save_late(rank):
-    """And the second one is signalled."""
+    """Delay the writes of the first rank and signal the second."""
     interrupt_second(rank)
     if rank == 0:
         inner = state.save_file
         state.save_file = lambda *given: time.sleep(1) or inner(*given)
 
 
-def test_none_leaves_before_all_have_saved(run):
-    """The first to end with an error has torchrun kill the others half a minute later."""
+def test_barrier_with_a_slow_rank_waits_for_its_checkpoint(run):
+    """Check the barrier: torchrun kills the other ranks half a minute after the first exit."""
     stopped = run(2, before=save_late)
     assert stopped.codes == [13, 13]
     saved = max(path.stat().st_mtime_ns for path in saved_states(stopped.folder / "state")[0].iterdir())
@@ -187,12 +187,12 @@ def test_none_leaves_before_all_have_saved(run):
 
 
 def load_channels_last(rank):
-    """As on a GPU in 16 bits."""
+    """Load a teacher with the memory format of 16 bits on a GPU."""
     inner = distill.__globals__["load_backbone"]
     distill.__globals__["load_backbone"] = lambda folder: inner(folder).to(memory_format=torch.channels_last)
 
 
-def test_a_teacher_that_is_shared_out_gives_the_same_losses(run):
+def test_distill_with_shard_all_gives_equal_losses(run):
     logs = []
     for shard in ("none", "all"):
         done = run(2, shard, before=load_channels_last, settings=make_settings(**SIZE, shard=shard, checkpointing=True))
@@ -203,8 +203,8 @@ def test_a_teacher_that_is_shared_out_gives_the_same_losses(run):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
 
 
-def test_vectors_that_are_shared_out_change_no_bit(run):
-    """Interrupted as well, and continued by one process that has all of them."""
+def test_distill_with_shard_optimizer_gives_equal_bits(run):
+    """Compare also after an interruption, resumed by a single rank."""
     whole, shared = (make_settings(**SIZE, **more) for more in ({}, {"shard": "optimizer", "offload": "all"}))
     expected = run(2, "whole", settings=whole).folder
     assert run(2, "stopped", before=interrupt_second, settings=shared).codes == [13, 13]
@@ -236,7 +236,7 @@ def poison_second(rank):
     Trainer.step = step
 
 
-def test_a_nan_on_one_process_stops_all_with_one_message(run):
+def test_distill_with_a_nan_on_one_rank_stops_all_with_one_message(run):
     done = run(2, before=poison_second)
     assert done.codes == [11, 11]
     messages = {(done.folder / f"error-{rank}.txt").read_text() for rank in (0, 1)}
@@ -255,7 +255,7 @@ def kill_second(rank):
     Trainer.step = step
 
 
-def test_a_dead_process_ends_the_others_soon(run):
+def test_distill_with_a_killed_rank_ends_the_others_soon(run):
     started = time.monotonic()
     done = run(2, before=kill_second)
     assert done.codes == [12, -signal.SIGKILL]
@@ -263,7 +263,7 @@ def test_a_dead_process_ends_the_others_soon(run):
     assert time.monotonic() - started < 60
 
 
-def test_processes_with_different_settings_are_refused(run, monkeypatch):
+def test_distill_of_ranks_with_different_settings_raises(run, monkeypatch):
     def other_seed(rank):
         if rank == 1:
             inner = distill.__globals__["_identity"]
@@ -277,14 +277,14 @@ def test_processes_with_different_settings_are_refused(run, monkeypatch):
     [
         (1, 0, 8, 4, [(0, 4), (4, 8)]),
         (2, 1, 8, 2, [(4, 6), (6, 8)]),
-        (4, 3, 8, 4, [(6, 8)]),  # a share smaller than a micro-batch is one part
+        (4, 3, 8, 4, [(6, 8)]),  # fewer rows than a micro-batch: one slice
     ],
 )
-def test_parts(size, rank, batch, micro_batch, expected):
+def test_micro_batches_of_a_rank_gives_its_rows(size, rank, batch, micro_batch, expected):
     assert [(rows.start, rows.stop) for rows in World(rank, size).micro_batches(batch, micro_batch)] == expected
 
 
 @pytest.mark.parametrize(("size", "micro_batch"), [(3, 1), (2, 3)])
-def test_a_batch_that_cannot_be_shared_is_refused(size, micro_batch):
+def test_micro_batches_of_an_indivisible_batch_raises(size, micro_batch):
     with pytest.raises(UserError, match=r"distill\.batch=8.*expected a multiple"):
         World(0, size).micro_batches(8, micro_batch)

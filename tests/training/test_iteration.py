@@ -1,4 +1,4 @@
-"""One iteration: which weights move, on which draws, by how much."""
+"""Test one iteration: changed weights, draws and the size of updates."""
 
 import copy
 
@@ -16,7 +16,7 @@ def weights(denoiser):
     return torch.cat([p.detach().flatten() for p in denoiser.network.parameters()]).clone()
 
 
-def test_starts_from_the_teacher_and_moves_only_its_students(make_trainer):
+def test_step_from_the_teacher_changes_only_trained_networks(make_trainer):
     trainer = make_trainer()
     start = weights(trainer.teacher)
     assert all(torch.equal(start, weights(n)) for n in (trainer.fake_score, trainer.generator, trainer.ema))
@@ -26,7 +26,7 @@ def test_starts_from_the_teacher_and_moves_only_its_students(make_trainer):
     assert not torch.equal(start, weights(trainer.generator))
 
 
-def test_first_ema_update_copies_and_the_half_life_grows_with_the_images_seen(make_trainer, monkeypatch):
+def test_update_ema_copies_first_and_its_half_life_grows(make_trainer, monkeypatch):
     monkeypatch.setattr(iteration, "EMA_RAMP", 1)
     trainer = make_trainer(ema_halflife_nimg=1e9, lr=1e-2)
     trainer.step()
@@ -37,7 +37,7 @@ def test_first_ema_update_copies_and_the_half_life_grows_with_the_images_seen(ma
     torch.testing.assert_close(weights(trainer.ema), (before + weights(trainer.generator)) / 2)
 
 
-def test_ema_equals_torchs_averaged_model(make_trainer, monkeypatch):
+def test_update_ema_equals_averaged_model_of_torch(make_trainer, monkeypatch):
     monkeypatch.setattr(iteration, "EMA_RAMP", 1e9)
     trainer = make_trainer(ema_halflife_nimg=8)  # no ramp: beta is constant, but for the copying first update
     trainer.step()
@@ -51,9 +51,9 @@ def test_ema_equals_torchs_averaged_model(make_trainer, monkeypatch):
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2])
-def test_micro_batches_give_the_full_batchs_gradient(make_trainer, micro_batch, monkeypatch):
+def test_step_in_micro_batches_gives_the_gradient_of_the_batch(make_trainer, micro_batch, monkeypatch):
     def gradients(trainer):
-        """Of both halves, before any update: Adam's first step is a sign, which would amplify rounding."""
+        """Return gradients of both phases before any update: Adam's first step is a sign, which amplifies rounding."""
         found = {}
 
         def keep(student, gradient, loss, lr, iteration):
@@ -76,7 +76,7 @@ def test_micro_batches_give_the_full_batchs_gradient(make_trainer, micro_batch, 
         assert metrics_a[name].item() == pytest.approx(metrics_b[name].item(), rel=1e-5), name
 
 
-def test_same_inputs_same_bits_and_another_seed_other_bits(make_trainer):
+def test_step_of_equal_seeds_gives_equal_bits(make_trainer):
     one, two, other = make_trainer(), make_trainer(), make_trainer(run={"seed": 1})
     for trainer in (one, two, other):
         trainer.step()
@@ -85,8 +85,8 @@ def test_same_inputs_same_bits_and_another_seed_other_bits(make_trainer):
     assert not torch.equal(weights(one.ema), weights(other.ema))
 
 
-def test_adam_of_torch_on_the_accumulated_gradient(make_trainer):
-    """The first Adam step with beta1 = 0 is lr * g / (|g| + eps sqrt(1 - beta2)...): lr * sign(g) for gradients well above eps."""
+def test_step_applies_adam_to_the_accumulated_gradient(make_trainer):
+    """Check the first step: with beta1 = 0 it is lr * g / (|g| + eps sqrt(1 - beta2)...): lr * sign(g) for gradients well above eps."""
     trainer = make_trainer(lr=1e-3)
     before = weights(trainer.generator)
     trainer.step()
@@ -95,7 +95,7 @@ def test_adam_of_torch_on_the_accumulated_gradient(make_trainer):
     assert moved.median().item() == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_learning_rate_decays_linearly_for_both(make_trainer):
+def test_learning_rate_of_both_networks_decays_linearly(make_trainer):
     trainer = make_trainer(lr=1e-4, lr_final=2e-5, fake_lr=3e-4)
     rates = []
     for _ in range(20):
@@ -109,7 +109,7 @@ def test_learning_rate_decays_linearly_for_both(make_trainer):
     ("scales", "dropped"),
     [((1, 1, 3), False), ((1.5, 1.5, 1.5), True), ((1, 1.5, 1), True), ((0.5, 1, 1), True), ((1, 1, 1), False)],
 )
-def test_prompts_are_dropped_in_the_fake_half_where_it_is_guided(make_trainer, scales, dropped):
+def test_step_with_guidance_drops_prompts_of_the_fake_phase(make_trainer, scales, dropped):
     run = dict(zip(("fake_train", "fake_eval", "teacher"), scales, strict=True))
     trainer = make_trainer(run=run, prompt_dropout=0.9, batch=16, micro_batch=16)
     seen = []
@@ -130,7 +130,7 @@ def levels(batch):
     return lambda stream: torch.randint(20, 980, (batch,), generator=stream)
 
 
-def test_draws_depend_on_seed_iteration_and_half_alone():
+def test_draw_depends_only_on_seed_iteration_and_phase():
     def make(*key):
         return draw(
             rng(*key), batch=6, latent_shape=(2, 3, 3), num_prompts=50, num_steps=2, draw_t=levels(6), dropout=0.5
@@ -146,7 +146,7 @@ def test_draws_depend_on_seed_iteration_and_half_alone():
     assert part.t.tolist() == a.t[2:4].tolist()
 
 
-def test_levels_cover_their_range_and_noise_is_normal():
+def test_draw_covers_the_range_of_t_with_normal_noise():
     d = draw(
         rng(0, 0, "fake"),
         batch=200_000,
@@ -172,7 +172,7 @@ def poison(denoiser):
 
 
 @pytest.mark.parametrize("network", ["fake_score", "teacher"])
-def test_nonfinite_stops_and_names_network_and_step(make_trainer, network):
+def test_step_with_nan_stops_and_names_network_and_iteration(make_trainer, network):
     trainer = make_trainer()
     trainer.step()
     poison(getattr(trainer, network))
@@ -181,10 +181,10 @@ def test_nonfinite_stops_and_names_network_and_step(make_trainer, network):
         trainer.step()
 
 
-def test_skip_leaves_the_weights_counts_and_gives_up_at_the_limit(make_trainer, monkeypatch):
+def test_step_with_skip_keeps_weights_and_raises_at_the_limit(make_trainer, monkeypatch):
     monkeypatch.setattr(trained_network, "NONFINITE_LIMIT", 3)
     trainer = make_trainer(nonfinite="skip")
-    poison(trainer.teacher)  # only the generator's half sees it
+    poison(trainer.teacher)  # only the generator's phase uses it
     before = weights(trainer.generator)
     trainer.step()
     trainer.step()
@@ -194,7 +194,7 @@ def test_skip_leaves_the_weights_counts_and_gives_up_at_the_limit(make_trainer, 
         trainer.step()
 
 
-def test_grid_uses_the_ema_and_noise_that_never_changes(make_trainer):
+def test_grid_latents_use_the_ema_and_constant_noise(make_trainer):
     trainer = make_trainer()
     first = trainer.grid_latents(4)
     assert torch.equal(first, trainer.grid_latents(4))

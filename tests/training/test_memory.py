@@ -1,4 +1,4 @@
-"""The walk on the device meta counts what an allocator counts; static memory to the byte, kept activations as autograd keeps them."""
+"""Compare predictions on the device meta with allocators, byte counts and autograd."""
 
 from functools import cache
 from typing import get_args
@@ -29,7 +29,7 @@ def parameters(architecture) -> int:
     return sum(p.numel() for p in architectures.new_unet(architecture, "meta").parameters())
 
 
-def test_stand_in_settings_are_trainings_with_its_defaults():
+def test_make_settings_equals_the_defaults_of_distill():
     fields = Distill.model_fields
     assert dry_run.PUBLISHED.keys() <= fields.keys()
     defaults = {name: field.default for name, field in fields.items() if not field.is_required()}
@@ -40,8 +40,8 @@ def test_stand_in_settings_are_trainings_with_its_defaults():
 
 
 @pytest.mark.parametrize(("precision", "checkpointing"), [("float32", False), ("bfloat16", False), ("bfloat16", True)])
-def test_peak_on_meta_is_the_peak_on_a_device(precision, checkpointing):
-    """The same counting on tensors that exist, and what the allocator itself reports."""
+def test_live_bytes_on_meta_equals_the_peak_on_a_device(precision, checkpointing):
+    """Compare with the same count on real tensors, and with the allocator."""
     predicted = predict(precision, checkpointing)
     settings = {"batch": 3, "micro_batch": 3, "precision": precision, "checkpointing": checkpointing}
     trainer = dry_run.make_trainer(SMALL, "cpu", 2.0, **settings)
@@ -52,7 +52,7 @@ def test_peak_on_meta_is_the_peak_on_a_device(precision, checkpointing):
 
 
 def allocated_rise(profiler) -> int:
-    """Most bytes that the allocator had given out, above what it had at the start."""
+    """Return the peak of the allocator above its start, in bytes."""
     now = most = 0
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     for event in sorted(events, key=lambda event: event.start_ns()):
@@ -62,15 +62,15 @@ def allocated_rise(profiler) -> int:
 
 
 @pytest.mark.parametrize(("precision", "bytes_each"), [("float32", 28), ("bfloat16", 30), ("float16", 30)])
-def test_static_memory_is_the_sum_of_what_must_be_kept(precision, bytes_each):
-    """Float32: teacher, gradient, EMA, twice (weights, second moment); in 16 bits a teacher of 2 and two copies of 2."""
+def test_predict_static_equals_the_sum_of_all_vectors(precision, bytes_each):
+    """Count teacher, gradient, EMA and twice (weights, second moment); in 16 bits also two copies."""
     # vectors have gaps, blocks are rounded
     assert predict(precision).static - CODEC == pytest.approx(bytes_each * parameters(SMALL), rel=0.03)
 
 
 @pytest.mark.parametrize(("frozen", "gib"), [(False, 0.87), (True, 0.72)])
-def test_activations_of_sd15_are_those_that_autograd_keeps(frozen, gib):
-    """One forward in bfloat16: saved tensors by their storages, parameters left out, against the bytes that are alive."""
+def test_live_bytes_of_sd15_equals_the_tensors_saved_by_autograd(frozen, gib):
+    """Compare live bytes after a bfloat16 forward with the storages of saved tensors, without parameters."""
     unet = architectures.new_unet(SD15, "meta").to(torch.bfloat16).requires_grad_(not frozen)
     x = torch.empty(1, *SD15.latent_shape, device="meta", dtype=torch.bfloat16, requires_grad=True)
     text = torch.empty(1, *SD15.text_shape, device="meta", dtype=torch.bfloat16)
@@ -91,7 +91,7 @@ def test_activations_of_sd15_are_those_that_autograd_keeps(frozen, gib):
     assert sum(kept.values()) / memory.GIB == pytest.approx(gib, rel=0.03)
 
 
-def test_peak_is_a_line_in_the_micro_batch():
+def test_predict_peak_is_linear_in_the_micro_batch():
     predicted = predict("bfloat16")
     with memory.LiveBytes("meta") as live, memory.fused_attention():
         trainer = dry_run.make_trainer(SMALL, "meta", 2.0, precision="bfloat16", batch=10, micro_batch=5)
@@ -101,7 +101,7 @@ def test_peak_is_a_line_in_the_micro_batch():
     assert live.peak + CODEC == pytest.approx(predicted.fixed + 5 * predicted.per_image, rel=0.01)
 
 
-def test_every_way_of_offloading_is_known():
+def test_places_cover_every_offload_and_shard():
     for i, name in enumerate(("offload", "shard")):
         ways = {place[i] for place in (*memory.PLACES, *memory.SHARED_PLACES)}
         assert set(get_args(get_args(Distill.model_fields[name].annotation)[0])) == ways
@@ -109,8 +109,8 @@ def test_every_way_of_offloading_is_known():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("offload", "shard"), [*memory.PLACES, ("none", "optimizer"), ("all", "optimizer")])
-def test_what_is_offloaded_or_shared_out_is_not_on_the_gpu(precision, offload, shard):
-    """A trainer on meta, from weights of a host: all that it made there is what the plan says of one that has everything."""
+def test_placed_with_offload_or_shard_equals_a_traced_trainer(precision, offload, shard):
+    """Compare with the bytes that a sharded or offloaded trainer allocates on meta."""
     gpus = 1 if shard == "none" else 4
     settings = dry_run.make_settings(precision=precision, offload=offload, shard=shard)
     prompts = dry_run.RandomPrompts(SMALL.text_shape, torch.device("meta"))
@@ -119,11 +119,11 @@ def test_what_is_offloaded_or_shared_out_is_not_on_the_gpu(precision, offload, s
         trainer = Trainer(NETWORK, prompts, SMALL.latent_shape, dry_run.make_run(2.0), settings, **places)
     planned = predict(precision).placed(offload, shard, gpus).static - CODEC
     assert live.live == pytest.approx(planned, rel=0.03)
-    assert live.peak == live.live  # setting up needs no more than that
+    assert live.peak == live.live  # no temporary memory
     assert len(trainer.ema_weights) == trainer.layout.size // gpus
 
 
-# --- what fits ---------------------------------------------------------------------------------------------------------
+# --- settings that fit ---------------------------------------------------------------------------------------------------
 
 
 def prediction(static_gb: float, per_image_gb: float) -> memory.Prediction:
@@ -131,36 +131,36 @@ def prediction(static_gb: float, per_image_gb: float) -> memory.Prediction:
     return memory.Prediction(static, static, per_image, int(0.9e9), int(3.4e9), int(13.8e9), 0, int(1.6e9), int(0.1e9))
 
 
-def test_advice_prefers_time_to_memory_and_says_where_nothing_fits():
+def test_advice_prefers_speed_and_reports_where_nothing_fits():
     plain, less = prediction(26, 4), prediction(26, 0.8)
     rows = [
         memory.Row("bfloat16", checkpointing, *place, made.placed(*place))
         for checkpointing, made in ((False, plain), (True, less))
         for place in memory.PLACES
     ]
-    assert memory.advised(rows, "141 GB") == (rows[0], 16)
-    assert memory.advised(rows, "40 GB") == (rows[1], 4)  # computing again, 16 would fit
-    assert memory.advised(rows, "24 GB") == (rows[6], 8)  # without, 2 do
-    assert memory.advised(rows[:2], "24 GB") is None
+    assert memory.best_fit(rows, "141 GB") == (rows[0], 16)
+    assert memory.best_fit(rows, "40 GB") == (rows[1], 4)  # with recomputed activations 16 would fit
+    assert memory.best_fit(rows, "24 GB") == (rows[6], 8)  # without, 2 fit
+    assert memory.best_fit(rows[:2], "24 GB") is None
     assert "24 GB: nothing fits" in memory.advice(rows[:2])
     line = next(line for line in memory.advice(rows).splitlines() if line.startswith("24 GB"))
-    assert "checkpointing: true, compile: false, offload: optimizer" in line  # the config refuses both
+    assert "checkpointing: true, compile: false, offload: optimizer" in line  # the schema rejects both
     assert len(memory.to_markdown(rows).splitlines()) == 2 + len(rows)
 
 
-def test_several_gpus_share_a_teacher_that_fits_none():
-    """Eleven times SD 1.5: 30 bytes a parameter, of which 22 are shared out over 8."""
+def test_placed_of_a_teacher_too_large_for_one_gpu_fits_several():
+    """Predict a teacher of eleven times SD 1.5: 30 bytes per parameter, 22 of them sharded over 8."""
     large = memory.Prediction(*(int(x * memory.GB) for x in (285, 285, 8.8, 0.9, 37.4, 151, 0, 18, 0.3)))
     assert large.placed("none", "optimizer", 8).static < 125e9
     shared = large.placed("none", "all", 8)
     assert shared.static == pytest.approx((285 - (37.4 + 151 + 18) * 7 / 8 + 0.6) * memory.GB, rel=1e-6)
-    assert (large.largest("141 GB"), shared.largest("141 GB")) == (0, 2)
+    assert (large.max_micro_batch("141 GB"), shared.max_micro_batch("141 GB")) == (0, 2)
     assert large.placed("none", "all", 1) == large
 
 
-def test_sd15_fits_24_gb():
+def test_predict_of_sd15_fits_24_gb():
     predicted = memory.predict(SD15, 2.0, "bfloat16", checkpointing=True)
-    assert predicted.placed("optimizer").largest("24 GB") >= memory.GOOD
+    assert predicted.placed("optimizer").max_micro_batch("24 GB") >= memory.GOOD
     assert predicted.static <= 27e9
     smallest = MEMORY["smallest"]
     needed = predicted.placed(smallest["offload"]).needed(smallest["micro_batch"])

@@ -1,4 +1,4 @@
-"""Adam on a vector equals torch's on the parameters, without storing a first moment where beta1 = 0."""
+"""Compare Adam on a vector with torch's on the parameters."""
 
 from types import SimpleNamespace
 
@@ -23,7 +23,7 @@ def network():
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("values", [{}, {"adam_beta1": 0.9}, {"weight_decay": 0.1}, {"adam_eps": 1e-3}])
-def test_equals_torchs_adam(values, fused):
+def test_adam_equals_adam_of_torch(values, fused):
     s = settings(**values)
     theirs, ours = network(), network()
     layout = Layout(ours)
@@ -53,7 +53,7 @@ def test_equals_torchs_adam(values, fused):
 
 
 @pytest.mark.parametrize("beta1", [0.0, 0.9])
-def test_a_skipped_step_changes_nothing(beta1):
+def test_adam_step_with_skip_changes_nothing(beta1):
     adam = Adam(torch.randn(128), settings(adam_beta1=beta1), 1e-2, CPU)
     adam.step(torch.randn(128), GO)
     before = [t.clone() for t in (adam.parameters, adam.second, adam.steps)]
@@ -61,7 +61,7 @@ def test_a_skipped_step_changes_nothing(beta1):
     assert all(torch.equal(a, b) for a, b in zip(before, (adam.parameters, adam.second, adam.steps), strict=True))
 
 
-def test_a_layout_keeps_names_shapes_and_memory_format():
+def test_layout_views_keep_names_shapes_and_memory_format():
     net = network()
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     net.to(memory_format=torch.channels_last)

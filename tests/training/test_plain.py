@@ -1,4 +1,4 @@
-"""The trainer's iteration against the plain one: the same gradients to 1e-5, and Adam's own steps on them."""
+"""Compare the trainer's iteration with the plain one: gradients to 1e-5, and Adam's steps."""
 
 import pytest
 import torch
@@ -17,11 +17,11 @@ CASES = [
 
 
 @pytest.mark.parametrize(("run", "distill"), CASES)
-def test_gradients_equal_the_plain_iterations(make_trainer, monkeypatch, run, distill):
+def test_step_gives_the_gradients_of_the_plain_iteration(make_trainer, monkeypatch, run, distill):
     trainer = make_trainer(run=run, prompt_dropout=0.3, **distill)
     fake, found, inner = trainer.trained["fake_score"], {}, TrainedNetwork.update
     torch.manual_seed(0)
-    fake.master += 0.1 * torch.randn_like(fake.master)  # tell the scores apart
+    fake.master += 0.1 * torch.randn_like(fake.master)  # make the scores differ
 
     def update(student, gradient, *given):
         half = "fake" if student is fake else "generator"

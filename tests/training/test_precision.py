@@ -1,4 +1,4 @@
-"""16-bit arithmetic: gradients point where float32's do, small updates are not lost, overflow lowers the scale."""
+"""Test 16-bit arithmetic: gradients near float32's, small updates, overflow and the loss scale."""
 
 import os
 
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def shake(trainer):
-    """Tell the scores apart: while they are equal, the generator's gradient is rounding alone."""
+    """Make the scores differ: while they are equal, the generator's gradient is rounding error."""
     torch.manual_seed(0)
     for student in (trainer.trained["fake_score"],):
         student.master += 0.05 * torch.randn_like(student.master)
@@ -22,7 +22,7 @@ def shake(trainer):
 
 
 def gradients(trainer, monkeypatch):
-    """Metrics, and the gradients of both halves before any update."""
+    """Return metrics, and the gradients of both phases before any update."""
     found = {}
 
     def keep(student, gradient, loss, lr, iteration):
@@ -38,7 +38,7 @@ def gradients(trainer, monkeypatch):
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("micro_batch", [8, 2])
-def test_gradients_point_where_float32s_do(make_trainer, monkeypatch, precision, micro_batch):
+def test_step_in_16_bits_gives_gradients_near_float32(make_trainer, monkeypatch, precision, micro_batch):
     size = {"batch": 8, "micro_batch": micro_batch}
     metrics, exact = gradients(make_trainer(**size), monkeypatch)
     metrics_16, found = gradients(make_trainer(precision=precision, **size), monkeypatch)
@@ -50,7 +50,7 @@ def test_gradients_point_where_float32s_do(make_trainer, monkeypatch, precision,
         assert metrics_16[name].item() == pytest.approx(metrics[name].item(), rel=0.05), name
 
 
-def test_only_16_bit_weights_of_a_gpu_are_channels_last(tiny_teacher):
+def test_set_memory_format_changes_only_16_bit_weights_of_a_gpu(tiny_teacher):
     for kind, precision in (
         ("cuda", "bfloat16"),
         ("cuda", "float16"),
@@ -64,8 +64,8 @@ def test_only_16_bit_weights_of_a_gpu_are_channels_last(tiny_teacher):
         assert last == (kind == "cuda" and precision in ("bfloat16", "float16"))
 
 
-def test_deterministic_kernels_are_asked_for_and_an_iteration_has_them(make_trainer, monkeypatch):
-    """Strictly: else attention's backward would not use its own, and warn."""
+def test_set_determinism_is_strict_and_an_iteration_runs(make_trainer, monkeypatch):
+    """Check strict mode: otherwise attention's backward warns and is not deterministic."""
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
@@ -84,7 +84,7 @@ def test_deterministic_kernels_are_asked_for_and_an_iteration_has_them(make_trai
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_networks_compute_on_refreshed_16_bit_copies(make_trainer, precision):
+def test_step_in_16_bits_refreshes_the_copies(make_trainer, precision):
     trainer = make_trainer(precision=precision)
     dtype = getattr(torch, precision)
     for _ in range(2):
@@ -100,8 +100,8 @@ def test_networks_compute_on_refreshed_16_bit_copies(make_trainer, precision):
     assert {p.dtype for p in trainer.ema.network.parameters()} == {torch.float32}
 
 
-def test_updates_below_16_bit_resolution_add_up(make_trainer):
-    """lr 1e-6 moves no bfloat16 weight of size 0.1 (half an ulp is 2e-4), but it moves the float32 ones."""
+def test_step_below_16_bit_resolution_accumulates_updates(make_trainer):
+    """Check that lr 1e-6 changes float32 weights of size 0.1, though half an ulp of bfloat16 is 2e-4."""
     trainer = make_trainer(precision="bfloat16", lr=1e-6)
     before = trainer.trained["generator"].master.clone()
     for _ in range(3):
@@ -111,7 +111,7 @@ def test_updates_below_16_bit_resolution_add_up(make_trainer):
     assert (moved > 0).float().mean() > 0.5
 
 
-def test_tf32_is_float32_on_a_cpu(make_trainer):
+def test_step_in_tf32_on_a_cpu_equals_float32(make_trainer):
     plain, tf32 = make_trainer(), make_trainer(precision="tf32")
     for trainer in (plain, tf32):
         trainer.step()
@@ -121,64 +121,64 @@ def test_tf32_is_float32_on_a_cpu(make_trainer):
 # --- the guard ---------------------------------------------------------------------------------------------------------
 
 
-def judge(guard, loss=1.0, norm=1.0, iteration=0):
+def should_skip(guard, loss=1.0, norm=1.0, iteration=0):
     return guard.should_skip(torch.tensor(loss), torch.tensor(norm), iteration).item()
 
 
-def test_overflow_in_float16_halves_the_scale_and_is_no_fault():
+def test_update_guard_at_overflow_halves_the_scale():
     guard = UpdateGuard(CPU, "float16", limit=1)
     assert guard.scale == FIRST_SCALE
-    assert judge(guard, norm=float("inf")) == 1
+    assert should_skip(guard, norm=float("inf")) == 1
     assert guard.scale == FIRST_SCALE / 2
     assert guard.skipped == 1
     assert guard.stopped() is None
-    assert judge(guard) == 0
+    assert should_skip(guard) == 0
 
 
-def test_the_scale_grows_after_many_good_updates():
+def test_update_guard_after_many_finite_updates_doubles_the_scale():
     guard = UpdateGuard(CPU, "float16", limit=1)
     for _ in range(GROWTH_INTERVAL):
-        judge(guard)
+        should_skip(guard)
     assert guard.scale == 2 * FIRST_SCALE
 
 
-def test_what_no_scale_can_mend_is_a_fault():
+def test_update_guard_of_nonfinite_loss_counts_a_fault():
     guard = UpdateGuard(CPU, "float16", limit=2)
-    judge(guard, loss=float("nan"), norm=float("nan"), iteration=3)
+    should_skip(guard, loss=float("nan"), norm=float("nan"), iteration=3)
     assert guard.stopped() is None
-    judge(guard, loss=float("nan"), norm=float("nan"), iteration=4)
-    judge(guard, iteration=5)  # read late: the run was over at 4
+    should_skip(guard, loss=float("nan"), norm=float("nan"), iteration=4)
+    should_skip(guard, iteration=5)  # read late: the run was over at 4
     assert guard.stopped()[0] == 4
     assert guard.scale == FIRST_SCALE
 
 
-def test_overflow_at_the_smallest_scale_is_a_fault():
+def test_update_guard_at_the_smallest_scale_counts_overflow():
     guard = UpdateGuard(CPU, "float16", limit=1)
     for iteration in range(100):
-        judge(guard, norm=float("inf"), iteration=iteration)
+        should_skip(guard, norm=float("inf"), iteration=iteration)
     assert guard.scale == 1
     assert guard.stopped()[0] == 8  # 2^8 was halved 8 times before
 
 
-def test_good_updates_end_a_row_of_faults():
+def test_update_guard_after_a_finite_update_resets_the_count():
     guard = UpdateGuard(CPU, "float32", limit=2)
     for norm in (float("nan"), 1.0, float("nan"), 1.0):
-        judge(guard, norm=norm)
+        should_skip(guard, norm=norm)
     assert guard.stopped() is None
     assert guard.skipped == 2
 
 
-def test_a_restored_guard_goes_on(make_trainer):
+def test_update_guard_restored_continues(make_trainer):
     guard, other = UpdateGuard(CPU, "float16", limit=5), UpdateGuard(CPU, "float16", limit=5)
     for _ in range(3):
-        judge(guard, norm=float("inf"))
+        should_skip(guard, norm=float("inf"))
     other.restore(guard.saved())
     assert other.saved() == guard.saved()
     assert other.scale == FIRST_SCALE / 8
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_a_restored_run_goes_on_with_the_same_bits(make_trainer, tmp_path, precision):
+def test_load_newest_state_in_16_bits_continues_with_equal_bits(make_trainer, tmp_path, precision):
     def make():
         return make_trainer(precision=precision, adam_beta1=0.5)
 

@@ -1,4 +1,4 @@
-"""A whole run: interrupted and resumed equals uninterrupted, bit for bit; alarms; states of other settings."""
+"""Test whole runs: exact resume, alarms, checkpoints of other settings."""
 
 import errno
 import json
@@ -25,26 +25,26 @@ from sid_core.training.health import TrainingStopped
 from sid_core.training.iteration import Trainer
 from sid_core.training.precision import set_determinism
 from sid_core.training.run import Interrupted, distill
-from sid_core.training.state import StateWriter, remove_unfinished
+from sid_core.training.state import StateWriter, remove_partial_writes
 
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_teacher, tmp_path_factory):
-    """The default run, to its end in one go."""
+    """Run the default settings without interruption."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     distill(make_settings(), tiny_teacher, PROMPTS, folder / "state", folder / "run" / "generator")
     return folder
 
 
 def points(path):
-    """Logged points without their times."""
+    """Read logged points without their times."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in ("elapsed_s", "images_per_s")} for line in lines]
 
 
-def test_products(uninterrupted, tiny_teacher):
+def test_distill_writes_generator_log_and_grids(uninterrupted, tiny_teacher):
     generator, record = load_generator(uninterrupted / "run" / "generator", tiny_teacher)
     assert record["train_kimg"] == 0.08
     assert record["run"]["teacher"] == 1.5
@@ -56,8 +56,8 @@ def test_products(uninterrupted, tiny_teacher):
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 7, 13, 19])
-def test_interrupted_anywhere_equals_uninterrupted(uninterrupted, tiny_teacher, folders, monkeypatch, stop_at):
-    """SIGTERM during iteration `stop_at` saves there; the continuation gives the same weights and the same log."""
+def test_distill_interrupted_anywhere_gives_equal_bits(uninterrupted, tiny_teacher, folders, monkeypatch, stop_at):
+    """Send SIGTERM during iteration `stop_at`, and compare weights and log of the resumed run."""
     inner = Trainer.step
 
     def step(self):
@@ -79,7 +79,7 @@ def test_interrupted_anywhere_equals_uninterrupted(uninterrupted, tiny_teacher, 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_on_a_gpu_interrupted_equals_uninterrupted(tiny_teacher, tmp_path, monkeypatch, precision):
+def test_distill_interrupted_on_a_gpu_gives_equal_bits(tiny_teacher, tmp_path, monkeypatch, precision):
     set_determinism(True)
     settings, whole, parts = make_settings(precision=precision), tmp_path / "whole", tmp_path / "parts"
     distill(settings, tiny_teacher, PROMPTS, whole / "state", whole / "generator")
@@ -101,7 +101,7 @@ def test_on_a_gpu_interrupted_equals_uninterrupted(tiny_teacher, tmp_path, monke
 
 @pytest.fixture(scope="module")
 def in_parts(tiny_teacher, tmp_path_factory):
-    """The default run in micro-batches of one."""
+    """Run the default settings in micro-batches of one."""
     folder = tmp_path_factory.mktemp("in_parts")
     distill(make_settings(micro_batch=1), tiny_teacher, PROMPTS, folder / "state", folder / "run" / "generator")
     return folder
@@ -109,8 +109,10 @@ def in_parts(tiny_teacher, tmp_path_factory):
 
 @pytest.mark.parametrize("network", ["fake", "generator"])
 @pytest.mark.parametrize("part", [0, 2])
-def test_an_iteration_left_half_done_equals_a_whole_one(in_parts, tiny_teacher, folders, monkeypatch, network, part):
-    """A long iteration is not waited for: what its first half has updated is saved, and the second half follows later."""
+def test_distill_interrupted_within_an_iteration_gives_equal_bits(
+    in_parts, tiny_teacher, folders, monkeypatch, network, part
+):
+    """Stop a slow iteration: its first phase is saved, and the second follows after resume."""
     name, calls = f"{network}_backward", []
     inner = getattr(ScoreDistillation, name)
 
@@ -140,8 +142,8 @@ def child(teacher, folders, settings):
     os._exit(0)
 
 
-def test_killed_at_random_moments_equals_uninterrupted(uninterrupted, tiny_teacher, folders):
-    """SIGKILL and SIGTERM at random moments, with a state written at every iteration so that many kills hit a write.
+def test_distill_killed_at_random_gives_equal_bits(uninterrupted, tiny_teacher, folders):
+    """Send SIGKILL and SIGTERM at random moments, saving at every iteration so that many kills hit a write.
 
     The processes are forked, so that a kill costs no imports.
     """
@@ -164,7 +166,7 @@ def test_killed_at_random_moments_equals_uninterrupted(uninterrupted, tiny_teach
 
 @pytest.fixture
 def half_done(tiny_teacher, folders, monkeypatch):
-    """A run stopped after iteration 10, with states at 9 (periodic) and 10 (on the signal)."""
+    """Stop a run after iteration 10, with checkpoints at 9 (periodic) and 10 (signal)."""
     inner = Trainer.step
 
     def step(self):
@@ -190,7 +192,9 @@ def half_done(tiny_teacher, folders, monkeypatch):
         (lambda file: sidecar(file).write_text("{"), "generator.json: not valid JSON"),
     ],
 )
-def test_a_damaged_newest_state_falls_back_and_says_so(half_done, uninterrupted, tiny_teacher, caplog, spoil, said):
+def test_distill_from_damaged_newest_checkpoint_falls_back_with_a_warning(
+    half_done, uninterrupted, tiny_teacher, caplog, spoil, said
+):
     newest = saved_states(half_done.state)[0]
     spoil(newest / "generator.safetensors")
     distill(make_settings(), tiny_teacher, PROMPTS, half_done.state, half_done.out)
@@ -199,8 +203,8 @@ def test_a_damaged_newest_state_falls_back_and_says_so(half_done, uninterrupted,
     assert sha256_file(half_done.out / WEIGHTS) == sha256_file(uninterrupted / "run" / "generator" / WEIGHTS)
 
 
-def test_a_damaged_state_is_out_of_the_way_of_those_to_come(half_done, tiny_teacher, monkeypatch, caplog):
-    """Counted as the newest, it would be the one of `keep_states` that stays, and what is saved until the run is there be lost."""
+def test_quarantine_damaged_keeps_later_checkpoints(half_done, tiny_teacher, monkeypatch, caplog):
+    """Check that a damaged checkpoint is not retained by `keep_states` in place of later ones."""
     newest = saved_states(half_done.state)[0]
     later = newest.rename(newest.with_name("state-000000019"))
     (later / "ema.safetensors").write_bytes(b"")
@@ -217,13 +221,13 @@ def test_a_damaged_state_is_out_of_the_way_of_those_to_come(half_done, tiny_teac
             distill(make_settings(keep_states=1), tiny_teacher, PROMPTS, half_done.state, half_done.out)
     assert [path.name for path in saved_states(half_done.state)] == ["state-000000016"]
     assert (half_done.state / "damaged").is_dir()
-    assert f"{later}: damaged, and now called damaged" in caplog.text
+    assert f"{later}: damaged, renamed to damaged" in caplog.text
 
 
-def test_all_states_damaged_is_an_error_not_a_restart(half_done, tiny_teacher):
+def test_distill_from_damaged_checkpoints_raises(half_done, tiny_teacher):
     for state in saved_states(half_done.state):
         (state / "ema.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="all 2 saved states are damaged"):
+    with pytest.raises(UserError, match="all 2 checkpoints are damaged"):
         distill(make_settings(), tiny_teacher, PROMPTS, half_done.state, half_done.out)
 
 
@@ -231,19 +235,19 @@ def test_all_states_damaged_is_an_error_not_a_restart(half_done, tiny_teacher):
     ("change", "prompts", "named"),
     [({"lr": 2e-4}, PROMPTS, r"distill\.lr \(0\.0001 -> 0\.0002\)"), ({}, PROMPTS[:3], "prompts")],
 )
-def test_an_unfinished_run_of_other_settings_is_refused_by_name(half_done, tiny_teacher, change, prompts, named):
+def test_distill_of_unfinished_run_with_other_settings_names_them(half_done, tiny_teacher, change, prompts, named):
     before = sorted(p.name for p in half_done.state.iterdir())
     with pytest.raises(UserError, match=f"unfinished run of other settings: {named}"):
         distill(make_settings(**change), tiny_teacher, prompts, half_done.state, half_done.out)
     assert sorted(p.name for p in half_done.state.iterdir()) == before
 
 
-def test_an_unfinished_run_is_not_shortened_silently(half_done, tiny_teacher):
+def test_distill_of_unfinished_run_with_fewer_images_raises(half_done, tiny_teacher):
     with pytest.raises(UserError, match="already seen 40 images"):
         distill(make_settings(train_kimg=0.02), tiny_teacher, PROMPTS, half_done.state, half_done.out)
 
 
-def test_states_by_the_clock_change_nothing(uninterrupted, tiny_teacher, folders, monkeypatch):
+def test_distill_with_state_every_s_gives_equal_bits(uninterrupted, tiny_teacher, folders, monkeypatch):
     written, write = [], StateWriter.write
     monkeypatch.setattr(
         StateWriter, "write", lambda self, trainer, _: written.append(trainer.nimg) or write(self, trainer, _)
@@ -254,8 +258,8 @@ def test_states_by_the_clock_change_nothing(uninterrupted, tiny_teacher, folders
     assert sha256_file(folders.out / WEIGHTS) == sha256_file(uninterrupted / "run" / "generator" / WEIGHTS)
 
 
-def test_entries_of_other_names_in_a_state_folder_stay(tiny_teacher, folders):
-    """A user may have given a folder of his own."""
+def test_distill_in_a_folder_with_other_entries_keeps_them(tiny_teacher, folders):
+    """Check entries of a user in a folder of his own."""
     mine = [
         folders.state / name
         for name in ("state-of-the-art", "state-5", ".state-mine", "bestiary", ".best.of", "best.txt")
@@ -282,23 +286,23 @@ def test_entries_of_other_names_in_a_state_folder_stay(tiny_teacher, folders):
         "identity.json",
     ],
 )
-def test_a_folder_of_another_program_is_no_state(tiny_teacher, folders, name):
+def test_check_owner_of_foreign_entries_raises(tiny_teacher, folders, name):
     folders.state.mkdir(parents=True)
     (folders.state / name).write_text('{"name": "mine"}')
-    with pytest.raises(UserError, match=f"holds {name}, none of this program's"):
+    with pytest.raises(UserError, match=f"expected the folder of a run, got {name}"):
         distill(make_settings(), tiny_teacher, PROMPTS, folders.state, folders.out)
     assert [path.name for path in folders.state.iterdir()] == [name]
     assert (folders.state / name).read_text() == '{"name": "mine"}'
 
 
-def test_settings_that_do_not_touch_the_weights_may_change(half_done, uninterrupted, tiny_teacher):
+def test_distill_resumed_with_other_free_settings_gives_equal_bits(half_done, uninterrupted, tiny_teacher):
     changed = make_settings(log_every_nimg=20, keep_states=1, state_every_nimg=40)
     distill(changed, tiny_teacher, PROMPTS, half_done.state, half_done.out)
     assert sha256_file(half_done.out / WEIGHTS) == sha256_file(uninterrupted / "run" / "generator" / WEIGHTS)
     assert len(saved_states(half_done.state)) == 1
 
 
-def test_a_finished_run_is_replaced_by_other_settings_and_extended_by_more_images(tiny_teacher, folders, tmp_path):
+def test_distill_of_finished_run_restarts_or_extends_it(tiny_teacher, folders, tmp_path):
     distill(make_settings(train_kimg=0.04), tiny_teacher, PROMPTS, folders.state, folders.out)
     distill(make_settings(train_kimg=0.08), tiny_teacher, PROMPTS, folders.state, folders.out)  # continues
     assert [p["nimg"] for p in points(folders.state / "training.jsonl")] == list(range(8, 81, 8))
@@ -310,7 +314,7 @@ def test_a_finished_run_is_replaced_by_other_settings_and_extended_by_more_image
     assert sha256_file(folders.out / WEIGHTS) == sha256_file(fresh / WEIGHTS)
 
 
-def test_a_finished_run_of_other_code_is_trained_again(tiny_teacher, folders, monkeypatch):
+def test_distill_of_finished_run_with_other_code_trains_again(tiny_teacher, folders, monkeypatch):
     settings = make_settings(train_kimg=0.016)
     iterations = []
     inner = Trainer.step
@@ -320,12 +324,12 @@ def test_a_finished_run_of_other_code_is_trained_again(tiny_teacher, folders, mo
         assert len(iterations) == trained
 
 
-def test_an_unfinished_run_continues_with_other_code_and_says_so(half_done, tiny_teacher, caplog):
+def test_distill_of_unfinished_run_with_other_code_resumes_with_a_warning(half_done, tiny_teacher, caplog):
     distill(make_settings(), tiny_teacher, PROMPTS, half_done.state, half_done.out, code="new")
-    assert "begun with other training code" in caplog.text
+    assert "resumed with other training code" in caplog.text
 
 
-def test_an_extended_run_equals_a_long_one(uninterrupted, tiny_teacher, folders):
+def test_distill_extended_equals_a_long_run(uninterrupted, tiny_teacher, folders):
     distill(make_settings(train_kimg=0.04), tiny_teacher, PROMPTS, folders.state, folders.out)
     distill(make_settings(), tiny_teacher, PROMPTS, folders.state, folders.out)
     assert sha256_file(folders.out / WEIGHTS) == sha256_file(uninterrupted / "run" / "generator" / WEIGHTS)
@@ -340,18 +344,24 @@ def test_an_extended_run_equals_a_long_one(uninterrupted, tiny_teacher, folders)
         ({"generator_loss_max": 1e-9}, "generator_loss_max"),
     ],
 )
-def test_alarms_end_the_run_without_a_generator(tiny_teacher, folders, alarms, named):
+def test_distill_beyond_an_alarm_stops_without_a_generator(tiny_teacher, folders, alarms, named):
     settings = make_settings(alarms=alarms | {"warmup_nimg": 20, "patience": 3})
     with pytest.raises(TrainingStopped, match=named) as stopped:
         distill(settings, tiny_teacher, PROMPTS, folders.state, folders.out)
     assert "at 40 images" in str(stopped.value)
-    assert [p["nimg"] for p in points(folders.state / "training.jsonl")] == [8, 16, 24, 32, 40]  # 24, 32, 40 are judged
+    assert [p["nimg"] for p in points(folders.state / "training.jsonl")] == [
+        8,
+        16,
+        24,
+        32,
+        40,
+    ]  # 24, 32, 40 are checked
     assert not folders.out.exists()
     assert read_json(folders.state / "ended.json") == {"how": "aborted", "iteration": 10, "why": str(stopped.value)}
 
 
-def test_alarms_count_on_over_interruptions(tiny_teacher, folders, monkeypatch):
-    """A job that is put back every few points must not train on for ever; limits may have changed."""
+def test_alarm_watch_over_interruptions_continues_counting(tiny_teacher, folders, monkeypatch):
+    """Check that a job requeued every few points does not train for ever; limits may have changed."""
     inner, stops = Trainer.step, [6, 8]
 
     def step(self):
@@ -369,12 +379,12 @@ def test_alarms_count_on_over_interruptions(tiny_teacher, folders, monkeypatch):
         distill(settings, tiny_teacher, PROMPTS, folders.state, folders.out)
 
 
-def test_a_second_writer_is_refused(tiny_teacher, folders):
+def test_distill_with_a_held_lease_raises(tiny_teacher, folders):
     with lease(folders.state), pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
         distill(make_settings(), tiny_teacher, PROMPTS, folders.state, folders.out)
 
 
-def test_grids_are_drawn_at_the_start_the_intervals_and_the_end(tiny_teacher, folders):
+def test_distill_draws_grids_at_start_intervals_and_end(tiny_teacher, folders):
     drawn = {}
     settings = make_settings(samples_every_nimg=32)
 
@@ -393,7 +403,7 @@ def test_grids_are_drawn_at_the_start_the_intervals_and_the_end(tiny_teacher, fo
 
 @pytest.fixture
 def disk(monkeypatch):
-    """A disk that writes no state until `set` is called."""
+    """Block writes of checkpoints until `set` is called."""
     free = threading.Event()
 
     def save(*given):
@@ -404,7 +414,7 @@ def disk(monkeypatch):
     return free
 
 
-def test_training_does_not_wait_for_the_disk(make_trainer, tmp_path, disk):
+def test_state_writer_with_a_slow_disk_lets_training_continue(make_trainer, tmp_path, disk):
     trainer = make_trainer()
     with StateWriter(tmp_path, keep=2) as writer:
         writer.write(trainer, {})
@@ -417,7 +427,7 @@ def test_training_does_not_wait_for_the_disk(make_trainer, tmp_path, disk):
         assert torch.equal(saved[f"generator/{name}"], view)
 
 
-def test_a_full_disk_is_not_passed_over(tiny_teacher, folders, monkeypatch):
+def test_state_writer_with_a_full_disk_raises(tiny_teacher, folders, monkeypatch):
     def save(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -427,8 +437,8 @@ def test_a_full_disk_is_not_passed_over(tiny_teacher, folders, monkeypatch):
     assert not folders.out.exists()
 
 
-def test_what_killed_writes_left_is_removed(half_done, uninterrupted, tiny_teacher):
-    """A state that lacks a record, one whose first file was not whole yet, one that was being removed, and best weights not yet whole."""
+def test_remove_partial_writes_after_kills_removes_all(half_done, uninterrupted, tiny_teacher):
+    """Check checkpoints without a sidecar, partly written or partly removed, and partial best weights."""
     newest, before = saved_states(half_done.state)
     (newest / "ema.json").unlink()
     begun, going = half_done.state / "state-000000011", half_done.state / ".state-000000006"
@@ -439,7 +449,7 @@ def test_what_killed_writes_left_is_removed(half_done, uninterrupted, tiny_teach
         (half_done.state / name / LOCK).write_text(place())
     (half_done.state / "best-000000000060.safetensors").touch()  # its record was not written yet
     (half_done.state / "best.safetensors").touch()
-    remove_unfinished(half_done.state)
+    remove_partial_writes(half_done.state)
     assert [path.name for path in half_done.state.glob("*state-*")] == [before.name]
     assert [path.name for path in half_done.state.glob("*best*")] == ["best.safetensors"]
     begun.mkdir()
@@ -448,18 +458,18 @@ def test_what_killed_writes_left_is_removed(half_done, uninterrupted, tiny_teach
     assert sha256_file(half_done.out / WEIGHTS) == sha256_file(uninterrupted / "run" / "generator" / WEIGHTS)
 
 
-# --- what may change, and what to change ---------------------------------------------------------------------------------
+# --- settings that may change, and remedies ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("key", "value", "said"), [("micro_batch", 2, "(4 -> 2)"), ("deterministic", False, "(True -> False)")]
 )
-def test_what_changes_rounding_may_change_and_the_log_says_so(half_done, tiny_teacher, caplog, key, value, said):
+def test_distill_resumed_with_other_rounding_settings_warns(half_done, tiny_teacher, caplog, key, value, said):
     distill(make_settings(**{key: value}), tiny_teacher, PROMPTS, half_done.state, half_done.out)
     assert f"distill.{key} {said}: the same draws, weights equal up to rounding only" in caplog.text
 
 
-def test_an_operation_without_deterministic_kernel_says_what_to_change(tiny_teacher, folders, monkeypatch):
+def test_distill_without_deterministic_kernel_names_the_setting(tiny_teacher, folders, monkeypatch):
     def refused(self):
         raise RuntimeError("put_ does not have a deterministic implementation, but you set …")
 
@@ -468,7 +478,7 @@ def test_an_operation_without_deterministic_kernel_says_what_to_change(tiny_teac
         distill(make_settings(), tiny_teacher, PROMPTS, folders.state, folders.out)
 
 
-def test_where_nothing_was_saved_nothing_is_refused(tiny_teacher, folders, monkeypatch):
+def test_distill_without_checkpoint_accepts_other_settings(tiny_teacher, folders, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", out_of_memory)
         with pytest.raises(UserError, match="memory is full"):
@@ -488,29 +498,29 @@ def out_of_memory(self):
             r"set distill\.micro_batch: 2 .*distill\.offload: all, or distill\.checkpointing: true .*precision: bfloat16 .*shard: all on several GPUs\. ",
         ),
         ({"micro_batch": 1, "precision": "bfloat16", "offload": "all"}, r"set distill\.checkpointing: true \(a third"),
-        # the config refuses 3 images of 14, and both of compile and checkpointing
+        # the schema rejects 3 images of 14, and both of compile and checkpointing
         (
             {"batch": 14, "micro_batch": 7, "compile": True},
             r"set distill\.micro_batch: 2 .*distill\.checkpointing: true with distill\.compile: false \(a third",
         ),
     ],
 )
-def test_a_full_gpu_says_what_to_change(tiny_teacher, folders, monkeypatch, distill_settings, advice):
+def test_distill_out_of_memory_lists_remedies(tiny_teacher, folders, monkeypatch, distill_settings, advice):
     monkeypatch.setattr(Trainer, "step", out_of_memory)
     with pytest.raises(UserError, match=r"memory is full \(CUDA out of memory\); " + advice):
         distill(make_settings(**distill_settings), tiny_teacher, PROMPTS, folders.state, folders.out)
 
 
-def test_saved_state_is_plain_safetensors(uninterrupted):
+def test_checkpoint_consists_of_safetensors(uninterrupted):
     files = {name.split("/")[0] for name in load_state(uninterrupted / "state")}
     assert files == {"ema", "fake_score", "fake_score_second_moment", "generator", "generator_second_moment"}
 
 
-# --- watched by held-out captions --------------------------------------------------------------------------------------
+# --- proxy evaluations ------------------------------------------------------------------------------------------------
 
 
 def watch(values):
-    """A stand-in for the evaluation's scores: `values` one after the other; also keeps what it was given."""
+    """Make a substitute for proxy evaluations that returns `values` in turn and stores its inputs."""
     given, values = [], iter(values)
 
     def look(batches):
@@ -520,7 +530,7 @@ def watch(values):
     return look, given
 
 
-def test_held_out_captions_are_looked_at_and_never_trained_on(tiny_teacher, folders, monkeypatch):
+def test_distill_with_proxy_samples_never_trains_on_them(tiny_teacher, folders, monkeypatch):
     look, given = watch([3.0, 2.0])
     settings = make_settings(proxy_samples=2, proxy_every_nimg=40)
     indices, inner = set(), Trainer._draw
@@ -538,7 +548,7 @@ def test_held_out_captions_are_looked_at_and_never_trained_on(tiny_teacher, fold
     assert {p["nimg"]: p["fid_proxy"] for p in logged if "fid_proxy" in p} == {40: 3.0, 80: 2.0}
 
 
-def test_the_generator_is_that_of_the_lowest_value(tiny_teacher, folders):
+def test_keep_best_exports_the_lowest_value(tiny_teacher, folders):
     look, _ = watch([2.0, None, 1.0, 3.0])
     settings = make_settings(proxy_samples=2, proxy_every_nimg=20, keep_best="fid_proxy")
     distill(settings, tiny_teacher, PROMPTS, folders.state, folders.out, on_held_out=look)
@@ -561,7 +571,7 @@ def test_keep_best_with_an_earlier_point_records_its_images(tiny_teacher, folder
 
 @pytest.mark.parametrize("saved", [0, 40])
 def test_keep_best_of_a_killed_attempt_is_not_exported_by_other_code(tiny_teacher, folders, monkeypatch, saved):
-    """Killed after its best point, from which no state is saved; the other code that goes on is never as good."""
+    """Kill a run after its best point, before a checkpoint; the other code never reaches that value."""
     settings = make_settings(
         proxy_samples=2, proxy_every_nimg=20, keep_best="fid_proxy", state_every_nimg=saved or 1000, keep_states=1
     )
@@ -580,10 +590,10 @@ def test_keep_best_of_a_killed_attempt_is_not_exported_by_other_code(tiny_teache
     look, _ = watch([5.0] * 4)
     distill(settings, tiny_teacher, PROMPTS, folders.state, folders.out, on_held_out=look, code="new")
     chosen = read_json(folders.out / "generator.json")["chosen"]
-    # what the state was saved after is part of the run that goes on
+    # points before the checkpoint belong to the resumed run
     assert chosen == {"rule": "lowest fid_proxy", "nimg": 20, "value": 3.0 if saved else 5.0}
 
 
-def test_more_held_out_captions_than_there_are_is_refused(tiny_teacher, folders):
+def test_make_trainer_with_too_many_proxy_samples_raises(tiny_teacher, folders):
     with pytest.raises(UserError, match=r"proxy_samples=5: expected fewer than the 5 training captions"):
         distill(make_settings(proxy_samples=5), tiny_teacher, PROMPTS, folders.state, folders.out)

@@ -1,4 +1,4 @@
-"""`sid-core distill` on two processes that torchrun starts: what ends it is said, once, by a process that takes its time."""
+"""Run `sid-core distill` under torchrun on two ranks: the cause of the end is printed once."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ sys.exit(cli.main())
 
 @pytest.fixture
 def distill(tiny_teacher, tmp_path):
-    """distill(settings, who is signalled: one, torchrun) -> the ended process."""
+    """Return distill(settings, target of the signal: one or torchrun), which returns the ended process."""
     (tmp_path / "stage.py").write_text(STAGE)
     prepare_prompts(PromptsSettings(prompts=Prompts(train=5, evaluation=1)), tmp_path / "prompts", tiny_teacher)
 
@@ -54,7 +54,7 @@ def distill(tiny_teacher, tmp_path):
     return start
 
 
-def test_an_alarm_is_said_and_ends_all(distill, tmp_path):
+def test_torchrun_with_an_alarm_prints_it_once_and_ends_all(distill, tmp_path):
     ended = distill(make_settings(micro_batch=2, alarms={"score_gap_max": 1e-9}))
     assert ended.returncode == 1
     assert ended.stderr.count("error: lsg-1.5: score_gap=") == ended.stderr.count("error: ") == 1, ended.stderr
@@ -63,7 +63,7 @@ def test_an_alarm_is_said_and_ends_all(distill, tmp_path):
 
 
 @pytest.mark.parametrize("signalled", ["one", "torchrun"])
-def test_a_signal_is_said_and_ends_all(distill, tmp_path, signalled):
+def test_torchrun_with_a_signal_prints_it_once_and_ends_all(distill, tmp_path, signalled):
     ended = distill(make_settings(micro_batch=2), signalled)
     assert ended.returncode == 128 + 10
     assert ended.stderr.count("lsg-1.5: interrupted; its state is saved") == ended.stderr.count("error: ") == 1
