@@ -180,20 +180,11 @@ def _write(inputs: Inputs, sampler: Sampler, start: int, stop: int, out: Path, i
             f"generate.seed={sampling.seed}: expected seed + samples up to 2^32. Fix: choose a smaller seed"
         )
     record = {
-        "start": start,
-        "stop": stop,
-        "seed": sampling.seed,
-        "noise_device": NOISE_DEVICE,
-        "device": inputs.device,
-        "precision": sampling.precision,
-        "image_size": sampling.image_size,
-        "captions_sha256": captions_sha256(captions[start:stop]),
-        "teacher_sha256": inputs.teacher_sha256,
-        **identity,
-        "versions": versions(),
-        "images_per_s": None,
-        "samples": [],
-    }
+        "start": start, "stop": stop, "seed": sampling.seed, "noise_device": NOISE_DEVICE, "device": inputs.device,
+        "precision": sampling.precision, "image_size": sampling.image_size,
+        "captions_sha256": captions_sha256(captions[start:stop]), "teacher_sha256": inputs.teacher_sha256,
+        **identity, "versions": versions(), "images_per_s": None, "samples": [],
+    }  # fmt: skip
     samples = _samples(inputs, sampler, start, stop, record)
     packed = in_order(partial(_pack, sampling), samples, workers, ahead=inputs.batch)
     write_shard(out, _record_samples(packed, record, inputs.seed, Progress(out.stem, stop - start)), record)
