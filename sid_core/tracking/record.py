@@ -11,7 +11,6 @@ from ..pipeline.inputs import load_frozen
 from ..pipeline.paths import Results, Row, State
 from ..storage.files import read_json, write_json
 from ..storage.lease import living_owner
-from . import views
 from .registry import LARGEST_UPLOAD, register_best, size
 from .run import MirroredRun, generator_run
 from .store import first_line, init, later, resolve_uri
@@ -143,7 +142,10 @@ def _links(store: dict, compared: list[str]) -> dict[str, str]:
     server = store["uri"].replace(f"{HIDDEN}@", "").rstrip("/")  # a browser asks for the password
     base = server if server.startswith("http") else "http://127.0.0.1:5000"
     runs, experiment = quote(json.dumps(compared, separators=(",", ":"))), store["experiment_id"]
-    return views.links(base, experiment) | {
+    page = f"{base}/#/experiments/{experiment}/runs?orderByKey=metrics.%60fid%60&orderByAsc=true"
+    return {
+        "runs by FID": f"{page}&compareRunsMode=TABLE",
+        "charts": f"{page}&compareRunsMode=CHART",
         "generators side by side": f"{base}/#/compare-runs?runs={runs}&experiments={quote(json.dumps([experiment]))}",
     }
 

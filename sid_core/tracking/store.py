@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from ..errors import HIDDEN, UserError, redact
 from ..pipeline.paths import Results
 from ..storage.files import read_json, write_json
-from . import views
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
+TRAINING_PAGE = {"mlflow.experimentKind": "custom_model_development"}  # else links open on the page for conversations
 # file systems that several machines share, as /proc/mounts calls them: SQLite's locks do not hold between machines
 SHARED = re.compile(
     "nfs4?|lustre|gpfs|beegfs.*|ceph|cifs|smb.*|afs|gfs2|ocfs2|panfs|wekafs|pvfs2|orangefs|glusterfs"
@@ -124,14 +124,13 @@ def _open_experiment(name: str, uri: str) -> str:
             connection.execute("PRAGMA journal_mode=WAL")
     files = database and (database.parent / "mlartifacts" / name).as_uri()
     if experiment is None:
-        experiment_id = client.create_experiment(name, artifact_location=files)
+        experiment_id = client.create_experiment(name, files, TRAINING_PAGE)
     elif experiment.lifecycle_stage != "active":
         raise UserError(f"experiment {name!r} was deleted there; restore it, or give this experiment another name")
     else:
         if database:
             _check_not_moved(database, experiment.artifact_location, files)
         experiment_id = experiment.experiment_id
-    views.save(client, experiment_id)
     return experiment_id
 
 

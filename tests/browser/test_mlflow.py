@@ -1,4 +1,4 @@
-"""Test MLflow's pages at the printed addresses: saved views with their charts, runs, curves, grids and the best model."""
+"""Test MLflow's pages at the printed addresses: runs by FID, charts, curves, grids and the best model."""
 
 import json
 import os
@@ -106,42 +106,40 @@ def visit(open_page):
     return visit
 
 
-def test_scales_are_compared_by_scatter_and_parallel_coordinates(visit, links):
-    page = visit(links["scales"])
+def test_runs_page_of_the_link_is_sorted_by_fid(visit, links):
+    page = visit(links["runs by FID"])
     page.get_by_role("link", name="lsg-2").wait_for()
-    for text in ("trade-off", "fid vs. clip", "Parallel Coordinates"):
-        page.get_by_text(text).first.wait_for()
-    assert page.get_by_role("link", name="teacher-dpm-solver-karras-cfg2-8steps").is_visible()
-    assert page.get_by_role("link", name="published-x").count() == 0  # another protocol
+    runs = [
+        name for name in page.get_by_role("link").all_inner_texts() if name.startswith(("lsg", "teacher-", "published"))
+    ]
+    assert runs == [
+        "teacher-dpm-solver-karras-cfg2-8steps",
+        "lsg-1.5",
+        "lsg-2",
+        "published-x",
+        "lsg-1_5",
+    ]  # last: the link to the registered model
+
+
+def test_charts_page_of_the_link_shows_scores_curves_and_grids(visit, links):
+    page = visit(links["charts"])
+    page.get_by_role("link", name="lsg-2").wait_for()
+    page.get_by_text("fid", exact=True).first.wait_for()
     assert page.locator(".js-plotly-plot").first.is_visible()
-
-
-def test_mlflow_table_has_the_saved_columns_and_order(visit, links):
-    page = visit(links["scales"].replace("compareRunsMode=CHART", "compareRunsMode=TABLE"))
-    page.get_by_role("link", name="lsg-2").wait_for()
-    for column in ("fid", "clip", "precision", "kappa_teacher"):
-        page.get_by_text(column, exact=True).first.wait_for()
-    runs = [name for name in page.get_by_role("link").all_inner_texts() if name.startswith(("lsg", "teacher-"))]
-    assert runs == ["teacher-dpm-solver-karras-cfg2-8steps", "lsg-1.5", "lsg-2"]  # by FID
-
-
-def test_curves_and_grids_over_images_seen(visit, links):
-    page = visit(links["training"])
-    page.get_by_role("link", name="lsg-2").wait_for()
-    assert page.get_by_role("link", name="teacher-dpm-solver-karras-cfg2-8steps").count() == 0
-    page.get_by_text("curves").first.wait_for()
-    page.get_by_text("training/score_gap").first.wait_for()
     page.mouse.move(1000, 700)
+    curve = page.get_by_text("training/score_gap").first
     grid = page.locator("img[src^='blob:'], img[src*='get-artifact'], img[src*='artifact']").first
-    for _ in range(30):
-        if grid.count() and grid.is_visible():
-            break
-        page.mouse.wheel(0, 300)
-        page.wait_for_timeout(500)
+    for element in (curve, grid):
+        for _ in range(40):
+            if element.count() and element.is_visible():
+                break
+            page.mouse.wheel(0, 300)
+            page.wait_for_timeout(500)
+        assert element.is_visible()
     assert grid.evaluate("image => image.naturalWidth") > 0
 
 
-def test_generators_stand_side_by_side(visit, links):
+def test_compare_page_of_generators_names_both_runs(visit, links):
     page = visit(links["generators side by side"])
     page.get_by_text("Comparing 2 Runs from 1 Experiment").first.wait_for()
 

@@ -28,7 +28,7 @@ from sid_core.storage.files import read_json, write_json, write_manifest
 from sid_core.storage.lease import lease
 from sid_core.tracking import mirror as mirroring
 from sid_core.tracking import record as syncing
-from sid_core.tracking import registry, views
+from sid_core.tracking import registry
 from sid_core.tracking import store as places
 from sid_core.tracking.run import FILES, MirroredRun, generator_run
 
@@ -116,12 +116,13 @@ def test_links_to_a_server_with_a_password_name_the_host_alone():
     assert all(link.startswith("http://server:8080/#/") for link in links.values())
 
 
-def test_init_makes_a_database_that_many_may_write_to(store, capsys):
+def test_init_makes_a_database_that_many_may_write_to(store, client, capsys):
     assert store["problem"] is None
     database = store["uri"].removeprefix("sqlite:///")
     with sqlite3.connect(database) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert not list(Path.cwd().glob("mlruns"))
+    assert client.get_experiment(store["experiment_id"]).tags["mlflow.experimentKind"] == "custom_model_development"
     again = store["path"].with_name("again.json")
     tracking.init("shapes", store["uri"], again)
     assert json.loads(again.read_text())["experiment_id"] == store["experiment_id"]
@@ -462,7 +463,7 @@ def test_track_brings_every_row_once(store, client, results, capsys):
     record = json.loads((results / "tracking.json").read_text())
     assert set(record["runs"]) == {"lsg-1.5", "teacher-dpm-solver-karras-cfg2-8steps", "published-x"}
     said = capsys.readouterr().out
-    assert f"http://127.0.0.1:5000/#/experiments/{store['experiment_id']}/runs?viewStateShareKey=" in said
+    assert f"http://127.0.0.1:5000/#/experiments/{store['experiment_id']}/runs?orderByKey=" in said
     assert record["links"]["generators side by side"] in said
     assert "make ui" in said
 
@@ -520,8 +521,9 @@ def test_sync_to_a_server_that_stops_prints_one_line(store, results, monkeypatch
 
 def test_links_lead_to_the_users_own_server():
     links = syncing._links({"uri": "http://server:8080/", "experiment_id": "7"}, ["a", "b"])
-    page = "http://server:8080/#/experiments/7/runs"
-    assert links["scales"] == f"{page}?viewStateShareKey=sid-core-scales&compareRunsMode=CHART"
+    page = "http://server:8080/#/experiments/7/runs?orderByKey=metrics.%60fid%60&orderByAsc=true"
+    assert links["runs by FID"] == f"{page}&compareRunsMode=TABLE"
+    assert links["charts"] == f"{page}&compareRunsMode=CHART"
     assert links["generators side by side"].startswith("http://server:8080/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D")
 
 
@@ -619,22 +621,6 @@ def test_sync_after_the_folder_was_moved_names_the_remedy_which_heals(results, t
 def test_no_experiment_is_a_named_error(tmp_path, capsys):
     assert cli.main(["track", "--results", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith(f"error: --results {tmp_path}: has no config.yaml; ")
-
-
-# --- the page ------------------------------------------------------------------------------------------------------------------
-
-
-def test_views_are_saved_once_and_a_users_changes_stay(store, client):
-    experiment = store["experiment_id"]
-    tags = client.get_experiment(experiment).tags
-    saved = {key for key in tags if key.startswith(views.TAG)}
-    assert saved == {views.TAG + key for key in views.VIEWS}
-    assert all(len(value) < 5000 for value in tags.values())  # MLflow's limit
-    assert tags[views.KIND] == "custom_model_development"
-    mine = sorted(saved)[0]
-    client.set_experiment_tag(experiment, mine, "mine")
-    views.save(client, experiment)
-    assert client.get_experiment(experiment).tags[mine] == "mine"
 
 
 # --- the best generator --------------------------------------------------------------------------------------------------------
