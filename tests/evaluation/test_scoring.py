@@ -222,7 +222,7 @@ def test_reference_files_are_seen_again_by_other_code(evaluate_settings, tmp_pat
     values = evaluate_settings().evaluate.model_dump(include=set(BuildReferenceSettings.model_fields))
     (tmp_path / "settings.yaml").write_text(dump(BuildReferenceSettings(**values)))
     for code in ("first", "first", "a fix"):
-        monkeypatch.setattr("sid_core.pipeline.digests.stage_digest", {"evaluation.features": code}.__getitem__)
+        monkeypatch.setattr("sid_core.cli.stage_digest", {"evaluation.features": code}.__getitem__)
         arguments = ["--settings", str(tmp_path / "settings.yaml"), "--out", str(tmp_path / "out.safetensors")]
         assert cli.main(["reference", *arguments]) == 0
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
