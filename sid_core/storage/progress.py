@@ -1,4 +1,4 @@
-"""Show how much is done: a bar on a terminal, a line at every tenth in a log file."""
+"""Show progress: a bar on a terminal, a line at every tenth in a log file."""
 
 import logging
 import sys
@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 class Progress:
-    """Shows how many of `total` images, or bytes (`unit` B), are done. A bar's carriage returns would make one endless line of a log."""
+    """Progress in images, or in bytes (`unit` B). A log gets lines: a bar's carriage returns would make one endless line."""
 
     def __init__(self, name: str, total: int | None, unit: str = "images", done: int = 0):
         from tqdm import tqdm
@@ -21,7 +21,7 @@ class Progress:
         self._bar = tqdm(desc=name, total=total, initial=done, unit=unit, unit_scale=scaled) if terminal else None
 
     def update(self, done: int) -> None:
-        """Show that so many are done, of all."""
+        """Show that `done` of all are done."""
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
             if done == self._total:
@@ -31,6 +31,6 @@ class Progress:
             if self._unit == "B":
                 log.info("%s: %.1f of %.1f MB", self._name, done / 1e6, self._total / 1e6)
                 return
-            speed = done / max(time.monotonic() - self._start_s, 1e-9)
-            log.info("%s: %d of %d images, %.0f images/s", self._name, done, self._total, speed)
-            job_record.update(done=done, total=self._total, images_per_s=speed)
+            throughput = done / max(time.monotonic() - self._start_s, 1e-9)
+            log.info("%s: %d of %d images, %.0f images/s", self._name, done, self._total, throughput)
+            job_record.update(done=done, total=self._total, images_per_s=throughput)

@@ -1,4 +1,4 @@
-"""Training states on disk: a folder each, named by its iteration; and what weights were trained from."""
+"""Find saved training states, a folder each named by its iteration, and describe the origin of weights."""
 
 import re
 from pathlib import Path
@@ -10,18 +10,18 @@ STATE = re.compile(r"state-\d{9}(half\d*)?")  # name of a training state
 
 
 def saved_states(folder: str | Path) -> list[Path]:
-    """Finished training states below `folder`, newest first: those of whose files every one is recorded."""
+    """Return the finished training states below `folder`, newest first: those whose files all have a sidecar."""
     states = (path for path in Path(folder).glob("state-*") if STATE.fullmatch(path.name))
-    return sorted(filter(_is_recorded, states), reverse=True)
+    return sorted(filter(_is_finished, states), reverse=True)
 
 
 def saved_record(state: Path) -> dict:
-    """What a training state's files say of it: {"iteration", "nimg", "files", …}."""
+    """Return the record in a training state's sidecars: {"iteration", "nimg", "files", …}."""
     return read_json(min(state.glob("*.json")))["record"]
 
 
 def trained_from(record: dict) -> dict[str, str] | None:
-    """Return what weights were trained from beside their settings, by generator.json or a state's identity.json; None if unknown."""
+    """Return the inputs of a training from its generator.json or identity.json; None if unknown."""
     if "imported" in record:
         return {"file": record["imported"]["sha256"], "teacher": record["teacher_sha256"]}
     if "trained_from" in record:
@@ -30,10 +30,10 @@ def trained_from(record: dict) -> dict[str, str] | None:
     return {key: record[key] for key in keys} if record.keys() >= set(keys) else None
 
 
-def _is_recorded(state: Path) -> bool:
+def _is_finished(state: Path) -> bool:
     try:
         return all(sidecar(state / name).is_file() for name in saved_record(state)["files"])
-    except ValueError:  # nothing is recorded yet
+    except ValueError:  # no sidecar yet
         return False
-    except UserError:  # damaged, which is to be said by who loads it; or just removed
+    except UserError:  # damaged, which loading it reports; or just removed
         return state.is_dir()

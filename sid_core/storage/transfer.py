@@ -1,7 +1,6 @@
-"""One connection that brings the rest of a file: what `downloads` tries until the file is there.
+"""Receive the missing rest of a file over one connection; `downloads` retries.
 
-Bytes are appended to a part; a note beside it holds url, ETag and length, so that the rest is asked for with Range and If-Range
-and a file that changed meanwhile starts over.
+Bytes are appended to a partial file. A note next to it holds url, ETag and length for Range and If-Range.
 """
 
 import errno
@@ -21,11 +20,11 @@ from .progress import Progress
 if TYPE_CHECKING:
     from requests import Response
 
-STALL_S = 60.0  # without a byte, or with fewer than SLOWEST bytes/s over this time: connect again
+STALL_S = 60.0  # reconnect after so long without a byte, or with fewer than SLOWEST bytes/s
 SLOWEST = 1000
 CHUNK = 1 << 20
 REMEDIES = {
-    401: "it needs an account; put user and password into ~/.netrc, or download it by hand and give its path",
+    401: "put user and password into ~/.netrc, or download it by hand and give its path",
     403: "it is not public; download it by hand and give its path",
     404: "it has moved; give its new URL, or the path of a copy",
     410: "it is gone; give another URL, or the path of a copy",
@@ -33,8 +32,8 @@ REMEDIES = {
 TRANSIENT = {408, 425, 429}  # and 5xx
 
 
-class Interrupted(Exception):
-    """Worth another try; `wait_s` is what the server asked for."""
+class TransferInterrupted(Exception):
+    """A failure worth another try, after the `wait_s` seconds that the server requested."""
 
     def __init__(self, cause: str, wait_s: float | None = None):
         super().__init__(cause)
@@ -42,11 +41,11 @@ class Interrupted(Exception):
 
 
 def receive(url: str, part: Path, size: int | None) -> None:
-    """Append to `part` what it lacks. Returns when it is complete.
+    """Append the missing bytes to `part`.
 
     Raises:
-        Interrupted: before that.
-        UserError: the server refuses, the length is wrong, or the disk is full.
+        TransferInterrupted: the connection ended before the file was complete.
+        UserError: the server rejects the request, the length is wrong, or the disk is full.
     """
     import requests
 
@@ -56,38 +55,36 @@ def receive(url: str, part: Path, size: int | None) -> None:
     try:
         response = requests.get(url, headers=_headers(note, part), stream=True, timeout=(min(30, STALL_S), STALL_S))
     except (requests.ConnectionError, requests.Timeout) as error:
-        raise Interrupted(f"no connection ({_reason(error)})") from None
+        raise TransferInterrupted(f"no connection ({_reason(error)})") from None
     except requests.RequestException as error:
-        raise UserError(f"{url}: {_reason(error)}; correct the URL, or give the path of a copy") from None
+        raise UserError(f"{url}: {_reason(error)}. Fix: correct the URL, or give the path of a copy") from None
     with response:
-        if response.status_code == 416:  # nothing after what we have: start over
+        if response.status_code == 416:  # the file is no longer than `part`: start over
             part.unlink(missing_ok=True)
-            raise Interrupted("the file is not what it was", 0)
+            raise TransferInterrupted("the file has changed", 0)
         _check_answer(url, response)
         offset = _offset(url, part, response)
         total = _total(response, offset)
         if size is not None and total not in (None, size):
-            raise UserError(
-                f"{url}: has {total} bytes, expected {size}; it is another file: correct its URL or the size"
-            )
+            raise UserError(f"{url}: has {total} bytes, expected {size}. Fix: correct the URL or the size")
         total = size if total is None else total
         if total is None and response.headers.get("Transfer-Encoding") != "chunked":
-            raise UserError(f"{url}: the server does not say how long it is; download it by hand and give its path")
+            raise UserError(f"{url}: the server sends no length. Fix: download it by hand and give its path")
         _write(url, response, part, offset, total)
 
 
-def note_of(part: Path) -> Path:
+def note_path(part: Path) -> Path:
+    """Return the path of the note next to a partial file: {"url", "validator", "total"}."""
     return part.with_name(f"{part.name}.json")
 
 
 def _read_note(url: str, part: Path) -> dict | None:
-    """What was noted of the file whose beginning lies in `part`: {"url", "validator", "total"}."""
-    note = read_json(note_of(part)) if note_of(part).is_file() and part.is_file() else None
+    note = read_json(note_path(part)) if note_path(part).is_file() and part.is_file() else None
     return note if note and note["url"] == url else None
 
 
 def _headers(note: dict | None, part: Path) -> dict[str, str]:
-    """Of the request: for the rest of what we have, if the server can tell that it is of the same file."""
+    """Return request headers, for the rest alone if the server can check that the file is the same."""
     headers = {"Accept-Encoding": "identity"}
     if note and note["validator"] and part.stat().st_size:
         headers |= {"Range": f"bytes={part.stat().st_size}-", "If-Range": note["validator"]}
@@ -97,19 +94,17 @@ def _headers(note: dict | None, part: Path) -> dict[str, str]:
 def _check_answer(url: str, response: "Response") -> None:
     status = response.status_code
     if status in TRANSIENT or status >= 500:
-        raise Interrupted(f"the server answers {status}", _retry_after(response))
+        raise TransferInterrupted(f"the server answers {status}", _retry_after(response))
     if status not in (200, 206):
         raise UserError(f"{url}: the server answers {status}; {REMEDIES.get(status, 'check the URL')}")
     if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise UserError(f"{url}: the server insists on packing it; download it by hand and give its path")
+        raise UserError(f"{url}: the server compresses it. Fix: download it by hand and give its path")
     if response.headers.get("Content-Type", "").startswith("text/html"):
-        raise UserError(
-            f"{url}: the server answers with a web page, no file; check the URL, or give the path of a copy"
-        )
+        raise UserError(f"{url}: the server answers with a web page. Fix: check the URL, or give the path of a copy")
 
 
 def _retry_after(response: "Response") -> float | None:
-    """Seconds that the server asks to wait, which it gives as a number or a date."""
+    """Return the seconds that the server requests to wait, sent as a number or a date."""
     value = response.headers.get("Retry-After", "")
     if value.isdigit():
         return float(value)
@@ -120,24 +115,23 @@ def _retry_after(response: "Response") -> float | None:
 
 
 def _offset(url: str, part: Path, response: "Response") -> int:
-    """Where the answer's bytes belong: at the end of what we have, or at 0, with a new note of the file's identity."""
+    """Return the response's position in the file: the end of `part`, or 0 after writing a new note."""
     headers = response.headers
     if response.status_code == 206:
-        have, validator = part.stat().st_size, read_json(note_of(part))["validator"]
+        have, validator = part.stat().st_size, read_json(note_path(part))["validator"]
         start = headers.get("Content-Range", "").removeprefix("bytes ").split("-")[0]
         if start == str(have) and validator in (headers.get("ETag"), headers.get("Last-Modified")):
             return have
         part.unlink()
-        raise Interrupted("the server sends another part than asked for", 0)
+        raise TransferInterrupted("the server sends another range than requested", 0)
     etag = headers.get("ETag")
     validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
     part.unlink(missing_ok=True)
-    write_json(note_of(part), {"url": url, "validator": validator, "total": _total(response, 0)})
+    write_json(note_path(part), {"url": url, "validator": validator, "total": _total(response, 0)})
     return 0
 
 
 def _total(response: "Response", offset: int) -> int | None:
-    """Length of the whole file."""
     length = response.headers.get("Content-Length")
     return offset + int(length) if length is not None else None
 
@@ -156,38 +150,36 @@ def _write(url: str, response: "Response", part: Path, offset: int, total: int |
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        need = f"{total - done} more bytes are needed" if total else "what has arrived is kept"
+        need = f"{total - done} more bytes are needed" if total else "the bytes so far are kept"
         raise UserError(
-            f"{url}: cannot be written to {part.parent}: {(error.strerror or str(error)).lower()} ({need}); make room, or set "
-            "SID_CORE_CACHE to another folder, and run again"
+            f"{url}: cannot be written to {part.parent}: {(error.strerror or str(error)).lower()} ({need}). "
+            "Fix: make room, or set SID_CORE_CACHE to another folder"
         ) from None
     if total is not None and done < total:
-        raise Interrupted(f"the connection ended after {done} of {total} bytes")
+        raise TransferInterrupted(f"the connection ended after {done} of {total} bytes")
     if total is not None and done > total:
         part.unlink()
-        raise UserError(
-            f"{url}: {done} bytes arrived, the server promised {total}; give another URL or the path of a copy"
-        )
+        raise UserError(f"{url}: {done} bytes arrived, expected {total}. Fix: give another URL or the path of a copy")
 
 
 def _chunks(response: "Response") -> Iterator[bytes]:
-    """Bytes as they come; a connection that stalls or trickles is an interruption."""
+    """Yield bytes as they arrive; raise TransferInterrupted where too few do."""
     from urllib3.exceptions import HTTPError
 
     since, got = time.monotonic(), 0
     while True:
         try:
-            # read1 returns what is there; read would wait for a full chunk, at a byte a minute for weeks
+            # read1 returns the available bytes; read would wait for a full chunk, at a byte a minute for weeks
             chunk = response.raw.read1(CHUNK, decode_content=False)
         except (HTTPError, OSError) as error:
-            raise Interrupted(f"the connection was lost ({_reason(error)})") from None
+            raise TransferInterrupted(f"the connection was lost ({_reason(error)})") from None
         if not chunk:
             return
         yield chunk
         got += len(chunk)
         if time.monotonic() - since > STALL_S:
             if got < SLOWEST * STALL_S:
-                raise Interrupted(f"only {got} bytes arrived in {STALL_S:.0f} s")
+                raise TransferInterrupted(f"only {got} bytes arrived in {STALL_S:.0f} s")
             since, got = time.monotonic(), 0
 
 

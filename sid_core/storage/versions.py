@@ -1,19 +1,11 @@
-"""Versions of what touches images or numbers; they stand in every record. A module of its own: see `sources.stage_digest`."""
+"""Record library versions. A module of its own: `stage_digest` follows imports."""
 
 import platform
 from importlib import metadata
 
-LIBRARIES = (
-    "torch",
-    "numpy",
-    "pillow",
-    "diffusers",
-    "transformers",
-    "open_clip_torch",
-    "clean-fid",
-)
+LIBRARIES = ("torch", "numpy", "pillow", "diffusers", "transformers", "open_clip_torch", "clean-fid")
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that touch images or numbers."""
+    """Return the versions of Python and of the libraries that change images or numbers."""
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES}

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..storage.files import atomic_path, remove_abandoned, sha256_file, sidecar, verify_sidecar, write_sidecar
+from ..storage.files import atomic_path, remove_temporaries, sha256_file, sidecar, verify_sidecar, write_sidecar
 from ..storage.states import STATE, saved_record, saved_states
 from .flat import Layout
 from .iteration import Trainer
@@ -123,7 +123,7 @@ def remove_partial_writes(folder: Path) -> None:
         if STATE.fullmatch(path.name.removeprefix(".")) and path not in whole:
             shutil.rmtree(path, ignore_errors=True)
     for path in Path(folder).glob(".best*.????????"):
-        remove_abandoned(path.with_name(path.stem.removeprefix(".")))
+        remove_temporaries(path.with_name(path.stem.removeprefix(".")))
     for path in Path(folder).glob("best-*"):
         if BEST.fullmatch(path.name) and not sidecar(path).is_file():
             path.unlink()

@@ -77,7 +77,7 @@ def test_download_of_an_empty_file_succeeds(server, out):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_dropped_connections_are_resumed(server, out, sha256, seed):
+def test_download_after_dropped_connections_resumes(server, out, sha256, seed):
     drops = [random.Random(seed).randrange(SIZE) for _ in range(4)]
     server.faults[PATH] = [Drop(drop) for drop in drops]
     assert download(server.url + PATH, out, sha256) == sha256
@@ -100,13 +100,13 @@ def test_dropped_connections_are_resumed(server, out, sha256, seed):
     ],
     ids=str,
 )
-def test_passing_troubles_are_overcome(server, out, sha256, faults):
+def test_download_after_transient_errors_succeeds(server, out, sha256, faults):
     server.faults[PATH] = faults
     assert download(server.url + PATH, out) == sha256
     assert out.stat().st_size == SIZE
 
 
-def test_retry_after_is_obeyed(server, out, sha256, monkeypatch):
+def test_download_with_retry_after_waits(server, out, sha256, monkeypatch):
     waits = []
     monkeypatch.setattr(downloads.time, "sleep", waits.append)
     server.faults[PATH] = [Status(429, {"Retry-After": "7"}), Status(500)]
@@ -168,13 +168,13 @@ def test_download_with_a_part_of_another_url_starts_over(server, out, sha256):
     ("faults", "message"),
     [
         ([Status(404)], "answers 404; it has moved"),
-        ([Status(401)], "answers 401; it needs an account"),
+        ([Status(401)], "answers 401; put user and password"),
         ([Status(403)], "answers 403; it is not public"),
         ([Status(500)] * 6, "answers 500, 6 times in a row"),
         ([Status(429, {"Retry-After": "9999"})], "asks to wait 9999 s"),
         ([Drop(0)] * 6, "6 times in a row"),
-        ([Page()], "a web page, no file"),
-        ([Promise(None)], "does not say how long it is"),
+        ([Page()], "a web page. Fix: check the URL"),
+        ([Promise(None)], "the server sends no length"),
         ([Redirect(PATH)] * 40, "redirects"),
     ],
     ids=str,
@@ -201,7 +201,7 @@ def test_download_of_a_wrong_length_raises(server, out):
 
 
 def test_download_of_a_short_content_length_gets_that_much(server, out, sha256):
-    """A server that promises too little has its file cut by the protocol; only a hash tells."""
+    """Accept what the protocol cuts to a Content-Length that is too small: only a hash shows it."""
     server.faults[PATH] = [Promise(-1000)]
     assert "what arrived has sha256" in refused(server, out, sha256=sha256)
 
@@ -215,7 +215,7 @@ def test_download_without_a_server_raises(tmp_path, url):
 
 def test_download_to_a_small_disk_raises_before_fetching(server, out, monkeypatch):
     monkeypatch.setattr(transfer.shutil, "disk_usage", lambda _: SimpleNamespace(free=9))
-    assert f"no space left on device ({SIZE} more bytes are needed); make room" in refused(server, out)
+    assert f"no space left on device ({SIZE} more bytes are needed). Fix: make room" in refused(server, out)
 
 
 def test_download_to_a_full_disk_raises(server, out, sha256, monkeypatch):
@@ -254,7 +254,7 @@ def test_download_by_two_processes_fetches_once(server, out, sha256):
     assert sum(r.headers.get("Range") is None for r in server.requests) == 1
 
 
-def test_threads_wait_for_each_other(server, out, sha256):
+def test_download_by_two_threads_fetches_once(server, out, sha256):
     threads = [threading.Thread(target=_fetch, args=(server.url + PATH, out)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -273,7 +273,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def test_cache_fetches_once_and_checks_always(server, cache, sha256):
+def test_cached_again_fetches_once_and_always_verifies(server, cache, sha256):
     path = cached(server.url + PATH, None, "a.key")
     assert path.name == "data.bin"
     assert cached(server.url + PATH, None, "a.key") == path
@@ -297,7 +297,7 @@ def test_cached_without_a_hash_logs_it(server, cache, sha256, caplog):
     assert f"recorded sha256 {sha256}; set evaluate.reference_sha256" in caplog.text
 
 
-def test_progress_is_lines_where_there_is_no_terminal(server, out, caplog):
+def test_progress_without_a_terminal_logs_lines(server, out, caplog):
     caplog.set_level("INFO")
     download(server.url + PATH, out)
     lines = [line for line in caplog.messages if line.startswith("data.bin: ")]

@@ -13,7 +13,7 @@ from sid_core.errors import UserError
 from sid_core.storage import files, heartbeat
 
 
-def test_atomic_path_leaves_nothing_when_the_writer_fails(tmp_path):
+def test_atomic_path_of_a_failed_writer_leaves_nothing(tmp_path):
     (tmp_path / "old.txt").write_text("before")
 
     def fail():
@@ -64,7 +64,7 @@ def begin(path, how, *before):
     return writer
 
 
-def test_atomic_path_removes_what_a_killed_write_to_the_place_left(tmp_path):
+def test_atomic_path_after_a_killed_write_removes_its_folder(tmp_path):
     begin(tmp_path / "00000.tar", "killed")
     (tmp_path / ".00000.tar.original").mkdir()  # somebody's, of a name as those of ours have
     files.write_text(tmp_path / "00001.tar", "another place")
@@ -78,7 +78,7 @@ def test_atomic_path_removes_what_a_killed_write_to_the_place_left(tmp_path):
 @pytest.mark.parametrize(
     "apart", [(), ("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child")]
 )
-def test_atomic_path_leaves_a_living_writer_its_files(tmp_path, monkeypatch, apart):
+def test_atomic_path_beside_a_live_writer_keeps_its_files(tmp_path, monkeypatch, apart):
     if apart and subprocess.run([*apart, "true"], capture_output=True).returncode:
         pytest.skip("this system lets no user make namespaces")
     monkeypatch.setattr(heartbeat, "PERIOD_S", 0.05)
@@ -104,7 +104,7 @@ def test_atomic_path_watches_the_heartbeat_of_a_writer_on_another_machine(tmp_pa
     assert [p.name for p in tmp_path.iterdir()] == ["00000.tar"]
 
 
-def test_atomic_path_beats_while_it_writes(tmp_path, monkeypatch):
+def test_atomic_path_while_writing_updates_its_heartbeat(tmp_path, monkeypatch):
     monkeypatch.setattr(heartbeat, "PERIOD_S", 0.02)
     with files.atomic_path(tmp_path / "x") as temporary:
         temporary.touch()
@@ -146,7 +146,7 @@ def work(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", [".", "..", "./", "notes/..", "notes", "../work", "file/x", "file/x/y"])
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_nothing_but_its_own_is_replaced_or_removed(work, name, kind):
+def test_atomic_path_over_other_files_keeps_them(work, name, kind):
     before = tree(work)
     with pytest.raises(UserError):
         files.write_text(name, "x") if kind == "file" else make_folder(name, "x")
@@ -221,7 +221,7 @@ def test_atomic_path_of_a_folder_of_another_kind_raises(work):
 
 
 def test_atomic_path_of_a_stage_folder_with_settings_replaces_it(work):
-    """Snakemake takes the declared files out before a stage runs again, the manifest among them."""
+    """Replace a folder whose declared files, among them the manifest, Snakemake removed before the stage."""
     folder = work / "work" / "teacher"
     (folder / "tokenizer").mkdir(parents=True)
     make_folder(folder, "empty folders alone are nobody's loss")
@@ -233,14 +233,14 @@ def test_atomic_path_of_a_stage_folder_with_settings_replaces_it(work):
     assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "x"]
 
 
-def test_write_json_refuses_what_is_not_json(tmp_path):
+def test_write_json_of_nan_raises(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         files.write_json(tmp_path / "x.json", {"loss": float("nan")})
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", [None, b"{", b"\xff"])
-def test_read_json_names_a_missing_or_damaged_file(tmp_path, content):
+def test_read_json_of_a_missing_or_damaged_file_names_it(tmp_path, content):
     path = tmp_path / "x.json"
     if content is not None:
         path.write_bytes(content)
@@ -260,7 +260,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_manifest_gives_its_record_back(folder):
+def test_verify_manifest_of_a_finished_folder_returns_its_record(folder):
     assert files.verify_manifest(folder) == {"made": "here"}
 
 
@@ -272,7 +272,7 @@ def test_verify_manifest_with_an_added_file_passes(folder):
 @pytest.mark.parametrize(
     "damage", [lambda p: p.write_bytes(b"01234"), lambda p: p.write_bytes(b"012345678X"), os.unlink]
 )
-def test_manifest_notices_a_truncated_edited_or_missing_file_with_its_old_time(folder, damage):
+def test_verify_manifest_of_a_changed_file_with_its_old_time_raises(folder, damage):
     path = folder / "unet" / "weights"
     times = (path.stat().st_atime, path.stat().st_mtime)
     damage(path)
@@ -287,7 +287,7 @@ def test_verify_manifest_without_a_manifest_raises(tmp_path):
         files.verify_manifest(tmp_path)
 
 
-def test_sidecar_gives_its_record_back_and_notices_damage(tmp_path):
+def test_verify_sidecar_returns_its_record_or_raises_for_damage(tmp_path):
     path = tmp_path / "00000.tar"
     path.write_bytes(b"samples")
     with pytest.raises(UserError, match="without its record"):
@@ -312,7 +312,7 @@ def test_sidecar_gives_its_record_back_and_notices_damage(tmp_path):
         (None, "no such caption file"),
     ],
 )
-def test_read_lines_names_file_line_and_reason(tmp_path, content, message):
+def test_read_lines_of_invalid_text_names_file_line_and_reason(tmp_path, content, message):
     path = tmp_path / "captions.txt"
     if content is not None:
         path.write_bytes(content)

@@ -19,7 +19,7 @@ def lease_of(folder, **owner):
     (folder / "lease.json").write_text(json.dumps(values))
 
 
-def test_lease_is_gone_afterwards_also_after_an_error(tmp_path):
+def test_lease_after_the_block_or_an_error_is_removed(tmp_path):
     def fail():
         with lease.lease(tmp_path):
             assert (tmp_path / "lease.json").is_file()
@@ -40,7 +40,7 @@ def test_lease_of_another_program_is_refused_and_stays(tmp_path, content):
     assert (tmp_path / "lease.json").read_text() == content
 
 
-def test_lease_refuses_a_second_writer_and_names_the_first(tmp_path):
+def test_lease_of_a_second_writer_raises_and_names_the_first(tmp_path):
     with lease.lease(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()}"), lease.lease(tmp_path):
         pass
 
@@ -85,7 +85,7 @@ def test_lease_of_a_remote_owner_without_a_heartbeat_is_free(tmp_path, monkeypat
 
 @pytest.mark.parametrize("place", ["another machine", None])
 def test_lease_of_an_owner_of_this_hosts_name_in_another_container_is_watched(tmp_path, monkeypatch, place):
-    """It looks dead from here: its process number means another process, or none."""
+    """Watch an owner whose process number means another process here, or none."""
     monkeypatch.setattr(heartbeat, "PERIOD_S", 0.3)
     lease_of(tmp_path, host=socket.gethostname(), place=place)
     assert lease.living_owner(tmp_path)["pid"] == 1
@@ -122,7 +122,10 @@ def test_lease_that_was_taken_over_ends_its_owner(tmp_path):
         assert owner.stdout.readline() == "holds\n"
         lease_of(tmp_path)
         assert owner.wait(10) == 1
-        assert owner.stderr.read() == f"error: {tmp_path}: taken over while this process stood still; it ends here\n"
+        assert (
+            owner.stderr.read()
+            == f"error: {tmp_path}: taken over by another process while this one was suspended; exiting\n"
+        )
     assert json.loads((tmp_path / "lease.json").read_text())["host"] == "elsewhere"
 
 
@@ -168,7 +171,7 @@ def test_lease_of_racing_writers_has_one_owner(tmp_path, dead_owner):
 
 
 def test_lease_of_a_slow_writer_does_not_replace_a_faster_one(tmp_path, monkeypatch):
-    """The first to find the dead owner is held up between looking and taking; the second must not slip in."""
+    """Delay the first to find the dead owner between reading and replacing; the second must not slip in."""
     lease_of(tmp_path, place=heartbeat.place(), pid=os.getpid(), start="an earlier process")
     looked, calls, outcomes, done = files.read_json, [], [], threading.Event()
 
