@@ -124,17 +124,16 @@ def test_runs_page_of_the_link_is_sorted_by_fid(visit, links):
 def test_charts_page_of_the_link_shows_scores_curves_and_grids(visit, links):
     page = visit(links["charts"])
     page.get_by_role("link", name="lsg-2").wait_for()
-    page.get_by_text("fid", exact=True).first.wait_for()
-    assert page.locator(".js-plotly-plot").first.is_visible()
-    page.mouse.move(1000, 700)
-    curve = page.get_by_text("training/score_gap").first
+    page.locator(".js-plotly-plot").first.wait_for()
+    page.mouse.move(800, 700)
+    curve, score = page.get_by_text("training/score_gap").first, page.get_by_text("fid", exact=True).first
     grid = page.locator("img[src^='blob:'], img[src*='get-artifact'], img[src*='artifact']").first
-    for element in (curve, grid):
-        for _ in range(40):
+    for element in (curve, score, grid):  # from top to bottom; charts out of sight are not in the page
+        for _ in range(60):
             if element.count() and element.is_visible():
                 break
-            page.mouse.wheel(0, 300)
-            page.wait_for_timeout(500)
+            page.mouse.wheel(0, 200)
+            page.wait_for_timeout(300)
         assert element.is_visible()
     assert grid.evaluate("image => image.naturalWidth") > 0
 
