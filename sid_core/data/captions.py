@@ -1,6 +1,6 @@
-"""Captions as they are published: a text or a table, packed with gzip or in a .tar; and lines of a file by index.
+"""Read caption files (text or tables, gzip-compressed or in a .tar), and lines of a text file by index.
 
-Everything but .json streams, so that 10 million captions cost no memory but 8 bytes a line of the index.
+Every format except .json is streamed, so 10 million captions take no memory but the index: 8 bytes a line.
 """
 
 import csv
@@ -39,18 +39,19 @@ KINDS = {
 
 
 def read_captions(path: str | Path, column: str | None = None, member: str | None = None) -> Iterator[list[str]]:
-    """The captions of a file, in order and stripped, some thousands at a time; '' for a blank line or an empty cell.
+    """Yield the captions of a file in order, in batches of some thousands.
 
-    Line breaks inside a cell become spaces.
+    Captions are stripped; a blank line or an empty cell yields ''. Line breaks inside a cell become spaces.
 
     Args:
-        path: .csv, .tsv, .jsonl, .json and .parquet are tables, .tar is an archive, .txt or no suffix is text of one caption a
-            line; .gz unpacks. Upper case is the same.
-        column: of a table; not of text, nor of JSON that holds captions and no objects.
-        member: of an archive: its path in there, or its name.
+        path: a table (.csv, .tsv, .jsonl, .json, .parquet), an archive (.tar), or text of one caption a line (.txt or no
+            suffix); .gz is decompressed. The case of a suffix is ignored.
+        column: the column of a table that holds the captions; ignored for text, None for JSON of strings.
+        member: the file inside an archive, by its path or name.
 
     Raises:
-        UserError: no such file, member or column; another suffix; damaged; not UTF-8; a caption over 100,000 characters.
+        UserError: the file, member or column does not exist; the suffix is unsupported; the file is damaged or not UTF-8; a
+            caption exceeds 100,000 characters.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -74,7 +75,7 @@ def read_captions(path: str | Path, column: str | None = None, member: str | Non
 
 
 def _batches(file: BinaryIO, kind: str, column: str | None, where: str) -> tuple[str, Iterator[list[str]]]:
-    """Name what holds one caption in a file of this format, and return the captions."""
+    """Return the unit of one caption in this format (row, line or entry), and batches of captions."""
     if kind == ".csv":
         return "row", _csv_cells(file, column, where, ",")
     if kind == ".tsv":
@@ -89,9 +90,12 @@ def _batches(file: BinaryIO, kind: str, column: str | None, where: str) -> tuple
 
 
 def check_enough(prompts: "Prompts", samples: int) -> None:
-    """Refuse a file of fewer evaluation captions than there are samples, before anything is trained for them.
+    """Check, before any training, that an evaluation file has at least as many captions as there are samples.
 
-    Numbers of captions are compared where the configuration is read.
+    A number of captions, in place of a file, is checked when the configuration is read.
+
+    Raises:
+        UserError: the file has too few captions.
     """
     if isinstance(prompts.evaluation, int) or prompts.evaluation == COCO2014_30K:
         return
@@ -107,7 +111,7 @@ def check_enough(prompts: "Prompts", samples: int) -> None:
 
 
 def _open(path: Path, member: str | None, stack: ExitStack) -> tuple[BinaryIO, str]:
-    """The file, or the archive's member, and the name that tells its format."""
+    """Open the file or the archive's member; return it with the lower-case name that determines its format."""
     if _format(path.name, str(path)) != ".tar":
         if member:
             raise UserError(f"prompts.member={member}: {path} is no archive; take the setting out, or give a .tar")
@@ -129,7 +133,9 @@ def _format(name: str, where: str) -> str:
 
 
 def _lines(file: BinaryIO, where: str) -> Iterator[list[str]]:
-    """Lines of UTF-8 text without their ends (\\n, \\r\\n or \\r). A byte order mark is dropped."""
+    """Yield batches of lines of UTF-8 text.
+
+    Line ends (\\n, \\r\\n or \\r) and a leading byte order mark are removed."""
     rest, number = b"", 1  # what follows the last \n, and which line that is
     while block := file.read(BLOCK):
         whole, newline, rest = (rest + block).rpartition(b"\n")
@@ -144,7 +150,7 @@ def _lines(file: BinaryIO, where: str) -> Iterator[list[str]]:
 
 
 def _split(data: bytes, where: str, number: int) -> list[str]:
-    """Lines of data that begins with line `number` and ends with a line."""
+    """Split complete lines of UTF-8 bytes, the first of which is line `number` of the file."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -157,7 +163,7 @@ def _split(data: bytes, where: str, number: int) -> list[str]:
 
 
 def _csv_cells(file: BinaryIO, column: str | None, where: str, delimiter: str) -> Iterator[list[str]]:
-    """Cells of a column of comma- or tab-separated text with a header."""
+    """Yield batches of cells of one column of comma- or tab-separated text with a header."""
     rows = csv.reader((line + "\n" for lines in _lines(file, where) for line in lines), delimiter=delimiter)
     try:
         header = next(rows, [])
@@ -178,7 +184,9 @@ def _csv_cells(file: BinaryIO, column: str | None, where: str, delimiter: str) -
 
 
 def _jsonl_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[list[str]]:
-    """Captions of JSON lines: texts, or objects that hold them under `column`; '' for a blank line."""
+    """Yield batches of captions of JSON lines: strings, or the `column` of objects.
+
+    A blank line yields ''."""
     before = 0
     for lines in _lines(file, where):
         batch = []
@@ -190,7 +198,9 @@ def _jsonl_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[lis
 
 
 def _json_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[list[str]]:
-    """Captions of a JSON list: texts, or objects that hold them under `column`. The file is read whole."""
+    """Yield batches of captions of a JSON list: strings, or the `column` of objects.
+
+    The whole file is read into memory."""
     entries = _json(file.read(), where)
     if not isinstance(entries, list):
         names = (
@@ -213,7 +223,7 @@ def _json(text: str | bytes, where: str) -> object:
 
 
 def _caption(entry: object, column: str | None, where: str) -> str:
-    """The caption of one entry; null is ''."""
+    """Return the caption of one JSON entry, '' for null."""
     what = "expected a caption" if column is None else f"expected an object with prompts.column={column!r}"
     if isinstance(entry, dict):
         if column not in entry:
@@ -238,7 +248,7 @@ def _caption(entry: object, column: str | None, where: str) -> str:
 
 
 def _parquet_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[list[str]]:
-    """Cells of a column of text; null is ''."""
+    """Yield batches of cells of one text column, '' for null."""
     import pyarrow
     from pyarrow import parquet, types
 
@@ -262,7 +272,7 @@ def _one_line(cell: str) -> str:
 
 
 def _column(names: Sequence[str], column: str | None, where: str) -> int:
-    """Position of the column; it must be there once."""
+    """Return the index of the column, which must occur exactly once."""
     if list(names).count(column) != 1:
         given = "not set" if column is None else repr(column)
         raise UserError(f"prompts.column: {given}; expected one of the columns of {where}: {_listed(names)}")
@@ -279,11 +289,11 @@ def _too_long(where: str, unit: str, number: int) -> UserError:
 
 
 class LineFile(Sequence[str]):
-    """Lines of a UTF-8 text file by index, read from disk when asked for; the index takes 8 bytes a line.
+    """Lines of a UTF-8 text file by index, read from disk on access; the index takes 8 bytes a line.
 
     Args:
-        path: as the prompts stage writes it: every line ends with \\n.
-        sha256: of the file; stands for the list wherever its identity matters, since hashing 10 million lines takes long.
+        path: a file written by the prompts stage, in which every line ends with \\n.
+        sha256: hash of the file, which identifies the list: hashing 10 million lines again would take long.
     """
 
     def __init__(self, path: Path, sha256: str):

@@ -1,4 +1,6 @@
-"""Images between network and metric: quantise, crop, resize, PNG. An image is uint8 (H, W, 3) unless said otherwise.
+"""Quantise, crop, resize, encode and decode images between network and metric.
+
+An image is uint8 (H, W, 3) unless stated otherwise.
 
 The published protocol (GigaGAN's evaluation of COCO-2014) crops to the short side, shrinks with PIL's LANCZOS to 8 bits, and
 enlarges for the feature network as clean-fid does (arXiv 2104.11222): per channel, in float, with PIL's bicubic filter.
@@ -18,19 +20,25 @@ QUANTISE = "x * 127.5 + 128 clipped to [0, 255], truncated"
 
 
 def quantise(images: Tensor) -> np.ndarray:
-    """Network output (B, 3, H, W) float in [-1, 1] to 8 bits (B, H, W, 3). Non-finite values are the caller's to refuse."""
+    """Quantise network output (B, 3, H, W) float in [-1, 1] to uint8 (B, H, W, 3).
+
+    The caller must reject non-finite values."""
     levels = (images * 127.5 + 128).clamp(0, 255).to(torch.uint8)
     return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def dequantise(images: np.ndarray) -> Tensor:
-    """8-bit images (B, H, W, 3) to what a VAE takes: (B, 3, H, W) float32 in [-1, 1]; `quantise` gives the images back."""
+    """Convert uint8 images (B, H, W, 3) to VAE input (B, 3, H, W) float32 in [-1, 1].
+
+    `quantise` of the result gives equal images."""
     # diffusers' scale: level k comes to lie in the middle of the interval that quantise truncates to k
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def centre_crop(image: np.ndarray) -> np.ndarray:
-    """The central square of the short side, where torchvision's center_crop puts it (round half to even, not //)."""
+    """Crop to the central square of the short side.
+
+    Offsets equal those of torchvision's center_crop: rounded half to even, not floored."""
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = round((height - side) / 2), round((width - side) / 2)
@@ -38,36 +46,38 @@ def centre_crop(image: np.ndarray) -> np.ndarray:
 
 
 def shrink(image: np.ndarray, side: int) -> np.ndarray:
-    """Centre crop, then PIL's LANCZOS to side x side in 8 bits."""
+    """Crop to the central square and resize to side x side with PIL's LANCZOS filter, in 8 bits."""
     return np.asarray(Image.fromarray(centre_crop(image)).resize((side, side), Image.Resampling.LANCZOS))
 
 
 def enlarge(image: np.ndarray, side: int) -> np.ndarray:
-    """clean-fid's `clean` resize, by clean-fid: (side, side, 3) float32 in [0, 255], not rounded."""
+    """Resize with clean-fid's `clean` mode to (side, side, 3) float32 in [0, 255], not rounded."""
     from cleanfid.resize import make_resizer  # brings all of clean-fid, which generation does without
 
     return make_resizer("PIL", False, "bicubic", (side, side))(image)
 
 
 def pixel_sha256(image: np.ndarray) -> str:
-    """Hex sha256 of the pixel bytes; PNG bytes depend on the library that packs them, pixels do not."""
+    """Return the hex SHA-256 of the pixel bytes.
+
+    Unlike PNG bytes, pixels do not depend on the library that encodes them."""
     return hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
 
 
 def encode_png(image: np.ndarray, level: int) -> bytes:
-    """PNG bytes, packed with zlib's `level` 0 to 9."""
+    """Encode an image as PNG bytes with zlib compression `level`, 0 to 9."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG", compress_level=level)
     return buffer.getvalue()
 
 
 def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
-    """Pixels of a picture of any mode as (H, W, 3) uint8; `name` is what an error calls it.
+    """Convert a Pillow image of any mode to (H, W, 3) uint8; error messages call it `name`.
 
-    16 bits become their high byte, of grey here as of colours in Pillow. An alpha channel that is opaque everywhere is dropped.
+    16-bit values are reduced to their high byte: grey here, colours by Pillow. A fully opaque alpha channel is dropped.
 
     Raises:
-        UserError: transparent pixels, whose stored colour nobody has seen; or numbers without a known white.
+        UserError: pixels are transparent, so that their colour is undefined, or have a mode whose white level is unknown.
     """
     if picture.has_transparency_data and not _is_opaque(picture):
         raise UserError(
@@ -84,7 +94,9 @@ def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
 
 
 def _is_opaque(picture: Image.Image) -> bool:
-    """Tell whether no pixel is transparent; False for a 16-bit transparent colour, which Pillow compares with 8-bit pixels."""
+    """Return whether every pixel is opaque.
+
+    A 16-bit transparent colour gives False, because Pillow compares it with 8-bit pixels."""
     key = picture.info.get("transparency")
     if picture.mode.startswith("I;16") or (isinstance(key, tuple) and max(key) > 255):
         return False
@@ -92,10 +104,10 @@ def _is_opaque(picture: Image.Image) -> bool:
 
 
 def decode_png(data: bytes, name: str) -> np.ndarray:
-    """Pixels of a PNG; `name` is what an error calls it.
+    """Decode a PNG to (H, W, 3) uint8; error messages call it `name`.
 
     Raises:
-        UserError: truncated, no image, or one that `to_rgb` refuses.
+        UserError: the data are truncated or no image, or `to_rgb` rejects the image.
     """
     try:
         with Image.open(io.BytesIO(data)) as picture:

@@ -1,7 +1,7 @@
-"""The CPU's work on images, beside the networks: encoding, decoding, resizing and hashing, in threads.
+"""Run CPU work on images (encoding, decoding, resizing, hashing) in threads while the networks compute.
 
-PIL, zlib and hashlib let other threads run while they work, so threads do what processes would, without a second set of
-imports and without sending a megabyte an image through a pipe (docs/performance.md has both measured).
+PIL, zlib and hashlib release the GIL, so threads are as parallel as processes, without a second set of imports and without
+sending a megabyte an image through a pipe (docs/performance.md has measurements of both).
 """
 
 import itertools
@@ -17,10 +17,10 @@ Result = TypeVar("Result")
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int) -> Iterator[Result]:
-    """Yield function(item) of every item in their order, computed by `workers` threads; by the caller itself where it is 1.
+    """Yield function(item) for every item in order, computed by `workers` threads, or by the caller if 1.
 
-    Items are taken from their iterable as long as at most `ahead` results wait, so memory does not grow with their number. The
-    first error ends it, in its place.
+    Items are taken from their iterable while at most `ahead` results wait, so memory does not grow with their number. The
+    first error is raised at its position in the order and ends the iteration.
     """
     if workers == 1:
         yield from map(function, items)
@@ -40,7 +40,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
 
 
 def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Yield lists of `size` items, the last one shorter."""
+    """Yield lists of `size` items; the last one may be shorter."""
     rest = iter(items)
     while batch := list(itertools.islice(rest, size)):
         yield batch

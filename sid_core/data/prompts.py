@@ -1,6 +1,6 @@
-"""Prompt files of an experiment: one caption a line, from the embedded scenes, a file, or a file of a hub repository.
+"""Write an experiment's prompt files from the embedded scenes, a file, or a file of a hub repository.
 
-10 million training captions stream through: what is remembered of each is 8 bytes.
+A prompt file has one caption a line. Captions are streamed: each of 10 million keeps 8 bytes in memory.
 """
 
 import logging
@@ -31,16 +31,17 @@ TOKEN_SAMPLE = 10_000  # captions whose tokens are counted; each takes 0.1 ms
 
 
 def prepare_prompts(settings: "PromptsSettings", out: Path, teacher: Path | None = None) -> None:
-    """Write `out`/train.txt, `out`/evaluation.txt, report.json (counts, tokens, overlap) and a manifest, all or nothing.
+    """Write train.txt, evaluation.txt, report.json (counts, tokens, overlap) and a manifest atomically to `out`.
 
-    Captions are stripped, their case is kept. A blank line is skipped (and counted) where captions are drawn at random, and
-    refused among the evaluation captions, where it would shift the numbering.
+    Captions are stripped, their case is preserved. A blank line is skipped (and counted) among the training captions, which
+    are drawn at random, and rejected among the evaluation captions, where it would shift the numbering.
 
     Args:
-        teacher: a prepared teacher, whose tokenizer counts tokens; where it has none, or None is given, they are not counted.
+        teacher: a prepared teacher, whose tokenizer counts tokens; without it, or without a tokenizer, they are not counted.
 
     Raises:
-        UserError: a file is missing, empty, damaged, not UTF-8 or not of captions; the hub does not give it; `teacher` is none.
+        UserError: a file is missing, empty, damaged, not UTF-8 or has no captions; the hub does not provide it; `teacher` is
+            not a prepared teacher.
     """
     prompts = settings.prompts
     if teacher and not (teacher / "manifest.json").is_file():
@@ -66,7 +67,7 @@ def prepare_prompts(settings: "PromptsSettings", out: Path, teacher: Path | None
 
 
 def training_prompts(path: Path) -> LineFile:
-    """The training captions that the prompts stage wrote, by index, with the hash their manifest records."""
+    """Open the training captions of the prompts stage, with the hash that their manifest records."""
     return LineFile(path, read_json(Path(path).parent / "manifest.json")["files"][Path(path).name]["sha256"])
 
 
@@ -74,7 +75,7 @@ def training_prompts(path: Path) -> LineFile:
 
 
 def _train_captions(prompts: "Prompts") -> tuple[Iterator[list[str]], dict[str, object]]:
-    """The training captions in batches, and where they come from."""
+    """Return batches of training captions, and the repository and commit that they come from, if any."""
     if prompts.source == "embedded":
         return iter([scenes.draw("train", prompts.train)[1]]), {}
     if prompts.source == "file":
@@ -91,7 +92,7 @@ def _evaluation_captions(prompts: "Prompts") -> Iterator[list[str]]:
 
 
 def _file_captions(name: str, column: str | None, member: str | None = None) -> Iterator[list[str]]:
-    """Captions of a path, or those that ship."""
+    """Return batches of captions of a file, or of the COCO-2014 captions in the package."""
     if name != COCO2014_30K:
         return read_captions(Path(name), column, member)
     if sha256_file(COCO_CAPTIONS) != COCO_SHA256:
@@ -103,7 +104,7 @@ def _file_captions(name: str, column: str | None, member: str | None = None) -> 
 
 
 class _Written:
-    """A caption file being written, and what is known of its lines: a 64-bit hash of each, to count duplicates.
+    """A caption file that is being written, with a 64-bit hash of each line to count duplicates.
 
     Two of 10 million captions share a hash by chance once in 400,000 files, which would make `distinct` one too small.
     """
@@ -112,7 +113,10 @@ class _Written:
         self.path, self._hashes, self.blanks = path, array("q"), 0
 
     def write(self, batches: Iterable[list[str]], source: str, blanks: bool) -> None:
-        """Write captions, one a line; `blanks`: whether empty ones are left out or refused."""
+        """Write captions, one a line; skip and count empty ones if `blanks`, else reject them.
+
+        Raises:
+            UserError: a caption is empty although not `blanks`, or there are none."""
         with open(self.path, "w", encoding="utf-8", newline="\n") as file:
             for batch in batches:
                 if "" in batch:
@@ -127,7 +131,7 @@ class _Written:
             raise UserError(f"{source}: empty; expected one caption a line")
 
     def report(self, teacher: Path | None) -> dict[str, object]:
-        """Counts, and lengths in tokens of a sample."""
+        """Return counts of captions, and token lengths of a random subset."""
         hashes = np.frombuffer(self._hashes, np.int64)
         hashes.sort()
         distinct = 1 + int(np.count_nonzero(hashes[1:] != hashes[:-1]))
@@ -141,7 +145,7 @@ class _Written:
 
 
 class _Overlap:
-    """Which evaluation captions occur among the training captions, exactly and up to case, spaces and final punctuation."""
+    """Evaluation captions that occur among the training captions, exactly or after `normalised`."""
 
     def __init__(self, evaluation: Path):
         self._exact = set(evaluation.read_text(encoding="utf-8").split("\n")[:-1])
@@ -150,7 +154,7 @@ class _Overlap:
         self._training = 0
 
     def watch(self, batches: Iterable[list[str]]) -> Iterator[list[str]]:
-        """Pass training captions on, looking at each."""
+        """Yield the training captions unchanged, and count those that are evaluation captions."""
         for batch in batches:
             keys = [normalised(caption) for caption in batch]
             if not self._normalised.isdisjoint(keys):
@@ -160,7 +164,7 @@ class _Overlap:
             yield batch
 
     def report(self) -> dict[str, int]:
-        """Distinct evaluation captions that training sees, exactly or normalised, and how many training captions they make."""
+        """Count the distinct evaluation captions in training, exact and normalised, and their training captions."""
         return {
             "exact": len(self._found["exact"]),
             "normalised": len(self._found["normalised"]),
@@ -169,12 +173,14 @@ class _Overlap:
 
 
 def normalised(caption: str) -> str:
-    """A caption up to case, runs of white space and final punctuation."""
+    """Return a caption case-folded, with single spaces and without final punctuation."""
     return " ".join(caption.casefold().split()).rstrip(" .,;:!?")
 
 
 def token_lengths(path: Path, count: int, teacher: Path) -> dict[str, object]:
-    """Lengths in tokens, start and end token included, of up to 10,000 of a file's `count` captions, by a fixed seed."""
+    """Measure token lengths of up to 10,000 of a file's `count` captions, chosen by a fixed seed.
+
+    Start and end token are included."""
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(Path(teacher) / "tokenizer")
@@ -195,7 +201,9 @@ def token_lengths(path: Path, count: int, teacher: Path) -> dict[str, object]:
 
 
 def _tell(report: dict, embedded: bool) -> None:
-    """The report in lines; an overlap with the evaluation captions is a warning, unless both are drawn from one grammar."""
+    """Log the report.
+
+    An overlap with the evaluation captions is a warning, unless both are drawn from the grammar of the embedded scenes."""
     train, evaluation, overlap = report["train"], report["evaluation"], report["overlap"]
     log.info(
         "training captions: %s, %s of them distinct; blank lines left out: %s",

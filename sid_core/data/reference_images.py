@@ -1,7 +1,7 @@
-"""The images that samples are compared with: drawn (`embedded`), or the files of a folder or zip (COCO's val2014).
+"""Read reference images: rendered scenes (`embedded`), or files of a folder or zip (COCO's val2014).
 
-A zip is read where it lies, never unpacked. Reading is by index, so that a pool of processes can share the work: objects are
-pickled by their description, and each process opens the archive itself.
+A zip is read in place, never extracted. Images are read by index, so that a pool of processes can divide the work: a pickled
+object holds no open file, and each process opens the archive itself.
 """
 
 import io
@@ -31,22 +31,29 @@ DAMAGED = (OSError, SyntaxError, ValueError, RuntimeError, zipfile.BadZipFile, z
 
 
 class ReferenceImages(Protocol):
-    """What feature extraction sees. Picklable; `read` may be called in any order and from several processes."""
+    """Interface of reference images for feature extraction.
+
+    Objects are picklable; `read` may be called in any order and from several processes."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> np.ndarray:
-        """Image `index` as (H, W, 3) uint8. Raises UserError naming a file that is damaged or has transparent pixels."""
+        """Return image `index` as (H, W, 3) uint8.
+
+        Raises:
+            UserError: the file is damaged or has transparent pixels; the message names it."""
 
     def record(self) -> dict:
-        """{"source", "count"} and, for files, "files_sha256": equal records are equal images."""
+        """Return {"source", "count"} and, for files, "files_sha256"; equal records mean equal images."""
 
 
 def reference_images(evaluate: "BuildReferenceSettings") -> ReferenceImages:
-    """The images of `evaluate.reference`, `evaluate.reference_samples` of them; a URL is downloaded into the cache first.
+    """Open the `evaluate.reference_samples` images of `evaluate.reference`.
+
+    A URL is downloaded into the cache first.
 
     Raises:
-        UserError: they cannot be had, are damaged, or are of another number than the setting says.
+        UserError: the images are missing, cannot be downloaded or are damaged, or their number differs from the setting.
     """
     if evaluate.reference == "embedded":
         return DrawnImages(evaluate.reference_samples, evaluate.split)
@@ -60,7 +67,10 @@ def reference_images(evaluate: "BuildReferenceSettings") -> ReferenceImages:
 
 
 def reference_path(evaluate: "Evaluate") -> Path:
-    """The local folder or zip of `evaluate.reference`. Raises UserError where it is missing or cannot be downloaded."""
+    """Return the local folder or zip of `evaluate.reference`, downloading a URL into the cache.
+
+    Raises:
+        UserError: it is missing or cannot be downloaded."""
     if is_url(evaluate.reference):
         return cached(evaluate.reference, evaluate.reference_sha256, "evaluate.reference_sha256")
     path = Path(evaluate.reference).expanduser()
@@ -70,13 +80,15 @@ def reference_path(evaluate: "Evaluate") -> Path:
 
 
 def cached_features(record: dict, images: dict, networks: dict, code: str) -> Path | None:
-    """Where features of reference files are kept for other experiments; None for drawn images, which cost seconds.
+    """Return the cache path of reference features that experiments share, None for rendered scenes.
+
+    Rendered scenes are not cached because their features take seconds.
 
     Args:
-        record: of the reference images.
-        images: how they are transformed (`protocol.image_record`).
-        networks: what identifies all that looked at them.
-        code: digest of the code that did. Samples are seen anew by other code or libraries; the reference must be, too.
+        record: record of the reference images.
+        images: record of their transforms (`protocol.image_record`).
+        networks: record that identifies the evaluation networks.
+        code: digest of the code that encodes the images. New code or libraries encode samples again, so also the reference.
     """
     if "files_sha256" not in record:
         return None
@@ -85,7 +97,7 @@ def cached_features(record: dict, images: dict, networks: dict, code: str) -> Pa
 
 
 class DrawnImages:
-    """Draw the embedded scenes that a split is compared with; no two share one."""
+    """Rendered scenes that the samples of a split are compared with; no two splits share a scene."""
 
     def __init__(self, count: int, split: str):
         self._count = count
@@ -109,7 +121,7 @@ class DrawnImages:
 
 
 class ImageFiles:
-    """The image files below a folder or in a zip, sorted by name; other files are passed over."""
+    """Image files below a folder or in a zip, sorted by name; other files are ignored."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -138,7 +150,9 @@ class ImageFiles:
             ) from None
 
     def record(self) -> dict:
-        """The same for a zip and the folder it unpacks to: names without the folder all share, sizes, CRC-32."""
+        """Return a record that is equal for a zip and the folder of its extracted files.
+
+        It hashes names relative to the common folder, sizes and CRC-32."""
         common = os.path.commonpath([PurePosixPath(name).parent for name in self._names])
         files = [[os.path.relpath(name, common or "."), *self._size_and_crc(name)] for name in self._names]
         return {"source": "files", "count": len(self), "files_sha256": digest(files)}

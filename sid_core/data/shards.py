@@ -1,7 +1,7 @@
-"""Samples on disk: a tar of PNGs named by index, in index order, with a sidecar that records every sample.
+"""Write and read shards of samples: a tar of PNGs in index order, with a sidecar that records each sample.
 
-A shard appears whole or not at all, and two writers of the same images write the same bytes. Reading checks the shard against
-its record image by image, because a gap that shifted images against captions would still give a plausible score.
+A shard is written atomically, and two writers of equal images write equal bytes. Reading checks every image against the
+record, because a gap that shifted images against captions would still give a plausible score.
 """
 
 import hashlib
@@ -19,19 +19,19 @@ from .pool import batches
 
 
 def captions_sha256(captions: list[str]) -> str:
-    """Hex sha256 of captions joined by line feeds."""
+    """Return the hex SHA-256 of captions joined by line feeds."""
     return hashlib.sha256("\n".join(captions).encode()).hexdigest()
 
 
 def file_name(index: int) -> str:
-    """The name of sample `index` inside its shard."""
+    """Return the file name of sample `index` inside its shard."""
     return f"{index:08d}.png"
 
 
 def write_shard(path: Path, samples: Iterable[tuple[int, bytes]], record: dict) -> None:
-    """Write `path` (.tar) and its sidecar from pairs of index and PNG.
+    """Write `path` (.tar) and its sidecar from pairs of index and PNG bytes.
 
-    The iterable is consumed as it is written, so memory stays flat; it may fill `record` meanwhile, which is read at the end.
+    The iterable is streamed, so memory use is constant; it may fill `record` meanwhile, which is read at the end.
     """
     with atomic_path(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
         for index, data in samples:
@@ -46,20 +46,20 @@ def read_shard(path: Path, batch: int) -> Iterator[tuple[list[int], np.ndarray]]
     """Yield (indices, images (b, H, W, 3) uint8) in index order, `batch` images at a time.
 
     Raises:
-        UserError: the shard differs from its record: missing, truncated, a gap, another image; the message names the file.
+        UserError: the shard is missing or truncated, or lacks or replaces a recorded image; the message names the file.
     """
     for members in batches(read_members(path, verify_sidecar(path)["record"]["samples"]), batch):
         yield [entry["index"] for entry, _ in members], np.stack([decode_member(path, member) for member in members])
 
 
 def read_members(path: Path, entries: list[dict]) -> Iterator[tuple[dict, bytes]]:
-    """Yield each of a shard's recorded samples with its PNG, one in memory at a time.
+    """Yield the record and PNG bytes of each sample of a shard, with one in memory at a time.
 
     Args:
         entries: "samples" of the shard's record, after `verify_sidecar`.
 
     Raises:
-        UserError: no readable tar, a gap, another order; the message names the file.
+        UserError: the tar is unreadable, or its samples are missing or in another order; the message names the file.
     """
     _check_complete(path, {entry["index"] for entry in entries})
     with tarfile.open(path, "r:") as archive:
@@ -78,10 +78,10 @@ def read_members(path: Path, entries: list[dict]) -> Iterator[tuple[dict, bytes]
 
 
 def decode_member(path: Path, member: tuple[dict, bytes]) -> np.ndarray:
-    """The image (H, W, 3) uint8 of what `read_members` yielded.
+    """Decode an item of `read_members` to an image (H, W, 3) uint8.
 
     Raises:
-        UserError: truncated, or not the image that was recorded.
+        UserError: the image is truncated or differs from the recorded one.
     """
     entry, data = member
     name = file_name(entry["index"])
@@ -92,7 +92,7 @@ def decode_member(path: Path, member: tuple[dict, bytes]) -> np.ndarray:
 
 
 def _check_complete(path: Path, recorded: set[int]) -> None:
-    """Every recorded index is in the archive; a listing costs little beside decoding."""
+    """Check that the archive contains every recorded index; listing it is cheap compared with decoding."""
     try:
         with tarfile.open(path, "r:") as archive:
             stored = set(archive.getnames())
@@ -104,7 +104,7 @@ def _check_complete(path: Path, recorded: set[int]) -> None:
 
 
 def ranges(indices: Iterable[int]) -> str:
-    """Indices for people: 3, 7–9, 12; long lists end in an ellipsis."""
+    """Format indices for messages, as in 3, 7–9, 12; an ellipsis ends a long list."""
     runs: list[list[int]] = []
     for index in sorted(indices):
         if runs and index == runs[-1][1] + 1:

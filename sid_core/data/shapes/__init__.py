@@ -1,4 +1,4 @@
-"""The embedded experiment: procedurally drawn scenes, their captions, and small networks trained on them."""
+"""Provide the embedded experiment: procedural scenes, their captions, and small networks trained on them."""
 
 from pathlib import Path
 
@@ -7,5 +7,5 @@ ASSETS = Path(__file__).parent / "assets"
 
 
 def asset(key: str) -> Path:
-    """Return the folder of the network with a setting's key."""
+    """Return the folder of the embedded network for the key of a setting."""
     return ASSETS / {"feature_network": "features"}.get(key, key)

@@ -1,7 +1,7 @@
-"""The captions' grammar: "a [small|large] [colour] shape [on a colour background]".
+"""Generate captions by the grammar "a [small|large] [colour] shape [on a colour background]".
 
-Words have soft boundaries, one attribute word in ten is random, and each optional phrase is left out 15 % of the time. So a
-caption narrows a picture down without settling it; were it exact, guidance would have nothing to trade.
+Words have soft boundaries, one attribute word in ten is random, and each optional phrase is omitted with probability 15 %. So
+a caption does not determine its image; if it did, guidance would have no diversity to trade for fidelity.
 """
 
 import itertools
@@ -21,7 +21,7 @@ HUE_SOFTNESS, KIND_SOFTNESS = 0.3, 0.15  # steps on the cycles
 
 
 def describe(kind: Tensor, hue: Tensor, radius: Tensor, background: Tensor, generator: torch.Generator) -> list[str]:
-    """Captions of n scenes (each argument (n,), in the units of scenes.Scenes)."""
+    """Generate captions of n scenes from attributes (n,) in the units of scenes.Scenes."""
     n = len(kind)
 
     def words(position: Tensor, softness: float, count: int) -> list[int]:
@@ -51,12 +51,12 @@ def describe(kind: Tensor, hue: Tensor, radius: Tensor, background: Tensor, gene
 
 
 def sentence(shape: str, size: str = "", colour: str = "", background: str = "") -> str:
-    """One caption; an empty word leaves its phrase out."""
+    """Return one caption; an empty word omits its phrase."""
     subject = " ".join(word for word in ("a", size, colour, shape) if word)
     return f"{subject} on a {background} background" if background else subject
 
 
 def all_captions() -> list[str]:
-    """Every sentence of the grammar (1,152), in a fixed order."""
+    """Return all 1,152 sentences of the grammar in a fixed order."""
     combinations = itertools.product(SHAPES, ("", *SIZES), ("", *COLOURS), ("", *COLOURS))
     return [sentence(*words) for words in combinations]

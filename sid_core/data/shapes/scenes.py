@@ -1,10 +1,10 @@
-"""Procedural scenes: one shape on a coloured, perhaps striped background, every attribute continuous.
+"""Sample and render scenes: one shape on a coloured or striped background, with continuous attributes.
 
 Shapes are signed distance fields (formulas after Inigo Quilez' "2D distance functions"), blended between neighbouring kinds,
-and drawn with one pixel of anti-aliasing. A caption (see captions.py) names only some attributes, with soft boundaries: what
-is left open is what classifier-free guidance trades away.
+and rendered with one pixel of anti-aliasing. A caption (see captions.py) names only some attributes, with soft boundaries:
+classifier-free guidance trades away the diversity of the others.
 
-Sample i of a split is the same whatever is asked for beside it: randomness is drawn in blocks of BLOCK samples, each seeded
+Sample i of a split does not depend on the requested range: random values are drawn in blocks of BLOCK samples, each seeded
 from (split, block).
 """
 
@@ -33,7 +33,9 @@ PALETTE = torch.tensor(
 
 @dataclass(frozen=True)
 class Scenes:
-    """n scenes; every field is an (n,) float32 tensor. Lengths are in half image widths, y points down."""
+    """Attributes of n scenes; every field is an (n,) float32 tensor.
+
+    Lengths are in half image widths, y points down."""
 
     kind: Tensor  # position on the cycle of captions.SHAPES, [0, 6)
     hue: Tensor  # position on the cycle of captions.COLOURS, [0, 7)
@@ -58,7 +60,7 @@ class Scenes:
 
 
 def draw(split: str, n: int, start: int = 0) -> tuple[np.ndarray, list[str]]:
-    """Samples start .. start + n of a split.
+    """Return the images and captions of samples start .. start + n of a split.
 
     Returns:
         images (n, 32, 32, 3) uint8, and n captions.
@@ -68,7 +70,7 @@ def draw(split: str, n: int, start: int = 0) -> tuple[np.ndarray, list[str]]:
 
 
 def draw_with_scenes(split: str, n: int, start: int = 0) -> tuple[Tensor, list[str], Scenes]:
-    """As `draw`, for training: images (n, 3, 32, 32) uint8, captions, and the scenes behind them."""
+    """Return images (n, 3, 32, 32) uint8, captions and scenes of samples start .. start + n, for training."""
     assert split in SPLITS, f"split {split!r}: expected one of {SPLITS}"
     images, texts, scenes = [], [], []
     for block in range(start // BLOCK, (start + n - 1) // BLOCK + 1 if n else start // BLOCK):
@@ -85,7 +87,9 @@ def draw_with_scenes(split: str, n: int, start: int = 0) -> tuple[Tensor, list[s
 
 
 def sample_scenes(n: int, generator: torch.Generator) -> Scenes:
-    """Draw n scenes. Shapes gather near their pure kinds, so that pictures are legible; hues do not."""
+    """Sample n random scenes.
+
+    Shapes concentrate near their pure kinds, so that images are legible; hues are uniform."""
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(n, generator=generator)
@@ -112,7 +116,7 @@ def sample_scenes(n: int, generator: torch.Generator) -> Scenes:
 
 
 def render(scenes: Scenes) -> Tensor:
-    """Draw scenes as (n, 3, 32, 32) uint8."""
+    """Render scenes to images (n, 3, 32, 32) uint8."""
     centres = (torch.arange(IMAGE_SIZE) + 0.5) * 2 / IMAGE_SIZE - 1
     py, px = torch.meshgrid(centres, centres, indexing="ij")
     s = {field.name: getattr(scenes, field.name)[:, None, None] for field in fields(Scenes)}
@@ -139,7 +143,7 @@ def _block_seed(split: str, block: int) -> int:
 
 
 def _colour(position: Tensor) -> Tensor:
-    """Palette colour at a cyclic position: (n,) -> (n, 3, 1, 1)."""
+    """Interpolate the palette at cyclic positions: (n,) -> (n, 3, 1, 1)."""
     low = position.floor()
     first, second = PALETTE[low.long() % len(PALETTE)], PALETTE[(low.long() + 1) % len(PALETTE)]
     return torch.lerp(first, second, (position - low)[:, None])[:, :, None, None]
@@ -153,7 +157,7 @@ def _mix(colour: Tensor, towards: float, amount: Tensor) -> Tensor:
 
 
 def _distance(kind: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """Distance to the blend of the two neighbouring kinds."""
+    """Compute the signed distance to the blend of the two neighbouring kinds, (n, 32, 32)."""
     low = kind.floor().long() % len(DISTANCES)
     weight = kind - kind.floor()
     distance = torch.zeros_like(u)
