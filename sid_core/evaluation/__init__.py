@@ -1,1 +1,1 @@
-"""From a generator to a score: samples by seed, features, metrics, and the protocol that says when two scores compare."""
+"""Turn a generator into a score: seeded samples, features, metrics and the protocol that scores share."""

@@ -1,4 +1,4 @@
-"""Runs side by side in a terminal: a column each with 95 % intervals, and which is shown to be better, metric by metric."""
+"""Compare runs in a terminal, one column each, with 95 % intervals and the better run per metric."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ NOTE = "95 % intervals over captions and noise drawn anew; another training seed
 
 
 def compare_runs(folders: Sequence[Path]) -> str:
-    """The table for people.
+    """Return a plain-text table that compares scored runs metric by metric.
 
     Raises:
         UserError: fewer than two, one that is not scored, or scores that are not comparable; the message says what differs.
@@ -36,7 +36,10 @@ def compare_runs(folders: Sequence[Path]) -> str:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Names of the runs; with the experiment's before them where two share one, and whole paths where that does not help."""
+    """Return distinct names for the runs.
+
+    Names are prefixed with the experiment's where two runs share one, and whole paths where that is not enough.
+    """
     paths = [folder.resolve() for folder in folders]
     for names in ([path.name for path in paths], [f"{path.parents[1].name}/{path.name}" for path in paths]):
         if len(set(names)) == len(names):
@@ -45,7 +48,10 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _verdict(metric: str, scored: Sequence[Scored]) -> str:
-    """The run that is shown to be better than every other one, with the interval where there is one other."""
+    """Return the run that is significantly better than all others.
+
+    With one other run the interval of the difference is appended.
+    """
     holders = [one for one in scored if metric in one.estimates]
     sign = METRICS[metric].sign
     best = min(holders, key=lambda one: sign * one.estimates[metric].centre)

@@ -1,7 +1,7 @@
-"""Shards of samples to shards of features, and the reference images to theirs.
+"""Extract features from shards of samples and from the reference images.
 
-Features are stored per sample, not as moments: every metric, its uncertainty and metrics yet to come are computed from them
-without looking at an image again.
+Features are stored per sample, not as moments: every metric, its uncertainty and future metrics are computed from them
+without encoding an image again.
 """
 
 import shutil
@@ -55,11 +55,11 @@ def build_reference(settings: "BuildReferenceSettings", out: Path, workers: int 
     """Write features of the reference images to `out` (.safetensors) with a sidecar.
 
     Tensors: index (N,), features (N, D), clip_image (N, E), and dinov2 (N, F) where `evaluate.dinov2` is set. Images are read
-    and prepared by `workers` threads. Features of reference files are kept for other experiments too, of the same `code`: its
+    and prepared by `workers` threads. Features of reference files are cached for other experiments too, of the same `code`: its
     digest.
 
     Raises:
-        UserError: too few images, many of them twice, a damaged one, or of a size that the feature network does not take.
+        UserError: too few images, too many duplicates, a damaged image, or one of a size that the feature network does not take.
     """
     if settings.reference_samples < 2:
         raise UserError(
@@ -82,7 +82,7 @@ def build_reference(settings: "BuildReferenceSettings", out: Path, workers: int 
 def _reference_features(
     settings: "BuildReferenceSettings", extractor: "FeatureExtractor", images: "ReferenceImages", workers: int
 ) -> tuple[dict[str, Tensor], dict]:
-    """Tensors of the reference, and what is known of them beside where they come from."""
+    """Compute the tensors of the reference images and the metadata to record beside their source."""
 
     def prepare(index: int) -> tuple[str, tuple]:
         image = images.read(index)
@@ -146,7 +146,7 @@ def extract_features(settings: "FeatureSettings", shard: Path, captions: Path, o
 
 
 class FeatureExtractor:
-    """Run all networks of the settings, and keep the rows that each has made of the images so far.
+    """Run all networks of the settings and accumulate one row per image for each network.
 
     Args:
         count: images that will come.
@@ -167,12 +167,12 @@ class FeatureExtractor:
         self._count, self._done = count, 0
 
     def prepare(self, image: np.ndarray) -> tuple:
-        """Return an 8-bit image as each network takes it; may be called from several threads."""
+        """Return an 8-bit image preprocessed for each network; this may be called from several threads."""
         seen = stored(image, self._settings)
         return tuple(network.prepare(seen) for network in self._networks)
 
     def add(self, batch: Sequence[tuple], captions: Sequence[str]) -> None:
-        """Run the networks on what `prepare` returned for each image of a batch."""
+        """Run the networks on the outputs of `prepare` for each image of a batch."""
         for network, prepared in zip(self._networks, zip(*batch, strict=True), strict=True):
             new = network.rows(prepared, captions)
             if network.column not in self._rows:
@@ -181,7 +181,7 @@ class FeatureExtractor:
         self._done += len(batch)
 
     def tensors(self, index: Tensor, source: str) -> dict[str, Tensor]:
-        """Rows of all images by network, with their index (N,).
+        """Return the rows of all images by network, with their index (N,).
 
         Raises:
             UserError: one is not finite; names `source` and the images.
@@ -192,7 +192,7 @@ class FeatureExtractor:
 
 
 def load_features(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """Tensors and record of a features file, checked against its sidecar and for NaN.
+    """Load tensors and record of a features file after checking its sidecar and that all values are finite.
 
     Raises:
         UserError: missing, damaged, not finite; the message names the file.
@@ -206,7 +206,7 @@ def load_features(path: Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def check_finite(features: Tensor, index: Tensor, source: str) -> None:
-    """Refuse NaN and infinity: one such row would make every metric NaN.
+    """Raise on NaN and infinity, because one such row would make every metric NaN.
 
     Raises:
         UserError: names `source` and the samples.
@@ -219,13 +219,13 @@ def check_finite(features: Tensor, index: Tensor, source: str) -> None:
 
 
 def reference_record(path: Path, made: dict, settings: "FeatureSettings") -> dict:
-    """What a protocol says of its reference images.
+    """Return the part of the protocol that describes the reference images.
 
     Args:
         made: record of a shard of samples.
 
     Raises:
-        UserError: the reference is damaged, or was seen by other networks or at another size than the samples.
+        UserError: the reference is damaged, or was encoded by other networks or at another size than the samples.
     """
     record = verify_sidecar(path)["record"]
     expected = {"weights": made["weights"], "images": image_record(settings)}
@@ -239,7 +239,7 @@ def reference_record(path: Path, made: dict, settings: "FeatureSettings") -> dic
 
 
 def check_captions(path: Path, made: dict, lines: list[str]) -> None:
-    """Refuse samples, or features of samples, whose record `made` names other captions than `lines`.
+    """Raise if the record `made` of samples, or of their features, names other captions than `lines`.
 
     Raises:
         UserError: names the file and the lines.
@@ -252,7 +252,10 @@ def check_captions(path: Path, made: dict, lines: list[str]) -> None:
 
 
 def _check_stored_size(shard: Path, made: dict, settings: "FeatureSettings") -> None:
-    """Images that were shrunk when they were stored must have been shrunk to the protocol's size: LANCZOS leaves those alone."""
+    """Check that images resized before storage were resized to the protocol's size.
+
+    LANCZOS leaves images of the protocol's size unchanged.
+    """
     if made["image_size"] not in (None, settings.image_size):
         raise UserError(
             f"{shard}: stored at {made['image_size']} x {made['image_size']}, expected evaluate.image_size="
@@ -261,7 +264,10 @@ def _check_stored_size(shard: Path, made: dict, settings: "FeatureSettings") -> 
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file is there and as its sidecar says; a damaged copy of what can be computed is no one's problem."""
+    """Return whether a file exists and matches its sidecar.
+
+    A damaged cached file is recomputed, so it is no error.
+    """
     try:
         verify_sidecar(path)
     except UserError:

@@ -1,6 +1,6 @@
-"""Two scores side by side: which differences are larger than the draw of captions and noise, or of training seeds, explains.
+"""Compare two scores and find the differences that sampling or training seeds do not explain.
 
-Everything comes from score.json and replicates.json; no sample is looked at again, and no torch is imported.
+Everything comes from score.json and replicates.json; no sample is encoded again, and torch is not imported.
 """
 
 import csv
@@ -37,13 +37,16 @@ class Difference:
     over: str  # samples | seeds
 
     def verdict(self, run: str) -> str:
-        """Tell what is shown of `run`, which is `a` or `b`: 'worse by 0.60 [0.50, 0.70]', 'no difference shown (0.1 [-0.2, 0.4])'."""
+        """Describe the evidence on `run`, which is `a` or `b`.
+
+        Examples: 'worse by 0.60 [0.50, 0.70]', 'no difference shown (0.1 [-0.2, 0.4])'.
+        """
         if self.better:
             return f"{'better' if self.better == run else 'worse'} by {self.amount()}"
         return f"no difference shown ({self._signed(1 if run == self.a else -1)})"
 
     def amount(self) -> str:
-        """Return '0.60 [0.50, 0.70]', positive where a difference is shown."""
+        """Return the difference as '0.60 [0.50, 0.70]', positive where the interval excludes 0."""
         return self._signed(-1 if self.high < 0 else 1)
 
     def _signed(self, sign: int) -> str:
@@ -68,7 +71,10 @@ class Scored:
 
 
 def replicates_record(estimate: Estimate) -> dict:
-    """What replicates.json holds of a metric: all but the value that its interval and its differences are made of."""
+    """Return the record of a metric in replicates.json.
+
+    It has all that the interval and the differences are computed from, except the value.
+    """
     return {
         "method": estimate.method,
         "quadratic": estimate.quadratic,
@@ -78,7 +84,7 @@ def replicates_record(estimate: Estimate) -> dict:
 
 
 def read(folder: Path, name: str | None = None) -> Scored:
-    """The score in a run's or baseline's folder, with its uncertainty.
+    """Load the score in a run's or baseline's folder, with its uncertainty.
 
     Raises:
         UserError: there is none, it is damaged, or its replicates are missing or of another score.
@@ -114,7 +120,7 @@ def _foreign(folder: Path) -> UserError:
 
 
 def check_comparable(a: Scored, b: Scored) -> None:
-    """Scores of one protocol are comparable: the same captions, seeds, sizes, networks and reference.
+    """Check that two scores share one protocol: captions, seeds, sizes, networks and reference images.
 
     Raises:
         UserError: names what differs.
@@ -138,7 +144,7 @@ def check_comparable(a: Scored, b: Scored) -> None:
 
 
 def differences_of(a: Scored, b: Scored) -> dict[str, Estimate]:
-    """Paired differences of what both have and measure alike, in the order of the tables.
+    """Compute the paired differences of all metrics that both measure alike, in the order of the tables.
 
     Raises:
         UserError: their protocols differ.
@@ -154,7 +160,10 @@ def differences_of(a: Scored, b: Scored) -> dict[str, Estimate]:
 
 
 def better(metric: str, difference: Estimate, a: str, b: str) -> str:
-    """Which of two is shown to be better; empty where the interval of a - b holds 0. FID_inf's value may lie on its other side."""
+    """Return the significantly better one of `a` and `b`, or '' where the interval of a - b holds 0.
+
+    The value of FID_inf may be on the other side of 0 than its interval.
+    """
     direction = METRICS[metric].better
     if not difference.excludes_zero or direction is None:
         return ""
@@ -165,7 +174,7 @@ def better(metric: str, difference: Estimate, a: str, b: str) -> str:
 
 
 def write_pairs(config: Config, inputs: Inputs) -> None:
-    """Write pairs.csv, the paired differences of all runs and baselines, and seeds.csv, means over training seeds.
+    """Write pairs.csv, paired differences of runs and baselines, and seeds.csv, means over training seeds.
 
     Over seeds a setting is compared with another by the seeds that both have, and with a baseline or an import, which has none, by all of its own.
 
@@ -206,7 +215,7 @@ def _row(a: str, b: str, metric: str, difference: Estimate, over: str) -> tuple:
 
 
 def _over_seeds(a: str, b: str, first: list[Scored], second: list[Scored]) -> list[tuple]:
-    """Rows of pairs.csv: mean differences of scores, one of `first` and one of `second` for each seed."""
+    """Return rows of pairs.csv: mean differences of scores, one of `first` and one of `second` per seed."""
     pairs = list(zip(first, second, strict=True))
     return [
         _row(a, b, key, mean_of_few([x.score[key] - y.score[key] for x, y in pairs]), "seeds")
@@ -215,7 +224,7 @@ def _over_seeds(a: str, b: str, first: list[Scored], second: list[Scored]) -> li
 
 
 def _shared(scored: list[Scored]) -> list[str]:
-    """Metrics that all of them have, and measure alike."""
+    """Return the metrics that all scores have and measure alike."""
     recipes = [one.score["recipes"] for one in scored]
     return [
         metric

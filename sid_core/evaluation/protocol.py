@@ -1,7 +1,7 @@
-"""The protocol: all that must agree before two scores may be set side by side, as one record and its hash.
+"""Build the protocol, the record of everything that comparable scores share, and its hash.
 
-What cannot move a score (batch size, resamples of a standard error) is not in it. Versions of libraries are recorded beside
-it: they may move a last digit, and a table that refused to compare over them would compare nothing.
+Settings that cannot change a score (batch size, resamples of a standard error) are not in it. Versions of libraries are
+recorded beside it: they may change the last digit, and a table that refused to compare over them would compare nothing.
 """
 
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ KID_SEED = 2020  # torch-fidelity's default
 
 
 def image_record(settings: "FeatureSettings") -> dict:
-    """How images become what the networks see."""
+    """Return the record of the preprocessing of images for the networks."""
     return {
         "quantise": QUANTISE,
         "image_size": settings.image_size,
@@ -38,7 +38,7 @@ def image_record(settings: "FeatureSettings") -> dict:
 def protocol_record(
     settings: "ScoreSettings", captions: list[str], weights: dict, reference: dict, noise_device: str
 ) -> dict:
-    """The protocol of `settings.samples` samples.
+    """Return the protocol record of `settings.samples` samples.
 
     Args:
         captions: at least as many as samples; the first `settings.samples` count.
@@ -70,12 +70,15 @@ def protocol_record(
 
 
 def protocol_hash(record: dict) -> str:
-    """Hex sha256 by which scores are compared."""
+    """Return the hex sha256 by which scores are compared."""
     return digest(record)
 
 
 def differences(first: dict, second: dict) -> str:
-    """What two protocol records disagree about, for a message: `kid.subsets: 100, 50; samples: 5000, 1000`."""
+    """List the differences of two protocol records for a message.
+
+    An example: `kid.subsets: 100, 50; samples: 5000, 1000`.
+    """
     a, b = flat(first), flat(second)
     return "; ".join(
         f"{key}: {a.get(key)}, {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)

@@ -1,6 +1,8 @@
-"""Two numbers to watch a training by: distance and text agreement of a few samples for held-out captions.
+"""Compute two proxy metrics during training, from a few samples of held-out captions.
 
-They are called fid_proxy and clip_proxy and never anything else: a Frechet distance of few samples is far above that of many, and
+One is a Frechet distance, the other the agreement with the text.
+
+They are always called fid_proxy and clip_proxy: a Frechet distance of few samples is far above that of many, and
 these captions are not the protocol's.
 """
 
@@ -41,7 +43,7 @@ class Proxy:
         self._texts = self._clip.texts([settings.caption_prefix + caption for caption in captions])
 
     def __call__(self, batches: Iterable[Tensor]) -> dict[str, float | None]:
-        """fid_proxy and clip_proxy of latents that come in batches; None where a feature is not finite."""
+        """Compute fid_proxy and clip_proxy of batches of latents, None where a feature is not finite."""
         features, embeddings = [], []
         for latents in batches:
             images = [stored(image, self._settings) for image in quantise(self._decode(latents).nan_to_num(-1, -1, -1))]

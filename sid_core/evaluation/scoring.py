@@ -1,4 +1,4 @@
-"""Features to one score: FID, CLIP score and all other metrics, with their uncertainty and their protocol."""
+"""Compute the score of a run from features: all metrics with their uncertainty, and the protocol."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,7 +73,9 @@ def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, 
 
 
 def _check_origin(settings: "ScoreSettings", features: Sequence[Path], records: list[dict], lines: list[str]) -> None:
-    """Every shard was made as these settings say, and all alike: by one generator, teacher and solver, seen by the same networks.
+    """Check that all shards were made with these settings by one generator, teacher and solver.
+
+    The same networks must have encoded all of them.
 
     Raises:
         UserError: names the shard, what it was made with and what was expected.
@@ -103,7 +105,10 @@ def _check_origin(settings: "ScoreSettings", features: Sequence[Path], records: 
 
 
 def _check_counts(settings: "ScoreSettings") -> None:
-    """Enough samples for every formula: `fid` looks at quarters of the set, and leaves out two groups."""
+    """Check that there are enough samples for every formula.
+
+    `fid` is computed on quarters of the set and leaves out two groups.
+    """
     groups, samples = settings.evaluate.jackknife_groups, settings.samples
     if samples < 8:
         raise UserError(f"generate.samples={samples}: a score needs 8, better thousands; raise it")
@@ -112,7 +117,7 @@ def _check_counts(settings: "ScoreSettings") -> None:
 
 
 def _in_order(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Shards joined and sorted by sample index."""
+    """Concatenate shards and sort their rows by sample index."""
     order = torch.cat([part["index"] for part in parts]).argsort()
     return {key: torch.cat([part[key] for part in parts])[order] for key in parts[0]}
 
@@ -122,7 +127,7 @@ def _on_device(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _speed(records: list[dict]) -> float | None:
-    """Return images per second over all shards, images by the time they took; None where no network made them."""
+    """Return images per second of all shards together; None where no network generated them."""
     if None in [record["images_per_s"] for record in records]:
         return None
     counts = [len(record["samples"]) for record in records]

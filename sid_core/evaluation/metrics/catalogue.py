@@ -1,4 +1,4 @@
-"""List the metrics, a row each: files, tables, comparisons and MLflow's names are derived from these rows.
+"""List the metrics, one row each, from which files, tables, comparisons and MLflow's names are derived.
 
 Nothing here needs torch. The function that computes a metric is registered under its key in `compute`.
 """
@@ -67,5 +67,5 @@ METRICS = {  # in the order of files and tables
 
 
 def headline() -> list[Metric]:
-    """Return the metrics that summaries, figures and the bold rows are about."""
+    """Return the metrics that summaries, figures and bold rows show."""
     return [metric for metric in METRICS.values() if metric.shown == "headline"]

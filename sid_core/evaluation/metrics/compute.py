@@ -61,7 +61,7 @@ FUNCTIONS: dict[tuple[str, ...], Callable[[Sets], Estimate | Sequence[Estimate]]
 
 
 def estimates(sets: Sets) -> dict[str, Estimate]:
-    """Compute every metric whose network has seen the samples, with its uncertainty, in the order of the catalogue."""
+    """Compute every metric whose network was run on the samples, with its uncertainty, in catalogue order."""
     unlike = METRICS.keys() ^ {key for keys in FUNCTIONS for key in keys}
     assert not unlike, f"{', '.join(sorted(unlike))}: in the catalogue or in FUNCTIONS, expected in both"
     found: dict[str, Estimate] = {}

@@ -1,9 +1,9 @@
-"""The Frechet distance between Gaussians fitted to features, its uncertainty and its limit for infinitely many samples.
+"""Compute the Frechet distance between Gaussian fits, its uncertainty and its infinite-sample limit.
 
-FID (arXiv 1706.08500, eq. 6) is |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^1/2). With S_1 = F^T F, the trace of the root is the
-sum of roots of the eigenvalues of F S_2 F^T, a symmetric matrix: faster than scipy's Schur form (benchmarks/frechet.py), real
-by construction, at any rank. With the reference as S_1, F is computed once for all the distances that a standard error and an
-extrapolation need.
+FID (arXiv 1706.08500, eq. 6) is |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^1/2). With S_1 = F^T F, the trace of the
+square root is the sum of square roots of the eigenvalues of F S_2 F^T, a symmetric matrix: faster than scipy's Schur
+form (benchmarks/frechet.py), real by construction, at any rank. With the reference as S_1, F is computed once for all
+the distances that a standard error and an extrapolation need.
 """
 
 import math
@@ -29,7 +29,10 @@ PARABOLA_PAIRS = 4.0
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over samples, so that leaving samples out is a subtraction: count, sum of x (D,), sum of x x^T (D, D), float64."""
+    """Sums over samples, from which those of a subset can be subtracted.
+
+    Count, sum of x (D,) and sum of x x^T (D, D), float64.
+    """
 
     count: int
     first: Tensor
@@ -37,7 +40,10 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor) -> "Moments":
-        """Moments of features (N, D). Centre them first: the sums of squares then keep their digits."""
+        """Accumulate the moments of features (N, D).
+
+        Centre the features first: the sums of squares then lose no digits to cancellation.
+        """
         x = features.double()
         return cls(len(x), x.sum(0), x.T @ x)
 
@@ -48,7 +54,7 @@ class Moments:
         return Moments(self.count - other.count, self.first - other.first, self.second - other.second)
 
     def gaussian(self) -> "Gaussian":
-        """The fit: mean and unbiased covariance (ddof = 1); needs two samples."""
+        """Return the Gaussian fit: mean and unbiased covariance (ddof = 1) of at least two samples."""
         assert self.count > 1, f"{self.count} sample: a covariance needs at least 2"
         centred = self.second - torch.outer(self.first, self.first) / self.count
         return Gaussian(self.first / self.count, centred / (self.count - 1), min(self.count - 1, len(self.first)))
@@ -64,7 +70,7 @@ class Gaussian:
 
     @classmethod
     def fit(cls, features: Tensor) -> "Gaussian":
-        """Fit to features (N, D), N at least 2."""
+        """Fit a Gaussian to features (N, D), N at least 2."""
         shift = features.double().mean(0)
         centred = Moments.of(features.double() - shift).gaussian()
         return cls(centred.mean + shift, centred.covariance, centred.rank)
@@ -80,7 +86,7 @@ class Reference:
         self._factor = (vectors * values.clamp(min=0).sqrt()).T[-gaussian.rank :]  # (rank, D), S = F^T F
 
     def distance(self, other: Gaussian) -> float:
-        """Squared Frechet distance; may fall below 0 by rounding where both agree."""
+        """Compute the squared Frechet distance, which rounding may make negative between equal fits."""
         product = self._factor @ other.covariance @ self._factor.T
         values = torch.linalg.eigvalsh((product + product.T) / 2)
         # the root of rounding, 1e-16, is 1e-8: what lies beyond the rank of the product is left out, not clipped
@@ -97,7 +103,7 @@ class Fid(NamedTuple):
 
 
 def fid(features: Tensor, reference: Reference, groups: int) -> Fid:
-    """FID of features (N, D) and its linear extrapolation in 1 / N, with a delete-a-group jackknife.
+    """Compute FID of features (N, D) and its linear extrapolation in 1 / N, with a delete-a-group jackknife.
 
     A bootstrap would be biased upward: repeated samples shrink the covariance.
 
@@ -120,7 +126,9 @@ def fid(features: Tensor, reference: Reference, groups: int) -> Fid:
 
 
 def _infinity(x: Tensor, value: float, distance: Callable[[Moments], float]) -> tuple[float, float]:
-    """Intercepts of the line (arXiv 1911.07023) and the parabola through FID at N, N/2 and N/4 over 1 / N.
+    """Extrapolate FID to infinitely many samples with a line (arXiv 1911.07023) and with a parabola.
+
+    Returns the intercepts of both through FID at N, N/2 and N/4 over 1 / N.
 
     The smaller sizes are means over disjoint parts that together hold every sample, so the three share their sampling noise
     and the slope sees little of it.

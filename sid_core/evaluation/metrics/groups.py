@@ -1,4 +1,4 @@
-"""Groups of samples, which a jackknife leaves out: sums by group become sums over every replicate's samples."""
+"""Assign samples to the groups of a jackknife, whose sums by group give the sums of every replicate."""
 
 import torch
 from torch import Tensor
@@ -8,11 +8,14 @@ from .uncertainty import left_out
 
 
 def members(samples: Tensor, groups: int) -> Tensor:
-    """One-hot groups of samples (N, …), float64 (N, G): sample i belongs to group i % G."""
+    """Return the one-hot groups of samples (N, …), float64 (N, G): sample i belongs to group i % G."""
     return one_hot(torch.arange(len(samples), device=samples.device) % groups, groups).double()
 
 
 def kept(samples: Tensor, groups: int) -> Tensor:
-    """Ones for the groups that the whole set and then each replicate of `left_out` hold, float64 (1 + 2 G, G)."""
+    """Return a mask of the groups in the whole set and in each replicate of `left_out`.
+
+    Shape (1 + 2 G, G), float64; row 0 is the whole set.
+    """
     rows = [[group not in left for group in range(groups)] for left in [(), *left_out(groups)]]
     return torch.tensor(rows, dtype=torch.float64, device=samples.device)

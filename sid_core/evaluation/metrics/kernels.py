@@ -1,6 +1,6 @@
-"""Squared distances between kernel means: KID and CMMD, each with a delete-a-group jackknife.
+"""Compute KID and CMMD, squared distances between kernel means, each with a delete-a-group jackknife.
 
-A mean over pairs of the samples that are kept comes from sums by group, so the jackknife costs little beside the kernel.
+A mean over pairs of the retained samples comes from sums by group, so the jackknife costs little beside the kernel.
 Features and embeddings are float32 (N, D), one row a sample.
 """
 
@@ -19,9 +19,11 @@ ROWS = 200  # of a kernel matrix at once: with 10,000 columns they stay in a pro
 
 
 def kid(generated: Tensor, reference: Tensor, subsets: int, subset_size: int, seed: int, groups: int) -> Estimate:
-    """Kernel Inception Distance (arXiv 1801.01401): mean over random subsets, cubic kernel, unbiased.
+    """Compute the Kernel Inception Distance (arXiv 1801.01401) as an unbiased mean over random subsets.
 
-    Subsets are torch-fidelity's, hence the value is; what it does not give is the share that each sample has in it.
+    The kernel is cubic.
+
+    Subsets are torch-fidelity's, hence the value is; torch-fidelity does not return the contribution of each sample.
 
     Raises:
         UserError: subsets larger than a set.
@@ -47,7 +49,9 @@ def kid(generated: Tensor, reference: Tensor, subsets: int, subset_size: int, se
 
 
 def cmmd(generated: Tensor, reference: Tensor, groups: int) -> Estimate:
-    """CMMD (arXiv 2401.09603): 1000 times the squared distance of RBF kernel means, sigma 10, with pairs of a row and itself.
+    """Compute CMMD (arXiv 2401.09603), 1000 times the squared distance between RBF kernel means.
+
+    Sigma is 10; pairs of a row and itself are included.
 
     Args:
         generated, reference: CLIP embeddings of images (N, E) and (M, E), rows of unit length.
@@ -65,12 +69,12 @@ def cmmd(generated: Tensor, reference: Tensor, groups: int) -> Estimate:
 
 
 def _cubic(x: Tensor, y: Tensor) -> Tensor:
-    """(x . y / D + 1)^3, float64 (N, M)."""
+    """Compute the cubic kernel (x . y / D + 1)^3, float64 (N, M)."""
     return (x @ y.T / x.shape[1] + 1).double().pow(3)
 
 
 def _sums(x: Tensor, y: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-    """`reduce` of exp(-|x - y|^2 / 2 sigma^2) - 1 in blocks of rows of x, as float64.
+    """Apply `reduce` to exp(-|x - y|^2 / 2 sigma^2) - 1 in blocks of rows of x, as float64.
 
     The 1 drops out of the distance, and without it float32 keeps its digits: the kernel is never below 0.98.
     """
@@ -78,7 +82,10 @@ def _sums(x: Tensor, y: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _kernel_less_one(x: Tensor, y: Tensor) -> Tensor:
-    """For rows of unit length; exp(u) - 1 by its series, exact to 3e-11 at |u| <= 0.02: torch's expm1 takes 4 times as long."""
+    """Compute the RBF kernel minus 1 for rows of unit length.
+
+    exp(u) - 1 is computed by its series, exact to 3e-11 at |u| <= 0.02: torch's expm1 takes 4 times as long.
+    """
     u = (x @ y.T).sub_(1).div_(CMMD_SIGMA**2)
     series = u / 4
     for term in (3, 2, 1):

@@ -1,8 +1,8 @@
-"""Precision, recall, density and coverage: who lies within whose distance to the k-th neighbour.
+"""Compute precision, recall, density and coverage from distances to the k-th nearest neighbours.
 
 Precision and recall are arXiv 1904.06991's, density and coverage arXiv 2002.09797's. All four come from one pass over the
 distances, in blocks of rows, with a delete-a-group jackknife of the generated samples.
-torch-fidelity has the first two, without the shares of the samples that an interval needs (tests compare them).
+torch-fidelity has the first two, without the contributions of samples that an interval needs (tests compare them).
 """
 
 from typing import NamedTuple
@@ -26,7 +26,7 @@ class Neighbours(NamedTuple):
 
 
 def neighbours(generated: Tensor, reference: Tensor, k: int, groups: int) -> Neighbours:
-    """The four metrics of features (N, D) beside the reference's (M, D).
+    """Compute the four metrics of features (N, D) against the reference's (M, D).
 
     Raises:
         UserError: fewer images than neighbours.
@@ -55,7 +55,9 @@ def neighbours(generated: Tensor, reference: Tensor, k: int, groups: int) -> Nei
 
 
 def _generated_balls(generated: Tensor, k: int, member: Tensor, keep: Tensor) -> Tensor:
-    """Radii of the samples' balls in the whole set and in each replicate, (N, 1 + 2 G); -1 where the sample is left out.
+    """Compute the k-th neighbour radii of the samples in the whole set and in each replicate.
+
+    Shape (N, 1 + 2 G); -1 where the sample is left out.
 
     Where more than SPARE of a sample's neighbours are left out, which takes few and large groups, its last one is taken.
     """
@@ -71,19 +73,22 @@ def _generated_balls(generated: Tensor, k: int, member: Tensor, keep: Tensor) ->
 
 
 def _any_ball(distance: Tensor, balls: Tensor, widest: Tensor) -> Tensor:
-    """Whether each row lies in a sample's ball, in the whole set and in each replicate; (rows, 1 + 2 G)."""
+    """Return whether each row is within any sample's radius, in the whole set and in each replicate.
+
+    Shape (rows, 1 + 2 G).
+    """
     row, sample = (distance <= widest).nonzero(as_tuple=True)  # few: all others lie in none
     inside = distance[row, sample, None] <= balls[sample]
     return torch.zeros(len(distance), balls.shape[1], device=distance.device).index_add_(0, row, inside.float()) > 0
 
 
 def _share(found: list[Tensor]) -> Estimate:
-    """Of the reference that is found, (rows, 1 + 2 G) a block."""
+    """Estimate the covered fraction of the reference from blocks (rows, 1 + 2 G)."""
     value, *replicates = torch.cat(found).double().mean(0).tolist()
     return jackknife(value, replicates)
 
 
 def _mean(values: Tensor, member: Tensor, keep: Tensor) -> Estimate:
-    """Over samples (N,)."""
+    """Estimate the mean of values (N,) over samples."""
     value, *replicates = (keep @ (member.T @ values.double()) / (keep @ member.sum(0))).tolist()
     return jackknife(value, replicates)

@@ -1,4 +1,4 @@
-"""CLIP score and other means over samples, the Vendi score, and the check that a sample set passes before any metric.
+"""Compute the CLIP score, other means over samples and the Vendi score, and validate sample sets.
 
 Features and embeddings are float32 (N, D), one row a sample.
 """
@@ -22,7 +22,7 @@ BOOTSTRAP_SEED = (
 
 
 def mean(values: Tensor, resamples: int) -> Estimate:
-    """Mean of one value a sample (N,) with a bootstrap of `resamples`."""
+    """Estimate the mean of one value per sample (N,) with a bootstrap of `resamples`."""
     values = values.double().cpu()
     generator = torch.Generator().manual_seed(BOOTSTRAP_SEED)
     drawn = (torch.randint(len(values), (len(values),), generator=generator) for _ in range(resamples))
@@ -30,7 +30,7 @@ def mean(values: Tensor, resamples: int) -> Estimate:
 
 
 def clip_score(image: Tensor, text: Tensor, resamples: int) -> Estimate:
-    """Mean cosine of paired embeddings over all samples, not times 100.
+    """Compute the mean cosine similarity of paired embeddings over all samples, not times 100.
 
     Args:
         image, text: (N, E), each row of unit length.
@@ -40,7 +40,9 @@ def clip_score(image: Tensor, text: Tensor, resamples: int) -> Estimate:
 
 
 def vendi(embeddings: Tensor, groups: int) -> Estimate:
-    """Vendi score (arXiv 2210.02410): the effective number of different images, exp of the entropy of the eigenvalues of K / N.
+    """Compute the Vendi score (arXiv 2210.02410), the effective number of different images.
+
+    It is exp of the entropy of the eigenvalues of K / N.
 
     K holds the cosines; its eigenvalues but for zeros are those of the embeddings' second moment, which is small.
 
@@ -59,7 +61,7 @@ def vendi(embeddings: Tensor, groups: int) -> Estimate:
 
 
 def check_samples(samples: list[dict], expected: int) -> None:
-    """Every index 0 .. expected - 1 once, all seeds and all images different.
+    """Check that every index 0 .. expected - 1 occurs once and that all seeds and images differ.
 
     A set that repeats itself hardly moves FID, and one that lacks samples gives a plausible score too.
 

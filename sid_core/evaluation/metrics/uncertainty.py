@@ -1,6 +1,8 @@
-"""Standard errors, 95 % intervals and paired differences, from replicates: values of a metric on parts of its samples.
+"""Estimate standard errors, 95 % confidence intervals and paired differences from replicates.
 
-What varies is the samples: captions and noise drawn anew, with the generator, the reference images and the sample size as they
+Replicates are values of a metric on subsets or resamples of its samples.
+
+Only the samples vary: captions and noise drawn anew, with the generator, the reference images and the sample size as they
 are. A metric that is biased at this size, as FID is, has its interval around its expectation at this size. Measured coverage:
 docs/uncertainty.md.
 
@@ -38,7 +40,10 @@ class Estimate:
     quadratic: float = 1.0
 
     def __sub__(self, other: "Estimate") -> "Estimate":
-        """The paired difference: replicate r of both leaves out, or draws, the same sample indices."""
+        """Return the paired difference of two estimates.
+
+        Replicate r of both leaves out, or draws, the same sample indices.
+        """
         assert self.method == other.method, f"{self.method} and {other.method}: no pairs of replicates"
         value = self.value - other.value
         replicates = [a - b for a, b in zip(self.replicates, other.replicates, strict=True)]
@@ -48,7 +53,10 @@ class Estimate:
 
     @property
     def centre(self) -> float:
-        """Of the interval; the value, but for FID_inf and what a bootstrap has skewed."""
+        """Return the centre of the interval.
+
+        It is the value, except for FID_inf and for skewed bootstraps.
+        """
         return (self.low + self.high) / 2
 
     @property
@@ -57,7 +65,9 @@ class Estimate:
 
 
 def left_out(groups: int) -> list[tuple[int, ...]]:
-    """Which groups each replicate of a jackknife leaves out: each group, then each with the next one. 2 G in all.
+    """Return the groups that each of the 2 G replicates of a jackknife leaves out.
+
+    These are each group, then each with the next one.
 
     Sample i belongs to group i % G, so that a trend along the indices enters every group alike.
     """
@@ -67,7 +77,9 @@ def left_out(groups: int) -> list[tuple[int, ...]]:
 def jackknife(
     value: float, replicates: Sequence[float], quadratic: float = 1.0, centre: float | None = None
 ) -> Estimate:
-    """Delete-a-group jackknife, corrected for what is quadratic in the samples; Student's t with G - 1 degrees of freedom.
+    """Compute a delete-a-group jackknife that is corrected for terms quadratic in the samples.
+
+    The interval uses Student's t with G - 1 degrees of freedom.
 
     A metric's error is a sum over samples and, where that is small (FID of a good generator), a sum over pairs of them. The
     plain jackknife, (G - 1) / G sum (v_g - mean)^2, counts the variance of the second twice. Interactions of two groups,
@@ -93,7 +105,7 @@ def jackknife(
 
 
 def bootstrap(value: float, means: Sequence[float]) -> Estimate:
-    """Percentile interval of the means of resamples; their spread is the standard error."""
+    """Compute percentile interval and standard error (the standard deviation) of the means of resamples."""
     count = len(means)
     centre = math.fsum(means) / count
     se = math.sqrt(math.fsum((m - centre) ** 2 for m in means) / count)
@@ -103,7 +115,7 @@ def bootstrap(value: float, means: Sequence[float]) -> Estimate:
 
 
 def mean_of_few(values: Sequence[float]) -> Estimate:
-    """Mean of independent values, such as one per training seed, at least 2, with Student's t."""
+    """Estimate the mean of at least 2 independent values, such as one per training seed, with Student's t."""
     mean = math.fsum(values) / len(values)
     se = math.sqrt(_variance(values) / len(values))
     half = _student(len(values) - 1) * se
@@ -116,14 +128,14 @@ def _variance(values: Sequence[float]) -> float:
 
 
 def _student(degrees: int) -> float:
-    """Half width of the interval in standard errors."""
+    """Return the half width of the interval in standard errors."""
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees, (1 + LEVEL) / 2))
 
 
 def _quantile(ordered: Sequence[float], p: float) -> float:
-    """Linear between order statistics, as numpy's default."""
+    """Interpolate a quantile linearly between order statistics, as numpy does by default."""
     position = p * (len(ordered) - 1)
     below = math.floor(position)
     above = min(below + 1, len(ordered) - 1)

@@ -1,4 +1,4 @@
-"""Networks whose features FID is computed on: Inception for photographs, as TorchScript; a small one of ours for scenes."""
+"""Define the feature networks of FID: TorchScript Inception for photographs, a small one for scenes."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +15,9 @@ INCEPTION_SIZE = 299
 
 
 class FeatureNetwork(nn.Module):
-    """Images to features; each level halves the image, and the last map is flattened, so that positions count.
+    """Small network from images to features.
+
+    Each level halves the image, and the last map is flattened, so that features depend on positions.
 
     Args:
         image_size: height and width of the images it takes.
@@ -36,7 +38,7 @@ class FeatureNetwork(nn.Module):
         self.head = nn.Linear(channels[-1] * (image_size >> (len(channels) - 1)) ** 2, features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, D) float32 of images (B, 3, H, W), float, 0 to 255."""
+        """Compute features (B, D) float32 of images (B, 3, H, W), float, 0 to 255."""
         size = self.image_size
         assert images.shape[1:] == (3, size, size), f"images {tuple(images.shape)}: expected (B, 3, {size}, {size})"
         return self.head(self.body(images.float() / 127.5 - 1))
@@ -65,7 +67,7 @@ class FeatureNetwork(nn.Module):
 
 
 class Inception(nn.Module):
-    """NVIDIA's TorchScript of the Inception network that FID was defined with, called as clean-fid's InceptionV3W calls it."""
+    """NVIDIA's TorchScript of FID's Inception network, called as in clean-fid's InceptionV3W."""
 
     def __init__(self, script: torch.jit.ScriptModule):
         super().__init__()
@@ -73,7 +75,7 @@ class Inception(nn.Module):
         self.layers = script.layers
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, D) of images (B, 3, 299, 299), float, 0 to 255."""
+        """Compute features (B, D) of images (B, 3, 299, 299), float, 0 to 255."""
         return self.layers((images - 128) / 128).flatten(1)
 
     @classmethod
@@ -90,7 +92,9 @@ class Inception(nn.Module):
 
 
 def load_feature_network(path: Path) -> "FeatureNetwork | Inception":
-    """A network from its weight file: model.safetensors beside its config, or TorchScript; it takes images of `image_size`.
+    """Load a feature network from its weight file.
+
+    The file is model.safetensors beside its config, or TorchScript; the network takes images of `image_size`.
 
     Raises UserError as its loader does.
     """
@@ -98,7 +102,7 @@ def load_feature_network(path: Path) -> "FeatureNetwork | Inception":
 
 
 def standardise(network: FeatureNetwork, features: Tensor) -> None:
-    """Rescale the last layer so that each column of `features` (N, D), which it made, has mean 0 and std 1."""
+    """Rescale the last layer so that each column of its outputs `features` (N, D) has mean 0 and std 1."""
     mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
     with torch.no_grad():
         network.head.weight.div_(std[:, None])

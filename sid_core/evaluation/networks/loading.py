@@ -1,4 +1,4 @@
-"""Explain files that hold no network, or another one."""
+"""Explain why a file does not hold the expected network."""
 
 import pickle
 from collections.abc import Iterator
@@ -17,7 +17,10 @@ UNLOADABLE = (
 
 @contextmanager
 def loading(what: str, remedy: str) -> Iterator[None]:
-    """Turn an error of loading into a UserError that begins with `what`, e.g. 'KEY: FILE is not a CLIP', and ends with `remedy`."""
+    """Turn a loading error into a UserError that begins with `what` and ends with `remedy`.
+
+    An example of `what`: 'KEY: FILE is not a CLIP'.
+    """
     try:
         yield
     except UNLOADABLE as error:

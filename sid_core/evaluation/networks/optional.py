@@ -1,4 +1,6 @@
-"""Run the networks of further metrics: DINOv2, HPSv2.1 and PickScore. A setting that is null leaves its metric out.
+"""Run the networks of optional metrics: DINOv2, HPSv2.1 and PickScore.
+
+A setting that is null leaves its metric out.
 
 They get the 8-bit image that the required networks start from, and the caption without the protocol's prefix. Each is
 identified by a record of its own: the protocol's hash does not change with them.
@@ -49,16 +51,19 @@ class OptionalNetwork:
         }
 
     def prepare(self, image: np.ndarray) -> Tensor:
-        """Return an image (H, W, 3) uint8 as the network takes it; may be called from several threads."""
+        """Return an image (H, W, 3) uint8 preprocessed for the network; several threads may call it."""
         raise NotImplementedError
 
     def rows(self, prepared: Sequence[Tensor], captions: Sequence[str]) -> Tensor:
-        """Compute (B, D) or (B,) float32."""
+        """Compute the rows of a batch, (B, D) or (B,) float32."""
         raise NotImplementedError
 
 
 class Dinov2Features(OptionalNetwork):
-    """Features for the Frechet distance of arXiv 2306.04675: clean-fid's bicubic to 224, the class token of torch.hub's DINOv2."""
+    """Features for the Frechet distance of arXiv 2306.04675.
+
+    Images are resized by clean-fid's bicubic to 224; a row is the class token of torch.hub's DINOv2.
+    """
 
     column = "dinov2"
 
@@ -78,7 +83,7 @@ class Dinov2Features(OptionalNetwork):
 
 
 class Preference(OptionalNetwork):
-    """How well people would like an image for its caption: a scaled cosine of a CLIP trained on their choices."""
+    """Preference score of an image for its caption: a scaled cosine of a CLIP trained on human choices."""
 
     def __init__(
         self, settings: "FeatureSettings", network: nn.Module, identity: str, scale: float, side: int, length: int
@@ -102,7 +107,10 @@ class Preference(OptionalNetwork):
 
 
 class Hps(Preference):
-    """HPSv2.1 (arXiv 2306.09341): open_clip's ViT-H-14 with the weights of HPS_v2.1_compressed.pt; a cosine, not times 100."""
+    """HPSv2.1 (arXiv 2306.09341): a cosine, not times 100.
+
+    The network is open_clip's ViT-H-14 with the weights of HPS_v2.1_compressed.pt.
+    """
 
     column = "hps"
 

@@ -1,4 +1,4 @@
-"""Run the two networks that every protocol has: a feature network for FID and its kin, and an open_clip model.
+"""Run the two networks of every protocol: an open_clip model and the feature network of FID and others.
 
 They run on a GPU where there is one, in float32 or under autocast in 16 bits. The files they are made of (weights, config,
 tokenizer) identify them in a protocol.
@@ -28,7 +28,10 @@ TEXTS = 256  # captions encoded at once
 
 
 def _published_levels() -> np.ndarray:
-    """Return what each of 256 levels becomes in the published script, which maps to [-1, 1] in float32 and back, truncating."""
+    """Return the published script's output for each of 256 levels.
+
+    The script maps to [-1, 1] in float32 and back, truncating.
+    """
     levels = torch.arange(256, dtype=torch.float32) / 255
     return ((((levels - 0.5) / 0.5) * 0.5 + 0.5) * 255).to(torch.uint8).numpy()
 
@@ -47,7 +50,7 @@ class Features:
         self._network = load_feature_network(path).to(device())
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """Return an image (H, W, 3) uint8 at the size of the network; may be called from several threads."""
+        """Return an image (H, W, 3) uint8 resized for the network; several threads may call it."""
         return enlarge(image, self._side) if self._side else image
 
     @torch.inference_mode()
@@ -89,12 +92,15 @@ class Clip:
         self._model = model.eval().requires_grad_(False)  # it comes in training mode
 
     def prepare(self, image: np.ndarray) -> Tensor:
-        """Return an image (H, W, 3) uint8 as the model takes it, (3, S, S) float32; may be called from several threads."""
+        """Return an image (H, W, 3) uint8 preprocessed for the model, (3, S, S) float32.
+
+        This may be called from several threads.
+        """
         return self._preprocess(Image.fromarray(PUBLISHED_LEVELS[image] if self._strict else image))
 
     @torch.inference_mode()
     def rows(self, prepared: Sequence[Tensor], captions: Sequence[str] = ()) -> Tensor:
-        """Compute embeddings (B, E) float32 of unit length of what `prepare` returned."""
+        """Compute embeddings (B, E) float32 of unit length from outputs of `prepare`."""
         batch = torch.stack(list(prepared)).to(device())
         with autocast(device(), self._dtype):
             return normalize(self._model.encode_image(batch).float(), dim=-1).cpu()
@@ -105,7 +111,7 @@ class Clip:
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Compute embeddings (N, E) float32 of unit length; a text that repeats is encoded once."""
+        """Compute embeddings (N, E) float32 of unit length, encoding repeated texts once."""
         places = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         distinct = list(places)
         with autocast(device(), self._dtype):

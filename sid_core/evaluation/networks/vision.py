@@ -1,4 +1,4 @@
-"""Two published networks of transformers that look at images: DINOv2, and PickScore's CLIP. Nothing is fetched here."""
+"""Define two networks of the transformers library, loaded from local files: DINOv2 and PickScore's CLIP."""
 
 import math
 from pathlib import Path
@@ -28,12 +28,12 @@ class Dinov2(nn.Module):
         embeddings.position_embeddings = nn.Parameter(positions, requires_grad=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, side, side), ImageNet's normalisation -> (B, D): the class token, normed."""
+        """Encode ImageNet-normalised images (B, 3, side, side) as normed class tokens (B, D)."""
         return self._model(pixel_values=images).pooler_output
 
 
 def _resized(positions: Tensor, patches: int) -> Tensor:
-    """Positions (1, 1 + M^2, D) of the class token and of M x M patches, for patches x patches."""
+    """Resize positions (1, 1 + M^2, D) of the class token and M x M patches to patches x patches."""
     side = math.isqrt(positions.shape[1] - 1)
     if side == patches:
         return positions
@@ -56,16 +56,22 @@ class ScoredClip(nn.Module):
         self.scale = float(self._model.logit_scale.exp())
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S), CLIP's normalisation -> (B, E), not of unit length."""
+        """Encode CLIP-normalised images (B, 3, S, S) as embeddings (B, E), not of unit length."""
         return self._model.get_image_features(pixel_values=images).pooler_output
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """(B, L) int64, zeros after the end -> (B, E); attention is causal, so what follows the end does not count."""
+        """Encode tokens (B, L) int64, zero-padded after the end token, as embeddings (B, E).
+
+        Attention is causal, so the padding has no effect.
+        """
         return self._model.get_text_features(input_ids=tokens).pooler_output
 
 
 def _load(kind: type, folder: Path, where: str) -> nn.Module:
-    """A model in float32 and evaluation mode. Raises UserError where the folder does not hold one, or not all of it."""
+    """Load a model in float32 and evaluation mode.
+
+    Raises UserError where the folder does not hold one, or not all of it.
+    """
     with loading(f"{where}: {folder} cannot be loaded as {kind.__name__}", "get it again, or give another"):
         model, found = kind.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32

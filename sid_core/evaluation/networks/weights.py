@@ -1,6 +1,6 @@
-"""Find the files of the evaluation networks, from whatever source; from here on nothing knows which it was.
+"""Find the files of the evaluation networks, from any source, as local paths.
 
-Each is `embedded`, a path, or is fetched once into a cache that all jobs find it in: a URL into `downloads.cache_folder`, a hub's
+Each is `embedded`, a path, or is downloaded once into a cache that all jobs share: a URL into `downloads.cache_folder`, a hub's
 repository into huggingface_hub's.
 """
 
@@ -37,7 +37,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json
 class Weights(NamedTuple):
     """A weight file and its sha256, by which settings pin it.
 
-    `identity` stands for the network in a protocol: of a file that is all of it, that sha256; else the digest of the sha256 of
+    `identity` represents the network in a protocol: of a file that is all of it, that sha256; else the digest of the sha256 of
     each file by name, for configs and tokenizers move numbers as weights do.
     """
 
@@ -47,10 +47,10 @@ class Weights(NamedTuple):
 
 
 def prepare_networks(settings: "ReferenceSettings", out: Path) -> None:
-    """Bring networks and reference images to this machine before many jobs want them; write what was found to `out` (JSON).
+    """Fetch networks and reference images before many jobs need them, and list the files in `out` (JSON).
 
     Raises:
-        UserError: one of them cannot be had, or differs from its sha256 in the settings.
+        UserError: one of them cannot be fetched, or differs from its sha256 in the settings.
     """
     record = {}
     for key, network in settings.networks().items():
@@ -63,7 +63,7 @@ def prepare_networks(settings: "ReferenceSettings", out: Path) -> None:
 
 
 def network_weights(settings: "FeatureSettings", key: str) -> Weights:
-    """Find the weight file of evaluation network `key`; its config, and what else it needs, lies beside it.
+    """Find the weight file of evaluation network `key`, next to its config and other files.
 
     Raises:
         UserError: a file is missing, cannot be fetched, or the weights have another sha256.
@@ -92,7 +92,7 @@ def network_weights(settings: "FeatureSettings", key: str) -> Weights:
 
 
 def _fetch(key: str, network: "Network") -> Path:
-    """Fetch config and weights of a hub's repository, and a tokenizer where the config wants another than open_clip's own."""
+    """Download config and weights of a hub's repository, and the tokenizer if it is not open_clip's own."""
     keys, (beside, names) = (f"evaluate.{key}.source", f"evaluate.{key}.revision"), FILES[key]
     repository = hub.cached(network.source, network.revision, keys)  # a commit does not change: later jobs ask nobody
     if repository is None or not {*beside, names[0]} <= repository.files:
@@ -109,7 +109,7 @@ def _fetch(key: str, network: "Network") -> Path:
 
 
 def _has_tokenizer(config: Path) -> bool:
-    """Return whether open_clip takes the tokenizer beside its config, and not the one it brings."""
+    """Return whether open_clip uses the tokenizer beside its config rather than its built-in one."""
     try:
         return bool(read_json(config)["model_cfg"]["text_cfg"].get("hf_tokenizer_name"))
     except (AttributeError, KeyError, TypeError):
