@@ -1,8 +1,8 @@
-"""Whose GPU is it? Where no scheduler gives them out, each job takes its own and sees no other.
+"""Assign GPUs to the jobs of a machine without a scheduler, so that each job sees only its own.
 
-Snakemake counts GPUs (`resources: gpu`) and names none. A job holds those it takes by locks on empty folders in /tmp: the
-kernel lets go of a lock when the last process that holds it ends, however it ends. All users of a machine, and containers
-that share its /tmp, see the same ones. The folders stay.
+Snakemake counts GPUs (`resources: gpu`) and does not choose them. A job locks one empty folder in /tmp per GPU: the kernel
+releases a lock when the last process that holds it ends, however it ends. All users of a machine, and containers that share
+its /tmp, see the same locks. The folders are not deleted.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ PREFIX = "sid-core-gpu-"
 
 
 def visible_gpus() -> list[str]:
-    """Names of the GPUs that may be used: CUDA_VISIBLE_DEVICES where it is set, else all of this machine."""
+    """Return the names of the usable GPUs: CUDA_VISIBLE_DEVICES if it is set, else all of this machine."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name]
@@ -32,7 +32,7 @@ def visible_gpus() -> list[str]:
 
 @contextmanager
 def acquire_gpus(count: int) -> Iterator[list[int]]:
-    """Hold `count` of the visible GPUs, waiting for them where others hold them, and make them the only visible ones.
+    """Hold `count` of the visible GPUs, waiting for other jobs if needed, and hide all others from this process.
 
     Slurm has chosen the GPUs of jobs that Snakemake submits, and numbers them from 0 in each; where Snakemake itself runs within
     a Slurm job, its local jobs share that one's. A machine without GPUs has none to choose.
@@ -41,7 +41,7 @@ def acquire_gpus(count: int) -> Iterator[list[int]]:
         File descriptors that hold them, for child processes that are to hold them too.
 
     Raises:
-        UserError: more than there are.
+        UserError: `count` exceeds the number of visible GPUs.
     """
     names = visible_gpus()
     if os.environ.get("SLURM_JOB_ID") != os.environ.get(SUBMITTER_JOB) or not names:
@@ -62,7 +62,7 @@ def acquire_gpus(count: int) -> Iterator[list[int]]:
 
 
 def _take(names: list[str], count: int) -> dict[str, int]:
-    """One job collects at a time: of two that each hold half of what they need, neither would ever start."""
+    """Lock `count` of the GPUs, one job at a time, since two jobs that hold half each would wait forever."""
     held: dict[str, int] = {}
     gate, told = None, False
     while len(held) < count:
@@ -81,7 +81,7 @@ def _take(names: list[str], count: int) -> dict[str, int]:
 
 
 def _hold(name: str) -> int | None:
-    """A file descriptor that keeps `name` from all others on this machine; None where another has it."""
+    """Return a file descriptor that locks `name` on this machine, or None if another process holds the lock."""
     place = FOLDER / f"{PREFIX}{name.replace('/', '_')}"
     with suppress(FileExistsError):
         place.mkdir()

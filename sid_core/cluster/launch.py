@@ -1,4 +1,4 @@
-"""From a job to a training: its processes, the end of its time, and what goes on after it.
+"""Start the processes of a training job, stop them before its time limit, and requeue the job.
 
     python -m sid_core.cluster.launch --gpus 16 --nodes 2 --state STATE … -- distill --settings … --state STATE …
 
@@ -33,7 +33,7 @@ ANSWER_S = 60  # within which a Slurm command answers, and Slurm ends a job that
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a training's job. Returns 0, the training's exit code, or 128 + the signal that stopped it."""
+    """Run a training's job and return 0, the training's exit code, or 128 + the signal that stopped it."""
     given = _parser().parse_args(arguments)
     log_to_stderr()
     job_record.begin()
@@ -54,10 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make_command(stage: list[str], gpu_count: int, nodes: int, threads: int) -> list[str]:
-    """What starts a process for each GPU; where there are none, one on each node.
+    """Return the command that starts one process per GPU, or one per node if there are no GPUs.
 
     Raises:
-        UserError: GPUs that cannot be shared equally, or several nodes outside of Slurm.
+        UserError: the GPUs do not divide evenly among the nodes, or there are several nodes outside of Slurm.
     """
     if gpu_count and gpu_count % nodes:
         raise UserError(f"resources.distill.gpu={gpu_count}: expected a multiple of nodes={nodes}")
@@ -99,7 +99,7 @@ class Job:
             self._child.send_signal(signal.SIGUSR1)
 
     def wait(self, save_s: float) -> int:
-        """Until all have ended; they are stopped `save_s` before the job's time limit. Returns the exit code."""
+        """Wait for all processes, stop them `save_s` before the job's time limit, and return the exit code."""
         code = end_s = None
         while code is None:
             end_s = _job_end_s() or end_s
@@ -116,7 +116,7 @@ class Job:
         return code if code >= 0 else 128 - code
 
     def _note(self, signum: int, _: object = None) -> None:
-        """Have the state saved, once: a cluster signals every process of a job, and some of them again."""
+        """Request a checkpoint once, although a cluster may signal every process of a job several times."""
         if not self._signum:
             self._signum = signum
             if self._child:
@@ -127,12 +127,12 @@ class Job:
 
 
 class AttemptHistory:
-    """What one call of Snakemake has started on a state folder, in its starts.json: a job that Slurm has put back, and retries.
+    """Attempts of one Snakemake call on a state folder, stored in its starts.json: requeued jobs and retries.
 
-    Outside of Snakemake every start begins a new row.
+    Outside of Snakemake every attempt begins a new history.
 
     Raises:
-        UserError: the row is too long, or what a retry would do again was stopped by an alarm.
+        UserError: there are too many attempts, or this is a retry of a training that a limit stopped.
     """
 
     def __init__(self, state: Path, attempt: int, most: int):
@@ -156,10 +156,10 @@ class AttemptHistory:
         write_json(self._path, [*row, this | {"time_s": round(time.time())}])
 
     def check_progress(self) -> None:
-        """A row in which nothing is gained would last to its end.
+        """Check that this attempt saved a checkpoint, since attempts without progress would repeat to the limit.
 
         Raises:
-            UserError: nothing was saved since this start.
+            UserError: nothing was saved since this attempt began.
         """
         if _newest(self._state)[0] == self._newest:
             raise UserError(
@@ -168,12 +168,12 @@ class AttemptHistory:
             )
 
     def clear(self) -> None:
-        """The training is done."""
+        """Delete the history of attempts after the training is done."""
         self._path.unlink(missing_ok=True)
 
 
 def _newest(state: Path) -> tuple[Path | None, int]:
-    """The newest saved state and the images it has seen. One that cannot be read is left for the training to tell."""
+    """Return the newest readable checkpoint and the number of images it has seen, or (None, 0)."""
     for saved in saved_states(state):
         with contextlib.suppress(UserError):
             return saved, saved_record(saved)["nimg"]
@@ -181,7 +181,7 @@ def _newest(state: Path) -> tuple[Path | None, int]:
 
 
 def _refuse_what_was_stopped(state: Path) -> None:
-    """The same numbers give the same end: retries are for what may go better."""
+    """Reject the retry of an aborted training, which would compute the same numbers and abort again."""
     mark = state / "ended.json"
     ended = read_json(mark) if mark.is_file() else {}
     if ended.get("how") == "aborted":
@@ -196,16 +196,16 @@ def _in_slurm() -> bool:
 
 
 def _job_end_s() -> int | None:
-    """When this job's time is up, in seconds since 1970; None outside of Slurm, without a limit, or without an answer."""
+    """Return this job's end in seconds since 1970, or None outside of Slurm or if squeue reports no time."""
     end = _ask_squeue("%e")
     return int(end) if end.isdigit() else None
 
 
 def requeue(run: str, left_s: float) -> None:
-    """Put this job back into the queue, and wait for Slurm to end it.
+    """Requeue this job and wait for Slurm to end it.
 
     Raises:
-        UserError: it is none that Snakemake submitted: a script of the user's must not begin again by itself.
+        UserError: Snakemake did not submit this job: a user's own script must not restart by itself.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     comment = _ask_squeue("%k")  # none where Slurm does not answer: then it will not put anything back either
@@ -225,7 +225,7 @@ def requeue(run: str, left_s: float) -> None:
 
 
 def _ask_squeue(field: str) -> str:
-    """A field of this job, times as seconds; nothing where it cannot be had."""
+    """Return a field of this job from squeue, times in seconds, or an empty string if it is unavailable."""
     if not _in_slurm():
         return ""
     command = ["squeue", "--noheader", "--jobs", os.environ["SLURM_JOB_ID"], "--format", field]

@@ -1,4 +1,4 @@
-"""What the workflow must know of the machine it runs on."""
+"""Determine the properties of the machine that the workflow runs on."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ SUBMITTER_CALL, SUBMITTER_GPU, SUBMITTER_JOB = (
 
 
 def mark_submitting_process() -> None:
-    """Let this process's Snakemake tell its jobs that they are of one call, whether its machine has GPUs, and its Slurm job."""
+    """Set variables that tell jobs their Snakemake call, its Slurm job, and whether its machine has GPUs."""
     for name in (SUBMITTER_GPU, SUBMITTER_JOB):
         os.environ.pop(name, None)
     os.environ[SUBMITTER_CALL] = uuid.uuid4().hex
@@ -29,24 +29,24 @@ def mark_submitting_process() -> None:
 
 
 def has_gpu() -> bool:
-    """Whether an NVIDIA device is there, where Snakemake was started; importing torch to ask it would take seconds."""
+    """Return whether Snakemake's machine has an NVIDIA device, without importing torch, which takes seconds."""
     return bool(int(os.environ.get(SUBMITTER_GPU, any(Path("/dev").glob("nvidia[0-9]*")))))
 
 
 def prepend_python_to_path() -> None:
-    """Let `python` in shell commands be the running one, also where its environment is not activated."""
+    """Prepend the running Python to PATH, so that shell commands use it without an activated environment."""
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
 def device() -> str:
-    """Where networks run: "cuda" where one can be used, else "cpu"."""
+    """Return the device that networks run on: "cuda" if it is available, else "cpu"."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def to_device(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
-    """A tensor of the host on `device`; the host does not wait for a GPU that is still at work."""
+    """Copy a tensor from host memory to `device` without waiting for a busy GPU."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -1,4 +1,4 @@
-"""What snakemake-executor-plugin-slurm leaves open, for a pipeline of long jobs; the plugin does the rest.
+"""Extend snakemake-executor-plugin-slurm for a pipeline of long jobs.
 
 Snakemake that is killed leaves its jobs running, and started again it would submit them a second time. Here a job that makes
 the same files waits in the queue until the first one has ended: a distillation then finds a state that is finished, or goes
@@ -38,7 +38,7 @@ RELEASES = 3  # of a job that is held for that
 
 
 def adapt(experiment: str) -> None:
-    """Let the plugin's jobs go on from those of a killed Snakemake, and bear the experiment's name. Call in the Snakefile."""
+    """Adapt the plugin's jobs to wait for those of a killed Snakemake and to carry the experiment's name."""
     plugin = ExecutorPluginRegistry().plugins.get(NAME)
     if plugin:  # it is optional
         plugin.executor = _make(plugin.executor, re.sub(r"[^A-Za-z0-9_-]", "_", experiment)[:50])
@@ -118,7 +118,7 @@ def _make(upstream: type, prefix: str) -> type:
             super().report_job_error(job_info, msg=msg, **given)
 
         def cancel_jobs(self, active_jobs: list) -> None:
-            """All jobs of this Snakemake, by their name: those that are looked at or submitted just now are in no list."""
+            """Cancel all jobs of this Snakemake by name, since jobs being polled or submitted are in no list."""
             self._cancelled.set()
             self._job_submission_executor.shutdown(wait=True, cancel_futures=True)
             everywhere = ["--clusters=all"] if self._submitted_job_clusters else []
@@ -133,13 +133,13 @@ def _make(upstream: type, prefix: str) -> type:
 
         @next_seconds_between_status_checks.setter
         def next_seconds_between_status_checks(self, value: int) -> None:
-            """The plugin's growing periods."""
+            """Ignore the plugin's growing periods between polls."""
 
     return Executor
 
 
 class JobMonitor:
-    """Jobs that would never end: Slurm does not list them although it answers, holds them back, or has long ended them."""
+    """Monitor of jobs that would never end: Slurm does not list them, holds them back, or has long ended them."""
 
     def __init__(self):
         self._gone_since_s: dict[str, float] = {}
@@ -154,7 +154,7 @@ class JobMonitor:
         return listed[job][0] if job in listed else _ask_sacct([job]).get(job)
 
     def find_stuck_jobs(self, jobs: list[str], done: Collection[str] = (), by_sacct: bool = False) -> dict[str, str]:
-        """Those of `jobs` that are to be given up, with the reason; what Slurm could not start is released before.
+        """Return the `jobs` to give up and the reasons, after releasing those that Slurm could not start.
 
         Args:
             done: jobs that have ended well. A controller that crashes may forget that and start them again: they are cancelled,
@@ -193,7 +193,7 @@ class JobMonitor:
 
 
 class JobRegistry:
-    """Which Slurm job makes which files, one line a job; kept beside Snakemake's own records.
+    """Slurm jobs and the files they make, one line per job, stored next to Snakemake's own records.
 
     Attributes:
         before: jobs of an earlier Snakemake that had not ended when this one started.
@@ -214,13 +214,13 @@ class JobRegistry:
             file.write(json.dumps({"job": job, "output": [str(name) for name in output]}) + "\n")
 
     def dependency(self, output: list[str]) -> str:
-        """sbatch's option to wait for those who made these files when this Snakemake started; nothing where nobody did."""
+        """Return sbatch's option to wait for earlier jobs that still make these files, or nothing without any."""
         jobs = sorted({self._makers[name] for name in map(str, output) if name in self._makers})
         return f" --dependency=afterany:{':'.join(jobs)}" if jobs else ""
 
 
 def _listed() -> dict[str, tuple[str, str]] | None:
-    """Return state and reason of this user's jobs, also of those that ended lately; None where Slurm does not answer."""
+    """Return state and reason of this user's jobs, recently ended ones included, or None without an answer."""
     command = ["squeue", "--noheader", "--me", "--array", "--states=all", "--format=%i|%T|%r"]
     asked = subprocess.run(command, capture_output=True, text=True)
     if asked.returncode != 0:
@@ -230,7 +230,7 @@ def _listed() -> dict[str, tuple[str, str]] | None:
 
 
 def _in_queue() -> set[str]:
-    """Ids of this user's jobs that have not ended."""
+    """Return the ids of this user's jobs that have not ended."""
     return set(ask_squeue("--me", "--array", "--format=%i").split())
 
 
@@ -245,7 +245,7 @@ def _ask_sacct(jobs: list[str]) -> dict[str, str]:
 
 
 def ask_squeue(*options: str, wait: Callable[[float], bool | None] = time.sleep) -> str:
-    """What squeue says, without its header; waits for a controller that is away.
+    """Return squeue's output without its header, waiting for an unavailable controller.
 
     Args:
         wait: for so many seconds, or until there is nothing to be asked any more: true.

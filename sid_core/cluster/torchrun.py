@@ -1,4 +1,4 @@
-"""torchrun as `launch` needs it: `python -m sid_core.cluster.torchrun ARGUMENTS OF TORCHRUN`.
+"""Run torchrun as `launch` needs it: `python -m sid_core.cluster.torchrun ARGUMENTS OF TORCHRUN`.
 
 The processes have said themselves what ended them; torchrun's page of traceback after it is left out, and the exit code is
 that of the first one that failed. SIGUSR1 alone is passed on to them, once: a cluster's SIGTERM reaches every process by itself,
@@ -20,7 +20,7 @@ SAVING_S = 3600  # torchrun kills what has not ended this long after a signal; i
 
 
 def main(arguments: list[str]) -> int:
-    """Run torchrun. Returns 0, the exit code of the first process that failed, or 128 + signal."""
+    """Run torchrun and return 0, the exit code of the first process that failed, or 128 + signal."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else pages of C++ frames where another node has ended
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -49,7 +49,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _cause_first(failed: tuple[int, "ProcessFailure"]) -> tuple:
-    """Processes that were killed are why others complain, and those ended by SIGTERM were by torchrun; times are whole seconds."""
+    """Return a sort key that puts killed processes first and those that torchrun ended by SIGTERM last.
+
+    Timestamps are whole seconds, so that they cannot decide alone.
+    """
     _, failure = failed
     return failure.exitcode == -signal.SIGTERM, failure.exitcode >= 0, failure.timestamp
 

@@ -1,4 +1,4 @@
-"""MLflow as a mirror of the files: the only importer of mlflow, always late (it takes five seconds).
+"""Mirror the files to MLflow, which only this package imports, and lazily, since it takes five seconds.
 
 The files under results/ are the record. What is mirrored is read from them, so that losing MLflow loses nothing, syncing again
 repeats nothing, and no number depends on tracking. An experiment's runs are flat (the UI folds nested ones away) and are

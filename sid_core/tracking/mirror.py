@@ -1,4 +1,4 @@
-"""While it trains: the log and the grids of a run, brought to MLflow from a thread beside the training."""
+"""Mirror the log and the sample grids of a run to MLflow from a thread during the training."""
 
 import logging
 import threading
@@ -20,7 +20,7 @@ class Mirror:
     """Mirrors one training log from a thread beside the training, which never waits for it and never dies of it."""
 
     def __init__(self, tracking: Path, settings: DistillSettings, state: Path):
-        """`tracking` is what `init` writes; until it is there nothing is mirrored."""
+        """Start the thread, which mirrors nothing until `init` has written the file `tracking`."""
         self.tracking, self.settings, self.state = Path(tracking), settings, State(Path(state))
         self.run: MirroredRun | None = None
         self._before = self._claimed()
@@ -29,7 +29,7 @@ class Mirror:
         self._ended_as = "RUNNING"
 
     def _claimed(self) -> int | None:
-        """Return when a training last made the state folder its own, in ns; None where none has."""
+        """Return when a training last claimed the state folder, in ns, or None if none has."""
         path = self.state.identity
         return path.stat().st_mtime_ns if path.is_file() else None
 

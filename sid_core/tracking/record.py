@@ -1,4 +1,4 @@
-"""When all is done, or any time later: every run, score and file of an experiment, brought to MLflow once."""
+"""Upload every run, score and file of an experiment to MLflow once, at its end or any time later."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ NAMES = {"run", "kind", "alpha", "not_comparable", "generator_sha256"}  # alpha 
 
 
 def sync(results: Path, uri: str | None) -> None:
-    """Mirror what is there of results/EXPERIMENT, finished or not, to a place that could not be used before, or not at all.
+    """Mirror results/EXPERIMENT, finished or not, to a store that was unavailable or unused before.
 
     Args:
         uri: default: MLFLOW_TRACKING_URI, else tracking.uri of the frozen settings, else mlflow.db here.
@@ -53,7 +53,7 @@ def sync(results: Path, uri: str | None) -> None:
 
 
 def track(results: Path) -> dict:
-    """Bring every row of summary.csv and every training to MLflow, with curves, grids, scores and files; name the best.
+    """Upload every row of summary.csv and every training to MLflow, and register the best generator.
 
     Prints links and writes tracking.json, which is returned: what `init` wrote, the runs' ids, the links, the registered model.
 
@@ -96,7 +96,7 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def _sync_row(store: dict, row: dict[str, str], results: Results) -> str:
-    """Mirror one row of summary.csv and what lies behind it; its run's id."""
+    """Mirror one row of summary.csv with its curves and files, and return its run's id."""
     name, kind = row["run"], row["kind"]
     if kind == "generator":
         of = results.run(name)
@@ -125,7 +125,7 @@ def _sync_row(store: dict, row: dict[str, str], results: Results) -> str:
 
 
 def _sync_training(store: dict, row: Row, state: State) -> str | None:
-    """Mirror a distillation that is in no table yet; its run's id, or None where it has not begun."""
+    """Mirror a distillation that is in no table yet and return its run's id, or None if it has not begun."""
     source = row if row.training.is_file() else state
     if not source.training.is_file():
         return None
@@ -138,7 +138,7 @@ def _sync_training(store: dict, row: Row, state: State) -> str | None:
 
 
 def _links(store: dict, compared: list[str]) -> dict[str, str]:
-    """Pages of the UI: curves of the whole experiment, and the given runs side by side."""
+    """Return links to the UI: curves of the whole experiment, and the given runs side by side."""
     server = store["uri"].replace(f"{HIDDEN}@", "").rstrip("/")  # a browser asks for the password
     base = server if server.startswith("http") else "http://127.0.0.1:5000"
     runs, experiment = quote(json.dumps(compared, separators=(",", ":"))), store["experiment_id"]

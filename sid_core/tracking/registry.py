@@ -1,4 +1,4 @@
-"""The best generator by a declared rule, as a registered model that `mlflow.pyfunc` loads; large weights stay where they are."""
+"""Register the best generator by a declared rule as a model for `mlflow.pyfunc`, without copying large weights."""
 
 import shutil
 import tempfile
@@ -19,7 +19,7 @@ LOADER = "sid_core.sampling.registered"  # called by its name: nothing is pickle
 
 
 def size(*folders: Path) -> int:
-    """Bytes of all files below."""
+    """Return the total size of all files below a folder, in bytes."""
     return sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
 
 
@@ -50,7 +50,7 @@ def register_best(
 
 
 def model_name(text: str) -> str:
-    """A name that MLflow takes: it refuses dots."""
+    """Return a name that MLflow accepts: it rejects dots."""
     return text.replace(".", "_")
 
 
@@ -64,7 +64,7 @@ def _registered(client, name: str, identity: dict[str, str]) -> str | None:
 def _register(
     client, store: dict, name: str, best: dict[str, str], identity: dict[str, str], run_id: str, results: Path
 ) -> str:
-    """Log the model with the run it comes from and register it; its version."""
+    """Log the model with the run it comes from, register it, and return its version."""
     import mlflow
     from mlflow.entities import LoggedModelOutput
     from mlflow.exceptions import MlflowException
@@ -86,7 +86,7 @@ def _register(
 
 
 def _save(out: Path, run: str, results: Path) -> None:
-    """Write `out` in MLflow's layout: what `sid_core.sampling.registered` reads, under data/."""
+    """Write `out` in MLflow's layout, with the files that `sid_core.sampling.registered` reads under data/."""
     import mlflow.pyfunc
     import numpy as np
     from mlflow.models import ModelSignature

@@ -1,4 +1,4 @@
-"""One MLflow run, and what of the files it has already."""
+"""Log params, metrics, curves and files to one MLflow run, skipping those it already has."""
 
 import json
 import time
@@ -15,7 +15,7 @@ LAST_POINT, LAST_GRID, FILES = "training/nimg", "last_grid_nimg", "files_sha256"
 
 
 class MirroredRun:
-    """One MLflow run and what of the files it has already."""
+    """One MLflow run and a record of the files it already has."""
 
     def __init__(self, store: dict, name: str, settings: dict, tags: dict[str, str], protocol_hash: str | None = None):
         """Find the run of these settings, or create it.
@@ -97,7 +97,7 @@ class MirroredRun:
         self.client.set_tag(self.id, FILES, current)
 
     def status(self, status: str) -> None:
-        """RUNNING, FINISHED, FAILED or KILLED."""
+        """Set the run's status: RUNNING, FINISHED, FAILED or KILLED."""
         if self.client.get_run(self.id).info.status == status:
             return
         if status == "RUNNING":
@@ -107,7 +107,7 @@ class MirroredRun:
 
 
 def _read_points(path: Path) -> list[dict]:
-    """The whole lines of a training log; the last one may still be under way."""
+    """Read the complete lines of a training log, whose last line may still be incomplete."""
     points = []
     with suppress(FileNotFoundError):
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -119,7 +119,7 @@ def _read_points(path: Path) -> list[dict]:
 def generator_run(
     store: dict, settings: DistillSettings | ImportSettings, protocol_hash: str | None = None, *sources: Path
 ) -> MirroredRun:
-    """The MLflow run of a distillation or an import, with its settings as params.
+    """Return the MLflow run of a distillation or an import, with its settings as params.
 
     Args:
         sources: generator.json and identity.json of the training; the first that is there names teacher, prompts and code, by

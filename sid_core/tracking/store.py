@@ -1,4 +1,4 @@
-"""Where MLflow keeps things: a server, or a database on a local disk; made before several processes write to it."""
+"""Create MLflow's store, a server or a local database, before several processes write to it."""
 
 import fcntl
 import logging
@@ -28,10 +28,11 @@ SHARED = re.compile(
 
 
 def resolve_uri(configured: str | None) -> str:
-    """Where to track: MLFLOW_TRACKING_URI, else the configured place, else mlflow.db here; SQLite paths made absolute.
+    """Return the store's URI: MLFLOW_TRACKING_URI, else the configured one, else mlflow.db here.
 
-    A relative path would follow each process's working folder. A password in MLFLOW_TRACKING_URI is replaced by ***: what is
-    returned stands in records and on command lines, and `make_client` takes the password from the environment again.
+    SQLite paths are made absolute: a relative one would follow each process's working folder. A password in
+    MLFLOW_TRACKING_URI is replaced by ***, since records and command lines contain the URI; `make_client` takes the password
+    from the environment again.
 
     Raises:
         UserError: a password in `configured`.
@@ -44,7 +45,7 @@ def resolve_uri(configured: str | None) -> str:
 
 
 def init(experiment: str, uri: str | None, out: Path, attempt: int = 1) -> dict:
-    """Make database and experiment; write to `out` where they are, and return it. `uri` None: tracking is off.
+    """Create database and experiment unless `uri` is None, write their location to `out`, and return it.
 
     Of several processes that open a fresh SQLite file at once one makes it, the others wait. What goes wrong is said
     once, here, and the pipeline goes on. A server that does not answer is given up after 20 seconds.
@@ -73,7 +74,7 @@ def init(experiment: str, uri: str | None, out: Path, attempt: int = 1) -> dict:
 
 
 def attempt(results: Path) -> int:
-    """Number the try to open the store: one more than the last one where that failed, so that Snakemake makes it again."""
+    """Return the number of the next attempt to open the store: the last one, plus one if that failed."""
     paths = (Results(results).store, Results(results).mirrored)
     records = [read_json(path) for path in paths if path.is_file()]
     last = max((record.get("attempt", 1) for record in records), default=1)
@@ -82,12 +83,12 @@ def attempt(results: Path) -> int:
 
 
 def later(results: Path) -> str:
-    """What to do about it."""
+    """Return the advice to mirror the files later."""
     return f"The files hold everything; to mirror them later: sid-core track --sync --results {results}"
 
 
 def is_reachable(store: dict) -> bool:
-    """Whether this machine may write there: a database is on one machine's disk, and opened elsewhere it would be a new one."""
+    """Return whether this machine can write to the store: a database is on the disk of one machine."""
     return _database(store["uri"]) is None or store.get("host") in (None, socket.gethostname())
 
 
@@ -97,7 +98,7 @@ def _database(uri: str) -> Path | None:
 
 @contextmanager
 def _alone(database: Path | None) -> Iterator[None]:
-    """Keep other processes from opening a database: MLflow makes its tables without a lock, and all but one would fail."""
+    """Lock a database while this process opens it, since MLflow creates its tables without a lock."""
     if database is None:
         yield
         return
@@ -135,7 +136,7 @@ def _open_experiment(name: str, uri: str) -> str:
 
 
 def _check_not_moved(database: Path, recorded: str, expected: str) -> None:
-    """Refuse a database that was moved or copied with its folder.
+    """Reject a database that was moved or copied with its folder.
 
     It holds the absolute place of every file and registered model: MLflow would find none there, and download empty folders
     without an error.
@@ -153,7 +154,7 @@ def _check_not_moved(database: Path, recorded: str, expected: str) -> None:
 
 
 def shared_file_system(path: Path, mounts: str) -> str | None:
-    """'nfs4 at /home' where a file would lie on a file system of several machines, by the text of /proc/mounts; else None."""
+    """Return the shared file system of a path by the text of /proc/mounts ('nfs4 at /home'), or None."""
     mount, kind = "", ""
     for line in mounts.splitlines():
         _, place, name, *_ = line.split(" ")
@@ -166,7 +167,7 @@ def shared_file_system(path: Path, mounts: str) -> str | None:
 
 
 def make_client(uri: str) -> "MlflowClient":
-    """MLflow's client, which neither waits for a dead server nor tells anyone that it is used."""
+    """Return MLflow's client, with short timeouts for a dead server and without usage statistics."""
     # without these a dead server blocks one call for minutes, and usage statistics go out over the network
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -180,7 +181,7 @@ def make_client(uri: str) -> "MlflowClient":
 
 
 def with_password(uri: str) -> str:
-    """Return a recorded URI as MLFLOW_TRACKING_URI has it, where its password is hidden in the record.
+    """Return a recorded URI with the password from MLFLOW_TRACKING_URI if the record hides it.
 
     Raises:
         UserError: the environment has none, or another.
@@ -196,6 +197,6 @@ def with_password(uri: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong, in one line."""
+    """Return an error's message in one line."""
     text = (str(error).strip().splitlines() or [""])[0][:300]
     return redact(text if isinstance(error, UserError) else f"{type(error).__name__}: {text}")
