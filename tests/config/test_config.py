@@ -22,7 +22,7 @@ SHIPPED = c.load_config(ROOT / "config.yaml").model_dump(mode="json")
 
 
 def changed(**values) -> dict:
-    """The shipped configuration, every key of it, with `block__key=value` changed; `...` takes a key away."""
+    """Return the whole shipped configuration with `block__key=value` changed; `...` takes a key away."""
     result = copy.deepcopy(SHIPPED)
     for path, value in values.items():
         *blocks, key = path.split("__")

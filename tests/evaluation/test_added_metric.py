@@ -73,7 +73,7 @@ def write_scores(folder: Path, config) -> None:
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
-    """A finished experiment that was scored, compared and tracked with the metric in the catalogue."""
+    """Make a finished experiment that was scored, compared and tracked with the metric in the catalogue."""
     project = tmp_path_factory.mktemp("project")
     folder, config = project / "results" / "shapes", make_config()
     folder.mkdir(parents=True)

@@ -17,7 +17,7 @@ TEXTS = dict(re.findall(r"^rule (\w+):\n((?:    .*\n|\n)*)", "\n\n".join(FILES.v
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """The smallest experiment, with an import of another teacher and a watched training."""
+    """Make the smallest experiment, with an import of another teacher and a watched training."""
     made = Project(tmp_path_factory.mktemp("project"))
     (made.folder / "x.pkl").touch()
     published = {"name": "published", "file": "x.pkl", "scale": 2, "train_kimg": 1, "teacher": "other"}

@@ -149,7 +149,7 @@ def test_status_of_a_held_lease_is_running(results):
 
 @contextmanager
 def stage_process(folder: Path, *arguments: str):
-    """A process whose command line is that of a stage."""
+    """Start a process whose command line is that of a stage."""
     command = [sys.executable, "-c", "print(flush=True); open(0).read()", "sid_core", *arguments]
     process = subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:

@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """A database in a folder of its own, as `tracking_init` leaves it."""
+    """Make a database in a folder of its own, as `tracking_init` leaves it."""
     path = tmp_path_factory.mktemp("mlflow") / "state" / "tracking.json"
     tracking.init("shapes", f"sqlite:///{path.parents[1] / 'mlflow.db'}", path)
     return json.loads(path.read_text()) | {"path": path}
@@ -419,7 +419,7 @@ def test_mirror_on_another_machine_opens_no_database(store, state, monkeypatch, 
 
 
 def track(results: Path, tracked: Path) -> None:
-    """The pipeline's last step, where `tracked` is what its first wrote."""
+    """Run the pipeline's last step, where `tracked` is what its first wrote."""
     (results / "state").mkdir(exist_ok=True)
     shutil.copy(tracked, results / "state" / "tracking.json")
     if not (results / "config.yaml").is_file():
@@ -434,7 +434,7 @@ def write_config(results: Path, **over) -> None:
 
 @pytest.fixture
 def results(tmp_path):
-    """What `track` reads of a finished experiment: one generator, one teacher baseline, one published row."""
+    """Write what `track` reads of a finished experiment: one generator, one teacher baseline, one published row."""
     write_config(tmp_path)
     (tmp_path / "teacher").mkdir()
     write_manifest(tmp_path / "teacher")
@@ -628,7 +628,7 @@ def test_no_experiment_is_a_named_error(tmp_path, capsys):
 
 @pytest.fixture
 def trained(tiny_teacher, tmp_path):
-    """results of two generators that draw, each the best by one rule; not yet in a table of their own."""
+    """Results of two generators that draw, each the best by one rule; not yet in a table of their own."""
     shutil.copytree(tiny_teacher, tmp_path / "teacher")
     for name in ("lsg-1.5", "lsg-2"):
         run = tmp_path / "runs" / name

@@ -2,8 +2,13 @@
 # where it was. `launch` starts a process for each GPU and continues what a time limit interrupts; how many there are is no part
 # of the result, so it is in the command alone, where a change reruns nothing. The longest jobs first: started last, one of them
 # would run alone at the end.
-# what else a generator holds depends on its teacher's family: the manifest lists it, and whoever reads it verifies it
-GENERATOR = dict(manifest=RUN.manifest, record=RUN.record)
+# all files of a generator: before a rerun Snakemake removes what is declared, and a folder with other files is not replaced
+GENERATOR = dict(
+    manifest=RUN.manifest,
+    record=RUN.record,
+    config=RUN.generator / "unet/config.json",
+    weights=RUN.generator / "unet/diffusion_pytorch_model.safetensors",
+)
 # where a training is watched by scores of held-out captions
 WATCH = [RESULTS.reference("watch").features, RESULTS.reference("watch").settings] * (CONFIG.distill.proxy_samples > 0)
 

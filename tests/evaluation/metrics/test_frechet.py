@@ -87,7 +87,7 @@ def test_equals_clean_fids(monkeypatch):
 
 
 def test_rank_deficient_covariances_agree_with_the_nuclear_norm():
-    """tr (S1 S2)^1/2 is the sum of singular values of X1 X2^T / sqrt((n1 - 1) (n2 - 1)), X centred."""
+    """Tr (S1 S2)^1/2 is the sum of singular values of X1 X2^T / sqrt((n1 - 1) (n2 - 1)), X centred."""
     x, y = gaussian(20, 64, 0).double(), gaussian(30, 64, 1).double() + 0.2
     cx, cy = x - x.mean(0), y - y.mean(0)
     root_trace = torch.linalg.svdvals(cx @ cy.T).sum() / (19 * 29) ** 0.5

@@ -38,7 +38,7 @@ def test_of_a_mean_it_is_the_textbooks_interval_over_groups():
 
 
 def test_what_is_quadratic_is_not_counted_twice():
-    """n times the squared length of the mean of n vectors N(0, I_30) has variance 60; the plain jackknife says twice that."""
+    """N times the squared length of the mean of n vectors N(0, I_30) has variance 60; the plain jackknife says twice that."""
     found, plain = [], []
     for seed in range(100):
         rows = np.random.default_rng(seed).normal(size=(100, 30))

@@ -166,7 +166,7 @@ def test_from_samples_to_a_score(folders, tiny_generator, tiny_teacher, captions
 
 
 def _other_dinov2(tmp_path, full, folders):
-    """A reference that was seen by another DINOv2."""
+    """Make the reference features of another DINOv2."""
     other = shutil.copytree(folders["dinov2"], tmp_path / "other")
     weights = load_file(other / "model.safetensors")
     save_file({name: tensor + 0.01 for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
@@ -216,7 +216,7 @@ def test_what_is_missing_or_damaged_is_named(folders, tmp_path, key):
 
 
 def test_weights_that_lack_a_layer_are_refused(folders, tmp_path):
-    """transformers itself would go on with random ones."""
+    """Transformers itself would go on with random ones."""
     folder = shutil.copytree(folders["dinov2"], tmp_path / "lacking")
     weights = load_file(folder / "model.safetensors")
     del weights["layernorm.weight"]

@@ -37,7 +37,7 @@ def weights(key: str, source: object, revision: str | None = None) -> Weights:
 
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory):
-    """A folder with the TorchScript stand-in, and an open_clip repository."""
+    """Make a folder with the TorchScript stand-in, and an open_clip repository."""
     folder = tmp_path_factory.mktemp("parts")
     inception(folder / "inception-2015-12-05.pt")
     clip_repository(folder / "clip")
@@ -220,7 +220,7 @@ def test_a_config_that_wants_its_own_tokenizer_gets_it(parts, tmp_path, monkeypa
 
 
 def edited(folder, part: str, **changes):
-    """The folder with another open_clip_config.json."""
+    """Return the folder after editing open_clip_config.json."""
     config = read_json(folder / "open_clip_config.json")
     within = config["model_cfg"][part] if part in config["model_cfg"] else config[part]
     within.update(changes)
