@@ -100,7 +100,7 @@ def test_main_with_a_mistyped_command_names_the_nearest(capsys, typed, meant):
     assert (f"did you mean {meant}?" in said) if meant else ("did you mean" not in said)
 
 
-def test_every_option_belongs_to_a_command():
+def test_options_all_belong_to_a_command():
     used = {f"{name}.{one}" for name, command in cli.COMMANDS.items() for one in re.split(r"[ |?]+", command.arguments)}
     plain = {one.split(".")[1] for one in used}
     unused = [option for option in cli.OPTIONS if option not in (used if "." in option else plain | {"threads"})]

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import UserError
+from ..pipeline.paths import State
 from ..storage.files import atomic_path, read_json, sidecar, verify_sidecar, write_sidecar, write_text
 from .iteration import Trainer
 from .state import BEST
@@ -37,8 +38,8 @@ class TrainingLogger:
     ):
         self.trainer, self.total_nimg, self.state = trainer, total_nimg, state
         self.on_samples, self.on_held_out = on_samples, on_held_out
-        (state / "grids").mkdir(exist_ok=True)
-        self.path = state / "training.jsonl"
+        State(state).grids.mkdir(exist_ok=True)
+        self.path = State(state).training
         self.before = _truncate_log(self.path, trainer.nimg)
         for path, record in _bests(state):
             if record["nimg"] > trainer.nimg:  # from lost iterations of an earlier attempt, perhaps with other code

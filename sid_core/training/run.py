@@ -24,6 +24,7 @@ from ..errors import UserError
 from ..models.conditioning import PromptSet
 from ..models.generator import save_generator
 from ..models.teacher import latent_shape, load_backbone, load_text_encoder, teacher_sha256
+from ..pipeline.paths import Row, State
 from ..storage.files import atomic_path, digest, read_json, write_json
 from ..storage.lease import lease
 from ..storage.states import saved_states, trained_from
@@ -35,7 +36,6 @@ from .logger import TrainingLogger, load_best, make_point
 from .precision import set_memory_format
 from .state import (
     DAMAGED,
-    IDENTITY,
     WRITTEN,
     StateWriter,
     check_owner,
@@ -176,10 +176,11 @@ def _export(
         weights, chosen = load_best(state)
         record["chosen"] = {"rule": f"lowest {settings.distill.keep_best}", **chosen}
         record["train_kimg"] = chosen["nimg"] / 1000
-    with atomic_path(out.parent / "training.jsonl") as temporary:
-        shutil.copy(state / "training.jsonl", temporary)
-    with atomic_path(out.parent / "grids", only=r"\d{8,}\.png") as temporary:
-        shutil.copytree(state / "grids", temporary)
+    row, files = Row(out.parent), State(state)
+    with atomic_path(row.training) as temporary:
+        shutil.copy(files.training, temporary)
+    with atomic_path(row.grids, only=r"\d{8,}\.png") as temporary:
+        shutil.copytree(files.grids, temporary)
     save_generator(out, trainer.ema, weights, record)
 
 
@@ -325,7 +326,8 @@ def _claim_state(state: Path, settings: "DistillSettings", identity: dict[str, o
         UserError: `state` has checkpoints of an unfinished run of other settings.
     """
     remove_partial_writes(state)
-    path, mark = state / IDENTITY, state / "ended.json"
+    files = State(state)
+    path, mark = files.identity, files.ended
     before = read_json(path) if path.is_file() else identity | {"code": code}
     rounding = {f"distill.{key}" for key in ROUNDING}
     changes = {
@@ -351,9 +353,9 @@ def _claim_state(state: Path, settings: "DistillSettings", identity: dict[str, o
         ended = {"iteration": 0}  # without a checkpoint nothing is lost
     if ended and (changed or recoded or ended["iteration"] > _iterations(settings.distill)):
         best = [path for path in state.glob("best*") if WRITTEN.fullmatch(path.name)]
-        for stale in (*best, state / "training.jsonl"):
+        for stale in (*best, files.training):
             stale.unlink(missing_ok=True)
-        for stale in (*saved_states(state), state / DAMAGED, state / "grids"):
+        for stale in (*saved_states(state), state / DAMAGED, files.grids):
             shutil.rmtree(stale, ignore_errors=True)
     mark.unlink(missing_ok=True)
     write_json(path, identity | {"code": code})
@@ -391,7 +393,7 @@ def _agree(world: World, identity: dict[str, object]) -> None:
 
 
 def _end(state: Path, how: str, trainer: Trainer, why: str = "") -> None:
-    write_json(state / "ended.json", {"how": how, "iteration": trainer.iteration, "why": why})
+    write_json(State(state).ended, {"how": how, "iteration": trainer.iteration, "why": why})
 
 
 class _Clock:

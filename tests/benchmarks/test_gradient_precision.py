@@ -27,7 +27,7 @@ def of(rows, precision, network):
     return [row for row in rows if (row.precision, row.network) == (precision, network)]
 
 
-def test_every_network_precision_and_bin_has_a_row(rows):
+def test_check_precision_gives_each_network_precision_and_bin_a_row(rows):
     assert len(rows) == 4 * 2 * 3
     for row in (r for r in rows if r.network == "generator"):
         assert (row.t_low, row.t_high) in [(20, 500), (500, 980), (20, 980)]
@@ -66,7 +66,7 @@ def test_mistakes_are_named(tiny_teacher, precisions, bins, message):
         benchmark.check_precision(make_settings(), tiny_teacher, PROMPTS, 4, precisions, bins, 0, None)
 
 
-def test_a_folder_without_states_is_named(tiny_teacher, tmp_path):
+def test_check_precision_of_a_folder_without_states_names_it(tiny_teacher, tmp_path):
     with pytest.raises(UserError, match="no saved state"):
         benchmark.check_precision(make_settings(), tiny_teacher, PROMPTS, 4, ["float16"], 2, 0, tmp_path)
 

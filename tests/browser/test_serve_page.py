@@ -1,16 +1,15 @@
 """Test the page to try prompts: by mouse, by keyboard, on a phone, in dark mode."""
 
-import shutil
 import threading
 from pathlib import Path
 
 import pytest
+from generators import write_results
 
 from sid_core import config as c
-from sid_core.models.teacher import teacher_sha256
 from sid_core.serve.gallery import Gallery
 from sid_core.serve.server import make_server
-from sid_core.storage.files import write_json, write_manifest
+from sid_core.storage.files import write_json
 
 pytestmark = pytest.mark.system
 
@@ -23,15 +22,7 @@ def address(tiny_teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results") / "x"
     values = c.merge(c.read_yaml(ROOT / "config.yaml"), {"guidance_scales": [1.5, 2], "seeds": [0, 1]})
     config = c.parse_config(values)
-    for run in c.runs(config):
-        generator = folder / "runs" / run.name / "generator"
-        shutil.copytree(tiny_teacher / "unet", generator / "unet")
-        sha256 = teacher_sha256(tiny_teacher)
-        record = {"run": run.model_dump(), "t_init": 625, "num_steps": 1, "teacher_sha256": sha256}
-        write_json(generator / "generator.json", record)
-        write_manifest(generator)
-    (folder / "config.yaml").write_text(c.dump(config))
-    (folder / "teacher").symlink_to(tiny_teacher)
+    write_results(folder, config, c.runs(config), tiny_teacher)
     (folder / "prompts").mkdir()
     (folder / "prompts" / "evaluation.txt").write_text("a cat\na dog\n")
     write_json(folder / "runs" / "lsg-2" / "score.json", {"fid": 3.25, "clip": 0.5})

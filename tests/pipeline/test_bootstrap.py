@@ -1,4 +1,4 @@
-"""What a call of Snakemake makes of the configuration: the rules' shared directives, and the files that status knows jobs by."""
+"""Test the directives that all rules share, and the files by which status recognises jobs."""
 
 import re
 

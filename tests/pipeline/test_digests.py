@@ -1,4 +1,4 @@
-"""Files that a configuration points at: looked at before anything runs; what is fetched is pinned by the settings instead."""
+"""Test digests of the files a configuration names; downloads are pinned by the settings instead."""
 
 from pathlib import Path
 

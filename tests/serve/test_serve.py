@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import socket
 import struct
 import threading
@@ -16,16 +15,17 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pytest
 import torch
+from generators import write_results
 from PIL import Image
 
 from sid_core import cli
 from sid_core import config as c
-from sid_core.models.teacher import load_solver, teacher_sha256
+from sid_core.models.teacher import load_solver
 from sid_core.sampling.generation import solve
 from sid_core.sampling.session import InferenceSession
 from sid_core.serve.gallery import Gallery
 from sid_core.serve.server import make_server
-from sid_core.storage.files import write_json, write_manifest
+from sid_core.storage.files import write_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,15 +35,8 @@ def results(tiny_teacher, tmp_path_factory):
     """Write results/x with two finished generators (the teacher's weights) and an unfinished one."""
     folder = tmp_path_factory.mktemp("results") / "x"
     values = c.merge(c.read_yaml(ROOT / "config.yaml"), {"experiment": "x", "guidance_scales": [1.5, 2, 3]})
-    for run in c.runs(c.parse_config(values))[:2]:
-        generator = folder / "runs" / run.name / "generator"
-        shutil.copytree(tiny_teacher / "unet", generator / "unet")
-        sha256 = teacher_sha256(tiny_teacher)
-        record = {"run": run.model_dump(), "t_init": 625, "num_steps": 1, "teacher_sha256": sha256}
-        write_json(generator / "generator.json", record)
-        write_manifest(generator)
-    (folder / "config.yaml").write_text(c.dump(c.parse_config(values)))
-    (folder / "teacher").symlink_to(tiny_teacher)
+    config = c.parse_config(values)
+    write_results(folder, config, c.runs(config)[:2], tiny_teacher)
     (folder / "prompts").mkdir()
     (folder / "prompts" / "evaluation.txt").write_text("a cat\na dog\na cat\n")
     write_json(folder / "runs" / "lsg-2" / "score.json", {"fid": 3.25, "clip": 0.5})

@@ -39,7 +39,7 @@ def test_progress_is_recorded_beside_the_log(run):
         ("ValueError('a defect')", "failed", "ValueError: a defect"),
     ],
 )
-def test_the_end_of_a_command_is_recorded_and_a_new_attempt_removes_it(run, raised, ended, message):
+def test_main_records_the_end_of_a_command_and_a_new_attempt_removes_it(run, raised, ended, message):
     """Also of one that prints a traceback."""
     code = "from sid_core import cli\ndef run(given): raise {}\ncli.COMMANDS['plan'] = cli.Command(run, 'x')\ncli.main(['plan'])"
     record = run(code.format(raised))
