@@ -74,4 +74,4 @@ bench: setup ## run every benchmark
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 assets: setup ## train the shipped networks of the embedded experiment (hours)
-	$(BIN)/sid-core shapes-assets --out sid_core/data/shapes/assets
+	$(BIN)/python -m recipes --out sid_core/data/shapes/assets

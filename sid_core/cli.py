@@ -274,13 +274,6 @@ def _import_official(given: argparse.Namespace) -> None:
         import_file(given.network, given.teacher, given.out, given.t_init, given.num_steps)
 
 
-def _shapes_assets(given: argparse.Namespace) -> None:
-    from .recipes.build import make_assets
-    from .recipes.settings import SMALLEST, RecipeSettings
-
-    make_assets(given.out, SMALLEST if given.smallest else RecipeSettings())
-
-
 def _plan(given: argparse.Namespace) -> None:
     from .data.captions import check_enough
     from .pipeline.plan import to_text
@@ -335,7 +328,6 @@ FLAGS = {
     "so-far": "of an unfinished experiment, what is there, to RESULTS/so-far",
     "watch": "again every two seconds until all is done",
     "private": "a new repository is private",
-    "smallest": "a minute's worth: loadable, not good",
 }
 OPTIONS: dict[str, dict] = {
     **{name: {"type": Path, "help": text} for name, text in PATHS.items()},
@@ -418,7 +410,6 @@ GROUPS = {
         "features": Command(_call, "extract features of a shard of samples", "settings samples captions out gpus?"),
         "score": Command(_call, "compute all metrics from features", "settings features reference captions out gpus?"),
         "pairs": Command(_pairs, "compute differences of all scores, and means over seeds", "settings results"),
-        "shapes-assets": Command(_shapes_assets, "train the embedded experiment's networks (hours)", "out smallest?"),
     },
 }
 COMMANDS = {name: command for commands in GROUPS.values() for name, command in commands.items()}

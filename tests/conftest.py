@@ -19,22 +19,23 @@ def one_thread():
 @pytest.fixture(scope="session")
 def tiny_teacher_source(tmp_path_factory) -> Path:
     """Write a diffusers directory with random weights: 4 x 8 x 8 latents, 16 x 16 images, 12 tokens of width 16."""
-    from sid_core.models import build
+    from recipes import networks
+    from sid_core.models.convert.pipeline import write_model_index
 
     folder = tmp_path_factory.mktemp("source") / "teacher"
     letters = list(string.ascii_lowercase + string.digits)
     tokens = letters + [f"{c}</w>" for c in letters] + ["<|startoftext|>", "<|endoftext|>"]
     torch.manual_seed(0)
     parts = {
-        "tokenizer": build.new_tokenizer({token: i for i, token in enumerate(tokens)}, [], 12),
-        "text_encoder": build.new_text_encoder(width=16, layers=1, heads=2, vocabulary=len(tokens), length=12),
-        "unet": build.new_unet((16, 16), latent_channels=4, latent_size=8, text_width=16),
-        "vae": build.new_vae((8, 8), latent_channels=4, image_size=16),
-        "scheduler": build.new_scheduler(),
+        "tokenizer": networks.new_tokenizer({token: i for i, token in enumerate(tokens)}, [], 12),
+        "text_encoder": networks.new_text_encoder(width=16, layers=1, heads=2, vocabulary=len(tokens), length=12),
+        "unet": networks.new_unet((16, 16), latent_channels=4, latent_size=8, text_width=16),
+        "vae": networks.new_vae((8, 8), latent_channels=4, image_size=16),
+        "scheduler": networks.new_scheduler(),
     }
     for name, part in parts.items():
         part.save_pretrained(folder / name)
-    build.write_model_index(folder)
+    write_model_index(folder, "DDIMScheduler")
     return folder
 
 

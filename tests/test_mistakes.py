@@ -13,7 +13,7 @@ from sid_core.storage.files import write_json, write_manifest
 
 ROOT = Path(__file__).parents[1]
 # commands without inputs, and arguments that no command reads
-WITHOUT_INPUTS = {"shapes-assets", "tracking-init"}
+WITHOUT_INPUTS = {"tracking-init"}
 OUTPUTS = {"out", "state", "tracking", "experiment", "repo"}
 # inputs that are looked at after, or together with, another one, which is named instead
 AFTER_OTHERS = {

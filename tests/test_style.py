@@ -18,7 +18,7 @@ PASSED: tuple[str, ...] = (
     "method",
     "config",
     "pipeline",
-    "recipes",
+    "../recipes",
     "report",
     "../tests/report",
     "serve",

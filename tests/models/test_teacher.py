@@ -13,10 +13,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
+from recipes import networks
 from sid_core.config import Teacher
 from sid_core.data import shapes
 from sid_core.errors import UserError
-from sid_core.models import build
 from sid_core.models.backbones import StableDiffusion, prediction
 from sid_core.models.components import load_component
 from sid_core.models.generator import load_generator, save_generator
@@ -126,13 +126,13 @@ def test_load_component_with_published_names_loads_all_weights(copy):
 
 
 def test_prepare_teacher_with_a_text_encoder_of_another_width_names_both(copy, tmp_path):
-    build.new_text_encoder(32, 1, 2, 74, 12).save_pretrained(copy / "text_encoder")
+    networks.new_text_encoder(32, 1, 2, 74, 12).save_pretrained(copy / "text_encoder")
     with pytest.raises(UserError, match="text_encoder gives 32 values a token, unet expects 16"):
         prepare(copy, tmp_path)
 
 
 def test_prepare_teacher_with_a_vae_of_other_channels_names_both(copy, tmp_path):
-    build.new_vae((8, 8), 8, 16).save_pretrained(copy / "vae")
+    networks.new_vae((8, 8), 8, 16).save_pretrained(copy / "vae")
     with pytest.raises(UserError, match="vae has 8 latent channels, unet expects 4"):
         prepare(copy, tmp_path)
 
@@ -306,7 +306,7 @@ def test_prepare_teacher_whose_tokenizer_is_longer_than_the_encoder_names_both(c
 
 
 def test_prepare_teacher_whose_tokenizer_has_more_tokens_than_the_encoder_names_both(copy, tmp_path):
-    build.new_text_encoder(16, 1, 2, 70, 12).save_pretrained(copy / "text_encoder")
+    networks.new_text_encoder(16, 1, 2, 70, 12).save_pretrained(copy / "text_encoder")
     with pytest.raises(UserError, match="tokenizer has 74 tokens, text_encoder expects 70"):
         prepare(copy, tmp_path)
 

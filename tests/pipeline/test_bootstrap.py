@@ -58,7 +58,7 @@ def test_rules_and_subcommands_have_the_same_names():
     assert set(TEXTS) - {"all", "settings"} == set(RULES)
     commands = {name.replace("_", "-") for name in RULES}
     assert commands <= set(cli.COMMANDS)
-    assert set(cli.GROUPS["Internal stages"]) - {"shapes-assets"} <= commands
+    assert set(cli.GROUPS["Internal stages"]) <= commands
     for name in RULES:
         command = name.replace("_", "-")
         assert re.search(rf"-m sid_core {command} |-- {command} ", TEXTS[name]), name

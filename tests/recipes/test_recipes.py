@@ -6,9 +6,9 @@ import logging
 import pytest
 import torch
 
+from recipes import build
+from recipes.settings import SMALLEST
 from sid_core.errors import UserError
-from sid_core.recipes import build
-from sid_core.recipes.settings import SMALLEST
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-# teacher/ (a diffusers directory), clip/ (an open_clip directory), features/, recipe.json; made by `recipes`
+# teacher/ (a diffusers directory), clip/ (an open_clip directory), features/, recipe.json; made by recipes/
 ASSETS = Path(__file__).parent / "assets"
 
 

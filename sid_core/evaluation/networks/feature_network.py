@@ -99,11 +99,3 @@ def load_feature_network(path: Path) -> "FeatureNetwork | Inception":
     Raises UserError as its loader does.
     """
     return FeatureNetwork.from_directory(path.parent) if path.name == WEIGHTS else Inception.from_file(path)
-
-
-def standardise(network: FeatureNetwork, features: Tensor) -> None:
-    """Rescale the last layer so that each column of its outputs `features` (N, D) has mean 0 and std 1."""
-    mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
-    with torch.no_grad():
-        network.head.weight.div_(std[:, None])
-        network.head.bias.sub_(mean).div_(std)

@@ -9,11 +9,11 @@ after t_init, "trailing" spacing puts the one step at t_init.
 import shutil
 from pathlib import Path
 
+import diffusers
 from diffusers import EulerDiscreteScheduler
 
 from ...errors import UserError
 from ...storage.files import atomic_path, read_json, verify_manifest, write_json, write_manifest, write_text
-from ..build import write_model_index
 from ..generator import generator_folder, generator_sha256
 from ..scheduler import make_solver, prediction_type, scheduler_config
 from ..teacher import latent_shape, teacher_sha256
@@ -59,14 +59,30 @@ def export(generator: Path, teacher: Path, out: Path, score: Path | None = None)
         shutil.copytree(generator / "unet", folder / "unet")
         shutil.copy(generator / "generator.json", folder)
         one_step_scheduler(teacher, record["t_init"]).save_pretrained(folder / "scheduler")
-        write_model_index(folder)
-        index = read_json(folder / "model_index.json")
-        write_json(folder / "model_index.json", index | {"scheduler": ["diffusers", "EulerDiscreteScheduler"]})
+        write_model_index(folder, "EulerDiscreteScheduler")
         side = latent_shape(teacher)[1] * 2 ** (
             len(read_json(teacher / "vae" / "config.json")["block_out_channels"]) - 1
         )
         write_text(folder / "README.md", model_card(record, weights, _provenance(teacher), scores, side))
         write_manifest(folder)
+
+
+def write_model_index(folder: Path, scheduler: str) -> None:
+    """Write model_index.json of a Stable Diffusion directory without safety checker."""
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", scheduler],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    write_json(folder / "model_index.json", index)
 
 
 def one_step_scheduler(teacher: Path, t_init: int) -> EulerDiscreteScheduler:

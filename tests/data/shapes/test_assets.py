@@ -36,8 +36,8 @@ def test_files_are_those_of_the_recipe_and_at_most_20_mb():
 
 
 def test_recipe_of_the_assets_equals_the_code():
-    from sid_core.recipes.build import step_digest
-    from sid_core.recipes.settings import RecipeSettings
+    from recipes.build import step_digest
+    from recipes.settings import RecipeSettings
 
     assert RECIPE["digest"] == step_digest("quality", RecipeSettings())
 

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from ..data.shapes.captions import all_captions
-from ..models.build import new_scheduler, new_unet, write_model_index
-from ..models.text import TextEncoder
-from ..models.vae import ImageCodec
+from sid_core.data.shapes.captions import all_captions
+from sid_core.models.convert.pipeline import write_model_index
+from sid_core.models.text import TextEncoder
+from sid_core.models.vae import ImageCodec
+
 from .common import CHUNK, Progress, Training, batches, to_signed
+from .networks import new_scheduler, new_unet
 from .settings import TeacherSettings
 
 
@@ -36,7 +38,7 @@ def train_teacher(settings: TeacherSettings, seed: int, folder: Path) -> None:
         training.update(mse_loss(unet(scheduler.add_noise(x_0, eps, t), t, cond).sample, eps))
     training.average.save_pretrained(folder / "unet")
     scheduler.save_pretrained(folder / "scheduler")
-    write_model_index(folder)
+    write_model_index(folder, "DDIMScheduler")
 
 
 @torch.no_grad()

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from ..data.shapes.captions import COLOURS, SHAPES
-from ..data.shapes.scenes import IMAGE_SIZE, Scenes
-from ..evaluation.networks.feature_network import FeatureNetwork, standardise
+from sid_core.data.shapes.captions import COLOURS, SHAPES
+from sid_core.data.shapes.scenes import IMAGE_SIZE, Scenes
+from sid_core.evaluation.networks.feature_network import FeatureNetwork
+
 from .common import Training, batches
 from .settings import FeatureSettings
 
@@ -63,3 +64,11 @@ def scene_targets(scenes: Scenes) -> Tensor:
     kind, colours = weights(scenes.kind, len(SHAPES)), len(COLOURS)
     hue, background = weights(scenes.hue, colours), weights(scenes.background, colours)
     return torch.cat([2 * kind, 2 * hue, 2 * background, torch.stack(columns, dim=1)], dim=1)
+
+
+def standardise(network: FeatureNetwork, features: Tensor) -> None:
+    """Rescale the last layer so that each column of its outputs `features` (N, D) has mean 0 and std 1."""
+    mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
+    with torch.no_grad():
+        network.head.weight.div_(std[:, None])
+        network.head.bias.sub_(mean).div_(std)

@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ..data.shapes.scenes import IMAGE_SIZE
-from ..models.build import new_text_encoder
+from sid_core.data.shapes.scenes import IMAGE_SIZE
+
 from .common import Training, batches
+from .networks import new_text_encoder
 from .settings import ClipSettings
 from .tokenizer import VOCABULARY, make_tokenizer
 

@@ -1,4 +1,4 @@
-"""Run `python -m sid_core.recipes --out DIR [--smallest] [--only STEP ...]`."""
+"""Run `python -m recipes --out DIR [--smallest] [--only STEP ...]`."""
 
 import argparse
 import sys
@@ -6,15 +6,16 @@ from pathlib import Path
 
 import torch
 
-from ..errors import UserError
-from ..models.devices import disable_tf32
+from sid_core.errors import UserError
+from sid_core.models.devices import disable_tf32
+
 from .build import RECIPE_STEPS, make_assets
 from .settings import SMALLEST, RecipeSettings
 
 
 def main() -> int:
     """Make the assets; return 1 on invalid arguments."""
-    parser = argparse.ArgumentParser(prog="python -m sid_core.recipes", description="Train the shipped networks.")
+    parser = argparse.ArgumentParser(prog="python -m recipes", description="Train the shipped networks.")
     parser.add_argument("--out", type=Path, required=True, help="folder to make; unfinished results are in OUT.work")
     parser.add_argument("--smallest", action="store_true", help="train for a minute: loadable, not good")
     parser.add_argument("--only", nargs="+", metavar="STEP", help=f"some of: {', '.join(RECIPE_STEPS)}")

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from ..data.shapes.captions import all_captions
-from ..models.build import new_tokenizer
+from sid_core.data.shapes.captions import all_captions
+
+from .networks import new_tokenizer
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer

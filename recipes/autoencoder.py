@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import l1_loss
 
-from ..data.shapes.scenes import IMAGE_SIZE
-from ..models.build import new_vae
+from sid_core.data.shapes.scenes import IMAGE_SIZE
+
 from .common import Training, batches, to_signed
+from .networks import new_vae
 from .settings import AutoencoderSettings
 
 SCALED_ON = 1024  # training images that fix the scaling factor

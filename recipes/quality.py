@@ -5,16 +5,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..config import FeatureSettings
-from ..data.images import dequantise, quantise
-from ..data.shapes.scenes import draw
-from ..evaluation.metrics.frechet import Gaussian, Reference
-from ..evaluation.metrics.samples import clip_score
-from ..evaluation.networks.required import Clip, Features
-from ..models.conditioning import Conditioning
-from ..models.teacher import load_backbone, load_image_codec, load_solver, load_text_encoder
-from ..models.vae import ImageCodec
-from ..sampling.generation import solve
+from sid_core.config import FeatureSettings
+from sid_core.data.images import dequantise, quantise
+from sid_core.data.shapes.scenes import draw
+from sid_core.evaluation.metrics.frechet import Gaussian, Reference
+from sid_core.evaluation.metrics.samples import clip_score
+from sid_core.evaluation.networks.required import Clip, Features
+from sid_core.models.conditioning import Conditioning
+from sid_core.models.teacher import load_backbone, load_image_codec, load_solver, load_text_encoder
+from sid_core.models.vae import ImageCodec
+from sid_core.sampling.generation import solve
+
 from .common import Progress
 from .settings import QualitySettings
 

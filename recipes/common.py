@@ -10,7 +10,7 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 
-from ..data.shapes.scenes import Scenes, draw_with_scenes
+from sid_core.data.shapes.scenes import Scenes, draw_with_scenes
 
 CHUNK = 1024  # scenes rendered at a time
 

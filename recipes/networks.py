@@ -1,7 +1,4 @@
-"""Build untrained components of a Stable Diffusion directory at any size, and its model_index.json."""
-
-import json
-from pathlib import Path
+"""Build untrained components of a Stable Diffusion directory at any size."""
 
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -55,23 +52,3 @@ def new_text_encoder(width: int, layers: int, heads: int, vocabulary: int, lengt
 def new_tokenizer(vocabulary: dict[str, int], merges: list[tuple[str, str]], length: int) -> CLIPTokenizer:
     """Make a CLIP tokenizer from its byte-pair vocabulary and merges."""
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
-
-
-def write_model_index(folder: str | Path) -> None:
-    """Write model_index.json of a Stable Diffusion directory without safety checker."""
-    import diffusers
-
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": diffusers.__version__,
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    (Path(folder) / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

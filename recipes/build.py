@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from ..errors import UserError
-from ..storage.files import atomic_path, check_place, digest, read_json, sha256_file, write_json
+from sid_core.errors import UserError
+from sid_core.storage.files import atomic_path, check_place, digest, read_json, sha256_file, write_json
+
 from .autoencoder import train_autoencoder
 from .clip import train_clip
 from .features import train_features
