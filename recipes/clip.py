@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 from sid_core.data.shapes.scenes import IMAGE_SIZE
 
 from .common import Training, batches
-from .networks import new_text_encoder
+from .networks import new_text_encoder, new_tokenizer
 from .settings import ClipSettings
-from .tokenizer import VOCABULARY, make_tokenizer
+from .tokenizer import VOCABULARY, train_tokenizer
 
 MEAN, STD = 0.5, 0.5  # of the pixel normalisation, every channel
 HIGHEST_LOGIT_SCALE = math.log(30)  # captions are ambiguous: a higher scale is overconfident
@@ -26,7 +26,7 @@ def train_clip(settings: ClipSettings, seed: int, folder: Path) -> None:
     torch.manual_seed(seed)
     config = model_config(settings)
     model = CLIP(**config)
-    tokenizer = make_tokenizer(settings.tokens)
+    tokenizer = new_tokenizer(*train_tokenizer(), settings.tokens)
     training = Training(model, settings.steps, settings.learning_rate, "clip")
     stream = batches(settings.batch)
     for _ in range(settings.steps):

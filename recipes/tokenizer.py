@@ -1,32 +1,29 @@
 """Train the tokenizer: merge byte pairs of the captions until nearly every word is one token."""
 
 import json
-from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from sid_core.data.shapes.captions import all_captions
 
-from .networks import new_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import CLIPTokenizer
-
 VOCABULARY = 99
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def make_tokenizer(length: int) -> "CLIPTokenizer":
-    """Train a CLIPTokenizer of VOCABULARY ids, with the highest for the end token, as pooling takes the ids' argmax.
+def train_tokenizer() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return a vocabulary of VOCABULARY ids and its merges, the same in every process.
 
-    Letters that no caption contains become the end token.
+    The end token has the highest id, as pooling takes the ids' argmax; letters that no caption contains become the end token.
     """
+    captions = all_captions()
+    letters = {letter for text in captions for letter in text} - {" "}
+    last = {f"{word[-1]}</w>" for text in captions for word in text.split()}
+    # given first: the trainer would number letters at word ends in the order of a hash map, which differs by process
+    options = {"special_tokens": sorted(letters) + sorted(last), "end_of_word_suffix": "</w>", "show_progress": False}
     trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trained.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - 2, end_of_word_suffix="</w>", show_progress=False)
-    trained.train_from_iterator(all_captions(), trainer)
+    trained.train_from_iterator(captions, trainers.BpeTrainer(vocab_size=VOCABULARY - 2, **options))
     model = json.loads(trained.to_str())["model"]
-    vocabulary = dict(model["vocab"]) | {START: VOCABULARY - 2, END: VOCABULARY - 1}
+    vocabulary = model["vocab"] | {START: VOCABULARY - 2, END: VOCABULARY - 1}
     assert len(vocabulary) == VOCABULARY, f"{len(vocabulary)} tokens: expected {VOCABULARY}"
-    merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
-    return new_tokenizer(vocabulary, merges, length)
+    return vocabulary, [tuple(pair) for pair in model["merges"]]

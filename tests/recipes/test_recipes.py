@@ -2,13 +2,20 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from recipes import build
 from recipes.settings import SMALLEST
+from sid_core.data.shapes import ASSETS
 from sid_core.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +92,16 @@ def test_make_assets_with_other_settings_remakes_dependent_steps():
         name for name in build.RECIPE_STEPS if build.step_digest(name, other) != build.step_digest(name, SMALLEST)
     }
     assert changed == {"clip", "teacher", "quality"}
+
+
+def test_train_tokenizer_in_every_process_gives_the_same_tokens():
+    code = "import json; from recipes.tokenizer import train_tokenizer; print(json.dumps(train_tokenizer()))"
+    made = []
+    for seed in ("0", "1"):
+        env = os.environ | {"PYTHONHASHSEED": seed}
+        made.append(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=env, text=True))
+    assert made[0] == made[1]
+    shipped = json.loads((ASSETS / "teacher" / "tokenizer" / "tokenizer.json").read_text())["model"]
+    vocabulary, merges = json.loads(made[0])
+    assert merges == shipped["merges"]
+    assert vocabulary.keys() == shipped["vocab"].keys()
