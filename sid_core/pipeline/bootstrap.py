@@ -140,9 +140,9 @@ class Setup:
         return [pattern(self.results.row(kind, name)) for kind in ("runs", "baselines") for name in self.names[kind]]
 
     def teacher_of(self, wildcards) -> Path:
-        """Return the manifest of the teacher that a run belongs to."""
+        """Return the provenance of the teacher that a run belongs to."""
         teachers = {imported.name: imported.teacher for imported in self.config.imports}
-        return self.results.teacher(teachers.get(wildcards.run)) / "manifest.json"
+        return self.results.provenance(teachers.get(wildcards.run))
 
     def shard_range(self, wildcards) -> tuple[int, int]:
         """Return which samples a shard holds: sample i has caption i, whatever the shards."""

@@ -24,7 +24,6 @@ class Row:
     settings = _below("settings.yaml")
     generation = _below("generate.yaml")
     generator = _below("generator")
-    manifest = _below("generator/manifest.json")
     record = _below("generator/generator.json")
     training = _below("training.jsonl")
     grids = _below("grids")
@@ -93,6 +92,10 @@ class Results:
     def teacher(self, name: str | None = None) -> Path:
         """Return the folder of the teacher, or of a further one by name."""
         return self.folder / teacher_name(name)
+
+    def provenance(self, name: str | None = None) -> Path:
+        """Return the record of a teacher's source, the last file of its stage that rules read."""
+        return self.teacher(name) / "provenance.json"
 
     def teachers(self) -> list[Path]:
         """Return the existing folders of all teachers."""

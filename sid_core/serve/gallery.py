@@ -29,7 +29,7 @@ class Gallery:
         self.runs = {
             run.name: self.results.teacher(teachers.get(run.name))
             for run in generators(config)
-            if self.results.run(run.name).manifest.is_file()
+            if self.results.run(run.name).record.is_file()
         }
         if not self.runs:
             raise UserError(

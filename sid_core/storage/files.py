@@ -98,9 +98,9 @@ def _is_abandoned(folder: Path) -> bool:
 def check_place(path: str | Path, *marks: str, only: str | None = None) -> None:
     """Reject a path without a name, and a directory that this program did not create.
 
-    Accepted are a directory without any file, and one that holds all of `marks` and a manifest (or a mark in its format)
-    that lists every file. Without marks also one with a stage's frozen settings next to it: Snakemake removes the manifest
-    before the stage runs again, but not the other files. With `only`: one whose file names all match this pattern.
+    Accepted are a directory without any file, and one whose manifest (or a mark in its format) lists all of `marks` and every
+    file: some may be missing, as Snakemake removes declared outputs before a rerun. With `only`: one whose file names all
+    match this pattern.
     """
     path = Path(path)
     if path.name in ("", ".."):
@@ -114,15 +114,15 @@ def _foreign_entry(path: Path, marks: tuple[str, ...], only: str | None) -> str 
     found = {str(entry.relative_to(path)) for entry in entries} - {".snakemake_timestamp"}
     if only:
         foreign = {name for name in found if not re.fullmatch(only, name)}
-    elif not found or (not marks and Path(f"{path}.settings.yaml").is_file()):
+    elif not found:
         return None
-    elif missing := [name for name in marks or (MANIFEST,) if name not in found]:
-        return f"no {' and '.join(missing)}"
     else:
-        listed = [names for name in (MANIFEST, *marks) if (names := _manifest_names(path / name))]
-        if not listed:
+        listed = next(filter(None, (_manifest_names(path / name) for name in (MANIFEST, *marks))), None)
+        if listed is None:
             return f"no {MANIFEST} of its kind"
-        foreign = found - listed[0]
+        if missing := set(marks) - listed:
+            return f"no {' and '.join(sorted(missing))}"
+        foreign = found - listed
     return min(foreign, default=None)
 
 

@@ -132,7 +132,7 @@ def _sync_training(store: dict, row: Row, state: State) -> str | None:
     run = generator_run(store, load_settings(DistillSettings, row.settings), None, row.record, state.identity)
     run.points(source.training)
     run.grids(source.grids)
-    finished = row.manifest.is_file()
+    finished = row.record.is_file()
     run.status("FINISHED" if finished else "RUNNING" if living_owner(state.folder) else "KILLED")
     return run.id
 

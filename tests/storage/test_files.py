@@ -220,17 +220,33 @@ def test_atomic_path_of_a_folder_of_another_kind_raises(work):
         make_folder("teacher", "x", "recipe.json")
 
 
-def test_atomic_path_of_a_stage_folder_with_settings_replaces_it(work):
-    """Replace a folder whose declared files, among them the manifest, Snakemake removed before the stage."""
-    folder = work / "work" / "teacher"
-    (folder / "tokenizer").mkdir(parents=True)
-    make_folder(folder, "empty folders alone are nobody's loss")
-    (folder / "manifest.json").unlink()
-    with pytest.raises(UserError):
-        make_folder(folder, "x")
+def test_atomic_path_of_a_folder_without_some_listed_files_replaces_it(work):
+    """Replace a folder whose declared outputs Snakemake removed before the stage runs again."""
+    make_folder("generator", "generator.json", "generator.json")
+    (work / "work" / "generator" / "generator.json").unlink()
+    make_folder("generator", "generator.json", "generator.json")
+    (work / "work" / "generator" / "generator.json").unlink()
+    (work / "work" / "generator" / "notes.txt").write_text("mine")
+    before = tree(work)
+    with pytest.raises(UserError, match=r"notes\.txt in it"):
+        make_folder("generator", "generator.json", "generator.json")
+    assert tree(work) == before
+
+
+def test_atomic_path_of_a_folder_without_a_manifest_keeps_its_files(work):
+    make_folder("teacher", "x")
     (work / "work" / "teacher.settings.yaml").touch()
-    make_folder(folder, "x")
-    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "x"]
+    (work / "work" / "teacher" / "manifest.json").unlink()
+    before = tree(work)
+    with pytest.raises(UserError, match=r"no manifest\.json of its kind in it"):
+        make_folder("teacher", "x")
+    assert tree(work) == before
+
+
+def test_atomic_path_of_empty_folders_replaces_them(work):
+    (work / "work" / "teacher" / "tokenizer").mkdir(parents=True)
+    make_folder("teacher", "x")
+    assert sorted(p.name for p in (work / "work" / "teacher").iterdir()) == ["manifest.json", "x"]
 
 
 def test_write_json_of_nan_raises(tmp_path):

@@ -577,8 +577,7 @@ def test_sync_of_an_unfinished_experiment_mirrors_its_progress(store, client, tm
     with lease(state):
         assert status() == "RUNNING"
     assert status() == "KILLED"
-    (tmp_path / "runs" / "begun" / "generator").mkdir()
-    write_manifest(tmp_path / "runs" / "begun" / "generator")
+    write_json(tmp_path / "runs" / "begun" / "generator" / "generator.json", {})
     assert status() == "FINISHED"
 
 

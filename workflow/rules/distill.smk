@@ -2,13 +2,6 @@
 # where it was. `launch` starts a process for each GPU and continues what a time limit interrupts; how many there are is no part
 # of the result, so it is in the command alone, where a change reruns nothing. The longest jobs first: started last, one of them
 # would run alone at the end.
-# all files of a generator: before a rerun Snakemake removes what is declared, and a folder with other files is not replaced
-GENERATOR = dict(
-    manifest=RUN.manifest,
-    record=RUN.record,
-    config=RUN.generator / "unet/config.json",
-    weights=RUN.generator / "unet/diffusion_pytorch_model.safetensors",
-)
 # where a training is watched by scores of held-out captions
 WATCH = [RESULTS.reference("watch").features, RESULTS.reference("watch").settings] * (CONFIG.distill.proxy_samples > 0)
 
@@ -16,11 +9,11 @@ WATCH = [RESULTS.reference("watch").features, RESULTS.reference("watch").setting
 rule distill:
     input:
         settings=RUN.settings,
-        teacher=RESULTS.teacher() / "manifest.json",
+        teacher=RESULTS.provenance(),
         prompts=RESULTS.train_captions,
         watch=WATCH,
     output:
-        **GENERATOR,
+        record=RUN.record,
         training=RUN.training,
         grids=directory(RUN.grids),
     wildcard_constraints:
@@ -28,7 +21,7 @@ rule distill:
     priority: 5
     params:
         teacher=subpath(input.teacher, parent=True),
-        out=subpath(output.manifest, parent=True),
+        out=subpath(output.record, parent=True),
     shell:
         "exec python -m sid_core.cluster.launch --gpus {resources.processes} --nodes {resources.nodes} --threads {threads}"
         f" --state {RESULTS.state('{wildcards.run}').folder}"

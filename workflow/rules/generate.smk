@@ -2,7 +2,7 @@
 rule generate:
     input:
         settings=RUN.generation,
-        generator=RUN.manifest,
+        generator=RUN.record,
         teacher=SETUP.teacher_of,
         captions=RESULTS.captions,
     output:
@@ -21,7 +21,7 @@ rule generate:
 rule generate_baseline:
     input:
         settings=BASELINE.generation,
-        teacher=RESULTS.teacher() / "manifest.json",
+        teacher=RESULTS.provenance(),
         captions=RESULTS.captions,
     output:
         samples=BASELINE.samples("{shard}"),

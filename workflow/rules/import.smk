@@ -4,12 +4,12 @@ rule import_official:
         settings=RUN.settings,
         teacher=SETUP.teacher_of,
     output:
-        **GENERATOR,
+        record=RUN.record,
     wildcard_constraints:
         run=any_of(NAMES["imported"]),
     params:
         teacher=subpath(input.teacher, parent=True),
-        out=subpath(output.manifest, parent=True),
+        out=subpath(output.record, parent=True),
         data=lambda wildcards: SETUP.data[f"imports/{wildcards.run}"],
     shell:
         "python -m sid_core import-official --settings {input.settings} --teacher {params.teacher} --out {params.out}"

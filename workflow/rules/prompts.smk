@@ -2,7 +2,7 @@
 rule prompts:
     input:
         settings=settings_beside(RESULTS.prompts.parent),
-        teacher=RESULTS.teacher() / "manifest.json",  # its tokenizer counts tokens
+        teacher=RESULTS.provenance(),  # its tokenizer counts tokens
     output:
         manifest=RESULTS.prompts,
         train=RESULTS.train_captions,

@@ -1,4 +1,6 @@
-# The teacher (and further ones for imports): copied from its source and checked, with a manifest that every later stage verifies.
+# The teacher (and further ones for imports): copied from its source and checked. Its other files depend on its family; the
+# manifest that lists them is no output, as for generators: Snakemake deletes outputs before a rerun, and a folder is replaced only
+# if its manifest lists every file in it.
 TEACHER = RESULTS.folder / "{teacher}"
 
 
@@ -6,14 +8,9 @@ rule teacher:
     input:
         settings=settings_beside(TEACHER),
     output:
-        manifest=TEACHER / "manifest.json",
         provenance=TEACHER / "provenance.json",
-        unet=TEACHER / "unet/diffusion_pytorch_model.safetensors",
-        vae=TEACHER / "vae/diffusion_pytorch_model.safetensors",
-        text_encoder=TEACHER / "text_encoder/model.safetensors",
-        scheduler=TEACHER / "scheduler/scheduler_config.json",
     params:
-        out=subpath(output.manifest, parent=True),
+        out=subpath(output.provenance, parent=True),
         data=lambda wildcards: SETUP.data[wildcards.teacher],
     shell:
         "python -m sid_core teacher --settings {input.settings} --out {params.out}"

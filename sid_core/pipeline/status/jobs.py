@@ -33,7 +33,7 @@ def jobs(config: Config) -> list[Job]:
 
     add("tracking_init", below.store)
     for name in (None, *config.teachers):
-        add("teacher", below.teacher(name) / "manifest.json", teacher=teacher_name(name))
+        add("teacher", below.provenance(name), teacher=teacher_name(name))
     add("prompts", below.prompts)
     add("evaluation_networks", below.reference("reference").networks)
     add("reference", below.reference("reference").record, reference="reference")
@@ -42,9 +42,9 @@ def jobs(config: Config) -> list[Job]:
     distilled = {settings.run.name: settings.distill.train_kimg for settings in distillations(config)}
     imported = [imported.name for imported in config.imports]
     for name, kimg in distilled.items():
-        add("distill", below.run(name).manifest, name, kimg, run=name)
+        add("distill", below.run(name).record, name, kimg, run=name)
     for name in imported:
-        add("import_official", below.run(name).manifest, name, run=name)
+        add("import_official", below.run(name).record, name, run=name)
     sampled = [("generate", "runs", name) for name in [*distilled, *imported]]
     sampled += [("generate_baseline", "baselines", baseline.name) for baseline in baselines(config)]
     for rule, kind, name in sampled:
