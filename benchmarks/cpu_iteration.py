@@ -36,8 +36,8 @@ RUN = SimpleNamespace(
     name="benchmark", fake_train=KAPPA, fake_eval=KAPPA, teacher=KAPPA, alpha=1.0, num_steps=1, seed=0
 )
 SETTINGS = SimpleNamespace(
-    train_kimg=1.0, batch=BATCH, micro_batch=BATCH, lr=LR, fake_lr=None, lr_final=None, adam_beta1=0.0, adam_beta2=0.999,
-    adam_eps=1e-8, weight_decay=0.0, t_init=T_INIT, t_min=20, t_max=980, prompt_dropout=0.1, ema_halflife_nimg=2000,
+    train_kimg=1.0, batch=BATCH, micro_batch=BATCH, lr=LR, fake_lr=None, lr_final=None,
+    t_init=T_INIT, t_min=20, t_max=980, prompt_dropout=0.1, ema_halflife_nimg=2000,
     nonfinite="stop", precision="float32", checkpointing=False, offload="none", shard="none", compile=False,
 )  # fmt: skip
 

@@ -36,7 +36,7 @@ def prepare(folder: Path, images: int) -> None:
     (folder / "captions.txt").write_text("\n".join(scenes.draw("evaluation", images)[1]) + "\n", encoding="utf-8")
     shipped = config.load_config(ROOT / "config.yaml")
     values = shipped.model_dump() | {"prompts": shipped.prompts.model_dump() | {"evaluation": images}}
-    values["generate"] |= {"samples": images, "samples_per_shard": images, "eps_error_samples": 0}
+    values["generate"] |= {"samples": images, "samples_per_shard": images}
     files = stage_settings(config.parse_config(values))
     name = next(name for name in files if name.endswith("generate.yaml"))
     wanted = {"generate": name, "features": "features.settings.yaml", "reference": "reference/settings.yaml"}

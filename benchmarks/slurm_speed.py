@@ -28,7 +28,7 @@ def sweep_of(scales: int, shards: int, train_kimg: float, samples: int) -> dict:
         "guidance_scales": [1.5, 2, 3, 4.5][:scales],
         "distill": {"train_kimg": train_kimg, "batch": 32, "micro_batch": 32, "state_every_nimg": 3200},
         "prompts": {"evaluation": samples},
-        "generate": {"samples": samples, "samples_per_shard": samples // shards, "batch": 250, "eps_error_samples": 16},
+        "generate": {"samples": samples, "samples_per_shard": samples // shards, "batch": 250},
         "baselines": {"steps": []},
         "tracking": {"enabled": False},
     }

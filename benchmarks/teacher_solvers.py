@@ -24,7 +24,7 @@ from sid_core.evaluation.metrics.samples import clip_score
 from sid_core.evaluation.networks.required import Clip, Features
 from sid_core.models.conditioning import Conditioning
 from sid_core.models.teacher import load_solver, prepare_teacher
-from sid_core.sampling.generation import solve
+from sid_core.sampling.generation import EPS_ERROR_SAMPLES, solve
 from sid_core.sampling.inputs import Inputs
 
 CONVERGENCE = [f"{solver}:{n}:2" for solver in ("ddim", "dpm-solver", "dpm-solver-karras") for n in (8, 16, 25, 50)]
@@ -49,7 +49,7 @@ def main() -> None:
         teacher, lines = Path(folder) / "teacher", Path(folder) / "captions.txt"
         prepare_teacher(Teacher(), teacher)
         lines.write_text("\n".join(captions) + "\n", encoding="utf-8")
-        inputs = Inputs(Sampling(batch=BATCH, seed=SEEDS // 2, eps_error_samples=1000), teacher, lines)
+        inputs = Inputs(Sampling(batch=BATCH, seed=SEEDS // 2), teacher, lines)
         print(f"{'solver':18s} steps  CFG  NFE    FID    CLIP   eps error   CPU s")
         for row in given.rows:
             began_s = time.process_time()
@@ -77,9 +77,9 @@ def sample(inputs: Inputs, teacher: Path, name: str, steps: int, scale: float, c
     for indices in inputs.batches(0, count):
         x_0 = inputs.by_block(latents, inputs.noises(indices, 1), inputs.prompts(indices))
         images += list(quantise(inputs.by_block(inputs.codec.decode, x_0)))
-        if len(errors) < inputs.sampling.eps_error_samples:
+        if len(errors) < EPS_ERROR_SAMPLES:
             errors += inputs.eps_errors(x_0, indices)
-    return images[:count], errors[: inputs.sampling.eps_error_samples]
+    return images[:count], errors[:EPS_ERROR_SAMPLES]
 
 
 if __name__ == "__main__":

@@ -124,10 +124,6 @@ def evaluate_settings(networks):
             "image_size": 16,
             "feature_size": 24,
             "batch": 7,
-            "kid_subsets": 4,
-            "kid_subset_size": 10,
-            "jackknife_groups": 5,
-            "bootstrap": 20,
         }
         return ScoreSettings(evaluate=Evaluate(**(values | networks | changes)), samples=samples, seed=seed)
 

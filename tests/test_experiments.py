@@ -8,6 +8,7 @@ import pytest
 from sid_core import config as c
 from sid_core.report.table import PUBLISHED
 from sid_core.training.iteration import EMA_RAMP
+from sid_core.training.optimizer import BETA2, EPS
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -36,7 +37,7 @@ def test_lengths_and_settings_are_the_published_ones(name):
     assert sorted(trained) == sorted(published(name))
     distill = config.distill
     assert (distill.batch, distill.lr, distill.lr_final, distill.t_init, distill.alpha) == (512, 1e-6, None, 625, 1.0)
-    assert (distill.adam_beta1, distill.adam_beta2, distill.adam_eps) == (0.0, 0.999, 1e-8)
+    assert (BETA2, EPS) == (0.999, 1e-8)
     assert (distill.t_min, distill.t_max, distill.prompt_dropout) == (20, 980, 0.1)
     assert (distill.ema_halflife_nimg, EMA_RAMP, distill.num_steps) == (50_000, 0.05, 1)
 

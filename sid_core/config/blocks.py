@@ -226,10 +226,6 @@ class Distill(Block):
     lr: Positive = Field(description="learning rate of both networks")
     fake_lr: Positive | None = Field(None, description="learning rate of the fake score; null: lr")
     lr_final: Positive | None = Field(None, description="linear decay towards it over the run; null: constant")
-    adam_beta1: float = Field(0.0, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    adam_eps: Positive = 1e-8
-    weight_decay: NonNegative = Field(0.0, description="above 0: AdamW")
     alpha: Positive = Field(1.0, description="of the generator loss")
     t_init: Timestep = Field(625, description="noise level the generator starts at")
     t_min: Timestep = Field(20, description="training noise levels: t_min <= t < t_max")
@@ -269,8 +265,6 @@ class Distill(Block):
         True, description="GPU kernels with equal bits whenever a run is repeated or resumed; may be slower"
     )
     state_every_nimg: Count = Field(description="images between checkpoints")
-    state_every_s: Positive = Field(1800, description="seconds between checkpoints, at most")
-    keep_states: Count = Field(2, description="newest checkpoints retained")
     log_every_nimg: Count = Field(description="images between logged points")
     samples_every_nimg: Count = Field(description="images between sample grids")
     proxy_samples: int = Field(0, ge=0, description="last training captions, held out for two proxy metrics; 0: none")
@@ -321,12 +315,8 @@ class Sampling(Block):
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of the networks; noise, x_0 and quantisation stay float32"
     )
-    vae_slicing: Count | None = Field(None, description="images decoded at once, to save memory; null: a whole block")
     image_size: Count | None = Field(
         None, description="stored after centre crop and LANCZOS to this side, evaluate.image_size; null: as decoded"
-    )
-    eps_error_samples: int = Field(
-        1000, ge=0, description="samples for the epsilon-prediction error by the teacher; 0: its network is not loaded"
     )
 
 
@@ -431,15 +421,7 @@ class Evaluate(ReferenceSettings):
     """A protocol: features, reference images and the formulas of the scores."""
 
     protocol: Name
-    kid_subsets: Count = 100
-    kid_subset_size: Count = 1000
     neighbours: Count = Field(3, description="k of precision, recall, density and coverage")
-    jackknife_groups: Annotated[int, Field(ge=3)] = Field(
-        20, description="groups of samples left out in turn, for all intervals but those of means over samples"
-    )
-    bootstrap: Annotated[int, Field(ge=10)] = Field(
-        1000, description="resamples for the intervals of means over samples: CLIP score, hps, pickscore"
-    )
 
 
 class Plan(Block):

@@ -16,6 +16,11 @@ from .blocks import IN_WORDS, NULLS, Block, Network
 from .schema import Config
 
 PRESETS = Path(__file__).with_name("presets")
+# former settings, which nobody had a reason to change
+CONSTANTS = {
+    *("adam_beta1", "adam_beta2", "adam_eps", "weight_decay", "state_every_s", "keep_states"),
+    *("vae_slicing", "eps_error_samples", "kid_subsets", "kid_subset_size", "jackknife_groups", "bootstrap"),
+}
 
 
 def load_config(path: str | Path, over: str | Path | None = None) -> Config:
@@ -134,6 +139,8 @@ def _explain(kind: type[Block], problem: dict, files: Sequence[str | Path], argu
         if problem["loc"][-1] == "[key]":
             return f"{key}: expected text as a key, which YAML reads as another value. Fix: quote the key"
         return f"{key}={_not_quoted(location, value, files, arguments)}"
+    if problem["type"] == "extra_forbidden" and location[-1] in CONSTANTS:
+        return f"unknown key {key!r}: now a constant. Fix: remove it"
     if problem["type"] == "extra_forbidden":
         close = difflib.get_close_matches(str(location[-1]), _keys(kind, location[:-1]), n=1)
         block, _, inner = str(location[-1]).rpartition("_")

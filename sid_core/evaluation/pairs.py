@@ -136,10 +136,9 @@ def check_comparable(a: Scored, b: Scored) -> None:
     for metric in a.estimates.keys() & b.estimates.keys():
         first, second = (len(scored.estimates[metric].replicates) for scored in (a, b))
         if first != second:
-            key = "bootstrap" if a.estimates[metric].method == BOOTSTRAP else "jackknife_groups"
             raise UserError(
                 f"not comparable: {a.folder} and {b.folder} have {first} and {second} replicates of {metric}; "
-                f"score both with one evaluate.{key}"
+                "score both with one version of sid-core"
             )
 
 

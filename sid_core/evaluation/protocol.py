@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Raise it when a formula or a step of the code changes a score.
 FORMULAS = 1
 SEED_RULE = "sample i: caption i; torch.Generator().manual_seed(seed + i), float32"
-KID_SEED = 2020  # torch-fidelity's default
+KID_SUBSETS, KID_SUBSET_SIZE, KID_SEED = 100, 1000, 2020  # torch-fidelity's defaults
 
 
 def image_record(settings: "FeatureSettings") -> dict:
@@ -64,7 +64,11 @@ def protocol_record(
         "images": image_record(evaluate),
         "weights": weights,
         "reference": reference,
-        "kid": {"subsets": evaluate.kid_subsets, "subset_size": evaluate.kid_subset_size, "seed": KID_SEED},
+        "kid": {
+            "subsets": KID_SUBSETS,
+            "subset_size": min(KID_SUBSET_SIZE, samples, evaluate.reference_samples),
+            "seed": KID_SEED,
+        },
         "precision_recall": {"neighbours": evaluate.neighbours},
     }
 

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from ..config import Config, JobResources, baselines, distillations, generators, shards
+from ..storage.states import KEEP_STATES
 
 FEATURE_KB = 16  # of a sample, at most: 2,048 features and two CLIP embeddings of 1,024, float32
-ADAM_BETA1_ZERO = 5  # copies of the weights in a training state: three networks, two second moments
+STATE_WEIGHTS = 5  # copies of the weights in a training state: three networks, two second moments
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def make_plan(config: Config, gpus_here: int = 0) -> list[Stage]:
     for kimg in sorted({run.distill.train_kimg for run in runs}):
         jobs = sum(run.distill.train_kimg == kimg for run in runs)
         hours = _hours(1000 * kimg, plan.train_images_per_s * max(asks["distill"].gpu or 0, 1))
-        state = config.distill.keep_states * (ADAM_BETA1_ZERO + (2 if config.distill.adam_beta1 else 0))
+        state = KEEP_STATES * STATE_WEIGHTS
         stages.append(Stage(f"distill {kimg:,g} kimg", jobs, asks["distill"], hours, jobs * (1 + state) * weights_gb))
     if config.imports:
         jobs = len(config.imports)

@@ -34,6 +34,7 @@ from .inputs import NOISE_DEVICE, Inputs
 if TYPE_CHECKING:
     from ..config import BaselineSettings, GenerateSettings, Sampling
 
+EPS_ERROR_SAMPLES = 1000  # the first ones, whose epsilon-prediction error by the teacher is recorded
 PNG_LEVEL = 1  # of 0 to 9: higher levels take longer and save little disk
 
 
@@ -193,7 +194,6 @@ def _write(inputs: Inputs, sampler: Sampler, start: int, stop: int, out: Path, i
 @torch.inference_mode()
 def _samples(inputs: Inputs, sampler: Sampler, start: int, stop: int, record: dict) -> Iterator[Sample]:
     """Yield samples [start, stop), and record the networks' throughput as `images_per_s` in `record`."""
-    probes = inputs.sampling.eps_error_samples
     elapsed_s, computed = 0.0, 0
     for indices in inputs.batches(start, stop):
         given = sampler.start(indices)
@@ -207,12 +207,12 @@ def _samples(inputs: Inputs, sampler: Sampler, start: int, stop: int, record: di
             record["images_per_s"] = computed / elapsed_s
 
         errors: list[float | None] = [None] * len(indices)
-        if indices[0] < probes:
+        if indices[0] < EPS_ERROR_SAMPLES:
             known = inputs.by_block(inputs.codec.encode, decoded) if latents is None else latents
             errors = inputs.eps_errors(known, indices)
         for index, image, error in zip(indices.tolist(), images, errors, strict=True):
             if start <= index < stop:
-                yield Sample(index, image, error if index < probes else None)
+                yield Sample(index, image, error if index < EPS_ERROR_SAMPLES else None)
 
 
 def _pack(sampling: "Sampling", sample: Sample) -> PackedSample:

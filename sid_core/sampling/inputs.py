@@ -57,7 +57,7 @@ class Inputs:
         self.sampling, self._folder, self.device = sampling, teacher, device()
         self.captions = read_lines(captions, "caption")
         self.teacher_sha256 = teacher_sha256(teacher)
-        self.codec = place(load_image_codec(teacher, sampling.vae_slicing), sampling.precision)
+        self.codec = place(load_image_codec(teacher), sampling.precision)
         encoder = place(load_text_encoder(teacher), sampling.precision)
         self._prompts = PromptSet(encoder, self.captions)
         self._latent_shape = latent_shape(teacher)

@@ -6,6 +6,7 @@ from pathlib import Path
 from ..errors import UserError
 from .files import read_json, sidecar
 
+KEEP_STATES = 2  # newest ones retained: the older one serves where the newest is damaged
 STATE = re.compile(r"state-\d{9}(half\d*)?")  # name of a training state
 
 

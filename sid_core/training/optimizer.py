@@ -1,4 +1,4 @@
-"""Apply Adam to one float32 vector, without storing the first moment if beta1 = 0, as published."""
+"""Apply Adam to one float32 vector. With beta1 = 0, as published, there is no first moment to store."""
 
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,8 @@ from .flat import on_device
 if TYPE_CHECKING:
     from ..config import Distill
 
+BETA2, EPS = 0.999, 1e-8  # as published
+
 
 def learning_rate(settings: "Distill", base: float, nimg: int) -> float:
     """Return the learning rate after `nimg` images: from `base`, linearly to `base` * lr_final / lr at the end."""
@@ -20,7 +22,7 @@ def learning_rate(settings: "Distill", base: float, nimg: int) -> float:
 
 
 class Adam:
-    """torch's fused Adam (AdamW where weight_decay is above 0) on the vector `parameters`.
+    """torch's fused Adam on the vector `parameters`.
 
     Args:
         offloaded: the vectors are in host memory and are updated on the GPU in slices, with equal results.
@@ -29,18 +31,12 @@ class Adam:
         lr: learning rate of the next step.
         steps: updates made, without skipped ones; a float32 tensor () on the device.
         second: running mean of squared gradients.
-        first: running mean of gradients; None if beta1 = 0.
     """
 
-    def __init__(
-        self, parameters: Tensor, settings: "Distill", lr: float, device: torch.device, offloaded: bool = False
-    ):
-        self.parameters, self.settings, self.lr, self.offloaded = parameters, settings, lr, offloaded
+    def __init__(self, parameters: Tensor, lr: float, device: torch.device, offloaded: bool = False):
+        self.parameters, self.lr, self.offloaded = parameters, lr, offloaded
         self.steps = torch.zeros((), device=device)
-        self.second, self.first = self._zeros(), self._zeros() if settings.adam_beta1 else None
-
-    def _zeros(self) -> Tensor:
-        return torch.zeros_like(self.parameters, pin_memory=self.parameters.is_pinned())
+        self.second = torch.zeros_like(parameters, pin_memory=parameters.is_pinned())
 
     def step(self, gradient: Tensor, skip: Tensor) -> None:
         """Update the parameters.
@@ -49,14 +45,12 @@ class Adam:
             gradient: float32, on the device; not changed.
             skip: float32 tensor (); 1 leaves everything unchanged.
         """
-        s, before = self.settings, self.steps.clone()
-        vectors = [self.parameters, self.second] + ([] if self.first is None else [self.first])
-        for rows, (parameters, second, *first) in on_device(gradient.device, self.offloaded, *vectors):
+        before = self.steps.clone()
+        for rows, (parameters, second) in on_device(gradient.device, self.offloaded, self.parameters, self.second):
             adam(
                 [parameters],
                 [gradient[rows]],
-                # beta1 = 0: the first moment is the gradient, which the kernel reads before it writes
-                first or [gradient[rows]],
+                [gradient[rows]],  # with beta1 = 0 the first moment, which the kernel reads before it writes
                 [second],
                 [],
                 [self.steps.copy_(before)],
@@ -64,10 +58,10 @@ class Adam:
                 found_inf=skip,
                 decoupled_weight_decay=True,
                 amsgrad=False,
-                beta1=s.adam_beta1,
-                beta2=s.adam_beta2,
+                beta1=0.0,
+                beta2=BETA2,
                 lr=self.lr,
-                weight_decay=s.weight_decay,
-                eps=s.adam_eps,
+                weight_decay=0.0,
+                eps=EPS,
                 maximize=False,
             )

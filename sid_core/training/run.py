@@ -27,12 +27,13 @@ from ..models.teacher import latent_shape, load_backbone, load_text_encoder, tea
 from ..pipeline.paths import Row, State
 from ..storage.files import atomic_path, digest, read_json, write_json
 from ..storage.lease import lease
-from ..storage.states import saved_states, trained_from
+from ..storage.states import KEEP_STATES, saved_states, trained_from
 from .blocks import shard_blocks
 from .distributed import World, connected, is_first
 from .health import AlarmWatch, TrainingStopped
 from .iteration import IterationInterrupted, Trainer
 from .logger import TrainingLogger, load_best, make_point
+from .optimizer import BETA2, EPS
 from .precision import set_memory_format
 from .state import (
     DAMAGED,
@@ -50,14 +51,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 # an iteration is interrupted if it takes longer after a signal: clusters kill after 30 s, which must suffice to save
 PATIENCE_S = 5.0
+STATE_EVERY_S = 1800.0  # at most, between checkpoints
 
 # settings that may change when a run is resumed, as they do not change the weights
 FREE = (
     "train_kimg",
     "memory",  # it only sets other settings
     "state_every_nimg",
-    "state_every_s",
-    "keep_states",
     "log_every_nimg",
     "samples_every_nimg",
     "alarms",
@@ -230,7 +230,7 @@ def _loop(trainer: Trainer, total: int, window: dict[str, Tensor], signals: "_Si
     Raises:
         IterationInterrupted: a signal arrived, and the iteration did not end within PATIENCE_S.
     """
-    s, world, clock = trainer.settings, trainer.world, _Clock(trainer.settings.state_every_s)
+    s, world, clock = trainer.settings, trainer.world, _Clock(STATE_EVERY_S)
     trainer.should_interrupt = lambda: world.all_reduce_max(signals.overdue()) > 0
     while trainer.iteration < total:
         for name, value in trainer.step().items():
@@ -271,7 +271,7 @@ def _train(
     before = logger.before[max(len(logger.before) + 1 - s.alarms.patience, 0) :] if logger else None
     for point in json.loads(world.broadcast_text(json.dumps(before))):
         watch.check(point)
-    with StateWriter(state, s.keep_states) as writer, _bar(trainer, total) as bar:
+    with StateWriter(state, KEEP_STATES) as writer, _bar(trainer, total) as bar:
         try:
             for due in _loop(trainer, total, window, signals):
                 bar.update(s.batch)
@@ -373,6 +373,12 @@ def _identity(settings: "DistillSettings", teacher_sha256: str, prompts: Sequenc
     return {
         **{f"run.{key}": value for key, value in settings.run.model_dump().items() if key not in ("name", "strategy")},
         **{f"distill.{key}": value for key, value in distill.items() if key not in free},
+        **{
+            "distill.adam_beta1": 0.0,
+            "distill.adam_beta2": BETA2,
+            "distill.adam_eps": EPS,
+            "distill.weight_decay": 0.0,
+        },
         "teacher": teacher_sha256[:16],
         # hashing 10 million prompts is slow, so the hash of their file is used if known
         "prompts": (getattr(prompts, "sha256", None) or digest(prompts))[:16],

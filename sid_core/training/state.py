@@ -213,8 +213,6 @@ def _vectors(trainer: Trainer) -> dict[str, Tensor]:
     for name, trained in trainer.trained.items():
         vectors[name] = trained.master
         vectors[f"{name}_second_moment"] = trained.optimizer.second
-        if trained.optimizer.first is not None:
-            vectors[f"{name}_first_moment"] = trained.optimizer.first
     return vectors
 
 

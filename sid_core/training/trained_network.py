@@ -88,7 +88,7 @@ class TrainedNetwork:
         self._copy = start.to(device, dtype, copy=True) if apart else self.master
         weights = layout.views(self._copy)
         self.backbone = teacher.with_network(with_weights(teacher.network, weights))
-        self.optimizer = Adam(self.master, settings, lr, device, self.offloaded)
+        self.optimizer = Adam(self.master, lr, device, self.offloaded)
         limit = 1 if settings.nonfinite == "stop" else NONFINITE_LIMIT
         self.guard = UpdateGuard(device, settings.precision, limit)
         self._parameters = dict(self.backbone.network.named_parameters())

@@ -30,15 +30,13 @@ LENGTH = Metric("length", "Length", "higher", 2, recipe={"formula": "mean norm o
 
 
 def length(sets: compute.Sets):
-    return mean(sets.samples["features"].norm(dim=1), sets.evaluate.bootstrap)
+    return mean(sets.samples["features"].norm(dim=1))
 
 
 # --- where it is found ---------------------------------------------------------------------------------------------------
 
 WEIGHTS = {"features": "f" * 64, "clip": "c" * 64}
-EVALUATE = Evaluate(
-    protocol="tiny", reference_samples=30, batch=1, kid_subset_size=9, jackknife_groups=5, bootstrap=20, neighbours=2
-)
+EVALUATE = Evaluate(protocol="tiny", reference_samples=30, batch=1, neighbours=2)
 
 
 def rows(seed: int, count: int) -> dict[str, torch.Tensor]:

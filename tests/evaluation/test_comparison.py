@@ -166,7 +166,7 @@ def test_other_numbers_of_groups_do_not_pair(runs, tmp_path):
     fewer = jackknife(3.0, records["kid"]["values"][: GROUPS - 2])
     write_json(other / "replicates.json", records | {"kid": replicates_record(fewer)})
     write_json(other / "score.json", score | {"intervals": score["intervals"] | {"kid": [fewer.low, fewer.high]}})
-    with pytest.raises(UserError, match=r"16 and 6 replicates of kid; score both with one evaluate\.jackknife_groups"):
+    with pytest.raises(UserError, match=r"16 and 6 replicates of kid; score both with one version of sid-core"):
         cli._compare(type("Given", (), {"runs": [runs[0], other]}))
 
 

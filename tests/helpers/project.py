@@ -23,15 +23,9 @@ SMALLEST = {
         "log_every_nimg": 8,
         "samples_every_nimg": 16,
     },
-    "generate": {"samples": 32, "samples_per_shard": 32, "batch": 16, "eps_error_samples": 16},
+    "generate": {"samples": 32, "samples_per_shard": 32, "batch": 16},
     "baselines": {"steps": [1], "guidance_scales": [1.5], "vae": False, "real": False},
-    "evaluate": {
-        "reference_samples": 100,
-        "kid_subsets": 2,
-        "kid_subset_size": 16,
-        "jackknife_groups": 4,
-        "bootstrap": 10,
-    },
+    "evaluate": {"reference_samples": 100},
 }
 
 

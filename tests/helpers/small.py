@@ -10,16 +10,16 @@ CAPTIONS = [f"a dot number {i % 7}" for i in range(SAMPLES)]
 
 
 def sampling(**changes) -> Sampling:
-    return Sampling(**({"batch": 8, "seed": 0, "eps_error_samples": 5} | changes))
+    return Sampling(**({"batch": 8, "seed": 0} | changes))
 
 
 def generate_settings(num_steps: int = 1, **changes) -> GenerateSettings:
     return GenerateSettings(t_init=625, num_steps=num_steps, sampling=sampling(**changes))
 
 
-def baseline_settings(kind: str, split: str = "evaluation", eps_error_samples: int = 5, **changes) -> BaselineSettings:
+def baseline_settings(kind: str, split: str = "evaluation", **changes) -> BaselineSettings:
     baseline = Baseline(name=kind, kind=kind, **changes)
-    return BaselineSettings(baseline=baseline, split=split, sampling=sampling(eps_error_samples=eps_error_samples))
+    return BaselineSettings(baseline=baseline, split=split, sampling=sampling())
 
 
 def build(evaluate: Evaluate, out: Path, *rest) -> None:

@@ -33,7 +33,6 @@ def test_hours_gpu_hours_and_disk_of_a_distillation():
         extra_runs=[{"strategy": "lsg", "scale": 2, "train_kimg": 7200}, {"strategy": "none", "train_kimg": 3600}],
         resources={"distill": {"gpu": 4}},
         plan={"train_images_per_s": 10, "unet_million": 1000},
-        distill={"keep_states": 2},
     )
     planned = stages(config)
     long = planned["distill 7,200 kimg"]

@@ -29,8 +29,9 @@ BLOCK = 16
 
 @pytest.fixture(scope="module", autouse=True)
 def small_blocks():
-    """Shrink blocks, so that 20 samples fill two."""
+    """Shrink blocks, so that 20 samples fill two; the first 5 have an epsilon-prediction error."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generation, "EPS_ERROR_SAMPLES", 5)
         patch.setattr(inputs_module, "LARGEST_BLOCK", BLOCK)
         yield
 
@@ -126,8 +127,8 @@ def test_generate_run_in_16_bit_stays_close_to_float32(
 def test_generate_run_without_eps_errors_needs_no_teacher(whole, tiny_generator, tiny_teacher, captions, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.delattr(inputs_module, "load_backbone")
-        settings = generate_settings(eps_error_samples=0)
-        generate_run(settings, tiny_generator, tiny_teacher, captions, 0, 4, tmp_path / "00000.tar")
+        patch.setattr(generation, "EPS_ERROR_SAMPLES", 0)
+        generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, 0, 4, tmp_path / "00000.tar")
     assert np.array_equal(pixels(tmp_path / "00000.tar"), pixels(whole)[:4])
 
 

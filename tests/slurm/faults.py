@@ -25,7 +25,7 @@ from pipeline import Pipeline, Project, install_plugin, read_scores
 BLOCKS = {
     "guidance_scales": [1.5, 2],
     "baselines": {"steps": []},
-    "generate": {"samples": 32, "samples_per_shard": 16, "batch": 16, "eps_error_samples": 16},
+    "generate": {"samples": 32, "samples_per_shard": 16, "batch": 16},
     "tracking": {"enabled": False},
 }
 LAST = 10  # jobs done at most when a fault comes: the report, and what faults have undone, is left

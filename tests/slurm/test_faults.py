@@ -22,7 +22,7 @@ pytestmark = pytest.mark.system
 NOBODY = 65534
 BLOCKS = {
     "baselines": {"steps": []},
-    "generate": {"samples": 32, "samples_per_shard": 16, "batch": 16, "eps_error_samples": 16},
+    "generate": {"samples": 32, "samples_per_shard": 16, "batch": 16},
     "tracking": {"enabled": False},
     "resources": {
         "distill": {"gpu": 1, "threads": 1, "mem_mb": 9000, "runtime": "2h"},

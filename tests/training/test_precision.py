@@ -180,7 +180,7 @@ def test_update_guard_restored_continues(make_trainer):
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_load_newest_state_in_16_bits_continues_with_equal_bits(make_trainer, tmp_path, precision):
     def make():
-        return make_trainer(precision=precision, adam_beta1=0.5)
+        return make_trainer(precision=precision)
 
     whole, first, second = make(), make(), make()
     for _ in range(4):

@@ -21,6 +21,7 @@ from sid_core.storage.files import LOCK, read_json, sha256_file, sidecar
 from sid_core.storage.heartbeat import place
 from sid_core.storage.lease import lease
 from sid_core.storage.states import saved_states
+from sid_core.training import run
 from sid_core.training.health import TrainingStopped
 from sid_core.training.iteration import Trainer
 from sid_core.training.precision import set_determinism
@@ -204,7 +205,7 @@ def test_distill_from_damaged_newest_checkpoint_falls_back_with_a_warning(
 
 
 def test_quarantine_damaged_keeps_later_checkpoints(half_done, tiny_teacher, monkeypatch, caplog):
-    """Check that a damaged checkpoint is not retained by `keep_states` in place of later ones."""
+    """Check that a damaged checkpoint is not retained by KEEP_STATES in place of later ones."""
     newest = saved_states(half_done.state)[0]
     later = newest.rename(newest.with_name("state-000000019"))
     (later / "ema.safetensors").write_bytes(b"")
@@ -217,8 +218,9 @@ def test_quarantine_damaged_keeps_later_checkpoints(half_done, tiny_teacher, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", step)
+        patch.setattr(run, "KEEP_STATES", 1)
         with pytest.raises(Interrupted):
-            distill(make_settings(keep_states=1), tiny_teacher, PROMPTS, half_done.state, half_done.out)
+            distill(make_settings(), tiny_teacher, PROMPTS, half_done.state, half_done.out)
     assert [path.name for path in saved_states(half_done.state)] == ["state-000000016"]
     assert (half_done.state / "damaged").is_dir()
     assert f"{later}: damaged, renamed to damaged" in caplog.text
@@ -247,13 +249,13 @@ def test_distill_of_unfinished_run_with_fewer_images_raises(half_done, tiny_teac
         distill(make_settings(train_kimg=0.02), tiny_teacher, PROMPTS, half_done.state, half_done.out)
 
 
-def test_distill_with_state_every_s_gives_equal_bits(uninterrupted, tiny_teacher, folders, monkeypatch):
+def test_distill_with_frequent_checkpoints_gives_equal_bits(uninterrupted, tiny_teacher, folders, monkeypatch):
     written, write = [], StateWriter.write
     monkeypatch.setattr(
         StateWriter, "write", lambda self, trainer, _: written.append(trainer.nimg) or write(self, trainer, _)
     )
-    settings = make_settings(state_every_s=1e-9, state_every_nimg=10**6)
-    distill(settings, tiny_teacher, PROMPTS, folders.state, folders.out)
+    monkeypatch.setattr(run, "STATE_EVERY_S", 1e-9)
+    distill(make_settings(state_every_nimg=10**6), tiny_teacher, PROMPTS, folders.state, folders.out)
     assert written == list(range(4, 81, 4))
     assert sha256_file(folders.out / WEIGHTS) == sha256_file(uninterrupted / "run" / "generator" / WEIGHTS)
 
@@ -295,8 +297,9 @@ def test_check_owner_of_foreign_entries_raises(tiny_teacher, folders, name):
     assert (folders.state / name).read_text() == '{"name": "mine"}'
 
 
-def test_distill_resumed_with_other_free_settings_gives_equal_bits(half_done, uninterrupted, tiny_teacher):
-    changed = make_settings(log_every_nimg=20, keep_states=1, state_every_nimg=40)
+def test_distill_resumed_with_other_free_settings_gives_equal_bits(half_done, uninterrupted, tiny_teacher, monkeypatch):
+    monkeypatch.setattr(run, "KEEP_STATES", 1)
+    changed = make_settings(log_every_nimg=20, state_every_nimg=40)
     distill(changed, tiny_teacher, PROMPTS, half_done.state, half_done.out)
     assert sha256_file(half_done.out / WEIGHTS) == sha256_file(uninterrupted / "run" / "generator" / WEIGHTS)
     assert len(saved_states(half_done.state)) == 1
@@ -572,8 +575,9 @@ def test_keep_best_with_an_earlier_point_records_its_images(tiny_teacher, folder
 @pytest.mark.parametrize("saved", [0, 40])
 def test_keep_best_of_a_killed_attempt_is_not_exported_by_other_code(tiny_teacher, folders, monkeypatch, saved):
     """Kill a run after its best point, before a checkpoint; the other code never reaches that value."""
+    monkeypatch.setattr(run, "KEEP_STATES", 1)
     settings = make_settings(
-        proxy_samples=2, proxy_every_nimg=20, keep_best="fid_proxy", state_every_nimg=saved or 1000, keep_states=1
+        proxy_samples=2, proxy_every_nimg=20, keep_best="fid_proxy", state_every_nimg=saved or 1000
     )
     inner = Trainer.step
 

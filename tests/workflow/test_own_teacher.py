@@ -38,8 +38,6 @@ class OwnTeacher(Project):
                 "reference_samples": 24,
                 "feature_network": "inception.pt",
                 "clip": "clip",
-                "kid_subset_size": 8,
-                "jackknife_groups": 4,
             },
             "resources": {
                 stage: {"gpu": 0, "threads": 1} for stage in ("distill", "generate", "reference", "features")

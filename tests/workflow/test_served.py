@@ -82,21 +82,12 @@ class Experiment(Project):
         shutil.copytree(ROOT / "experiments", folder / "experiments")
         small = {
             "distill": {"train_kimg": 0.016, "batch": 8, "micro_batch": 4, "precision": "float32", "compile": False},
-            "generate": {
-                "samples": SAMPLES,
-                "samples_per_shard": SAMPLES,
-                "precision": "float32",
-                "eps_error_samples": 4,
-            },
+            "generate": {"samples": SAMPLES, "samples_per_shard": SAMPLES, "precision": "float32"},
             "baselines": {"steps": [2], "guidance_scales": [1.5]},
             "evaluate": {
                 "reference": f"{server.url}/files/val2014.zip",
                 "reference_samples": COCO_IMAGES,
                 "feature_network": {"source": f"{server.url}/files/inception.pt", "sha256": None},
-                "kid_subsets": 2,
-                "kid_subset_size": 8,
-                "jackknife_groups": 4,
-                "bootstrap": 10,
             },
             "resources": {
                 stage: {"threads": 1, "gpu": 0} for stage in ("distill", "generate", "reference", "features")

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
-from ..protocol import KID_SEED
+from ..protocol import KID_SEED, KID_SUBSET_SIZE, KID_SUBSETS
 from .catalogue import METRICS
 from .frechet import Gaussian, Reference, fid
 from .kernels import cmmd, kid
 from .neighbours import neighbours
 from .samples import clip_score, mean, vendi
-from .uncertainty import Estimate
+from .uncertainty import GROUPS, Estimate
 
 if TYPE_CHECKING:
     from ...config import Evaluate
@@ -28,6 +28,11 @@ class Sets(NamedTuple):
     reference: dict[str, Tensor]
     evaluate: "Evaluate"
 
+    @property
+    def groups(self) -> int:
+        """Return the groups of a jackknife, of two samples at least."""
+        return min(GROUPS, len(self.samples["features"]) // 2)
+
     def pair(self, network: str) -> tuple[Tensor, Tensor]:
         """Return the features of samples and reference by one network."""
         return self.samples[network], self.reference[network]
@@ -35,28 +40,28 @@ class Sets(NamedTuple):
 
 def _frechet(sets: Sets, network: str) -> Sequence[Estimate]:
     samples, reference = sets.pair(network)
-    return fid(samples, Reference(Gaussian.fit(reference)), sets.evaluate.jackknife_groups)
+    return fid(samples, Reference(Gaussian.fit(reference)), sets.groups)
 
 
 def _kid(sets: Sets) -> Estimate:
-    evaluate = sets.evaluate
-    subsets = evaluate.kid_subsets, evaluate.kid_subset_size
-    return kid(*sets.pair("features"), *subsets, KID_SEED, evaluate.jackknife_groups)
+    samples, reference = sets.pair("features")
+    subset_size = min(KID_SUBSET_SIZE, len(samples), len(reference))
+    return kid(samples, reference, KID_SUBSETS, subset_size, KID_SEED, sets.groups)
 
 
 # a function may compute several metrics that share its work
 FUNCTIONS: dict[tuple[str, ...], Callable[[Sets], Estimate | Sequence[Estimate]]] = {
     ("fid", "fid_inf"): lambda s: _frechet(s, "features"),
-    ("clip",): lambda s: clip_score(s.samples["clip_image"], s.samples["clip_text"], s.evaluate.bootstrap),
+    ("clip",): lambda s: clip_score(s.samples["clip_image"], s.samples["clip_text"]),
     ("kid",): _kid,
     ("precision", "recall", "density", "coverage"): lambda s: neighbours(
-        *s.pair("features"), s.evaluate.neighbours, s.evaluate.jackknife_groups
+        *s.pair("features"), s.evaluate.neighbours, s.groups
     ),
-    ("cmmd",): lambda s: cmmd(*s.pair("clip_image"), s.evaluate.jackknife_groups),
-    ("vendi",): lambda s: vendi(s.samples["clip_image"], s.evaluate.jackknife_groups),
+    ("cmmd",): lambda s: cmmd(*s.pair("clip_image"), s.groups),
+    ("vendi",): lambda s: vendi(s.samples["clip_image"], s.groups),
     ("fd_dinov2",): lambda s: _frechet(s, "dinov2")[0],
-    ("hps",): lambda s: mean(s.samples["hps"], s.evaluate.bootstrap),
-    ("pickscore",): lambda s: mean(s.samples["pickscore"], s.evaluate.bootstrap),
+    ("hps",): lambda s: mean(s.samples["hps"]),
+    ("pickscore",): lambda s: mean(s.samples["pickscore"]),
 }
 
 

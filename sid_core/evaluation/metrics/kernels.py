@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import UserError
 from .catalogue import CMMD_SCALE, CMMD_SIGMA
 from .groups import kept, members
 from .uncertainty import Estimate, jackknife
@@ -24,15 +23,7 @@ def kid(generated: Tensor, reference: Tensor, subsets: int, subset_size: int, se
     The kernel is cubic.
 
     Subsets are torch-fidelity's, hence the value is; torch-fidelity does not return the contribution of each sample.
-
-    Raises:
-        UserError: subsets larger than a set.
     """
-    smaller = min(len(generated), len(reference))
-    if subset_size > smaller:
-        raise UserError(
-            f"evaluate.kid_subset_size={subset_size}: expected at most the {smaller} images of the smaller set; lower it"
-        )
     member, keep = members(generated, groups), kept(generated, groups)
     draw = np.random.RandomState(seed)
     total = torch.zeros(len(keep), dtype=torch.float64, device=generated.device)

@@ -16,12 +16,11 @@ from ...errors import UserError
 from .frechet import Moments
 from .uncertainty import Estimate, bootstrap, jackknife, left_out
 
-BOOTSTRAP_SEED = (
-    0  # one for all: replicate r of two runs draws the same samples, which makes their difference a paired one
-)
+RESAMPLES = 1000  # of a bootstrap
+BOOTSTRAP_SEED = 0  # one for all: replicate r of two runs draws the same samples, so that differences are paired
 
 
-def mean(values: Tensor, resamples: int) -> Estimate:
+def mean(values: Tensor, resamples: int = RESAMPLES) -> Estimate:
     """Estimate the mean of one value per sample (N,) with a bootstrap of `resamples`."""
     values = values.double().cpu()
     generator = torch.Generator().manual_seed(BOOTSTRAP_SEED)
@@ -29,7 +28,7 @@ def mean(values: Tensor, resamples: int) -> Estimate:
     return bootstrap(float(values.mean()), [float(values[rows].mean()) for rows in drawn])
 
 
-def clip_score(image: Tensor, text: Tensor, resamples: int) -> Estimate:
+def clip_score(image: Tensor, text: Tensor, resamples: int = RESAMPLES) -> Estimate:
     """Compute the mean cosine similarity of paired embeddings over all samples, not times 100.
 
     Args:

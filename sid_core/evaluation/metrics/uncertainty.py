@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 LEVEL = 0.95
+GROUPS = 20  # of a jackknife, if there are twice as many samples
 JACKKNIFE, BOOTSTRAP = "jackknife", "bootstrap"
 # The pairs' share of the plain jackknife's variance is at most a half. Interactions count sums over triples as pairs too, which
 # nearest neighbours bring in: with the half, 91 % of the intervals for a difference in coverage hold it.

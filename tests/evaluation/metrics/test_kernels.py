@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from sid_core.errors import UserError
 from sid_core.evaluation.metrics.kernels import cmmd, kid
 from sid_core.evaluation.metrics.uncertainty import left_out
 
@@ -66,8 +65,3 @@ def test_cmmd_is_its_papers():
     expected = 1000 * (mean_kernel(x, x) + mean_kernel(y, y) - 2 * mean_kernel(x, y))
     assert cmmd(x.float(), y.float(), GROUPS).value == pytest.approx(expected, rel=1e-4)
     assert abs(cmmd(x.float(), x.float(), GROUPS).value) < 1e-6
-
-
-def test_a_set_smaller_than_the_subsets_is_refused():
-    with pytest.raises(UserError, match=r"kid_subset_size=1000.*50 images"):
-        kid(normal(50, 3, 0), normal(2000, 3, 1), 10, 1000, 0, GROUPS)

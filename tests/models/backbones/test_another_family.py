@@ -14,6 +14,7 @@ from sid_core.config import Baseline, BaselineSettings, GenerateSettings, Sampli
 from sid_core.data.shards import read_shard
 from sid_core.models import backbones
 from sid_core.models.teacher import load_backbone
+from sid_core.sampling import generation
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def call(monkeypatch, tmp_path):
     return run
 
 
-def test_stages_with_another_family_prepare_distil_and_sample(call, tmp_path):
+def test_stages_with_another_family_prepare_distil_and_sample(call, tmp_path, monkeypatch):
     source, teacher = write_teacher(tmp_path / "source"), tmp_path / "results" / "teacher"
     call("teacher", yaml.safe_dump({"source": "local", "path": str(source)}), out=teacher)
     assert type(load_backbone(teacher)) is TinyFlow
@@ -50,7 +51,8 @@ def test_stages_with_another_family_prepare_distil_and_sample(call, tmp_path):
     assert [path.name for path in run.glob("generator/*/*.safetensors")] == ["diffusion_pytorch_model.safetensors"]
     assert list((run / "generator").glob("transformer/config.json"))
 
-    sampling = Sampling(batch=4, eps_error_samples=2)
+    monkeypatch.setattr(generation, "EPS_ERROR_SAMPLES", 2)
+    sampling = Sampling(batch=4)
     captions = prompts / "evaluation.txt"
     settings = GenerateSettings(t_init=625, num_steps=1, sampling=sampling)
     call(
