@@ -1,8 +1,7 @@
 """Assign GPUs to the jobs of a machine without a scheduler, so that each job sees only its own.
 
-Snakemake counts GPUs (`resources: gpu`) and does not choose them. A job locks one empty folder in /tmp per GPU: the kernel
-releases a lock when the last process that holds it ends, however it ends. All users of a machine, and containers that share
-its /tmp, see the same locks. The folders are not deleted.
+Snakemake counts GPUs and does not choose them. A job locks one empty folder in /tmp per GPU: the kernel releases a lock when the
+last process that holds it ends. All users, and containers that share /tmp, see the locks. The folders are not deleted.
 """
 
 import fcntl
@@ -34,11 +33,10 @@ def visible_gpus() -> list[str]:
 def acquire_gpus(count: int) -> Iterator[list[int]]:
     """Hold `count` of the visible GPUs, waiting for other jobs if needed, and hide all others from this process.
 
-    Slurm has chosen the GPUs of jobs that Snakemake submits, and numbers them from 0 in each; where Snakemake itself runs within
-    a Slurm job, its local jobs share that one's. A machine without GPUs has none to choose.
+    Slurm assigns GPUs to the jobs it runs; only local jobs of a Snakemake within a Slurm job share those of that job.
 
     Yields:
-        File descriptors that hold them, for child processes that are to hold them too.
+        File descriptors of the locks, for child processes that must hold them too; none on a machine without GPUs.
 
     Raises:
         UserError: `count` exceeds the number of visible GPUs.
@@ -62,18 +60,18 @@ def acquire_gpus(count: int) -> Iterator[list[int]]:
 
 
 def _take(names: list[str], count: int) -> dict[str, int]:
-    """Lock `count` of the GPUs, one job at a time, since two jobs that hold half each would wait forever."""
+    """Lock `count` of the GPUs, one job at a time: two jobs that hold half each would wait forever."""
     held: dict[str, int] = {}
-    gate, told = None, False
+    gate, waits = None, False
     while len(held) < count:
         gate = _hold("gate") if gate is None else gate
         for name in names if gate is not None else ():
-            if name not in held and len(held) < count and (one := _hold(name)) is not None:
-                held[name] = one
+            if name not in held and len(held) < count and (lock := _hold(name)) is not None:
+                held[name] = lock
         if len(held) < count:
-            if not told:
+            if not waits:
                 log.info("waiting for %d of the GPUs %s", count, ",".join(names))
-                told = True
+            waits = True
             time.sleep(POLL_S)
     if gate is not None:
         os.close(gate)
@@ -85,19 +83,17 @@ def _hold(name: str) -> int | None:
     place = FOLDER / f"{PREFIX}{name.replace('/', '_')}"
     with suppress(FileExistsError):
         place.mkdir()
-        place.chmod(0o755)  # whatever the umask: other users are to see the lock
+        place.chmod(0o755)  # despite the umask: other users must see the lock
     try:
-        # a folder, since systemd, which clears /tmp of what is old, passes over those that are locked
+        # a folder: systemd, which removes old entries from /tmp, skips locked folders
         held = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UserError(
-            f"{place}: {error.strerror}; expected a folder that all may read, made by this program"
-        ) from None
+        raise UserError(f"{place}: {error.strerror}; expected a folder of this program that all may read") from None
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(held).st_nlink:  # it was not cleared away meanwhile
+        if os.fstat(held).st_nlink:  # it was not removed meanwhile
             return held
     except BlockingIOError:
         pass

@@ -2,14 +2,13 @@
 
     python -m sid_core.cluster.launch --gpus 16 --nodes 2 --state STATE … -- distill --settings … --state STATE …
 
-One process is started as it is, several by torchrun, those of several machines by srun and a torchrun on each. Any signal
-asks them to save and to end. A Slurm job is stopped `save_s` before its time limit and put back into the queue by
-`scontrol requeue`: to Snakemake it is still the same job, so that its retries are left for failures. Where a cluster refuses
-that, the job waits for its time limit, and Snakemake submits another.
+One process starts directly, several start by torchrun, those of several nodes by srun and a torchrun on each. Any signal makes
+them save a checkpoint and exit. A Slurm job stops `save_s` before its time limit and is requeued by `scontrol requeue`: to
+Snakemake it is still the same job, so that its retries are left for failures. Where a cluster forbids that, the job waits for
+its time limit, and Snakemake submits another.
 """
 
 import argparse
-import contextlib
 import logging
 import os
 import signal
@@ -17,19 +16,20 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import UserError, log_to_stderr
 from ..storage import job_record
 from ..storage.files import read_json, write_json
-from ..storage.states import saved_record, saved_states
+from ..storage.states import ENDED, saved_record, saved_states
 from . import gpus
 from .machine import SUBMITTER_CALL
 
 log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-LOOK_S = 300  # between two looks at a job's time limit, which an operator may change while it runs
-ANSWER_S = 60  # within which a Slurm command answers, and Slurm ends a job that was put back or is out of time
+POLL_S = 300  # between polls of a job's time limit, which an operator may change
+ANSWER_S = 60  # timeout of a Slurm command, and of Slurm ending a job that was requeued or is out of time
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,29 +71,21 @@ def make_command(stage: list[str], gpu_count: int, nodes: int, threads: int) -> 
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         raise UserError(f"resources.distill.nodes={nodes}: only a Slurm job has several; expected 1 here")
-    # this is the first node of the job; all torchruns meet here
-    meet = ["--rdzv-backend=c10d", f"--rdzv-endpoint={socket.gethostname()}:{_free_port()}", f"--rdzv-id={job}"]
-    srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", f"--cpus-per-task={threads}", "--kill-on-bad-exit=1"]
-    return [*srun, *torchrun, f"--nnodes={nodes}", *meet, "-m", *module]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
+    with socket.socket() as probe:  # this is the job's first node, where all torchruns rendezvous
         probe.bind(("", 0))
-        return probe.getsockname()[1]
+        endpoint = f"{socket.gethostname()}:{probe.getsockname()[1]}"
+    rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", f"--rdzv-id={job}"]
+    srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", f"--cpus-per-task={threads}", "--kill-on-bad-exit=1"]
+    return [*srun, *torchrun, f"--nnodes={nodes}", *rendezvous, "-m", *module]
 
 
 class Job:
-    """The processes of a training, as one child of this one.
-
-    Attributes:
-        out_of_time: whether they were stopped for the job's time limit.
-    """
+    """The processes of a training, as one child of this one; `out_of_time`: stopped for the job's time limit."""
 
     def __init__(self, command: list[str], held: list[int]):
         self.out_of_time, self._signum, self._child = False, 0, None
         for signum in SIGNALS:
-            signal.signal(signum, self._note)
+            signal.signal(signum, self._stop)
         self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=held)
         if self._signum:
             self._child.send_signal(signal.SIGUSR1)
@@ -102,20 +94,23 @@ class Job:
         """Wait for all processes, stop them `save_s` before the job's time limit, and return the exit code."""
         code = end_s = None
         while code is None:
-            end_s = _job_end_s() or end_s
-            left_s = end_s - time.time() - save_s if end_s else LOOK_S
+            end = _ask_squeue("%e")
+            end_s = int(end) if end.isdigit() else end_s
+            left_s = end_s - time.time() - save_s if end_s else POLL_S
             if left_s <= 0 and not self._signum:
                 self.out_of_time = True
-                self._note(signal.SIGUSR1)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                code = self._child.wait(None if self._signum or not _in_slurm() else min(left_s, LOOK_S))
+                self._stop(signal.SIGUSR1)
+            with suppress(subprocess.TimeoutExpired):
+                code = self._child.wait(
+                    None if self._signum or "SLURM_JOB_ID" not in os.environ else min(left_s, POLL_S)
+                )
         if self._signum:
             return code and 128 + self._signum
         if code < 0:
             job_record.fail(f"the training was ended by {signal.Signals(-code).name}")
         return code if code >= 0 else 128 - code
 
-    def _note(self, signum: int, _: object = None) -> None:
+    def _stop(self, signum: int, _: object = None) -> None:
         """Request a checkpoint once, although a cluster may signal every process of a job several times."""
         if not self._signum:
             self._signum = signum
@@ -123,13 +118,8 @@ class Job:
                 self._child.send_signal(signal.SIGUSR1)
 
 
-# --- going on --------------------------------------------------------------------------------------------------------
-
-
 class AttemptHistory:
-    """Attempts of one Snakemake call on a state folder, stored in its starts.json: requeued jobs and retries.
-
-    Outside of Snakemake every attempt begins a new history.
+    """Attempts of one Snakemake call on a state folder: requeued jobs and retries. Outside of Snakemake each begins anew.
 
     Raises:
         UserError: there are too many attempts, or this is a retry of a training that a limit stopped.
@@ -138,33 +128,32 @@ class AttemptHistory:
     def __init__(self, state: Path, attempt: int, most: int):
         self._path, self._state = state / "starts.json", state
         self._newest, from_nimg = _newest(state)
-        row = read_json(self._path) if self._path.is_file() else []
+        attempts = read_json(self._path) if self._path.is_file() else []
         call = os.environ.get(SUBMITTER_CALL)
-        if row and attempt == 1 and (not call or row[-1]["call"] != call):
-            row = []
-        if attempt > 1:
-            _refuse_what_was_stopped(state)
-        if len(row) > most:
+        if attempts and attempt == 1 and (not call or attempts[-1]["call"] != call):
+            attempts = []
+        ended = read_json(state / ENDED) if attempt > 1 and (state / ENDED).is_file() else {}
+        if ended.get("how") == "aborted":  # a retry computes the same numbers
+            raise UserError(f"{ended['why']} (a retry would end as the first one did)")
+        if len(attempts) > most:
             raise UserError(
                 f"{state.name}: continued {most} times and not done, at {from_nimg:,} nimg; expected at most "
-                f"resources.distill.continuations={most}. Running snakemake again goes on"
+                f"resources.distill.continuations={most}. Fix: run snakemake again, which resumes it"
             )
-        if row:
-            log.info("%s: continuation %d of at most %d, from %s nimg", state.name, len(row), most, f"{from_nimg:,}")
+        if attempts:
+            log.info(
+                "%s: continuation %d of at most %d, from %s nimg", state.name, len(attempts), most, f"{from_nimg:,}"
+            )
         job = os.environ.get("SLURM_JOB_ID")
         this = {"from_nimg": from_nimg, "call": call, "job": job, "host": socket.gethostname()}
-        write_json(self._path, [*row, this | {"time_s": round(time.time())}])
+        write_json(self._path, [*attempts, this | {"time_s": round(time.time())}])
 
     def check_progress(self) -> None:
-        """Check that this attempt saved a checkpoint, since attempts without progress would repeat to the limit.
-
-        Raises:
-            UserError: nothing was saved since this attempt began.
-        """
+        """Raise UserError if this attempt saved no checkpoint: attempts without progress would repeat to the limit."""
         if _newest(self._state)[0] == self._newest:
             raise UserError(
-                f"{self._state.name}: its time was up before half an iteration was done; raise resources.distill.runtime, "
-                "or lower save_s beside it"
+                f"{self._state.name}: its time was up before half an iteration was done. Fix: raise "
+                "resources.distill.runtime, or lower its save_s"
             )
 
     def clear(self) -> None:
@@ -175,30 +164,9 @@ class AttemptHistory:
 def _newest(state: Path) -> tuple[Path | None, int]:
     """Return the newest readable checkpoint and the number of images it has seen, or (None, 0)."""
     for saved in saved_states(state):
-        with contextlib.suppress(UserError):
+        with suppress(UserError):
             return saved, saved_record(saved)["nimg"]
     return None, 0
-
-
-def _refuse_what_was_stopped(state: Path) -> None:
-    """Reject the retry of an aborted training, which would compute the same numbers and abort again."""
-    mark = state / "ended.json"
-    ended = read_json(mark) if mark.is_file() else {}
-    if ended.get("how") == "aborted":
-        raise UserError(f"{ended['why']} (a retry would end as the first one did)")
-
-
-# --- Slurm -----------------------------------------------------------------------------------------------------------
-
-
-def _in_slurm() -> bool:
-    return "SLURM_JOB_ID" in os.environ
-
-
-def _job_end_s() -> int | None:
-    """Return this job's end in seconds since 1970, or None outside of Slurm or if squeue reports no time."""
-    end = _ask_squeue("%e")
-    return int(end) if end.isdigit() else None
 
 
 def requeue(run: str, left_s: float) -> None:
@@ -208,34 +176,31 @@ def requeue(run: str, left_s: float) -> None:
         UserError: Snakemake did not submit this job: a user's own script must not restart by itself.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    comment = _ask_squeue("%k")  # none where Slurm does not answer: then it will not put anything back either
+    comment = _ask_squeue("%k")  # empty where Slurm does not answer, and then it requeues nothing either
     if comment and not comment.startswith("rule_"):
         raise UserError(f"{run}: stopped before the time limit of this job; running again continues")
-    log.info("%s: stopped before its time limit, to go on from the queue", run)
-    command = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
-    try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S)
-        refused = asked.stderr.strip() if asked.returncode else None
-    except (OSError, subprocess.TimeoutExpired) as error:
-        refused = str(error)
-    if refused is not None:
-        log.info("%s: not put back (%s), so waiting for the time limit", run, refused)
+    log.info("%s: stopped before its time limit, requeued to continue", run)
+    _, problem = _run("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
+    if problem is not None:
+        log.info("%s: not requeued (%s), waiting for the time limit", run, problem)
         time.sleep(left_s)
     time.sleep(ANSWER_S)
 
 
 def _ask_squeue(field: str) -> str:
-    """Return a field of this job from squeue, times in seconds, or an empty string if it is unavailable."""
-    if not _in_slurm():
-        return ""
-    command = ["squeue", "--noheader", "--jobs", os.environ["SLURM_JOB_ID"], "--format", field]
+    """Return a field of this job, times in seconds since 1970; empty outside of Slurm or without an answer."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return _run("squeue", "--noheader", "--jobs", job, "--format", field)[0] if job else ""
+
+
+def _run(*command: str) -> tuple[str, str | None]:
+    """Run a Slurm command; return its output and the reason if it failed."""
+    environment = os.environ | {"SLURM_TIME_FORMAT": "%s"}
     try:
-        asked = subprocess.run(
-            command, capture_output=True, text=True, timeout=ANSWER_S, env=os.environ | {"SLURM_TIME_FORMAT": "%s"}
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return asked.stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, env=environment)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return "", str(error)
+    return done.stdout.strip(), done.stderr.strip() if done.returncode else None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -244,9 +209,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--nodes", type=int, default=1, help="of the Slurm job")
     parser.add_argument("--threads", type=int, default=1, help="CPUs of a node's processes together")
     parser.add_argument("--state", type=Path, required=True, help="folder of the training state")
-    parser.add_argument("--attempt", type=int, default=1, help="Snakemake's; above 1 it is a retry")
-    parser.add_argument("--continuations", type=int, default=100, help="at most, in a row")
-    parser.add_argument("--save-s", type=float, default=180, help="seconds of the time limit kept for saving")
+    parser.add_argument("--attempt", type=int, default=1, help="Snakemake's; above 1: a retry")
+    parser.add_argument("--continuations", type=int, default=100, help="maximum, in a row")
+    parser.add_argument("--save-s", type=float, default=180, help="seconds before the time limit, for saving")
     parser.add_argument("stage", nargs="+", help="-- and the arguments of sid_core")
     return parser
 

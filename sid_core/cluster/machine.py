@@ -9,17 +9,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-
-# where Snakemake itself runs, as it tells its jobs: what they find out themselves is another machine's and another Slurm job's
-SUBMITTER_CALL, SUBMITTER_GPU, SUBMITTER_JOB = (
-    "SID_CORE_SUBMITTER_CALL",
-    "SID_CORE_SUBMITTER_GPU",
-    "SID_CORE_SUBMITTER_JOB",
-)
+# variables that jobs inherit from the Snakemake process that submitted them: a job may run on another machine
+SUBMITTER_CALL = "SID_CORE_SUBMITTER_CALL"
+SUBMITTER_GPU = "SID_CORE_SUBMITTER_GPU"
+SUBMITTER_JOB = "SID_CORE_SUBMITTER_JOB"
 
 
 def mark_submitting_process() -> None:
-    """Set variables that tell jobs their Snakemake call, its Slurm job, and whether its machine has GPUs."""
+    """Set the variables: a random id of this Snakemake call, whether this machine has GPUs, and the Slurm job, if any."""
     for name in (SUBMITTER_GPU, SUBMITTER_JOB):
         os.environ.pop(name, None)
     os.environ[SUBMITTER_CALL] = uuid.uuid4().hex

@@ -1,11 +1,10 @@
 """Extend snakemake-executor-plugin-slurm for a pipeline of long jobs.
 
-Snakemake that is killed leaves its jobs running, and started again it would submit them a second time. Here a job that makes
-the same files waits in the queue until the first one has ended: a distillation then finds a state that is finished, or goes
-on with it, and no GPU idles meanwhile. (The plugin registers job ids with Snakemake, but each job's own Snakemake writes over
-them.) The plugin also looks ever more seldom, up to 180 s apart, so that the end of a long job goes unnoticed for minutes, and
-loses its jobs from sight when the controller does not answer for a while, or for ever when it forgets them or holds them back,
-when they were preempted, when their node failed and they may not be put back, or when sacct tells who cancelled them.
+A killed Snakemake leaves its jobs running, and started again it would submit them a second time. Here a job that makes the same
+files waits in the queue until the first one has ended: a distillation then resumes its checkpoint, and no GPU idles meanwhile.
+(The plugin registers job ids with Snakemake, but each job's own Snakemake overwrites them.) The plugin also polls ever less often,
+up to 180 s apart. It loses track of jobs while the controller does not answer, and forever if the controller forgets or holds
+them, if they were preempted, if their node failed and they may not be requeued, or if sacct adds who cancelled them.
 """
 
 import json
@@ -25,22 +24,23 @@ from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
 NAME = "slurm"
 LOST = "LOST"  # our state of a job that Slurm does not list
-# The private members of the plugin that this file touches; tests/slurm/test_plugin.py notices a change
-READ_IN = "2.8.0"
+READ_IN = (
+    "2.8.0"  # version of the plugin whose private members are TOUCHED; tests/slurm/test_plugin.py notices a change
+)
 TOUCHED = ("_job_submission_executor", "_submitted_job_clusters", "_report_job_error_threadsafe")
 INTERRUPTED = {"TIMEOUT", "NODE_FAIL", "PREEMPTED", LOST}  # states after which `launch` continues
 FAILED = {"BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 UNENDED = {"PENDING", "CONFIGURING", "RUNNING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED"}
-PATIENCE_S = 3600  # with a controller that does not answer
-LOST_S = 60  # after which a job that Slurm does not list, or lists as failed, is given up if the plugin has not done so
-HELD = "launch failed requeued held"  # by squeue: a node failed while the job began, and Slurm waits for somebody to release it
-RELEASES = 3  # of a job that is held for that
+PATIENCE_S = 3600  # until an unavailable controller is an error
+LOST_S = 60  # until a job that Slurm does not list, or lists as failed, is given up if the plugin has not done so
+HELD = "launch failed requeued held"  # reason in squeue: a node failed while the job started, and Slurm holds it
+RELEASES = 3  # of a job held for that reason
 
 
 def adapt(experiment: str) -> None:
     """Adapt the plugin's jobs to wait for those of a killed Snakemake and to carry the experiment's name."""
     plugin = ExecutorPluginRegistry().plugins.get(NAME)
-    if plugin:  # it is optional
+    if plugin:
         plugin.executor = _make(plugin.executor, re.sub(r"[^A-Za-z0-9_-]", "_", experiment)[:50])
 
 
@@ -49,26 +49,25 @@ def _make(upstream: type, prefix: str) -> type:
         def __post_init__(self, test_mode: bool = False) -> None:
             self.workflow.executor_settings.jobname_prefix = self.workflow.executor_settings.jobname_prefix or prefix
             super().__post_init__(test_mode)
-            self._reported = set()  # jobs whose end this round has told
-            self._done = set()  # jobs that have ended well, by Slurm's ids
-            self._interrupted = Counter()  # times, by job
+            self._reported = set()  # jobs whose end was reported in this poll
+            self._done = set()  # ids of successful jobs
+            self._interrupted = Counter()  # by job
             self._cancelled = threading.Event()
             self._monitor = JobMonitor()
             self._registry = JobRegistry(Path(self.workflow.workdir_init) / ".snakemake" / "slurm_jobs.jsonl")
 
         def run_job(self, job) -> None:
-            if job.is_group():  # the plugin's comment names a group's rules, and its wildcards where it has them
-                job.wildcards = list(
-                    dict.fromkeys(value for one in sorted(job.jobs, key=str) for value in one.wildcards)
-                )
+            if job.is_group():  # the plugin's comment shows a group's wildcards if it has them
+                values = (value for member in sorted(job.jobs, key=str) for value in member.wildcards)
+                job.wildcards = list(dict.fromkeys(values))
             try:
                 super().run_job(job)
-            except Exception as error:  # the plugin says which rule it could not submit, and a group has none
+            except Exception as error:  # the plugin's handler names the job's rule, and a group has none
                 cause = error.__context__ or error
                 self._report_job_error_threadsafe(SubmittedJobInfo(job), f"Job submission failed: {cause}")
 
         def get_partition_arg(self, job) -> str:
-            # sbatch gives up after 9 s, and that would count as a failure of the job
+            # sbatch gives up on a controller after 9 s, which would count as a failure of the job
             ask_squeue("--me", wait=self._cancelled.wait)
             return super().get_partition_arg(job) + self._registry.dependency(job.output)
 
@@ -77,22 +76,22 @@ def _make(upstream: type, prefix: str) -> type:
             super().report_job_submission(job_info, register_job)
 
         async def check_active_jobs(self, active_jobs: list):
-            if not active_jobs:  # the checking thread begins before __post_init__, and what it raises ends it for good
+            if not active_jobs:  # the polling thread starts before __post_init__, and an exception would end it
                 return
             self._reported = set()
             async for _ in super().check_active_jobs(active_jobs):
-                pass  # where Slurm did not answer, the plugin forgets the others, and Snakemake waits for ever
+                pass  # without an answer of Slurm the plugin forgets jobs, and Snakemake waits forever
             open_jobs = [job_info for job_info in active_jobs if job_info.job not in self._reported]
-            ids = [job_info.external_jobid for job_info in open_jobs]
-            # as the plugin decides
-            by_sacct = self.get_status_command() == "sacct" and shutil.which("sacct") is not None
-            # ours wait for those before
-            given_up = (
-                self._monitor.find_stuck_jobs([*self._registry.before, *ids], self._done, by_sacct) if ids else {}
-            )
+            by_sacct = (
+                self.get_status_command() == "sacct" and shutil.which("sacct") is not None
+            )  # as the plugin decides
+            stuck = {}
+            if open_jobs:  # those of an earlier Snakemake too: ours wait for them
+                ids = [*self._registry.before, *(job_info.external_jobid for job_info in open_jobs)]
+                stuck = self._monitor.find_stuck_jobs(ids, self._done, by_sacct)
             for job_info in open_jobs:
-                if job_info.external_jobid in given_up:
-                    self.report_job_error(job_info, msg=given_up[job_info.external_jobid])
+                if job_info.external_jobid in stuck:
+                    self.report_job_error(job_info, msg=stuck[job_info.external_jobid])
                 else:
                     yield job_info
 
@@ -103,15 +102,11 @@ def _make(upstream: type, prefix: str) -> type:
 
         def report_job_error(self, job_info, msg: str | None = None, **given) -> None:
             job = job_info.job
-            if job.is_group() and msg:  # Snakemake tells of a group which jobs it has, and not what was wrong
+            if job.is_group() and msg:  # Snakemake prints the jobs of a group, but not the error
                 self.logger.error(msg)
-            # `launch` continues these; Snakemake's retries are left for failures. Upstream, an executor would say so. `launch` counts
-            # them too, where it gets to start
-            continuations = job.resources.get("continuations") or 0
-            if (
-                self._interrupted[job] < continuations
-                and self._monitor.end_state(job_info.external_jobid) in INTERRUPTED
-            ):
+            # `launch` continues interrupted jobs, and counts them where it gets to start; retries are left for failures
+            left = (job.resources.get("continuations") or 0) - self._interrupted[job]
+            if left > 0 and self._monitor.end_state(job_info.external_jobid) in INTERRUPTED:
                 self._interrupted[job] += 1
                 job.attempt -= 1
             self._reported.add(job)
@@ -123,9 +118,9 @@ def _make(upstream: type, prefix: str) -> type:
             self._job_submission_executor.shutdown(wait=True, cancel_futures=True)
             everywhere = ["--clusters=all"] if self._submitted_job_clusters else []
             command = ["scancel", f"--name={self.run_uuid}", *everywhere]
-            asked = subprocess.run(command, capture_output=True, text=True)
-            if asked.returncode != 0:
-                self.logger.error(f"{asked.stderr.strip()}; jobs may run on, which {' '.join(command)} ends")
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode != 0:
+                self.logger.error(f"{done.stderr.strip()}; jobs may still run. Fix: {' '.join(command)}")
 
         @property
         def next_seconds_between_status_checks(self) -> int:
@@ -139,7 +134,7 @@ def _make(upstream: type, prefix: str) -> type:
 
 
 class JobMonitor:
-    """Monitor of jobs that would never end: Slurm does not list them, holds them back, or has long ended them."""
+    """Monitor of jobs that Slurm does not list, holds, or ended unnoticed."""
 
     def __init__(self):
         self._gone_since_s: dict[str, float] = {}
@@ -147,7 +142,7 @@ class JobMonitor:
         self._lost: set[str] = set()
 
     def end_state(self, job: str | None) -> str | None:
-        """Return the state in which Slurm lists a job that has ended, or LOST; None where it does not answer."""
+        """Return Slurm's state of an ended job, or LOST; None without an answer."""
         if job is None or job in self._lost:
             return LOST if job else None
         listed = _listed() or {}
@@ -157,18 +152,16 @@ class JobMonitor:
         """Return the `jobs` to give up and the reasons, after releasing those that Slurm could not start.
 
         Args:
-            done: jobs that have ended well. A controller that crashes may forget that and start them again: they are cancelled,
-                lest they make files anew that others read.
-            by_sacct: what squeue has forgotten, sacct may tell, perhaps later: such jobs are not lost.
+            done: successful jobs. A controller that crashed may start them again; they are cancelled, as others read their files.
+            by_sacct: sacct may list, perhaps later, jobs that squeue forgot: such jobs are not lost.
         """
         listed = _listed()
         if listed is None:
             return {}
         states = {job: state for job, (state, _) in listed.items()}
-        # after a crash ids are given again
-        risen = [job for job in done if states.get(job) in UNENDED and job not in jobs]
-        if risen:
-            subprocess.run(["scancel", *risen])
+        restarted = [job for job in done if states.get(job) in UNENDED and job not in jobs]  # Slurm may reuse an id
+        if restarted:
+            subprocess.run(["scancel", *restarted])
         if by_sacct:
             states = _ask_sacct([job for job in jobs if job not in states]) | states
         now_s = time.monotonic()
@@ -177,7 +170,7 @@ class JobMonitor:
         given_up = {
             job: f"SLURM-job '{job}' failed, SLURM status is: '{states[job]}'"
             if job in states
-            else f"Slurm knows nothing of job {job}: a controller that crashes forgets its last ones"
+            else f"Slurm does not list job {job}: a controller that crashes forgets its last jobs"
             for job, since_s in self._gone_since_s.items()
             if now_s - since_s >= LOST_S
         }
@@ -188,22 +181,18 @@ class JobMonitor:
                 subprocess.run(["scontrol", "release", job])
             else:
                 subprocess.run(["scancel", job])
-                given_up[job] = f"Slurm could not start job {job} in {self._released[job]} attempts; sinfo -R tells why"
+                given_up[job] = f"Slurm could not start job {job} in {self._released[job]} attempts; see sinfo -R"
         return given_up
 
 
 class JobRegistry:
-    """Slurm jobs and the files they make, one line per job, stored next to Snakemake's own records.
-
-    Attributes:
-        before: jobs of an earlier Snakemake that had not ended when this one started.
-    """
+    """Slurm jobs and the files they make, a line each; `before`: jobs of an earlier Snakemake that still run or wait."""
 
     def __init__(self, path: Path):
         self._path = path
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        entries = [json.loads(line) for line in lines if line.endswith("}")]  # a killed Snakemake may leave half a line
-        alive = _in_queue() if entries else set()
+        entries = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may cut the last line
+        alive = set(ask_squeue("--me", "--array", "--format=%i").split()) if entries else set()
         entries = [entry for entry in entries if entry["job"] in alive]
         self._makers = {name: entry["job"] for entry in entries for name in entry["output"]}
         self.before = sorted({entry["job"] for entry in entries})
@@ -214,13 +203,13 @@ class JobRegistry:
             file.write(json.dumps({"job": job, "output": [str(name) for name in output]}) + "\n")
 
     def dependency(self, output: list[str]) -> str:
-        """Return sbatch's option to wait for earlier jobs that still make these files, or nothing without any."""
+        """Return sbatch's option to wait for earlier jobs that make these files; empty without any."""
         jobs = sorted({self._makers[name] for name in map(str, output) if name in self._makers})
         return f" --dependency=afterany:{':'.join(jobs)}" if jobs else ""
 
 
 def _listed() -> dict[str, tuple[str, str]] | None:
-    """Return state and reason of this user's jobs, recently ended ones included, or None without an answer."""
+    """Return state and reason of this user's jobs, including recently ended ones; None without an answer."""
     command = ["squeue", "--noheader", "--me", "--array", "--states=all", "--format=%i|%T|%r"]
     asked = subprocess.run(command, capture_output=True, text=True)
     if asked.returncode != 0:
@@ -229,13 +218,8 @@ def _listed() -> dict[str, tuple[str, str]] | None:
     return {job: (state, reason) for job, state, reason in lines}
 
 
-def _in_queue() -> set[str]:
-    """Return the ids of this user's jobs that have not ended."""
-    return set(ask_squeue("--me", "--array", "--format=%i").split())
-
-
 def _ask_sacct(jobs: list[str]) -> dict[str, str]:
-    """Return states of jobs, without who cancelled them; those that it does not know are left out."""
+    """Return the states of the jobs that sacct lists, without who cancelled them."""
     if not jobs or shutil.which("sacct") is None:
         return {}
     command = ["sacct", "-X", "--noheader", "--parsable2", "--format=JobID,State", f"--jobs={','.join(jobs)}"]
@@ -245,22 +229,19 @@ def _ask_sacct(jobs: list[str]) -> dict[str, str]:
 
 
 def ask_squeue(*options: str, wait: Callable[[float], bool | None] = time.sleep) -> str:
-    """Return squeue's output without its header, waiting for an unavailable controller.
-
-    Args:
-        wait: for so many seconds, or until there is nothing to be asked any more: true.
+    """Return squeue's output, waiting for an unavailable controller: `wait` takes seconds and returns true to give up.
 
     Raises:
-        WorkflowError: it is away for too long, or there is nothing to be asked any more.
+        WorkflowError: the controller is unavailable for too long, or `wait` gave up.
     """
     deadline = None
     while True:
         asked = subprocess.run(["squeue", "--noheader", *options], capture_output=True, text=True)
         if asked.returncode == 0:
             return asked.stdout
-        said = f"squeue: {asked.stderr.strip()}"
+        problem = f"squeue: {asked.stderr.strip()}"
         if deadline is None:
-            print(f"{said}; waiting for Slurm to answer, for up to {PATIENCE_S // 60} minutes", file=sys.stderr)
+            print(f"{problem}; waiting for Slurm to answer, for up to {PATIENCE_S // 60} minutes", file=sys.stderr)
             deadline = time.monotonic() + PATIENCE_S
         if wait(5) or time.monotonic() > deadline:
-            raise WorkflowError(f"{said}; run again when Slurm answers")
+            raise WorkflowError(f"{problem}; run again when Slurm answers")

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..storage.states import ENDED
+
 
 def _below(path: str) -> property:
     return property(lambda self: self.folder / path)
@@ -41,7 +43,7 @@ class State:
     identity = _below("identity.json")
     training = _below("training.jsonl")
     grids = _below("grids")
-    ended = _below("ended.json")
+    ended = _below(ENDED)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from ..errors import UserError
 from .files import read_json, sidecar
 
 KEEP_STATES = 2  # newest ones retained: the older one serves where the newest is damaged
-STATE = re.compile(r"state-\d{9}(half\d*)?")  # name of a training state
+STATE = re.compile(r"state-\d{9}(half\d*)?")  # name of a checkpoint
+ENDED = "ended.json"  # beside the checkpoints: how the training ended
 
 
 def saved_states(folder: str | Path) -> list[Path]:

@@ -23,7 +23,7 @@ echo started
 touch "$0.started"
 while :; do sleep 0.02; done
 """
-STANDSTILL = "trap 'exit 138' USR1; while :; do sleep 0.02; done"
+NO_PROGRESS = "trap 'exit 138' USR1; while :; do sleep 0.02; done"
 SQUEUE = '#!/bin/sh\n[ "$LATE" ] && mv "$LATE" "$LATE.over" 2> /dev/null && exit 1\ncase "$5" in %e) echo "$END";; %k) echo "$COMMENT";; esac\n'
 SCONTROL = '#!/bin/sh\n[ -z "$HANGS" ] || exec sleep $HANGS\n[ -z "$REFUSAL" ] || { echo "$REFUSAL" >&2; exit 1; }\necho "$@" >> "$CALLS"\nkill -TERM $PPID\n'
 
@@ -88,7 +88,7 @@ def test_main_at_the_time_limit_requeues_up_to_the_maximum(state, slurm, start):
         start(TRAINING, "--save-s", "1", "--continuations", "2")
         code, said = start.ended()
         assert code == -signal.SIGTERM  # as Slurm ends what it has put back
-        assert "lsg-2: stopped before its time limit, to go on from the queue" in said
+        assert "lsg-2: stopped before its time limit, requeued to continue" in said
         expected = f"lsg-2: continuation {count} of at most 2, from {1233 + count:,} nimg"
         assert (expected in said) == (count > 0)
     assert slurm.calls.read_text() == "requeue 7\n" * 3
@@ -119,10 +119,10 @@ def test_starts_after_the_training_are_cleared(state, start):
 
 
 def test_main_without_progress_raises(slurm, start):
-    start(STANDSTILL, "--save-s", "4000")
+    start(NO_PROGRESS, "--save-s", "4000")
     code, said = start.ended()
     assert code == 1
-    assert "its time was up before half an iteration was done; raise resources.distill.runtime" in said
+    assert "its time was up before half an iteration was done. Fix: raise resources.distill.runtime" in said
     assert not slurm.calls.exists()
 
 
@@ -144,7 +144,7 @@ def test_requeue_where_forbidden_waits_for_the_time_limit(slurm, start):
     os.kill(process.pid, signal.SIGTERM)
     code, said = start.ended()
     assert code == -signal.SIGTERM
-    assert "lsg-2: not put back (Requested operation is presently disabled), so waiting for the time limit" in said
+    assert "lsg-2: not requeued (Requested operation is presently disabled), waiting for the time limit" in said
 
 
 def test_requeue_with_a_slow_controller_waits_for_the_time_limit(slurm, start, monkeypatch):
@@ -156,16 +156,16 @@ def test_requeue_with_a_slow_controller_waits_for_the_time_limit(slurm, start, m
     os.kill(process.pid, signal.SIGTERM)
     code, said = start.ended()
     assert code == -signal.SIGTERM
-    assert "timed out after 0.5 seconds), so waiting for the time limit" in said
+    assert "timed out after 0.5 seconds), waiting for the time limit" in said
 
 
 def test_wait_without_an_answer_polls_the_time_limit_again(tmp_path, slurm, start, monkeypatch):
-    monkeypatch.setattr(launch, "LOOK_S", 0.2)
+    monkeypatch.setattr(launch, "POLL_S", 0.2)
     (tmp_path / "late").touch()
     slurm.set("LATE", str(tmp_path / "late"))
     slurm.set("END", str(int(time.time()) + 1))
     start()
-    assert "lsg-2: stopped before its time limit, to go on from the queue" in start.ended()[1]
+    assert "lsg-2: stopped before its time limit, requeued to continue" in start.ended()[1]
 
 
 def test_starts_with_a_damaged_checkpoint_leave_it_to_the_training(state, slurm, start):

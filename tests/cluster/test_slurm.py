@@ -75,7 +75,7 @@ def test_find_stuck_jobs_of_an_unlisted_job_gives_it_up(squeue, commands, clock)
     (squeue / "away").touch()
     assert monitor.find_stuck_jobs(["5", "6", "8"]) == {}  # no answer tells nothing
     assert monitor.find_stuck_jobs(["5", "6", "8"]).keys() == {"6"}
-    assert "knows nothing of job 8" in monitor.find_stuck_jobs(["5", "8"])["8"]
+    assert "does not list job 8" in monitor.find_stuck_jobs(["5", "8"])["8"]
     assert monitor.end_state("8") in slurm.INTERRUPTED
     assert not commands.exists()
 
@@ -86,7 +86,7 @@ def test_find_stuck_jobs_of_a_held_job_releases_it_a_few_times(squeue, commands)
     monitor = slurm.JobMonitor()
     for _ in range(slurm.RELEASES):
         assert monitor.find_stuck_jobs(["5", "7_2"]) == {}  # 6 is not this pipeline's
-    assert "could not start job 5 in 4 attempts; sinfo -R" in monitor.find_stuck_jobs(["5", "7_2"])["5"]
+    assert "could not start job 5 in 4 attempts; see sinfo -R" in monitor.find_stuck_jobs(["5", "7_2"])["5"]
     assert commands.read_text().splitlines() == ["scontrol release 5"] * 3 + ["scancel 5"]
 
 

@@ -41,7 +41,7 @@ def test_training_after_any_end_of_its_job_resumes(cluster, tiny_teacher, tmp_pa
     training.wait_until(lambda: trains(1), meanwhile=lambda: end_in(SAVE_S + 6))
     training.wait_until(lambda: training.shown()["Restarts"] == "1")
     cluster.run(["scontrol", "update", f"JobId={first}", "TimeLimit=60"], uid=0)  # its end was its limit's, too
-    assert "stopped before its time limit, to go on from the queue" in training.said()
+    assert "stopped before its time limit, requeued to continue" in training.said()
 
     # the operator puts it back
     training.wait_until(lambda: trains(2))
