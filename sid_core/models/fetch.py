@@ -33,9 +33,7 @@ class Folder:
     def from_directory(cls, path: Path) -> "Folder":
         """List the files of a directory, or raise UserError where there is none."""
         if not path.is_dir():
-            raise UserError(
-                f"teacher.path={path}: no such folder; expected a diffusers directory, with model_index.json"
-            )
+            raise UserError(f"teacher.path={path}: no such folder; expected a diffusers directory")
         found = (file for pattern in ("*", "*/*") for file in path.glob(pattern) if file.is_file())
         return cls(path, frozenset(file.relative_to(path).as_posix() for file in found))
 

@@ -13,13 +13,9 @@ CITATION = """@inproceedings{zhou2025guided,
 
 
 def model_card(record: dict, weights_sha256: str, provenance: dict, score: dict | None, side: int) -> str:
-    """Return Markdown that begins with the hub's metadata.
+    """Return Markdown that begins with the hub's metadata, for images of `side` pixels.
 
-    Args:
-        record: generator.json.
-        provenance: the teacher's provenance.json; may be empty.
-        score: score.json of these weights, or None.
-        side: side of an image in pixels.
+    The other arguments are the records generator.json, provenance.json of the teacher, and score.json of these weights.
     """
     terms = SHIPPED_LICENSE if provenance.get("source") == "embedded" else provenance.get("license")
     sections = [
@@ -114,11 +110,11 @@ def _scores(score: dict | None) -> str:
 
 
 def _terms(terms: str | None, provenance: dict) -> str:
-    license_text = (
-        "The license of the teacher holds for this generator too; it was not recorded, so check it before you publish"
-    )
-    if terms:
-        license_text = f"`{terms}`, the license of the teacher, holds for this generator too"
+    license_text = f"`{terms}`, the license of the teacher, holds for this generator too"
+    if not terms:
+        license_text = (
+            "The license of the teacher holds for this generator too; it was not recorded: check it before you publish"
+        )
     return (
         f"## License\n\n{license_text}. Teacher: {_teacher(provenance)}. "
         "The biases and limits of use on its card apply to this generator too."

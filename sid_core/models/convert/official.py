@@ -1,8 +1,7 @@
 """Import published checkpoints: pickles `dict(ema=UNet2DConditionModel)` of other versions of diffusers and torch.
 
-The pickle is read as data (unpickle.py), its weights are checked against the teacher's architecture, and the result is a
-generator like any distilled one. File names of the release encode its settings: batch512_cfg222_t625_4812_v2.pkl is
-kappa 2 throughout, t_init 625, 4,812 thousand images.
+The pickle is read as data (unpickle.py) and checked against the teacher's architecture. File names of the release encode its
+settings: batch512_cfg222_t625_4812_v2.pkl is kappa 2 throughout, t_init 625, 4,812 thousand images.
 """
 
 import re
@@ -21,7 +20,7 @@ from ..backbones import StableDiffusion
 from ..generator import save_generator
 from ..scheduler import noise_schedule, prediction_type, scheduler_config
 from ..teacher import teacher_sha256
-from .unpickle import Thing, read_pickle
+from .unpickle import PickledObject, read_pickle
 
 if TYPE_CHECKING:
     from ...config import ImportSettings
@@ -36,11 +35,7 @@ WITHOUT_SHAPE = (
 
 
 def import_settings(settings: "ImportSettings", teacher: Path, out: Path) -> None:
-    """Write the generator of `settings`, from a path or the hub.
-
-    Raises:
-        UserError: as import_official.
-    """
+    """Write the generator of `settings`, from a path or the hub; raises UserError as `import_official` does."""
     imported = settings.imported
     path, source = Path(imported.file).expanduser(), {}
     if imported.repo is not None:
@@ -51,7 +46,7 @@ def import_settings(settings: "ImportSettings", teacher: Path, out: Path) -> Non
 
 
 def import_file(path: Path, teacher: Path, out: Path, t_init: int | None, num_steps: int) -> None:
-    """Write the generator of a file, with the settings that its name encodes if it is one of the release."""
+    """Write the generator of a file, with the settings that a name of the release encodes."""
     (fake_train, fake_eval, guidance), named_t_init, train_kimg = parse_name(path.name)
     if t_init is None:
         t_init = 625 if named_t_init is None else named_t_init
@@ -110,48 +105,46 @@ def import_official(
     save_generator(out, backbone, {name: tensor.float() for name, tensor in weights.items()}, record)
 
 
-def _read_network(path: Path) -> Thing:
+def _read_network(path: Path) -> PickledObject:
     """Read the UNet under the key `ema`."""
     content = read_pickle(path)
     if not isinstance(content, dict) or "ema" not in content:
         found = f"a dict of {', '.join(map(str, content))}" if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{path}: expected a pickle of dict(ema=UNet2DConditionModel), got {found[:200]}")
     network = content["ema"]
-    kind = network.symbol.name if isinstance(network, Thing) else type(network).__name__
+    kind = network.symbol.name if isinstance(network, PickledObject) else type(network).__name__
     if kind != "UNet2DConditionModel":
         raise UserError(f"{path}: ema: expected a UNet2DConditionModel, got a {kind}")
     return network
 
 
-def state_dict(network: Thing) -> dict[str, Tensor]:
+def state_dict(network: PickledObject) -> dict[str, Tensor]:
     """Collect parameters and persistent buffers of a module read as data, with the names of torch's `state_dict`.
 
     Raises:
         UserError: cyclic or too many modules, or malformed tables of parameters.
     """
     result: dict[str, Tensor] = {}
-    waiting, walked = [("", network)], 0
+    waiting, visited = [("", network)], 0
     while waiting:
         prefix, module = waiting.pop()
-        walked += 1
-        if walked > MOST_MODULES or len(prefix) > LONGEST_NAME:
+        visited += 1
+        if visited > MOST_MODULES or len(prefix) > LONGEST_NAME:
             raise UserError(f"{prefix[:100]}: expected a UNet, got cyclic or too many modules")
         transient = module.state.get("_non_persistent_buffers_set") or ()
-        for table, kind in (("_parameters", Tensor), ("_buffers", Tensor), ("_modules", Thing)):
+        for table, kind in (("_parameters", Tensor), ("_buffers", Tensor), ("_modules", PickledObject)):
             entries = module.state.get(table, {})
             wrong = "" if isinstance(entries, dict) else type(entries).__name__
             for name, value in () if wrong else entries.items():
                 if isinstance(value, kind) and isinstance(name, str):
-                    if kind is Thing:
+                    if kind is PickledObject:
                         waiting.append((f"{prefix}{name}.", value))
                     elif name not in transient or table != "_buffers":
                         result[prefix + name] = value
                 elif value is not None:
                     wrong = type(value).__name__
             if wrong:
-                raise UserError(
-                    f"{prefix}{table}: expected a network's table of parameters, got {wrong}; this is no UNet"
-                )
+                raise UserError(f"{prefix}{table}: expected the parameters of a UNet, got {wrong}")
     return result
 
 
@@ -166,27 +159,24 @@ def _check_weights(weights: dict[str, Tensor], unet: UNet2DConditionModel, path:
     if differences:
         more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise UserError(
-            f"{path}: expected the architecture of {teacher}: {'; '.join(differences[:3])}{more}. Fix: give the teacher it "
-            "was distilled from"
+            f"{path}: expected the architecture of {teacher}: {'; '.join(differences[:3])}{more}. "
+            "Fix: give the teacher it was distilled from"
         )
     for name, tensor in weights.items():
         if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise UserError(
-                f"{path}: {name}: expected finite numbers, got {tensor.dtype} that are not. Fix: fetch it again"
-            )
+            raise UserError(f"{path}: {name}: expected finite numbers, got other {tensor.dtype}. Fix: fetch it again")
 
 
-def _check_settings(network: Thing, unet: UNet2DConditionModel, path: Path, teacher: Path) -> None:
+def _check_settings(network: PickledObject, unet: UNet2DConditionModel, path: Path, teacher: Path) -> None:
     """Check settings that change outputs and no shapes: equal weights would give another network."""
     config = network.state.get("_internal_dict")
-    own = config.items if isinstance(config, Thing) else {}
+    own = config.items if isinstance(config, PickledObject) else {}
     for key in WITHOUT_SHAPE:
-        ours, theirs = unet.config.get(key), own.get(key, unet.config.get(key))
-        if _plain(ours) != _plain(theirs):
+        expected, found = (
+            list(value) if isinstance(value, tuple) else value
+            for value in (unet.config.get(key), own.get(key, unet.config.get(key)))
+        )
+        if expected != found:
             raise UserError(
-                f"{path}: {key}={theirs}: expected {ours} of {teacher}. Fix: give the teacher it was distilled from"
+                f"{path}: {key}={found}: expected {expected} of {teacher}. Fix: give the teacher it was distilled from"
             )
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple | list) else value

@@ -1,9 +1,8 @@
 """Export a generator as a self-contained diffusers pipeline directory with a model card, and upload it to a hub.
 
-A generator's input is sigma(t_init) z and its output gives x_0 in closed form. Most schedulers would feed it z itself.
-diffusers' Euler scheduler computes exactly this in one step: it works in x / alpha, so it starts from (sigma / alpha) z,
-scales the network's input by alpha, and steps from its noise level to 0, which is x_0. With the teacher's betas cut off
-after t_init, "trailing" spacing puts the one step at t_init.
+A generator's input is sigma(t_init) z, not z as for most schedulers. diffusers' Euler scheduler works in x / alpha: it starts from
+(sigma / alpha) z, scales the network's input by alpha, and steps to noise level 0, which is x_0. With the teacher's betas cut off
+after t_init, "trailing" spacing puts its one step at t_init.
 """
 
 import shutil
@@ -23,12 +22,7 @@ MARKERS = ("model_index.json", "generator.json")  # both together distinguish an
 
 
 def export(generator: Path, teacher: Path, out: Path, score: Path | None = None) -> None:
-    """Write the pipeline of a one-step generator to `out`: DiffusionPipeline.from_pretrained(out) loads it.
-
-    Args:
-        generator: runs/RUN, or the folder `generator` in it.
-        teacher: the prepared teacher it was distilled from.
-        score: its score.json, for the model card.
+    """Write the pipeline of a one-step generator (runs/RUN) to `out`: DiffusionPipeline.from_pretrained(out) loads it.
 
     Raises:
         UserError: a file is missing, damaged or of another generator, or the generator takes several steps.
@@ -60,10 +54,10 @@ def export(generator: Path, teacher: Path, out: Path, score: Path | None = None)
         shutil.copy(generator / "generator.json", folder)
         one_step_scheduler(teacher, record["t_init"]).save_pretrained(folder / "scheduler")
         write_model_index(folder, "EulerDiscreteScheduler")
-        side = latent_shape(teacher)[1] * 2 ** (
-            len(read_json(teacher / "vae" / "config.json")["block_out_channels"]) - 1
-        )
-        write_text(folder / "README.md", model_card(record, weights, _provenance(teacher), scores, side))
+        levels = len(read_json(teacher / "vae" / "config.json")["block_out_channels"])
+        side = latent_shape(teacher)[1] * 2 ** (levels - 1)
+        provenance = read_json(teacher / "provenance.json")
+        write_text(folder / "README.md", model_card(record, weights, provenance, scores, side))
         write_manifest(folder)
 
 
@@ -106,7 +100,7 @@ def one_step_scheduler(teacher: Path, t_init: int) -> EulerDiscreteScheduler:
 
 
 def push(pipeline: Path, repo: str, private: bool = False) -> str:
-    """Upload an exported pipeline to a repository of a hub (HF_TOKEN, HF_ENDPOINT), created if missing; return its URL.
+    """Upload an exported pipeline to a hub (HF_TOKEN, HF_ENDPOINT), creating the repository if missing; return its URL.
 
     Raises:
         UserError: the folder is no export or was changed, or the hub returns an error, which the message states.
@@ -137,7 +131,3 @@ def push(pipeline: Path, repo: str, private: bool = False) -> str:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"--repo {repo}: {reason} ({constants.ENDPOINT}); check the connection, run again") from None
     return commit.commit_url
-
-
-def _provenance(teacher: Path) -> dict:
-    return read_json(teacher / "provenance.json") if (teacher / "provenance.json").is_file() else {}

@@ -1,9 +1,9 @@
 """Read pickles of networks as data: nothing is imported, called or constructed on a file's behalf.
 
-A pickle is a program for a small stack machine. The machine of the standard library runs it here with the instructions that
-data needs: names become `Symbol`s and objects `Thing`s, a few functions have a replacement of ours, and tensors are views of the
-file's bytes. All else is refused by name. The machine is `pickle._Unpickler` (read in Python 3.11 to 3.13), since the public one,
-in C, hashes keys of any nesting and sets items of any object. Storages have torch's format before 1.6 (`_legacy_save`).
+A pickle is a program for a stack machine. The standard library's machine runs it here with the instructions that data needs: names
+become `Symbol`s, objects become `PickledObject`s, a few functions are replaced, and tensors are views of the file's bytes. All else
+is rejected by name. The machine is `pickle._Unpickler` (read in Python 3.11 to 3.13): the public one, in C, hashes keys of any
+nesting and sets items of any object. Storages have torch's format before 1.6 (`_legacy_save`).
 """
 
 import io
@@ -22,14 +22,14 @@ from torch import Tensor
 
 from ...errors import UserError
 
-MOST_INSTRUCTIONS = 5_000_000  # a UNet of Stable Diffusion takes 0.2 million: reads, arguments and attributes
+MOST_INSTRUCTIONS = 5_000_000  # reads, arguments and attributes; a UNet of Stable Diffusion has 0.2 million
 MOST_NUMEL = 2**40
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # of torch's old format
 DTYPES = {
     "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16, "DoubleStorage": torch.float64,
     "LongStorage": torch.int64, "IntStorage": torch.int32, "BoolStorage": torch.bool, "ByteStorage": torch.uint8,
 }  # fmt: skip
-INERT = re.compile(  # classes and values that stand for data; none of them is ever looked up
+INERT = re.compile(  # classes and values that represent data; they are never imported
     rf"""(torch\.nn\.(modules|parameter)|diffusers\.(models|configuration_utils))(\.\w+)*:(?!__)[^\W\d]\w*
     |torch:({"|".join(DTYPES)}|Size|device|b?float16|float32|float64|uint8|int32|int64|bool)
     |pathlib(\._local)?:(PurePath|PurePosixPath|PureWindowsPath|Path|PosixPath|WindowsPath)
@@ -37,16 +37,16 @@ INERT = re.compile(  # classes and values that stand for data; none of them is e
     |decimal:Decimal|fractions:Fraction|uuid:UUID|types:SimpleNamespace""",
     re.VERBOSE,
 )
-REFUSED = ("INST", "OBJ", "PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4")  # instructions that look something up
+LOOKUPS = ("INST", "OBJ", "PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4")  # instructions that import objects
 
 
-class Refused(Exception):
-    """Names what a pickle contains that no network needs, or that makes no sense."""
+class UnexpectedContent(Exception):
+    """Content that no network needs, or that is malformed."""
 
 
 @dataclass(frozen=True)
 class Symbol:
-    """A class or function that a pickle names. It is a name and nothing else."""
+    """The name of a class or function in a pickle."""
 
     module: str
     name: str
@@ -56,8 +56,8 @@ class Symbol:
 
 
 @dataclass(eq=False)
-class Thing:
-    """An object of a class: what it was made from (`arguments`), stored in it as attributes (`state`) and as a mapping (`items`)."""
+class PickledObject:
+    """An object of a class: its constructor's arguments, its attributes (`state`), and its entries if it is a mapping."""
 
     symbol: Symbol
     arguments: tuple = ()
@@ -66,7 +66,7 @@ class Thing:
 
 
 def read_pickle(path: Path) -> object:
-    """Return the data of a pickle file: builtin containers, scalars, tensors and Things.
+    """Return the data of a pickle file: builtin containers, scalars, tensors and `PickledObject`s.
 
     Raises:
         UserError: it names anything but networks and tensors, is damaged, or is no pickle; nothing was executed.
@@ -80,27 +80,25 @@ def read_pickle(path: Path) -> object:
         file.seek(0)
         try:
             return _Machine(file, path.stat().st_size).load()
-        except Refused as refused:
-            why = str(refused)
-        except Exception as error:  # of any kind: the standard machine trusts its input
-            why = f"no valid pickle ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
-    raise UserError(
-        f"{path}: refused: {why}; a published generator holds nothing of the kind, and nothing was executed"
-    )
+        except UnexpectedContent as error:
+            reason = str(error)
+        except Exception as error:  # any kind: the standard machine trusts its input
+            reason = f"no valid pickle ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
+    raise UserError(f"{path}: rejected: {reason}; a published generator has no such content, and nothing was executed")
 
 
 def _expect(value: object, kind: type) -> object:
-    """Return `value`, of exactly this type: a network needs no fancier containers."""
+    """Return `value`, of exactly this type: a network needs no subclasses of containers."""
     if type(value) is not kind:
-        raise Refused(f"{type(value).__name__} where a {kind.__name__} belongs")
+        raise UnexpectedContent(f"{type(value).__name__} where a {kind.__name__} belongs")
     return value
 
 
 def _scalars(items: list) -> list:
-    """Check keys and members of sets; hashing what is nested may take for ever."""
+    """Check keys and members of sets: hashing nested ones may take forever."""
     for item in items:
         if not isinstance(item, str | int | float | bytes | None):
-            raise Refused(f"{type(item).__name__} as a key")
+            raise UnexpectedContent(f"{type(item).__name__} as a key")
     return items
 
 
@@ -109,7 +107,7 @@ def _pairs(items: list) -> dict:
 
 
 class _Machine(pickle._Unpickler):
-    """Runs one pickle after another; `outer` runs the pickle that this one is a storage of."""
+    """A machine for the pickles of a file; `outer` runs the pickle that contains this one as a storage."""
 
     def __init__(self, file: BinaryIO, size: int, outer: "_Machine | None" = None):
         self.file, self.size, self.outer = file, size, outer
@@ -117,10 +115,10 @@ class _Machine(pickle._Unpickler):
         super().__init__(self)  # reads by the two methods below
 
     def read(self, n: int) -> bytes:
-        """Read n bytes, if so many are there: memory is taken at once for as many as a pickle claims."""
+        """Read n bytes, checking their presence first: memory is allocated for as many as a pickle announces."""
         self.spend(1)
         if not 0 <= n <= self.size - self.file.tell():
-            raise Refused(f"it ends before the {n} bytes that it announces")
+            raise UnexpectedContent(f"it ends before the {n} bytes that it announces")
         return self.file.read(n)
 
     def readline(self) -> bytes:
@@ -129,21 +127,21 @@ class _Machine(pickle._Unpickler):
     def spend(self, count: int) -> None:
         self.spent[0] += count
         if self.spent[0] > MOST_INSTRUCTIONS:
-            raise Refused(f"more than {MOST_INSTRUCTIONS:,} instructions")
+            raise UnexpectedContent(f"more than {MOST_INSTRUCTIONS:,} instructions")
 
     def find_class(self, module: str, name: str) -> object:
         if not (found := FUNCTIONS.get(f"{module}:{name}")) and not INERT.fullmatch(f"{module}:{name}"):
-            raise Refused(f"the name {module[:100]}.{name[:100]}")
+            raise UnexpectedContent(f"the name {module[:100]}.{name[:100]}")
         return found or Symbol(module, name)
 
     def describe(self) -> None:
         """Replace a storage ('storage', type, key, device, numel, view) by its dtype, key and numel."""
         if not self.outer:
-            raise Refused("the instruction BINPERSID")
+            raise UnexpectedContent("the instruction BINPERSID")
         match self.stack.pop():
             case ("storage", Symbol("torch", name), str(key), str(), int(numel), None) if name in DTYPES:
                 return self.push((DTYPES[name], key, numel))
-        raise Refused("a storage that is described otherwise")
+        raise UnexpectedContent("a storage that is described otherwise")
 
     def push(self, value: object) -> None:
         self.stack.append(value)
@@ -154,59 +152,59 @@ class _Machine(pickle._Unpickler):
         if type(target) is set:
             target.update(_scalars(items))
         else:
-            _expect(target.items if isinstance(target, Thing) else target, dict).update(_pairs(items))
+            _expect(target.items if isinstance(target, PickledObject) else target, dict).update(_pairs(items))
 
     def call(self) -> None:
-        """Make what takes the place of a function's result, or of an object of a class."""
+        """Push the replacement of a function's result or of an object."""
         arguments, function = _expect(self.stack.pop(), tuple), self.stack.pop()
         if not isinstance(function, Symbol | FunctionType):
-            raise Refused(f"a call of {type(function).__name__}")
+            raise UnexpectedContent(f"a call of {type(function).__name__}")
         self.spend(sum(len(argument) for argument in arguments if isinstance(argument, list | tuple)))
-        self.push(Thing(function, arguments) if isinstance(function, Symbol) else function(self, *arguments))
+        self.push(PickledObject(function, arguments) if isinstance(function, Symbol) else function(self, *arguments))
 
     def build(self) -> None:
         """Set attributes of an object; with slots, `state` is a pair."""
         state, target = self.stack.pop(), self.stack[-1]
         for part in state if isinstance(state, tuple) and len(state) == 2 else (state,):
-            if part is not None and type(target) is not dict:  # our dict for an OrderedDict has no attributes
+            if part is not None and type(target) is not dict:  # the dict that replaces an OrderedDict has no attributes
                 self.spend(len(_expect(part, dict)))
-                _expect(target, Thing).state.update(part)
+                _expect(target, PickledObject).state.update(part)
 
     def storage(self, data: bytes) -> Tensor:
-        """Return the values (N,) of a storage that torch.save wrote to bytes in its old format. They stay where they are."""
+        """Return the values (N,) of a storage in torch.save's old format, without copying them."""
         inner = _Machine(io.BytesIO(_expect(data, bytes)), len(data), self)
         magic, version, system, (dtype, key, count), keys = (inner.load() for _ in range(5))
         if (magic, version, keys) != (MAGIC, VERSION, [key]) or system.get("little_endian") is not True:
-            raise Refused("a storage of an unknown format")
+            raise UnexpectedContent("a storage of an unknown format")
         numel, start = int.from_bytes(inner.file.read(8), "little"), inner.file.tell()
         if numel != count or len(data) - start != numel * dtype.itemsize:
-            raise Refused(f"a storage of {numel} values in {len(data) - start} bytes")
-        with warnings.catch_warnings(action="ignore"):  # of bytes that must not be written to; nobody does
+            raise UnexpectedContent(f"a storage of {numel} values in {len(data) - start} bytes")
+        with warnings.catch_warnings(action="ignore"):  # read-only memory; nothing writes to it
             values = torch.frombuffer(data, dtype=dtype, count=numel, offset=start) if numel else torch.empty(0)
         return values.to(dtype)
 
     def tensor(self, storage: Tensor, offset: int, size: tuple, stride: tuple, *_: object) -> Tensor:
-        """View a storage (1-D) in the size and stride given."""
+        """View a storage (1-D) with this size and stride."""
         for numbers in ((offset,), size, stride):
             if not isinstance(numbers, tuple) or any(type(n) is not int or not 0 <= n < MOST_NUMEL for n in numbers):
-                raise Refused("a tensor whose place or size is no number")
+                raise UnexpectedContent("a tensor whose place or size is no number")
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if last >= len(_expect(storage, Tensor)) and 0 not in size:
-            raise Refused(f"a tensor of size {list(size)} in {len(storage)} values")
+            raise UnexpectedContent(f"a tensor of size {list(size)} in {len(storage)} values")
         return storage.as_strided(size, stride, offset)
 
-    def refuse(self, instruction: pickletools.OpcodeInfo) -> None:
+    def reject(self, instruction: pickletools.OpcodeInfo) -> None:
         argument = instruction.arg.reader(self) if instruction.arg else None
         named = f" {argument[:150]}" if isinstance(argument, str) else ""
-        raise Refused(f"the instruction {instruction.name}{named}")
+        raise UnexpectedContent(f"the instruction {instruction.name}{named}")
 
 
 _Machine.dispatch = {
-    **{ord(op.code): partial(_Machine.refuse, instruction=op) for op in pickletools.opcodes},
+    **{ord(op.code): partial(_Machine.reject, instruction=op) for op in pickletools.opcodes},
     **{
         ord(op.code): pickle._Unpickler.dispatch[ord(op.code)]
         for op in pickletools.opcodes
-        if op.proto < 5 and op.name not in REFUSED
+        if op.proto < 5 and op.name not in LOOKUPS
     },
     pickle.FRAME[0]: lambda machine: machine.read(8),  # a hint for buffering
     pickle.DICT[0]: lambda machine: machine.push(_pairs(machine.pop_mark())),
@@ -216,7 +214,7 @@ _Machine.dispatch = {
     pickle.ADDITEMS[0]: lambda machine: machine.fill(machine.pop_mark()),
     pickle.REDUCE[0]: _Machine.call,
     pickle.NEWOBJ[0]: _Machine.call,
-    pickle.NEWOBJ_EX[0]: lambda machine: (machine.stack.pop(), machine.call()),  # keywords build nothing here
+    pickle.NEWOBJ_EX[0]: lambda machine: (machine.stack.pop(), machine.call()),  # keywords are ignored
     pickle.BINPERSID[0]: _Machine.describe,
     pickle.BUILD[0]: _Machine.build,
 }

@@ -179,7 +179,7 @@ def test_import_official_with_malicious_content_raises_and_executes_nothing(tiny
     unet = network(tiny_teacher)
     unet.extra = Call(exec, f"open({str(tmp_path / 'marker')!r}, 'w')")
     message = rejected(capsys, write(unet, tmp_path / "x.pkl"), tiny_teacher, tmp_path)
-    assert "refused: the name builtins.exec" in message
+    assert "rejected: the name builtins.exec" in message
     (tmp_path / "x.pkl").write_bytes(corpus(tmp_path / "marker")["os.system"])
     assert "system; a published generator" in rejected(capsys, tmp_path / "x.pkl", tiny_teacher, tmp_path)
     assert not (tmp_path / "marker").exists()

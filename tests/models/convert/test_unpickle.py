@@ -17,7 +17,7 @@ import torch
 from malicious import MAGIC, VERSION, binary, corpus, text
 
 from sid_core.errors import UserError
-from sid_core.models.convert.unpickle import Thing, read_pickle
+from sid_core.models.convert.unpickle import PickledObject, read_pickle
 
 HARM = list(corpus(Path("/nowhere/marker")))
 
@@ -76,7 +76,7 @@ VALUES = [
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_read_pickle_of_a_plain_value_keeps_its_class_as_a_name(tmp_path, value, protocol):
     read = load(tmp_path, pickle.dumps({"x": value}, protocol))["x"]
-    assert type(read) is Thing
+    assert type(read) is PickledObject
     assert read.symbol.name == type(value).__name__
 
 
@@ -99,10 +99,10 @@ def test_read_pickle_of_a_set_or_deque_reads_its_members(tmp_path, value, protoc
 @pytest.mark.parametrize(
     "name", ["pathlib.os", "pathlib.Path.unlink", "datetime.sys", "decimal.getcontext", "builtins.eval", "uuid.os"]
 )
-def test_read_pickle_of_other_names_in_those_modules_refuses_them(tmp_path, name):
+def test_read_pickle_of_other_names_in_those_modules_rejects_them(tmp_path, name):
     module, attribute = name.split(".", 1)
     data = b"\x80\x04" + text(module) + text(attribute) + b"\x93)R."
-    with pytest.raises(UserError, match=f"refused: the name {name}"):
+    with pytest.raises(UserError, match=f"rejected: the name {name}"):
         load(tmp_path, data)
 
 
@@ -124,10 +124,10 @@ def test_read_pickle_of_tensors_gives_equal_bits(tmp_path, dtype):
 def test_read_pickle_of_a_module_does_not_need_its_class(tmp_path):
     module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     read = load(tmp_path, pickle.dumps(module))
-    assert type(read) is Thing
+    assert type(read) is PickledObject
     assert str(read.symbol) == "torch.nn.modules.container.Sequential"
     linear = read.state["_modules"]["0"]
-    assert type(linear) is Thing
+    assert type(linear) is PickledObject
     assert torch.equal(linear.state["_parameters"]["weight"], module[0].weight)
 
 
@@ -137,7 +137,7 @@ def test_read_pickle_of_a_module_does_not_need_its_class(tmp_path):
 @pytest.mark.parametrize("name", HARM)
 def test_read_pickle_of_malicious_content_raises_and_executes_nothing(tmp_path, name):
     marker = tmp_path / "marker"
-    with pytest.raises(UserError, match="refused: ") as caught:
+    with pytest.raises(UserError, match="rejected: ") as caught:
         load(tmp_path, corpus(marker)[name])
     assert not marker.exists()
     assert len(str(caught.value).splitlines()) == 1
@@ -164,7 +164,7 @@ def test_read_pickle_of_forbidden_names_states_them(tmp_path):
         "INST": "the instruction INST os system",
         "OBJ": r"the name os\.system",
     }.items():
-        with pytest.raises(UserError, match=f"x.pkl: refused: {expected}; .*nothing was executed"):
+        with pytest.raises(UserError, match=f"x.pkl: rejected: {expected}; .*nothing was executed"):
             load(tmp_path, data[name])
 
 
@@ -176,7 +176,7 @@ def test_read_pickle_of_forbidden_names_states_them(tmp_path):
         (b"Pname\n.", "the instruction PERSID name"),
         (b"\x80\x05\x97.", "the instruction NEXT_BUFFER"),
         (b"\x80\x05\x96\x01\x00\x00\x00\x00\x00\x00\x00x.", "the instruction BYTEARRAY8"),
-        (b"\x80\x04ctorch.nn.modules.linear\nLinear\n}b.", "Symbol where a Thing belongs"),
+        (b"\x80\x04ctorch.nn.modules.linear\nLinear\n}b.", "Symbol where a PickledObject belongs"),
         (b"\x80\x04ctorch\nFloatStorage\nN\x85N\x85R.", "a call of tuple"),
         (b"\x80\x04])s.", "no valid pickle"),
         (b"\x80\x04}}Ns.", "dict as a key"),
@@ -264,7 +264,7 @@ def test_read_pickle_of_deep_or_long_content_raises(tmp_path, monkeypatch):
     ],
     ids=["a list as an argument", "a dict as attributes"],
 )
-def test_read_pickle_of_copies_of_what_is_large_refuses_them(tmp_path, copies):
+def test_read_pickle_of_copies_of_what_is_large_rejects_them(tmp_path, copies):
     with pytest.raises(UserError, match="more than 5,000,000 instructions"):
         load(tmp_path, b"\x80\x04" + copies + b".")
 
