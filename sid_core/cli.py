@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from .models.vae import ImageCodec
 
 # errors of the machine, no defects: full disk, quota, permissions, read-only folders
-REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
-
+SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 OUTPUTS = {"out", "state", "tracking"}  # arguments that a stage writes to
 LAST_WORD_S = 30.0  # longer than rank 0 takes to print its message
 
@@ -44,11 +43,9 @@ LAST_WORD_S = 30.0  # longer than rank 0 takes to print its message
 def main(arguments: list[str] | None = None) -> int:
     """Run a subcommand and return the exit code: 0, 1 after a user's error, 128 + signal when interrupted."""
     given = _parse(sys.argv[1:] if arguments is None else arguments)
-    os.environ["MPLBACKEND"] = "Agg"  # no display is needed, whatever the user's shell says
-    if given.threads:
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes that torchrun has started on this node
-        # read by torch and numpy when they are imported
-        os.environ["OMP_NUM_THREADS"] = str(max(given.threads // here, 1))
+    os.environ["MPLBACKEND"] = "Agg"  # needs no display
+    if given.threads:  # read by torch and numpy when they are imported
+        os.environ["OMP_NUM_THREADS"] = str(max(given.threads // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1))
     log_to_stderr()
     job_record.begin()
     try:
@@ -67,45 +64,38 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return print_error("interrupted; what is finished is kept, running again continues", 128 + signal.SIGINT)
     except Exception as error:
-        if (mistaken := _mistaken(error, given)) is not None:
-            return print_error(mistaken)
-        refusal = _refusal(error)
-        if refusal is None:
-            job_record.update(ended="failed", message=redact(f"{type(error).__name__}: {error}".splitlines()[0]))
-            raise
-        return print_error(f"{_place(error, given)}: {refusal}; make room or choose another place, then run again")
+        message = _argument_error(error, given) or _system_error(error, given)
+        if message is not None:
+            return print_error(message)
+        job_record.update(ended="failed", message=redact(f"{type(error).__name__}: {error}".splitlines()[0]))
+        raise
     return 0
 
 
-def _mistaken(error: Exception, given: argparse.Namespace) -> str | None:
+def _argument_error(error: Exception, given: argparse.Namespace) -> str | None:
     """Describe an argument whose file is missing or of another kind; None for every other error."""
     if not isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError) or error.filename is None:
         return None
+    file = Path(os.fsdecode(error.filename))
     for name, value in vars(given).items():
         for path in value if isinstance(value, list) else [value]:
-            if (
-                isinstance(path, Path)
-                and name not in OUTPUTS
-                and Path(os.fsdecode(error.filename)).is_relative_to(path)
-            ):
+            if isinstance(path, Path) and name not in OUTPUTS and file.is_relative_to(path):
                 return f"--{name.replace('_', '-')} {path}: {error.filename}: {error.strerror.lower()}; see sid-core --help"
     return None
 
 
-def _refusal(error: Exception) -> str | None:
-    """Return the machine's reason for rejecting a file; None for every other error."""
+def _system_error(error: Exception, given: argparse.Namespace) -> str | None:
+    """Describe a file that the machine does not let a stage write; None for every other error."""
     number = getattr(error, "errno", None)
     # safetensors and shutil.copytree wrap the system's error in text
     if isinstance(error, shutil.Error) or type(error).__name__ == "SafetensorError":
         match = re.search(r"(?:\[Errno |\(os error )(\d+)", str(error))
         number = int(match[1]) if match else None
-    return os.strerror(number).lower() if number in REFUSALS else None
-
-
-def _place(error: Exception, given: argparse.Namespace) -> str:
-    """Return the file of an error, or else the outputs of the stage."""
-    places = [str(getattr(given, name)) for name in ("out", "state", "results") if name in given]
-    return str(getattr(error, "filename", None) or " or ".join(places))
+    if number not in SYSTEM_ERRORS:
+        return None
+    outputs = [str(getattr(given, name)) for name in ("out", "state", "results") if name in given]
+    place = getattr(error, "filename", None) or " or ".join(outputs)
+    return f"{place}: {os.strerror(number).lower()}; make room or choose another place, then run again"
 
 
 def print_error(message: str, code: int = 1) -> int:
@@ -117,19 +107,14 @@ def print_error(message: str, code: int = 1) -> int:
 # --- stages ----------------------------------------------------------------------------------------------------------
 
 
+SAMPLING = "teacher captions start stop out workers"
 # commands that call a function with its settings, if it has any, and some of their arguments
 CALLS = {
     "teacher": ("models.teacher:prepare_teacher", config.Teacher, "out"),
     "prompts": ("data.prompts:prepare_prompts", config.PromptsSettings, "out teacher"),
     "evaluation-networks": ("evaluation.networks.weights:prepare_networks", config.BuildReferenceSettings, "out"),
-    "generate": (
-        *("sampling.generation:generate_run", config.GenerateSettings),
-        "generator teacher captions start stop out workers",
-    ),
-    "generate-baseline": (
-        *("sampling.generation:generate_baseline", config.BaselineSettings),
-        "teacher captions start stop out workers",
-    ),
+    "generate": ("sampling.generation:generate_run", config.GenerateSettings, f"generator {SAMPLING}"),
+    "generate-baseline": ("sampling.generation:generate_baseline", config.BaselineSettings, SAMPLING),
     "features": ("evaluation.features:extract_features", config.FeatureSettings, "samples captions out workers"),
     "score": ("evaluation.scoring:score", config.ScoreSettings, "features reference captions out"),
     "reference": ("evaluation.features:build_reference", config.BuildReferenceSettings, "out workers code"),
@@ -144,11 +129,11 @@ def _call(given: argparse.Namespace) -> None:
     function, settings, arguments = CALLS[given.command]
     module, name = function.split(":")
     call = getattr(import_module(f".{module}", __package__), name)
-    values = vars(given) | {"workers": given.threads or 1}
-    if "code" in arguments:
+    values, names = vars(given) | {"workers": given.threads or 1}, arguments.split()
+    if "code" in names:
         values["code"] = stage_digest(RULES[given.command].code)
     first = [config.load_settings(settings, given.settings)] if settings else []
-    call(*first, *(values[argument] for argument in arguments.split()))
+    call(*first, *(values[name] for name in names))
 
 
 def _distill(given: argparse.Namespace) -> None:
@@ -165,7 +150,7 @@ def _distill(given: argparse.Namespace) -> None:
 
     settings = config.load_settings(config.DistillSettings, given.settings)
     set_determinism(settings.distill.deterministic)
-    check_place(given.out, "generator.json")  # days later it would fail
+    check_place(given.out, "generator.json")  # fails here and not days later
     if any(path.is_file() for path in (given.state, *given.state.parents)):
         raise UserError(
             f"--state {given.state}: is a file or below one; expected the folder of a training state, or a new one"
@@ -177,12 +162,12 @@ def _distill(given: argparse.Namespace) -> None:
     def draw(nimg: int, latents) -> None:
         write_grid(codec.to(latents.device).decode(latents), State(given.state).grids / f"{nimg:08d}.png")
 
-    look = _proxy(given, settings, prompts, codec) if is_first() and settings.distill.proxy_samples else None
+    proxy = _proxy(given, settings, prompts, codec) if is_first() and settings.distill.proxy_samples else None
     mirror = Mirror(given.tracking, settings, given.state) if is_first() else nullcontext()
     try:
         with mirror:
             code = stage_digest(RULES["distill"].code)
-            distill(settings, given.teacher, prompts, given.state, given.out, draw, look, code)
+            distill(settings, given.teacher, prompts, given.state, given.out, draw, proxy, code)
     except Interrupted as error:
         message = f"{settings.run.name}: interrupted; its state is saved, running again continues"
         sys.exit(print_error(message, 128 + error.signum) if is_first() else 128 + error.signum)
@@ -256,7 +241,7 @@ def _track(given: argparse.Namespace) -> None:
 
 
 def _sample(given: argparse.Namespace) -> None:
-    logging.getLogger(__name__).info("loading libraries")  # they take seconds, and many on a file server
+    logging.getLogger(__name__).info("loading libraries")  # takes seconds, on a file server many
     from .sampling.session import sample
 
     print(sample(given.generator, given.teacher, given.prompt, given.seed, given.out, given.count))
@@ -303,7 +288,7 @@ PATHS = {
     "settings": "the stage's frozen settings (YAML)",
     "teacher": "a prepared teacher: results/EXPERIMENT/teacher",
     "prompts.teacher": "counts tokens with its tokenizer",
-    "sample.teacher": "default: the one it was distilled from, beside runs/",
+    "sample.teacher": "default: the one it was distilled from, next to runs/",
     "plan-memory.teacher": "a diffusers directory; its weights are not read",
     "prompts": "training captions, one a line",
     "captions": "evaluation captions, one a line",
@@ -320,14 +305,14 @@ PATHS = {
     "pipeline": "what export wrote",
     "import-official.settings": "frozen settings of an import, in place of NETWORK.pkl",
     "score": "score.json of the run, for the model card",
-    "out": "what to write; it appears whole or not at all",
+    "out": "output, written atomically",
 }
 FLAGS = {
-    "off": "record that nothing is to be tracked",
-    "sync": "anew, also where MLflow could not be used before; nothing is logged twice",
-    "so-far": "of an unfinished experiment, what is there, to RESULTS/so-far",
-    "watch": "again every two seconds until all is done",
-    "private": "a new repository is private",
+    "off": "record that tracking is off",
+    "sync": "again, also where MLflow was unavailable; nothing is logged twice",
+    "so-far": "report the scored runs of an unfinished experiment in RESULTS/so-far",
+    "watch": "repeat every two seconds until all is done",
+    "private": "make a new repository private",
 }
 OPTIONS: dict[str, dict] = {
     **{name: {"type": Path, "help": text} for name, text in PATHS.items()},
@@ -335,20 +320,25 @@ OPTIONS: dict[str, dict] = {
     "features": {"type": Path, "nargs": "+", "help": "all feature shards of a run or baseline (.safetensors)"},
     "range": {"type": int, "nargs": 2, "metavar": ("START", "STOP"), "help": "samples START to STOP - 1"},
     "experiment": {"help": "name of the MLflow experiment"},
-    "attempt": {"type": int, "default": 1, "help": "of this try: Snakemake makes a failed one again"},
+    "attempt": {"type": int, "default": 1, "help": "number of the attempt: Snakemake reruns after a failed one"},
     "uri": {"help": "default: MLFLOW_TRACKING_URI, else mlflow.db in this folder"},
     "track.uri": {"help": "with --sync: default: MLFLOW_TRACKING_URI, else the settings'"},
-    "prompt": {"help": "what to draw"},
-    "repo": {"help": "OWNER/NAME on the hub; it is made where it is not there"},
+    "prompt": {"help": "text of the image"},
+    "repo": {"help": "OWNER/NAME on the hub, created if missing"},
     "port": {"type": int, "default": 7860, "help": "of 127.0.0.1 (default: 7860; 0: any free one)"},
     "seed": {"type": int, "default": 0, "help": "of the noise (default: 0)"},
     "count": {"type": int, "default": 1, "help": "images, of this seed and the next (default: 1)"},
-    "t-init": {"type": int, "help": "noise level it starts at (default: the file name's, else 625)"},
+    "t-init": {"type": int, "help": "timestep it starts at (default: the file name's, else 625)"},
     "num-steps": {"type": int, "default": 1, "help": "evaluations per image (default: 1)"},
     "kappa": {"type": float, "default": 2.0, "help": "guidance scale; 1 is no guidance (default: 2)"},
     "size": {"choices": ("sd15", "sd21-base", "sd21-768", "shapes"), "help": "or one by its name"},
     "precision": {"nargs": "+", "default": ["bfloat16", "float32"], "help": "float16: as bfloat16; tf32: as float32"},
-    "gpus": {"type": int, "dest": "claim", "metavar": "N", "help": "take so many that no other job has (default: all)"},
+    "gpus": {
+        "type": int,
+        "dest": "claim",
+        "metavar": "N",
+        "help": "number of GPUs to acquire for this process alone (default: all, shared)",
+    },
     "plan-memory.gpus": {"type": int, "default": 1, "metavar": "N", "help": "that train together (default: 1)"},
     "threads": {"type": int, "metavar": "N", "help": "of torch and numpy"},
 }
@@ -360,7 +350,7 @@ POSITIONAL = {
 
 @dataclass(frozen=True)
 class Command:
-    """One subcommand. Of its arguments, `name?` may be left out, and `a|b` exclude each other."""
+    """One subcommand. In `arguments`, `name?` is optional, and `a|b` exclude each other."""
 
     run: Callable[[argparse.Namespace], None]
     help: str
@@ -383,11 +373,13 @@ GROUPS = {
         "import-official": Command(_import_official, "write a published checkpoint as a generator", IMPORT),
     },
     "Inspect": {
-        "status": Command(_call, "print what is done, running or failed, and time left", "results|configfile? watch?"),
-        "compare": Command(_compare, "set scored runs side by side: intervals, and which is better", "runs"),
+        "status": Command(
+            _call, "print the jobs done, running or failed, and the time left", "results|configfile? watch?"
+        ),
+        "compare": Command(_compare, "compare scored runs: differences, intervals and the better run", "runs"),
     },
     "Try": {
-        "sample": Command(_sample, "draw images for a prompt", "generator prompt out seed? count? teacher?"),
+        "sample": Command(_sample, "sample images for a prompt", "generator prompt out seed? count? teacher?"),
         "serve": Command(_call, "serve a page on this machine to try prompts on generators", "results port?"),
     },
     "Plan": {
@@ -413,7 +405,7 @@ GROUPS = {
     },
 }
 COMMANDS = {name: command for commands in GROUPS.values() for name, command in commands.items()}
-# every other command, also one that is added here, starts with exact float32 products
+# all other commands, also new ones, disable TF32
 WITHOUT_NETWORKS = {
     *("prompts", "evaluation-networks", "pairs", "report", "compare", "tracking-init", "track", "status", "push"),
     *("plan", "plan-memory"),

@@ -16,12 +16,7 @@ ROOT = Path(__file__).parents[1]
 WITHOUT_INPUTS = {"tracking-init"}
 OUTPUTS = {"out", "state", "tracking", "experiment", "repo"}
 # inputs that are looked at after, or together with, another one, which is named instead
-AFTER_OTHERS = {
-    ("distill", "prompts"),
-    ("score", "reference"),
-    ("score", "captions"),
-    ("import-official", "teacher"),
-}
+AFTER_OTHERS = {("distill", "prompts"), ("score", "reference"), ("score", "captions"), ("import-official", "teacher")}
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +45,7 @@ def inputs(tiny_teacher, tmp_path_factory):
     generator = results / "runs" / "lsg-2" / "generator"
     shutil.copytree(tiny_teacher / "unet", generator / "unet")
     write_json(
-        generator / "generator.json",
-        {"t_init": 625, "num_steps": 1, "teacher_sha256": teacher_sha256(tiny_teacher)},
+        generator / "generator.json", {"t_init": 625, "num_steps": 1, "teacher_sha256": teacher_sha256(tiny_teacher)}
     )
     write_manifest(generator)
     shutil.copytree(tiny_teacher, results / "teacher")

@@ -100,8 +100,7 @@ def test_main_at_the_time_limit_requeues_up_to_the_maximum(state, slurm, start):
 
 
 @pytest.mark.parametrize(
-    ("call", "attempt", "length"),
-    [("1234", 1, 2), ("9", 1, 1), ("9", 2, 2), (None, 2, 2), (None, 1, 1)],
+    ("call", "attempt", "length"), [("1234", 1, 2), ("9", 1, 1), ("9", 2, 2), (None, 2, 2), (None, 1, 1)]
 )
 def test_starts_of_another_snakemake_call_begin_anew(state, slurm, start, monkeypatch, call, attempt, length):
     start("exit 1")

@@ -21,11 +21,7 @@ def project(tmp_path_factory):
     made = Project(tmp_path_factory.mktemp("project"))
     (made.folder / "x.pkl").touch()
     published = {"name": "published", "file": "x.pkl", "scale": 2, "train_kimg": 1, "teacher": "other"}
-    made.configure(
-        imports=[published],
-        teachers={"other": {"source": "embedded"}},
-        distill={"proxy_samples": 8},
-    )
+    made.configure(imports=[published], teachers={"other": {"source": "embedded"}}, distill={"proxy_samples": 8})
     return made
 
 

@@ -34,11 +34,7 @@ class OwnTeacher(Project):
             "distill": {"train_kimg": 0.016, "batch": 8, "precision": "float32", "compile": False},
             "generate": {"samples": 16, "samples_per_shard": 16, "precision": "float32"},
             "baselines": {"steps": []},
-            "evaluate": {
-                "reference_samples": 24,
-                "feature_network": "inception.pt",
-                "clip": "clip",
-            },
+            "evaluate": {"reference_samples": 24, "feature_network": "inception.pt", "clip": "clip"},
             "resources": {
                 stage: {"gpu": 0, "threads": 1} for stage in ("distill", "generate", "reference", "features")
             },
