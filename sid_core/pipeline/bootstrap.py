@@ -48,8 +48,7 @@ def bootstrap(workflow, config: dict) -> "Setup":
         setup = Setup(checked, data_digests(checked))
         prepend_python_to_path()
         adapt(checked.experiment)
-        # a job on a cluster's node runs this Snakefile as well
-        if workflow.is_main_process:
+        if workflow.is_main_process:  # jobs run this Snakefile too
             check_enough(checked.prompts, checked.generate.samples)
             mark_submitting_process()
             _limit_gpus(workflow, checked.resources.distill)
@@ -62,7 +61,7 @@ def bootstrap(workflow, config: dict) -> "Setup":
 
 
 def _limit_gpus(workflow, asks: DistillResources) -> None:
-    """Limit all jobs to this machine's GPUs, unless a profile or `--resources gpu=N` says otherwise; no limit on a cluster.
+    """Limit the GPUs of all jobs to this machine's, unless a profile, `--resources gpu=N` or a cluster sets the limit.
 
     Raises:
         UserError: a distillation requests more; Snakemake would silently lower its number.
@@ -80,13 +79,10 @@ def _limit_gpus(workflow, asks: DistillResources) -> None:
 
 
 def complete_rules(workflow, directives: Callable[[str], dict]) -> None:
-    """Add directives to every rule that follows, before Snakemake registers it; no directive of its own does this.
+    """Add `directives(name)` to every rule that follows, before Snakemake registers it; params are added to the rule's own.
 
     A Snakefile is compiled to `@workflow.rule(name=…)` over one such decorator for each directive (read in Snakemake 9.27);
     tests/pipeline/test_bootstrap.py notices a change.
-
-    Args:
-        directives: value of each directive by the name of a rule, or values by name; params are added to the rule's.
     """
     register = workflow.rule
 
@@ -125,7 +121,7 @@ class Setup:
 
     @cached_property
     def names(self) -> dict[str, list[str]]:
-        """Return the names that a wildcard may take: `distilled` and `imported` make up the `runs`."""
+        """Return the values of the wildcards: `distilled` and `imported` make up the `runs`."""
         return {
             "distilled": [run.name for run in runs(self.config)],
             "imported": [imported.name for imported in self.config.imports],
@@ -145,13 +141,13 @@ class Setup:
         return self.results.provenance(teachers.get(wildcards.run))
 
     def shard_range(self, wildcards) -> tuple[int, int]:
-        """Return which samples a shard holds: sample i has caption i, whatever the shards."""
+        """Return the first sample of a shard and the end of its range; sample i has caption i."""
         generate = self.config.generate
         start = int(wildcards.shard) * generate.samples_per_shard
         return start, min(start + generate.samples_per_shard, generate.samples)
 
     def directives(self, name: str) -> dict:
-        """Return the directives of a rule that do not depend on its inputs and outputs."""
+        """Return the directives of a rule that are independent of its inputs and outputs."""
         rule = RULES.get(name)
         if rule is None:
             return {}
@@ -169,7 +165,7 @@ class Setup:
         }
 
     def report_so_far(self) -> None:
-        """Report the scored runs: after one that diverged there is no report of all."""
+        """Report the scored runs where a failed one prevents the report of all."""
         try:
             out = Inputs.so_far(self.config, self.results.folder).out
         except UserError:  # no run is scored
@@ -178,25 +174,25 @@ class Setup:
         done = subprocess.run([*stage, "--results", self.results.folder], capture_output=True, text=True)
         if done.returncode:
             reason = done.stderr.strip().splitlines()[-1]
-            print(f"the runs that are scored could not be compared: {reason}", file=sys.stderr)
+            print(f"no report of the scored runs: {reason}", file=sys.stderr)
         else:
             print(f"unfinished: {out.report} compares what is scored so far", file=sys.stderr)
 
 
 def _resources(asks: JobResources) -> dict:
-    """Return the requests of a job; a retry requests more memory and time, as it may have run out of them."""
+    """Return the resources of a job; a retry requests more memory and time, since it may have run out of them."""
     amount, unit = int(asks.runtime[:-1]), asks.runtime[-1]
-    gpu = asks.gpus(int(has_gpu()))  # null: one on a machine with GPUs
+    gpu = asks.gpus(int(has_gpu()))
     shared = {"gpu": gpu, "mem_mb": lambda wildcards, attempt: attempt * asks.mem_mb}
     if not isinstance(asks, DistillResources):
         return shared | {"runtime": lambda wildcards, attempt: f"{attempt * amount}{unit}"}
-    # a job of several nodes runs its own srun, hence is no step of one (`mpi`); a task on each node starts the processes there
+    # a job of several nodes runs its own srun, so it must be no step of one (`mpi`); a task on each node starts torchrun
     several = {"mpi": "srun", "tasks": asks.nodes, "tasks_per_gpu": 0} if asks.nodes > 1 else {}
     own = {key: getattr(asks, key) for key in ("runtime", "nodes", "continuations", "save_s")}
-    processes = {"processes": gpu}  # also where a cluster's profile asks for them by `gres`
+    processes = {"processes": gpu}  # a cluster's profile may request the GPUs as `gres` instead
     return several | shared | own | processes | {"attempt": lambda wildcards, attempt: attempt}
 
 
 def any_of(names: Iterable[str]) -> str:
-    """Return a pattern for these names and nothing else, also where there are none."""
+    """Return a pattern of exactly these names; without names it matches nothing."""
     return "|".join(map(re.escape, names)) or "$^"

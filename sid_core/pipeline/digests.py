@@ -1,6 +1,6 @@
 """Compute digests of a stage's code and of the user's files outside of results/.
 
-Snakemake tracks neither. The digests are `params` of the rules, so that an edit or a replaced file reruns the stages it can change.
+They are `params` of the rules, so that an edited or replaced file reruns the stages that depend on it.
 """
 
 import ast
@@ -17,7 +17,7 @@ from ..storage.files import digest, sha256_file
 from .paths import teacher_name
 
 ROOT = Path(__file__).parents[1]
-# reads settings and writes files: no number of a result depends on it
+# code that no number of a result depends on
 PLUMBING = {
     ROOT / "__init__.py",
     ROOT / "errors.py",
@@ -50,7 +50,7 @@ def code_digest(*modules: str | Path) -> str:
 
 @cache
 def _meaning(source: bytes) -> bytes:
-    """Return a module without comments and docstrings; cached, as stages share modules and every job of a cluster hashes all."""
+    """Return a module without comments and docstrings; cached, since stages share modules."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
@@ -60,18 +60,12 @@ def _meaning(source: bytes) -> bytes:
 
 
 def data_digests(config: Config) -> dict[str, str]:
-    """Hash the files that a configuration names, or the assets in their place, by stage.
-
-    Raises:
-        UserError: a path does not exist; found here in seconds, by a stage after hours.
-    """
+    """Hash the files and assets that a configuration names, by stage; raise UserError for a missing one, before any stage."""
     prompts, evaluate = config.prompts, config.evaluate
     teachers = {teacher_name(): config.teacher} | {teacher_name(name): block for name, block in config.teachers.items()}
-    paths = {
-        "prompts.train": prompts.train if prompts.source == "file" else None,
-        "prompts.evaluation": prompts.evaluation,
-    }
-    captions = [_data_digest(*one) for one in paths.items() if isinstance(one[1], str) and one[1] != COCO2014_30K]
+    train = prompts.train if prompts.source == "file" else None
+    paths = {"prompts.train": train, "prompts.evaluation": prompts.evaluation}
+    captions = [_data_digest(*item) for item in paths.items() if isinstance(item[1], str) and item[1] != COCO2014_30K]
     networks = [
         _data_digest(f"evaluate.{key}.source", _place(network.source, key))
         for key, network in evaluate.networks().items()
@@ -93,10 +87,7 @@ def _place(setting: str, key: str) -> str | Path:
 
 
 def _data_digest(key: str, path: str | Path) -> str:
-    """Hash a user's files by name, size and time (they may be gigabytes), the package's by content (a checkout changes times).
-
-    Downloads have no digest: the settings pin them.
-    """
+    """Hash a user's files by name, size and time (they may be gigabytes), the package's by content; settings pin downloads."""
     if is_url(str(path)):
         return ""
     path = Path(path).expanduser()
@@ -109,7 +100,7 @@ def _data_digest(key: str, path: str | Path) -> str:
 
 
 def reachable(path: Path) -> set[Path]:
-    """Return `path` and every file of this package that it imports, directly or not, also inside functions."""
+    """Return `path` and every file of this package that it imports, directly, indirectly or inside functions."""
     found, waiting = set(), [path]
     while waiting:
         current = waiting.pop()
@@ -132,7 +123,7 @@ def imports(path: Path) -> frozenset[Path]:
 
 
 def _targets(path: Path) -> Iterator[Path]:
-    """Yield the targets of import statements as paths without suffix; some are functions or classes and no files."""
+    """Yield the targets of import statements as paths without suffix, also functions and classes."""
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.ImportFrom):
             if node.level:

@@ -1,7 +1,4 @@
-"""Define every path under results/ once: for rules, status, tracking, serve, report and command line.
-
-Names may be Snakemake's wildcards: `Results(Path("results/shapes")).run("{run}").score` is a rule's pattern.
-"""
+"""Define every path under results/ once. Names may be Snakemake's wildcards: `results.run("{run}").score` is a rule's pattern."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class State:
-    """Files of a training state; jobs resume from them, and they are no outputs."""
+    """Files of a training state, which jobs resume from; no rule declares them."""
 
     folder: Path
     identity = _below("identity.json")
@@ -59,7 +56,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Results:
-    """Files of an experiment, results/EXPERIMENT, or of its part that is scored so far."""
+    """Files of an experiment, results/EXPERIMENT, or of its `so-far`."""
 
     folder: Path
     config = _below("config.yaml")
@@ -96,7 +93,7 @@ class Results:
         return self.folder / teacher_name(name)
 
     def provenance(self, name: str | None = None) -> Path:
-        """Return the record of a teacher's source, the last file of its stage that rules read."""
+        """Return the record of a teacher's source, which rules take for the whole folder."""
         return self.teacher(name) / "provenance.json"
 
     def teachers(self) -> list[Path]:

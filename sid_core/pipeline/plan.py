@@ -83,8 +83,8 @@ def to_text(config: Config, gpus_here: int = 0) -> str:
     embedded = [f"evaluate.{key}" for key, source in sources.items() if source == "embedded"]
     if config.prompts.source != "embedded" and embedded:
         lines.append(
-            f"note: {', '.join(embedded)}: embedded, made for the shapes; scores by them of other captions mean nothing"
-            " (docs/how-to/own-prompts.md)"
+            f"note: {', '.join(embedded)}: embedded, trained on shapes; their scores of other captions mean nothing "
+            "(docs/how-to/own-prompts.md)"
         )
     return "\n".join(lines)
 

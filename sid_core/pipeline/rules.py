@@ -16,7 +16,7 @@ class Rule:
 
     @property
     def wildcards(self) -> list[str]:
-        """Return the names of the wildcards, which distinguish the rule's jobs."""
+        """Return the names of the wildcards."""
         return [name for _, name, _, _ in Formatter().parse(self.log) if name]
 
 

@@ -1,7 +1,4 @@
-"""Freeze the settings of each stage in a file below results/EXPERIMENT.
-
-A file holds what the stage's result depends on, and nothing else: a change of evaluation never retrains.
-"""
+"""Freeze the settings that each stage's result depends on, and no others: a change of evaluation never retrains."""
 
 from pathlib import Path
 

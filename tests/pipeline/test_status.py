@@ -192,7 +192,7 @@ def test_status_of_an_unlisted_cluster_job_is_stopped(results, squeue, monkeypat
     assert states() == ["queued", "running"]
     squeue("124_3\n")
     assert states() == ["stopped", "running"]
-    assert status_of(results, "score", "lsg-2").text.startswith("cluster job 123 is gone before it began: ")
+    assert status_of(results, "score", "lsg-2").text.startswith("cluster job 123 ended before it began: ")
     squeue("")
     assert states() == ["stopped", "stopped"]
     record(results, begun.log, ended="failed", message="no such folder")

@@ -11,7 +11,7 @@ from ..rules import RULES
 
 @dataclass(frozen=True)
 class Job:
-    """One job of the graph. Paths are below results/EXPERIMENT, `stage` is the subcommand, `kimg` a distillation's length."""
+    """One job. Paths are below results/EXPERIMENT, `stage` is the subcommand, `kimg` a distillation's length."""
 
     stage: str
     name: str

@@ -1,9 +1,8 @@
 """Determine the status of every job from files, without torch, in half a second.
 
-Done: the files exist (they are atomic); `snakemake -n` lists reruns after a change of settings. Running, in this order: the lease on
-a training state, from any host; a process of this host; Snakemake's marks in .snakemake/incomplete, which outlive a kill and count
-only with a fresh log or a cluster's job that squeue, if available, still lists.
-Times come from finished jobs (benchmarks/), the records of running jobs, else the estimates of `plan`.
+Done: the output exists; `snakemake -n` lists reruns after a change of settings. Running, in this order: a lease on the training
+state, from any host; a process of this host; a mark in .snakemake/incomplete, which outlives a kill, with a fresh log or a cluster's
+job that squeue still lists. Times come from finished jobs (benchmarks/), records of running jobs, else the estimates of `plan`.
 """
 
 import json
@@ -23,8 +22,8 @@ from ..paths import Results
 from ..plan import make_plan
 from .jobs import Job, jobs
 
-FRESH_S = 120.0  # a log this young may be of a process on another machine
-SHORT_S = 15.0  # of a job without an estimate; nearly all of it is imports
+FRESH_S = 120.0  # age of a log up to which its process may run on another machine
+SHORT_S = 15.0  # duration of a job without an estimate, mostly of imports
 SQUEUE_S = 10.0  # timeout of squeue
 TAIL = 4096  # bytes read of a training log
 
@@ -60,9 +59,10 @@ def _state(
     owner = living_owner(Results(folder).state(job.name).folder) if job.stage == "distill" else None
     if owner:
         where = f"process {owner['pid']}" if owner["job"] is None else f"Slurm job {owner['job']}"
-        heartbeat = f"last sign of life {owner['age_s']:.0f} s ago"
-        return "running", _progress(job, folder, f"{where} on {owner['host']}, {heartbeat}")
-    # --out of a stage: the output, its folder, or the file whose record it is
+        return "running", _progress(
+            job, folder, f"{where} on {owner['host']}, last heartbeat {owner['age_s']:.0f} s ago"
+        )
+    # --out of a stage: the output, its folder, or the file that the output is the sidecar of
     targets = {output, output.parent, output.with_suffix(".tar"), output.with_suffix(".safetensors")}
     if any((job.stage, target.resolve()) in here for target in targets):
         return "running", _progress(job, folder)
@@ -73,7 +73,7 @@ def _state(
         cluster_job, marked = marks[job.output]
         if cluster_job in gone:
             if logged < marked:
-                return "stopped", f"cluster job {cluster_job} is gone before it began: cancelled, or it could not start"
+                return "stopped", f"cluster job {cluster_job} ended before it began: cancelled, or it could not start"
         elif cluster_job and logged < marked:
             return "queued", f"cluster job {cluster_job}"
         elif cluster_job or time.time() - logged < FRESH_S:
@@ -81,10 +81,10 @@ def _state(
                 job, folder, f"cluster job {cluster_job}" if cluster_job else "on another machine"
             )
     if not logged or (folder / job.benchmark).is_file():
-        return "waiting", ""  # a benchmark: the job succeeded, its files were deleted since
+        return "waiting", ""  # the job succeeded, and its files were deleted later
     record = job_record.read(record_path(log))
     state = "failed" if record.get("ended") == "failed" else "stopped"
-    return state, record.get("message", "ended without a word: killed, or out of memory or time")
+    return state, record.get("message", "ended without a message: killed, or out of memory or time")
 
 
 def _tail(path: Path) -> str:
@@ -95,7 +95,7 @@ def _tail(path: Path) -> str:
 
 
 def _images(job: Job, folder: Path) -> tuple[float, float, float] | None:
-    """Return images done, images in all and images a second from a job's log or record, if any."""
+    """Return the images done, their total and images/s from a job's log or record; None without any."""
     if job.stage == "distill":
         for line in reversed(_tail(Results(folder).state(job.name).training).splitlines()):
             # the last line may be incomplete, the first is cut
@@ -120,7 +120,7 @@ def _processes() -> set[tuple[str, Path]]:
     """Return stage and --out of the processes on this host, from their command lines."""
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, StopIteration, IndexError):  # it ended, is another user's, or is no stage
+        with suppress(OSError, StopIteration, IndexError):  # it ended, belongs to another user, or is no stage
             words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
             start = next(i for i, word in enumerate(words) if word == "sid_core" or word.endswith("/sid-core"))
             out = next(words[i + 1] for i, word in enumerate(words) if word in ("--out", "--results"))
@@ -133,12 +133,15 @@ def _marks(results: Path) -> dict[str, tuple[str | None, float]]:
     root = results.parents[1]
     folder, found = root / ".snakemake" / "incomplete", {}
     for mark in folder.rglob("*"):
-        with suppress(OSError, ValueError):  # it is gone, no mark, or another experiment's
-            name = "".join(part.removeprefix("@") for part in mark.relative_to(folder).parts)  # long names are split
+        with suppress(OSError, ValueError):  # it was removed, is no mark, or belongs to another experiment
+            name = "".join(
+                part.removeprefix("@") for part in mark.relative_to(folder).parts
+            )  # Snakemake splits long names
             output = (root / urlsafe_b64decode(name).decode()).relative_to(results)
             found[str(output)] = (json.loads(mark.read_text())["external_jobid"], mark.stat().st_mtime)
     # a Slurm job's own Snakemake rewrites its marks without the job; sid_core.cluster.slurm records them
-    for line in _read(root / ".snakemake" / "slurm_jobs.jsonl").splitlines():
+    registry = root / ".snakemake" / "slurm_jobs.jsonl"
+    for line in registry.read_text(encoding="utf-8").splitlines() if registry.is_file() else ():
         with suppress(json.JSONDecodeError):  # it is being written
             entry = json.loads(line)
             for output in {str(root / name) for name in entry["output"]}:
@@ -161,13 +164,6 @@ def _gone(cluster_jobs: set[str], folder: Path) -> set[str]:
     return cluster_jobs - set(asked.stdout.split())
 
 
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
-# --- how long ----------------------------------------------------------------------------------------------------------
-
-
 def _expectations(config: Config, folder: Path, states: dict[Job, tuple[str, str]]) -> dict[str, float]:
     """Estimate the seconds of a job by stage; of a distillation per thousand images."""
     measured: dict[str, list[float]] = {}
@@ -177,11 +173,10 @@ def _expectations(config: Config, folder: Path, states: dict[Job, tuple[str, str
                 seconds = float((folder / job.benchmark).read_text().splitlines()[1].split("\t")[0])
                 measured.setdefault(job.stage, []).append(seconds / job.kimg)
     expected = {stage: mean(values) for stage, values in measured.items()}
-    running = [
-        _images(job, folder) for job, (state, _) in states.items() if job.stage == "distill" and state == "running"
-    ]
-    if any(running):
-        expected.setdefault("distill", mean(1000 / images[2] for images in running if images))
+    running = [job for job, (state, _) in states.items() if job.stage == "distill" and state == "running"]
+    rates = [images[2] for images in (_images(job, folder) for job in running) if images]
+    if rates:
+        expected.setdefault("distill", mean(1000 / rate for rate in rates))
     for planned in make_plan(config):
         name, *rest = planned.name.split()
         stage = "generate-baseline" if name == "generate" and rest else name

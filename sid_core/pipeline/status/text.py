@@ -17,7 +17,7 @@ LISTED = STATES[1:5]  # job by job
 
 
 def headline(experiment: str, statuses: list[JobStatus]) -> str:
-    """Format one line: numbers of jobs by state, and about how much time is left."""
+    """Format one line: numbers of jobs by state, and the estimated time left."""
     count = Counter(status.state for status in statuses)
     parts = [f"{count['done']} of {len(statuses)} jobs done"]
     parts += [f"{count[state]} {state}" for state in LISTED if count[state]]
@@ -29,7 +29,7 @@ def headline(experiment: str, statuses: list[JobStatus]) -> str:
 
 
 def to_text(experiment: str, folder: Path, statuses: list[JobStatus]) -> str:
-    """Format the headline, a line for each stage, and one for each job that runs, failed or was stopped."""
+    """Format the headline, a line for each stage, and one for each job that is running, queued, failed or stopped."""
     lines = [headline(experiment, statuses), ""]
     for stage in dict.fromkeys(status.job.stage for status in statuses):
         count = Counter(status.state for status in statuses if status.job.stage == stage)
@@ -48,7 +48,7 @@ def to_text(experiment: str, folder: Path, statuses: list[JobStatus]) -> str:
 
 
 def show(results: Path | None, configfile: Path | None, watch: bool) -> None:
-    """Print the status of `results`, by its frozen settings, or of config.yaml with `configfile`; `watch` repeats until all is done."""
+    """Print the status of `results`, or of config.yaml with `configfile`; `watch` repeats until all is done."""
     if results is None:
         config = load_config("config.yaml", configfile)
         results = Path("results") / config.experiment
