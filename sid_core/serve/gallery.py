@@ -21,7 +21,7 @@ LONGEST_PROMPT = 2000  # characters; encoders read 77 tokens
 
 
 class Gallery:
-    """The finished generators of results/EXPERIMENT; raises UserError where there are none, or no frozen settings."""
+    """The finished generators of results/EXPERIMENT; raises UserError without any or without frozen settings."""
 
     def __init__(self, results: Path):
         self.results, config = Results(results), load_frozen(results)

@@ -15,11 +15,7 @@ from .gallery import Gallery
 
 HERE = Path(__file__).parent
 HOST = "127.0.0.1"
-FILES = {
-    "/": ("page.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-}
+FILES = {"/": ("page.html", "html"), "/page.css": ("page.css", "css"), "/page.js": ("page.js", "javascript")}
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:"
 
 
@@ -45,7 +41,7 @@ def make_server(gallery: Gallery, port: int) -> "Server":
 
 
 class Server(ThreadingHTTPServer):
-    """A server of one gallery: pages are served during sampling, a second image waits for the first."""
+    """A server of one gallery that samples one image at a time."""
 
     daemon_threads = True
 
@@ -68,7 +64,7 @@ class Handler(BaseHTTPRequestHandler):
     hosts: ClassVar = (HOST, "localhost")
 
     def do_GET(self) -> None:
-        # pages of other sites must neither read this one (DNS rebinding) nor occupy the machine
+        # other sites must neither read this page (DNS rebinding) nor occupy the machine
         host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
         if host not in self.hosts or self.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
             return self._answer(HTTPStatus.FORBIDDEN, "text/plain", b"this page answers to its own machine only")
@@ -76,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if url.path in FILES:
                 name, kind = FILES[url.path]
-                return self._answer(HTTPStatus.OK, kind, (HERE / name).read_bytes())
+                return self._answer(HTTPStatus.OK, f"text/{kind}", (HERE / name).read_bytes())
             if url.path == "/experiment.json":
                 text = json.dumps(self.server.gallery.describe())
                 return self._answer(HTTPStatus.OK, "application/json", text.encode())
