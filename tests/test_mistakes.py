@@ -164,7 +164,7 @@ def test_main_with_a_web_project_as_out_leaves_it_alone(inputs, tmp_path, capsys
         line = arguments(stage, inputs, tmp_path)
         line[line.index("--out") + 1] = str(tmp_path)
         assert cli.main(line) == 1
-        assert f"{tmp_path}: exists and is none of this program's" in capsys.readouterr().err
+        assert f"{tmp_path}: exists and is not created by sid-core" in capsys.readouterr().err
     assert (tmp_path / "index.html").read_text() == "mine"
 
 

@@ -1,7 +1,7 @@
 """Download large files by URL: resumable, verified, atomic.
 
-The bytes so far are in `.NAME.part` next to the target, with the server's ETag. Another try, or a later call, requests the
-rest with Range and If-Range, so a file that changed meanwhile starts over and is never spliced.
+Received bytes are in `.NAME.part` next to the target, with the server's ETag: the next attempt requests the rest with Range and
+If-Range, and starts over if the file changed.
 """
 
 import logging
@@ -18,10 +18,10 @@ from .transfer import TransferInterrupted, note_path, receive
 
 log = logging.getLogger(__name__)
 
-TRIES = 6  # consecutive ones that receive less than PROGRESS bytes each
+TRIES = 6  # consecutive attempts that receive less than PROGRESS bytes each
 PROGRESS = 1 << 20
-BACKOFF_S = 1.0  # doubled with each try
-LONGEST_WAIT_S = 120.0  # up to which a server's Retry-After is obeyed
+BACKOFF_S = 1.0  # doubled with each attempt
+LONGEST_WAIT_S = 120.0  # longest Retry-After of a server that is obeyed
 
 
 def is_url(text: str) -> bool:
@@ -35,12 +35,9 @@ def cache_folder() -> Path:
 
 
 def cached(url: str, sha256: str | None, key: str) -> Path:
-    """Return the cached file of `url`, downloaded first if missing, and verified.
+    """Return the verified cached file of `url`, downloaded if missing; `key` names the setting of the hash in messages.
 
     Without `sha256` the hash of the first download is recorded and expected from then on.
-
-    Args:
-        key: the setting that takes the hash, for messages.
 
     Raises:
         UserError: the download fails, has another hash, or was changed in the cache.
@@ -48,7 +45,7 @@ def cached(url: str, sha256: str | None, key: str) -> Path:
     name = PurePosixPath(unquote(urlsplit(url).path)).name or "file"
     unpinned, folder = (cache_folder() / "files" / digest([url, pin])[:16] for pin in (None, sha256))
     if sha256 and not folder.exists() and _recorded(unpinned) == sha256:
-        folder = unpinned  # downloaded before its hash was written into the settings
+        folder = unpinned  # downloaded before the settings had its hash
     path = folder / name
     with _lock(folder / "record.json"):
         recorded = _recorded(folder)
@@ -68,13 +65,10 @@ def _recorded(folder: Path) -> str | None:
 
 
 def download(url: str, out: Path, sha256: str | None = None, size: int | None = None) -> str:
-    """Download `url` to `out` and return its hex sha256; only verify an existing `out`.
-
-    Args:
-        sha256, size: expected values; None accepts any.
+    """Download `url` to `out`, or verify an existing `out`, and return its hex sha256; None expects any hash or size.
 
     Raises:
-        UserError: names url, cause and remedy. The bytes so far are retained for the next call, unless they are wrong.
+        UserError: the download failed; received bytes are retained for the next call, unless they are wrong.
     """
     out = Path(out)
     with _lock(out):
@@ -131,10 +125,8 @@ def _fetch(url: str, out: Path, sha256: str | None, size: int | None) -> str:
             return found
         part.unlink()
         if restarted or not before:
-            raise UserError(
-                f"{url}: what arrived has sha256 {found}, expected {sha256}. Fix: correct the hash or the URL"
-            )
-        restarted = True  # the beginning was from an earlier try: download once more from byte 0
+            raise UserError(f"{url}: expected sha256 {sha256}, got {found}. Fix: correct the hash or the URL")
+        restarted = True  # an earlier attempt may have left wrong bytes: download once more from byte 0
 
 
 def _size(part: Path) -> int:

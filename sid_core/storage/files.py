@@ -1,7 +1,7 @@
 """Write files atomically and let consumers verify them by sidecars and manifests.
 
-Snakemake trusts file names and times: a truncated file with an old time looks finished to it. So every stage writes to a
-temporary path and renames, and every consumer checks the sha256 that its producer recorded.
+Snakemake trusts names and times, even of a truncated file. So every stage writes to a temporary path and renames, and every
+consumer checks the sha256 that its producer recorded.
 """
 
 import fcntl
@@ -27,12 +27,10 @@ LONGEST_LINE = 100_000  # characters of a caption; the longest texts of web page
 
 @contextmanager
 def atomic_path(path: str | Path, *marks: str, only: str | None = None) -> Iterator[Path]:
-    """Yield a temporary path next to `path`; rename it to `path` on success, remove it on failure.
-
-    The block creates a file or a directory. Only a directory replaces a directory, by the rule of `check_place`.
+    """Yield a temporary path, of a file or directory, next to `path`; rename it to `path` on success, remove it on failure.
 
     Raises:
-        UserError: `path` has no name, is below a file, or is not to be replaced.
+        UserError: `path` is below a file, of the other kind, or rejected by `check_place`.
     """
     path = Path(path)
     check_place(path, *marks, only=only)
@@ -52,21 +50,21 @@ def atomic_path(path: str | Path, *marks: str, only: str | None = None) -> Itera
                 with open(temporary, "rb") as handle:
                     os.fsync(handle.fileno())
             if os.path.lexists(path) and path.is_dir() != temporary.is_dir():
-                there, new = ("folder", "file") if path.is_dir() else ("file", "folder")
-                raise UserError(f"{path}: is a {there}, and what is written is a {new}. Fix: rename or delete it")
+                found, new = ("folder", "file") if path.is_dir() else ("file", "folder")
+                raise UserError(f"{path}: expected a {new}, got a {found}. Fix: rename or delete it")
             if path.is_dir():
                 os.rename(path, folder / "replaced")
             os.rename(temporary, path)
-            remove_temporaries(path)  # those that seemed alive at first
+            remove_temporaries(path)  # of writers that seemed alive at first
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def _alive(folder: Path) -> Iterator[None]:
-    """Mark `folder` as being written: by a lock, and by its time for machines that do not see the lock."""
+    """Mark `folder` as being written by a lock, and by its time for machines that do not see the lock."""
     with open(folder / LOCK, "wb", buffering=0) as lock, every(heartbeat.PERIOD_S, lambda: os.utime(folder)):
-        with suppress(OSError):  # a file system without locks, or without room
+        with suppress(OSError):  # a file system without locks, or a full one
             fcntl.flock(lock, fcntl.LOCK_EX)
             lock.write((place() or "").encode())
         yield
@@ -104,9 +102,9 @@ def check_place(path: str | Path, *marks: str, only: str | None = None) -> None:
     """
     path = Path(path)
     if path.name in ("", ".."):
-        raise UserError(f"{path}: expected what is to be made by its name, such as {path / 'out'}")
+        raise UserError(f"{path}: expected the name of a new file or folder, such as {path / 'out'}")
     if path.is_dir() and (foreign := _foreign_entry(path, marks, only)):
-        raise UserError(f"{path}: exists and is none of this program's ({foreign} in it). Fix: move or delete it")
+        raise UserError(f"{path}: exists and is not created by sid-core ({foreign} in it). Fix: move or delete it")
 
 
 def _foreign_entry(path: Path, marks: tuple[str, ...], only: str | None) -> str | None:
@@ -153,9 +151,7 @@ def read_json(path: str | Path) -> dict:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: not valid JSON ({error}); a stage writes it: give that one, or rerun the stage"
-        ) from None
+        raise UserError(f"{path}: not valid JSON ({error}). Fix: rerun the stage that writes it") from None
 
 
 def sha256_file(path: str | Path) -> str:
@@ -187,11 +183,7 @@ def write_manifest(folder: str | Path, record: dict | None = None) -> None:
 
 
 def verify_manifest(folder: str | Path) -> dict:
-    """Check every file that `folder`'s manifest names; return its `record`.
-
-    Raises:
-        UserError: names the first file that is missing or of another size or content.
-    """
+    """Check every file that `folder`'s manifest lists and return its `record`; raise UserError for a missing or changed one."""
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder}: not a finished result (no {MANIFEST}). Fix: run the stage that makes it")
@@ -206,7 +198,7 @@ def verify_manifest(folder: str | Path) -> dict:
 def _check_content(path: Path, entry: dict, remove: Path) -> None:
     if path.stat().st_size != entry["bytes"] or sha256_file(path) != entry["sha256"]:
         raise UserError(
-            f"{path}: differs from its recorded sha256 (truncated or edited). Fix: delete {remove} and run again"
+            f"{path}: differs from its recorded sha256 (truncated or edited). Fix: delete {remove}, run again"
         )
 
 
@@ -222,11 +214,7 @@ def write_sidecar(path: str | Path, record: dict, sha256: str | None = None) -> 
 
 
 def verify_sidecar(path: str | Path) -> dict:
-    """Check a file against its sidecar; return the sidecar ({"sha256", "bytes", "record"}).
-
-    Raises:
-        UserError: the file is missing, truncated or of other content.
-    """
+    """Check a file against its sidecar {"sha256", "bytes", "record"} and return that; raise UserError where they differ."""
     path = Path(path)
     if not path.is_file() or not sidecar(path).is_file():
         raise UserError(
@@ -238,10 +226,10 @@ def verify_sidecar(path: str | Path) -> dict:
 
 
 def read_lines(path: str | Path, what: str) -> list[str]:
-    """Read the stripped lines of a UTF-8 text file; `what` names an entry in messages.
+    """Read the stripped lines of a UTF-8 text file; `what` names a line in messages.
 
     Raises:
-        UserError: missing or empty file, invalid UTF-8, a blank line (it would shift indices), a line over 100,000 characters.
+        UserError: missing or empty file, invalid UTF-8, a blank line (it would shift indices), or a line over LONGEST_LINE.
     """
     try:
         raw = Path(path).read_bytes()

@@ -1,6 +1,6 @@
 """Fetch single files of model repositories through huggingface_hub: its cache, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN.
 
-A repository is pinned to a commit. The cache names files by the hub's hash; a file that differs from its name is removed.
+A repository is pinned to a commit. A cached file that differs from the hub's hash is removed.
 """
 
 import hashlib
@@ -26,18 +26,12 @@ MOVED = {
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository at a commit.
-
-    Args:
-        files: names of its files on the hub, or in the cache if the hub did not answer.
-        keys: the settings that name repository and revision, for messages.
-        answered: whether `files` come from the hub.
-    """
+    """A repository at a commit."""
 
     name: str
     commit: str
-    files: frozenset[str]
-    keys: tuple[str, str]
+    files: frozenset[str]  # on the hub, or in the cache if the hub did not answer
+    keys: tuple[str, str]  # settings of repository and revision, for messages
     answered: bool = True
 
     def fetch(self, file: str) -> Path:
@@ -53,9 +47,7 @@ class Repository:
         if not _is_as_named(blob):
             blob.unlink()
             path.unlink(missing_ok=True)
-            raise UserError(
-                f"{self.keys[0]}={self.name}: {file} differs from its hash on the hub and was removed. Fix: run again"
-            )
+            raise UserError(f"{self.keys[0]}={self.name}: {file} differs from the hub's hash, removed. Fix: run again")
         return path
 
     def license(self) -> str | None:
@@ -68,7 +60,7 @@ class Repository:
 
 
 def find(name: str, revision: str, keys: tuple[str, str]) -> Repository:
-    """Find the repository `name` at a commit, branch or tag, or its cached copy if the hub does not answer.
+    """Find a repository at a commit, branch or tag, or its cached copy if the hub does not answer.
 
     Raises:
         UserError: unknown repository or revision, no access, or neither hub nor cached copy.
@@ -107,7 +99,7 @@ def cached(name: str, revision: str, keys: tuple[str, str]) -> Repository | None
 
 
 def _is_as_named(blob: Path) -> bool:
-    """Check a blob against its name: sha256 for large files, git's sha1 for small ones, no hash in a cache without links."""
+    """Check a blob against its name: sha256 of large files, git's sha1 of small ones; a cache without links has no hashes."""
     if re.fullmatch("[0-9a-f]{64}", blob.name):
         return sha256_file(blob) == blob.name
     if re.fullmatch(COMMIT, blob.name):
@@ -121,7 +113,7 @@ def _status(error: Exception) -> int | None:
 
 
 def _user_error(error: Exception, name: str, revision: str, keys: tuple[str, str], file: str = "") -> UserError:
-    """Convert a library's error to one that names the setting, the cause and the remedy."""
+    """Convert a library's error to one that names setting, cause and remedy."""
     from huggingface_hub import constants, errors
 
     repository, place = f"{keys[0]}={name}", f"{constants.ENDPOINT}/{name}"

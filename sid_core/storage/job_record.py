@@ -22,7 +22,7 @@ def begin() -> None:
 
 
 def update(**known: object) -> None:
-    """Add to this job's record, if it has a log; a full disk must not end the job."""
+    """Add values to this job's record, if it has a log; a full disk must not end the job."""
     path = _own()
     if path:
         with suppress(OSError):
@@ -44,7 +44,7 @@ def read(path: Path) -> dict:
 
 
 def _own() -> Path | None:
-    """Return the record of the log that stderr goes to; None on a terminal or in a pipe."""
+    """Return the record of the log that stderr is redirected to; None for a terminal or pipe."""
     with suppress(OSError):
         log = Path("/proc/self/fd/2").readlink()
         if log.suffix == ".log" and log.is_file():

@@ -21,9 +21,9 @@ from .heartbeat import every, place, process_start
 def lease(folder: str | Path) -> Iterator[None]:
     """Hold `folder` against a second writer: a killed Snakemake leaves its child running, and a restart starts another.
 
-    `folder`/lease.json names the owner (host, place, pid, job id); its modification time is the heartbeat. An owner of the
-    same place is checked by its process. One of another host or container is watched for up to four heartbeat periods. An
-    owner that was suspended for so long, and finds its lease taken over, exits at once.
+    `folder`/lease.json names the owner (host, place, pid, job id); its modification time is the heartbeat. An owner of the same
+    place is checked by its process, one of another host or container by its heartbeat, over up to four periods. An owner that
+    was suspended for so long, and finds its lease taken over, exits at once.
 
     Raises:
         UserError: a live owner holds the folder.
@@ -46,7 +46,7 @@ def lease(folder: str | Path) -> Iterator[None]:
         if path.read_text(encoding="utf-8") != payload:
             message = f"error: {folder}: taken over by another process while this one was suspended; exiting"
             print(message, file=sys.stderr, flush=True)
-            os._exit(1)  # cleanup would write to the other owner's folder
+            os._exit(1)  # cleanup would write to a folder of another owner
         os.utime(path)
 
     try:
@@ -60,7 +60,7 @@ def lease(folder: str | Path) -> Iterator[None]:
 
 @contextmanager
 def _guard(path: Path) -> Iterator[None]:
-    """Lock reading and replacing a lease: of two that find a dead owner, the second must find the first."""
+    """Lock reading and replacing a lease: of two processes that find a dead owner, the second must find the first."""
     with open(path.with_name(".lease.guard"), "a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)  # released when the file is closed, also by a kill
         yield
@@ -75,7 +75,7 @@ def _check_owner(path: Path, watched: Watched | None) -> Watched | None:
         return None
     owner, beaten_ns, now_s = read_json(path), path.stat().st_mtime_ns, time.monotonic()
     if not isinstance(owner, dict) or not {"host", "pid", "start", "job"} <= owner.keys():
-        raise UserError(f"{path}: none of this program's. Fix: give another folder")
+        raise UserError(f"{path}: not created by sid-core. Fix: give another folder")
     age_s, seen = time.time() - beaten_ns / 1e9, (path.read_text(encoding="utf-8"), beaten_ns)
     if _is_of_this_place(owner):
         alive = _is_running(owner)

@@ -20,7 +20,7 @@ from .progress import Progress
 if TYPE_CHECKING:
     from requests import Response
 
-STALL_S = 60.0  # reconnect after so long without a byte, or with fewer than SLOWEST bytes/s
+STALL_S = 60.0  # reconnect after this time without a byte, or with fewer than SLOWEST bytes/s
 SLOWEST = 1000
 CHUNK = 1 << 20
 REMEDIES = {
@@ -33,7 +33,7 @@ TRANSIENT = {408, 425, 429}  # and 5xx
 
 
 class TransferInterrupted(Exception):
-    """A failure worth another try, after the `wait_s` seconds that the server requested."""
+    """A failure to retry, after the `wait_s` seconds that the server requests."""
 
     def __init__(self, cause: str, wait_s: float | None = None):
         super().__init__(cause)
@@ -84,7 +84,7 @@ def _read_note(url: str, part: Path) -> dict | None:
 
 
 def _headers(note: dict | None, part: Path) -> dict[str, str]:
-    """Return request headers, for the rest alone if the server can check that the file is the same."""
+    """Return request headers, with a range if the server can check that the file is unchanged."""
     headers = {"Accept-Encoding": "identity"}
     if note and note["validator"] and part.stat().st_size:
         headers |= {"Range": f"bytes={part.stat().st_size}-", "If-Range": note["validator"]}
@@ -163,13 +163,13 @@ def _write(url: str, response: "Response", part: Path, offset: int, total: int |
 
 
 def _chunks(response: "Response") -> Iterator[bytes]:
-    """Yield bytes as they arrive; raise TransferInterrupted where too few do."""
+    """Yield bytes as they arrive; raise TransferInterrupted for a slow or lost connection."""
     from urllib3.exceptions import HTTPError
 
     since, got = time.monotonic(), 0
     while True:
         try:
-            # read1 returns the available bytes; read would wait for a full chunk, at a byte a minute for weeks
+            # read1 returns the available bytes; read would wait for a full chunk
             chunk = response.raw.read1(CHUNK, decode_content=False)
         except (HTTPError, OSError) as error:
             raise TransferInterrupted(f"the connection was lost ({_reason(error)})") from None

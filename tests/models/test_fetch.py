@@ -286,7 +286,7 @@ def test_prepare_teacher_with_transient_faults_succeeds(hub, repository, tmp_pat
 
 def test_prepare_teacher_with_a_damaged_transfer_leaves_the_cache_empty(hub, repository, tmp_path):
     hub.faults[path_of(hub, UNET)] = [Corrupt(3000), Corrupt(3000)]
-    assert f"{UNET} differs from its hash on the hub and was removed" in refused(hub, tmp_path)
+    assert f"{UNET} differs from the hub's hash, removed" in refused(hub, tmp_path)
     assert sha256_file(prepare(hub, tmp_path) / UNET) == sha256_file(repository / UNET)
 
 

@@ -185,13 +185,13 @@ def test_download_with_a_permanent_error_names_it(server, out, faults, message):
 
 
 def test_download_of_a_wrong_hash_raises(server, out, sha256):
-    assert f"has sha256 {sha256}, expected {'0' * 64}" in refused(server, out, sha256="0" * 64)
+    assert f"expected sha256 {'0' * 64}, got {sha256}" in refused(server, out, sha256="0" * 64)
     assert not out.with_name(".data.bin.part").exists()
 
 
 def test_download_of_a_damaged_transfer_raises(server, out, sha256):
     server.faults[PATH] = [Corrupt(1234)]
-    assert "what arrived has sha256" in refused(server, out, sha256=sha256)
+    assert "expected sha256" in refused(server, out, sha256=sha256)
     assert download(server.url + PATH, out, sha256) == sha256
 
 
@@ -203,7 +203,7 @@ def test_download_of_a_wrong_length_raises(server, out):
 def test_download_of_a_short_content_length_gets_that_much(server, out, sha256):
     """Accept what the protocol cuts to a Content-Length that is too small: only a hash shows it."""
     server.faults[PATH] = [Promise(-1000)]
-    assert "what arrived has sha256" in refused(server, out, sha256=sha256)
+    assert "expected sha256" in refused(server, out, sha256=sha256)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/x", "http://no-such-host.invalid/x"])
@@ -287,7 +287,7 @@ def test_cached_with_a_hash_set_later_keeps_the_file(server, cache, sha256):
     path = cached(server.url + PATH, None, "a.key")
     assert cached(server.url + PATH, sha256, "a.key") == path
     assert len(server.requests) == 1
-    with pytest.raises(UserError, match="what arrived has sha256"):
+    with pytest.raises(UserError, match="expected sha256"):
         cached(server.url + PATH, "0" * 64, "a.key")
 
 

@@ -158,9 +158,9 @@ def test_atomic_path_of_another_kind_raises(work):
     os.symlink("own", "link")
     before = tree(work)
     for name in ("own", "link"):
-        with pytest.raises(UserError, match="own: is a folder, and what is written is a file"):
+        with pytest.raises(UserError, match="own: expected a file, got a folder"):
             files.write_text(name, "x")
-    with pytest.raises(UserError, match="file: is a file, and what is written is a folder"):
+    with pytest.raises(UserError, match="file: expected a folder, got a file"):
         make_folder("file", "x")
     assert tree(work) == before
 
@@ -184,7 +184,7 @@ def test_atomic_path_of_a_foreign_manifest_raises(work, content, marks):
     for name in ("manifest.json", "generator.json"):
         (work / "work" / "notes" / name).write_text("{" if content is None else json.dumps(content))
     before = tree(work)
-    with pytest.raises(UserError, match="notes: exists and is none of this program's"):
+    with pytest.raises(UserError, match="notes: exists and is not created by sid-core"):
         make_folder("notes", "x", *marks)
     assert tree(work) == before
 

@@ -35,7 +35,7 @@ def test_lease_after_the_block_or_an_error_is_removed(tmp_path):
 def test_lease_of_another_program_is_refused_and_stays(tmp_path, content):
     (tmp_path / "lease.json").write_text(content)
     os.utime(tmp_path / "lease.json", (0, 0))
-    with pytest.raises(UserError, match=r"lease\.json: none of this program's"), lease.lease(tmp_path):
+    with pytest.raises(UserError, match=r"lease\.json: not created by sid-core"), lease.lease(tmp_path):
         pass
     assert (tmp_path / "lease.json").read_text() == content
 

@@ -80,6 +80,6 @@ def test_forced_rules_replace_their_folders(project):
 def test_forced_rule_of_a_folder_with_a_user_file_keeps_it(project, rule):
     folder = {"teacher": project.results / "teacher", "distill": project.record.parent}[rule]
     (folder / "notes.txt").write_text("mine")
-    message = f"{folder.relative_to(project.folder)}: exists and is none of this program's (notes.txt in it)"
+    message = f"{folder.relative_to(project.folder)}: exists and is not created by sid-core (notes.txt in it)"
     assert message in project.complaint("--forcerun", rule)
     assert (folder / "notes.txt").read_text() == "mine"

@@ -100,7 +100,7 @@ def test_a_wrong_inception_is_never_loaded(server, parts, monkeypatch):
         with pytest.raises(UserError, match="0" * 64):
             features(setting, "0" * 64)
     server.faults["/files/inception-2015-12-05.pt"] = [Corrupt(500)]
-    with pytest.raises(UserError, match="what arrived has sha256"):
+    with pytest.raises(UserError, match="expected sha256"):
         features(url, sha256_file(parts / "inception-2015-12-05.pt"))
 
 
