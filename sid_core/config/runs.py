@@ -10,6 +10,9 @@ from .blocks import Block, Count, Distill, ExtraRun, Imported, Name, Positive, S
 if TYPE_CHECKING:
     from .schema import Config
 
+SOLVERS = {"ddim": "DDIM", "dpm-solver": "DPM-Solver++", "dpm-solver-karras": "DPM-Solver++ Karras"}
+GUIDED = {"lsg": "-LSG", "long": ", long guidance", "short": ", short guidance", "none": ", no guidance", "custom": ""}
+
 
 class Run(Block):
     """One distillation: its four guidance scales (kappa_2 = kappa_3 share one), alpha, steps and seed."""
@@ -30,6 +33,20 @@ class Run(Block):
         if self.strategy == "custom":
             return f"{self.fake_train:g}/{self.fake_eval:g}/{self.teacher:g}"
         return f"{self.fake_train if self.strategy == 'short' else self.teacher:g}"
+
+    @property
+    def label(self) -> str:
+        """Name the run in tables, figures and MLflow: 'SiD-LSG κ = 1.5, seed 1'; a name of the user's own is appended."""
+        method = {"sid": "SiD"}.get(self.objective, self.objective) + GUIDED[self.strategy]
+        setting = self.name.removesuffix(f"-seed{self.seed}") if self.seed else self.name
+        return "".join(
+            [
+                method if self.strategy == "none" else f"{method} κ = {self.scale}",
+                f", {self.num_steps} steps" if self.num_steps > 1 else "",
+                "" if setting in (self.strategy, f"{self.strategy}-{self.scale}") else f" ({setting})",
+                f", seed {self.seed}" if self.seed else "",
+            ]
+        )
 
 
 def scale_name(scale: float) -> str:
@@ -107,6 +124,13 @@ class Baseline(Block):
     def nfe(self) -> int:
         """Count network evaluations per image: a guided step of the teacher evaluates both branches."""
         return self.steps if self.guidance_scale in (None, 1) else 2 * self.steps
+
+    @property
+    def label(self) -> str:
+        """Name the row in tables and figures: 'teacher, DPM-Solver++ Karras, 8 steps, CFG 2'."""
+        if self.kind == "teacher":
+            return f"teacher, {SOLVERS[self.solver]}, {self.steps} steps, CFG {scale_name(self.guidance_scale)}"
+        return {"vae": "VAE reconstructions", "real": "real images"}[self.kind]
 
 
 def baselines(config: "Config") -> list[Baseline]:

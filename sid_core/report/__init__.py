@@ -29,10 +29,13 @@ def write_report(config: Config, inputs: Inputs) -> None:
     condition = health.examine(config.distill.alarms, logs, folder)
     warnings = [*summary.unfinished(config, scores), *summary.warnings(config, settings), *health.warnings(condition)]
     notes, headline = summary.notes(settings, scores), summary.finding(settings, differences)
+    terms, progress = summary.terms(config), samples.read_progress(config, inputs.trainings)
+    words = notes + [f"{word}: {meaning}" for word, meaning in terms.items()]
     csv = {out.summary: table.to_csv(rows), out.convergence: paper.to_convergence_csv(logs)}
     whole, convergence = (pd.read_csv(io.StringIO(text)) for text in csv.values())
 
     draw: dict[str, Callable[[], Figure]] = {
+        "overview": lambda: figures.overview(settings),
         "fid_clip": lambda: figures.fid_clip(settings),
         "training": lambda: curves.training(config.distill.alarms, logs),
         "scales": lambda: paper.scales(whole),
@@ -40,13 +43,14 @@ def write_report(config: Config, inputs: Inputs) -> None:
         "convergence": lambda: paper.convergence(convergence),
     }
     rendered, reasons = _render(draw)
-    lists = page.Lists(headline, notes, warnings, reasons, condition, differences)
-    html = page.render(config, settings, scores, grid, rendered, lists)
+    content = page.Content(headline, notes, terms, warnings, reasons, condition, differences, grid, progress)
+    html = page.render(config, settings, scores, rendered, content)
+    del rendered["overview"]  # of the page alone
     sheet = to_png(samples.draw(grid))
 
     for path, text in csv.items():
         write_text(path, text)
-    write_text(out.summary_text, summary.to_markdown(config, settings, headline, notes, warnings))
+    write_text(out.summary_text, summary.to_markdown(config, settings, headline, words, warnings))
     for name, figure in rendered.items():
         write_png(out.figure(f"{name}.png"), figure.png)
         write_text(out.figure(f"{name}.svg"), figure.svg)

@@ -6,14 +6,11 @@ The error is the standard deviation over seeds where there are several, else the
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..config import scale_name
 from ..evaluation.metrics.catalogue import METRICS, Metric
 from ..evaluation.pairs import places
 from .entries import Entry, best
-from .table import Row
 
 MOST_PLACES = 4
-SOLVERS = {"ddim": "DDIM", "dpm-solver": "DPM-Solver++", "dpm-solver-karras": "DPM-Solver++ Karras"}
 
 
 def rounded(estimate: tuple[float, float | None] | None, decimals: int) -> str:
@@ -37,28 +34,9 @@ def with_interval(entry: Entry, metric: Metric) -> str:
 
 
 def _throughput(entry: Entry) -> str:
+    """Return two digits: the machine's load changes the third."""
     value = _value(entry, "images_per_s")
-    if value is None:
-        return "—"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def steps(row: Row) -> str:
-    """Return 'one step' or '8 steps', of a generator or of the teacher's solver."""
-    return "one step" if row.steps == 1 else f"{row.steps} steps"
-
-
-def setting(row: Row) -> str:
-    """Return 'guidance 1.5, one step' or 'DPM-Solver++, CFG 2, 8 steps'; '' for images without a network."""
-    if row.kind == "teacher":
-        return f"{SOLVERS[row.solver]}, CFG {guidance(row)}, {steps(row)}"
-    return f"guidance {guidance(row)}, {steps(row)}" if row.steps else ""
-
-
-def guidance(row: Row) -> str:
-    """Return '3' where all scales agree (and for a teacher), else kappa_1 / kappa_2,3 / kappa_4."""
-    scales = [k for k in (row.kappa_fake_train, row.kappa_fake_eval, row.kappa_teacher) if k is not None]
-    return " / ".join(scale_name(k) for k in (scales if len(set(scales)) > 1 else scales[:1])) or "—"
+    return "—" if value is None else f"{float(f'{value:.2g}'):,.10g}"
 
 
 def protocol(entry: Entry) -> str:
@@ -96,14 +74,13 @@ def kimg(entry: Entry) -> str:
     return f"{seen:,.10g}" if whole is None else f"{seen:,.10g} of {whole:,.10g}"
 
 
-RUN = Column("Run", lambda e: e.name, lambda e: e.name)
+RUN = Column("Run", lambda e: e.label, lambda e: e.label)
 
 
 def main() -> list[Column]:
     """Return the columns of the first table."""
     return [
         RUN,
-        Column("Guidance", lambda e: guidance(e.row), lambda e: e.row.kappa_teacher),
         *(_metric(metric) for metric in METRICS.values() if metric.shown != "further"),
         Column("NFE", lambda e: str(e.row.nfe or "—"), lambda e: e.row.nfe),
         Column("kimg", kimg, lambda e: e.row.train_kimg),

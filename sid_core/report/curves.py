@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from ..config import Alarms, Config, Run, runs
 from ..errors import UserError
 from ..pipeline.paths import Row, State
-from .entries import base_name
+from .entries import base_label, base_name
 from .theme import LIGHT, new_figure
 
 Curves = list[tuple[Run, dict[str, np.ndarray]]]  # logged points by run
@@ -68,7 +68,7 @@ def _read_curve(training: Row | State) -> dict[str, np.ndarray]:
 
 
 def training(alarms: Alarms, curves: Curves) -> Figure:
-    """Plot the curves of every run against thousand images seen; alarm limits are dashed, the legend is the last panel."""
+    """Plot the curves of every run against images seen, as MLflow does; alarm limits are dashed, the legend is the last panel."""
     limits = {"score_gap": [alarms.score_gap_max], "latent_std": [alarms.latent_std_min, alarms.latent_std_max]}
     with matplotlib.rc_context(LIGHT.rc() | {"font.size": 8, "lines.markersize": 4.5}):
         figure = new_figure(11, 5.4)
@@ -77,7 +77,7 @@ def training(alarms: Alarms, curves: Curves) -> Figure:
         for axes, (key, title, subtitle, logarithmic) in zip(panels, PANELS, strict=False):
             for run, points in curves:
                 style = {"markevery": [-1], "gid": f"run:{base_name(run)}", **styles[run.name]}
-                axes.plot(points["nimg"] / 1000, points[key], **style)
+                axes.plot(points["nimg"], points[key], **style)
             for limit in limits.get(key, []):
                 _limit(axes, limit)
             axes.margins(y=0.08)
@@ -86,7 +86,8 @@ def training(alarms: Alarms, curves: Curves) -> Figure:
             above = {"xycoords": "axes fraction", "textcoords": "offset points"}
             axes.annotate(subtitle, (0, 1), (0, 5), fontsize=7.5, color=LIGHT.faint, **above)
         for axes in panels[3:7]:  # the lowest of each column
-            axes.set_xlabel("thousand images seen")
+            axes.set_xlabel("images seen")
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             axes.tick_params(labelbottom=True)
         _legend(panels[7], styles, curves)
         return figure
@@ -131,16 +132,17 @@ def _styles(curves: Curves) -> dict[str, dict]:
 
 def _legend(axes: Axes, styles: dict[str, dict], curves: Curves) -> None:
     axes.set_axis_off()
+    labels = {base_name(run): base_label(run) for run, _ in curves}
     handles = {base_name(run): Line2D([], [], **styles[run.name] | {"linewidth": 2, "alpha": 1}) for run, _ in curves}
     seeds = len({run.seed for run, _ in curves})
     title = f"Runs, a line for each of {seeds} seeds" if seeds > 1 else "Runs" if curves else "Nothing was trained here"
     style = {"loc": "upper left", "frameon": False, "fontsize": 8.5, "handlelength": 2.6}
-    legend = axes.legend(handles.values(), handles.keys(), title=title, **style)
+    legend = axes.legend(handles.values(), labels.values(), title=title, **style)
     legend.set_alignment("left")
     legend.get_title().set_fontweight("bold")
-    for handle, text in zip(legend.legend_handles, legend.texts, strict=True):
-        handle.set_gid(f"run:{text.get_text()}")
-        text.set_gid(f"run:{text.get_text()}")
+    for name, handle, text in zip(labels, legend.legend_handles, legend.texts, strict=True):
+        handle.set_gid(f"run:{name}")
+        text.set_gid(f"run:{name}")
 
 
 def exceeds_limit(alarms: Alarms, points: dict[str, np.ndarray]) -> np.ndarray:

@@ -33,6 +33,11 @@ class Entry:
         return self.rows[0]
 
     @property
+    def label(self) -> str:
+        """Name the setting, or a single row: 'SiD-LSG κ = 1.5'."""
+        return self.row.label if len(self.rows) == 1 else base_label(self.row)
+
+    @property
     def comparable(self) -> bool:
         """Return whether the protocol is that of this experiment's own rows."""
         return self.row.not_comparable is None
@@ -104,6 +109,11 @@ def read_text(path: Path) -> str:
 def base_name(run: Run) -> str:
     """Return the name of a run without its seed."""
     return run.name.removesuffix(f"-seed{run.seed}") if run.seed else run.name
+
+
+def base_label(run: Run | Row) -> str:
+    """Return the label of a run without its seed."""
+    return run.label.removesuffix(f", seed {run.seed}")
 
 
 def _sweep(config: Config) -> set[str]:

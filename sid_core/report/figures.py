@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..config import scale_name
-from .columns import SOLVERS, rounded, steps
+from ..evaluation.metrics.catalogue import METRICS
+from .columns import rounded
 from .entries import Entry
 from .labels import Label, place
 from .theme import LIGHT, new_figure
@@ -71,66 +72,83 @@ def draw_curve(
     return [Label((*middles, *places), title, colour, size, bold=True), *labels]
 
 
-def trade_off_axes() -> tuple[Figure, Axes]:
-    """Open an empty plot of FID against CLIP score, within a theme's settings."""
-    figure = new_figure(6.6, 4.9)
-    axes = figure.add_subplot()
+def trade_off_axes(axes: Axes, key: str) -> None:
+    """Label the axes of a metric against the CLIP score."""
     axes.set_xlabel("CLIP score  (higher is better)")
-    axes.set_ylabel("FID  (lower is better)")
-    return figure, axes
+    axes.set_ylabel(f"{METRICS[key].title}  ({METRICS[key].better} is better)")
 
 
 def fid_clip(entries: list[Entry]) -> Figure:
-    """Plot FID against CLIP score: generators over LSG scales, teacher over guidance scales, lower bounds, other strategies."""
+    """Plot FID, and beside it recall, against the CLIP score.
+
+    Both panels have the generators over LSG scales, the teacher over guidance scales, lower bounds and other strategies.
+    """
+    return _trade_off(entries, ("fid", "recall"), (11, 4.6))
+
+
+def overview(entries: list[Entry]) -> Figure:
+    """Plot FID against the CLIP score, small, for the head of the page."""
+    return _trade_off(entries, ("fid",), (5.4, 3.9))
+
+
+def _trade_off(entries: list[Entry], keys: tuple[str, ...], size: tuple[float, float]) -> Figure:
     with matplotlib.rc_context(LIGHT.rc()):
-        figure, axes = trade_off_axes()
-        labels = _curves(axes, entries) + _single_points(axes, entries) + _published(axes, entries)
-        axes.margins(0.18, 0.14)
-        _floors(axes, entries)
-        place(axes, labels)
+        figure = new_figure(*size)
+        panels = figure.subplots(1, len(keys), sharex=True, squeeze=False)[0]
+        labels = []
+        for axes, key in zip(panels, keys, strict=True):
+            trade_off_axes(axes, key)
+            shown = [entry for entry in entries if entry.estimate(key) is not None]
+            labels.append(_curves(axes, shown, key) + _single_points(axes, shown, key) + _published(axes, shown, key))
+            axes.margins(0.18, 0.14)
+            _limits(axes, shown, key)
+        for axes, texts in zip(panels, labels, strict=True):  # once the layout is final
+            place(axes, [text for text in texts if not text.bold or axes is panels[0]])  # curves are named once
         return figure
 
 
-def _curves(axes: Axes, entries: list[Entry]) -> list[Label]:
+def _curves(axes: Axes, entries: list[Entry], key: str) -> list[Label]:
     """Draw the sweep over LSG scales, and the teacher's over guidance scales, a curve for each solver and number of steps."""
     swept = [entry for entry in entries if entry.swept]
     labels = []
     if swept:
-        labels = draw_curve(axes, _points(swept, "κ"), f"SiD-LSG, {steps(swept[0].row)}", LIGHT.generator, "o")
+        steps = swept[0].row.steps
+        title = "SiD-LSG, one step" if steps == 1 else f"SiD-LSG, {steps} steps"
+        labels = draw_curve(axes, _points(swept, "κ = ", key), title, LIGHT.generator, "o")
     teachers = [entry for entry in entries if entry.kind == "teacher"]
     settings = sorted({(entry.row.steps, entry.row.solver) for entry in teachers}, reverse=True)
     for setting, linestyle in zip(settings, cycle(LINESTYLES), strict=False):
         group = [entry for entry in teachers if (entry.row.steps, entry.row.solver) == setting]
-        title = f"teacher, {SOLVERS[group[0].row.solver]}, {steps(group[0].row)}"
-        labels += draw_curve(axes, _points(group, "CFG"), title, LIGHT.teacher, "s", linestyle)
+        title = group[0].label.rpartition(", CFG ")[0]
+        labels += draw_curve(axes, _points(group, "CFG ", key), title, LIGHT.teacher, "s", linestyle)
     return labels
 
 
-def _points(entries: list[Entry], symbol: str) -> list[Point]:
+def _points(entries: list[Entry], symbol: str, key: str) -> list[Point]:
     """Return points by guidance scale, labelled by it; the first label includes the symbol."""
     entries = sorted(entries, key=lambda entry: entry.row.kappa_teacher)
     scales = [scale_name(entry.row.kappa_teacher) for entry in entries]
-    texts = [f"{symbol} {scales[0]}", *scales[1:]]
-    return [_point(entry, text) for entry, text in zip(entries, texts, strict=True)]
+    texts = [symbol + scales[0], *scales[1:]]
+    return [_point(entry, text, key) for entry, text in zip(entries, texts, strict=True)]
 
 
-def _point(entry: Entry, text: str) -> Point:
-    x, y = (entry.estimate(key)[0] for key in ("clip", "fid"))
-    return Point(entry.name, x, y, text, entry.intervals.get("clip"), entry.intervals.get("fid"))
+def _point(entry: Entry, text: str, key: str) -> Point:
+    x, y = (entry.estimate(metric)[0] for metric in ("clip", key))
+    return Point(entry.name, x, y, text, entry.intervals.get("clip"), entry.intervals.get(key))
 
 
-def _single_points(axes: Axes, entries: list[Entry]) -> list[Label]:
+def _single_points(axes: Axes, entries: list[Entry], key: str) -> list[Label]:
     """Plot the runs outside the sweep, labelled by name."""
     labels = []
     for entry in entries:
         if entry.kind == "generator" and not entry.swept:
-            point = _point(entry, entry.name)
+            point = _point(entry, entry.label, key)
             draw_point(axes, point, LIGHT.extra, EXTRA_MARKERS.get(entry.row.strategy, "X"))  # unknown for some imports
             labels.append(Label(((point.x, point.y),), point.text, LIGHT.extra, 8))
     return labels
 
 
-def _published(axes: Axes, entries: list[Entry]) -> list[Label]:
+def _published(axes: Axes, entries: list[Entry], key: str) -> list[Label]:
     """Plot comparable published results, a curve for each teacher; the shortest training of each scale is on it."""
     labels = []
     published = [entry for entry in entries if entry.kind == "published" and entry.comparable]
@@ -139,29 +157,29 @@ def _published(axes: Axes, entries: list[Entry]) -> list[Label]:
     for teacher, linestyle in zip(teachers, cycle(LINESTYLES[1:]), strict=False):
         group = [entry for entry in published if entry.row.teacher == teacher]
         curve = list({entry.row.kappa_teacher: entry for entry in reversed(group)}.values())[::-1]
-        points = [_point(entry, "") for entry in curve]
+        points = [_point(entry, "", key) for entry in curve]
         labels += draw_curve(axes, points, f"published, {teacher}", LIGHT.published, "*", linestyle, size=8)
         for entry in group:
             if entry not in curve:
-                point = _point(entry, f"published, {entry.row.train_kimg / 1000:.1f}M images")
+                point = _point(entry, f"published, {entry.row.train_kimg / 1000:.1f}M images", key)
                 draw_point(axes, point, LIGHT.published, "*")
                 labels.append(Label(((point.x, point.y),), point.text, LIGHT.published, 6.5))
     return labels
 
 
-def _floors(axes: Axes, entries: list[Entry]) -> None:
-    """Plot lines at the FID of VAE reconstructions and of real images, named at opposite ends (above both where close)."""
-    floors = {entry.kind: entry for entry in entries if entry.kind in ("vae", "real")}
-    if floors:
-        axes.set_ylim(bottom=0)
-    heights = [entry.estimate("fid")[0] for entry in floors.values()]
+def _limits(axes: Axes, entries: list[Entry], key: str) -> None:
+    """Plot lines at the values of VAE reconstructions and real images, named at opposite ends (above both where close)."""
+    limits = {entry.kind: entry for entry in entries if entry.kind in ("vae", "real")}
+    heights = [entry.estimate(key)[0] for entry in limits.values()]
+    if limits:
+        axes.set_ylim(0, max(axes.get_ylim()[1], 1.1 * max(heights)))
     near = 0.05 * axes.get_ylim()[1]
-    for kind, entry in floors.items():
-        fid = entry.estimate("fid")
-        name, x, align = ("VAE floor", 0.01, "left") if kind == "vae" else ("real images", 0.99, "right")
-        axes.axhline(fid[0], color=LIGHT.faint, linewidth=1.1, linestyle=DASHES, zorder=1)
-        text = f"{name}: FID {rounded(fid, 2)}, CLIP {rounded((entry.estimate('clip')[0], None), 3)}"
-        above = max(height for height in heights if height - fid[0] < near)
+    for kind, entry in limits.items():
+        value = entry.estimate(key)
+        x, align = (0.01, "left") if kind == "vae" else (0.99, "right")
+        axes.axhline(value[0], color=LIGHT.faint, linewidth=1.1, linestyle=DASHES, zorder=1)
+        text = f"{entry.label}: {METRICS[key].title} {rounded(value, METRICS[key].decimals)}"
+        above = max(height for height in heights if height - value[0] < near)
         axes.annotate(
             text, (x, above), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha=align, va="bottom",
             fontsize=8, color=LIGHT.faint,

@@ -27,7 +27,7 @@ COLUMNS = (
 class Health:
     """The health of one training."""
 
-    run: str
+    run: str  # its label
     setting: str  # the run's name without its seed
     ended: str | None  # finished | aborted | unfinished; None: the state is deleted, the generator exists
     why: str  # reason of an abort
@@ -62,7 +62,7 @@ def examine(alarms: Alarms, curves: Curves, folder: Path) -> list[Health]:
         ended = read_json(end) if end.is_file() else {}
         result.append(
             Health(
-                run=run.name,
+                run=run.label,
                 setting=base_name(run),
                 ended=ended.get("how", None if generator else "unfinished"),
                 why=ended.get("why", ""),

@@ -9,7 +9,7 @@ from matplotlib.transforms import Bbox
 
 # candidate offsets in order of preference: angle in degrees, distance in points
 ANGLES = (90, 270, 45, 135, 315, 225, 0, 180, 68, 112, 248, 292, 22, 158, 202, 338)
-CANDIDATES = [(angle, distance) for distance in (8, 13, 20, 30, 44) for angle in ANGLES]
+CANDIDATES = [(angle, distance) for distance in (8, 13, 20, 30, 44, 62, 84, 110) for angle in ANGLES]
 PADDING = 8  # pixels around a label that stay free
 
 

@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Mapping
 from html import escape
+from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
@@ -13,6 +14,7 @@ from PIL import Image
 from .samples import LARGEST, fit
 from .theme import LIGHT
 
+GRID = 512  # pixels
 EXACT = 64  # pixels; smaller samples are stored losslessly, larger ones compressed
 
 
@@ -22,6 +24,24 @@ def image_uri(image: np.ndarray) -> str:
     kind, options = ("png", {"optimize": True}) if side <= EXACT else ("webp", {"quality": 85})
     Image.fromarray(image if side <= LARGEST else fit(image)).save(data, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def grid_uri(path: Path) -> str:
+    """Encode a sample grid, compressed and at most GRID pixels wide."""
+    data = io.BytesIO()
+    with Image.open(path) as image:
+        image.thumbnail((GRID, GRID))
+        image.convert("RGB").save(data, "webp", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def unbroken(text: str) -> Markup:
+    """Keep 'SiD-LSG', 'κ = 1.5', '8 steps', '2.07 ± 0.17' and '[0.54, 1.40]' each on one line."""
+    return Markup(
+        re.sub(
+            r"\S*-\S+|κ = \S+|\S+ steps|CFG \S+|\S+ ± \S+|\[.*?\]", r'<span class="whole">\g<0></span>', escape(text)
+        )
+    )
 
 
 def inline(svg: str, alt: str, tips: Mapping[str, str] | None) -> Markup:

@@ -86,7 +86,7 @@ for (const table of all("table.results")) {
 const choices = all("input[name=prompt]");
 
 function showPrompts() {
-  choices.forEach((choice) => { document.querySelector(`[data-prompt="${choice.value}"]`).hidden = !choice.checked; });
+  choices.forEach((choice) => { document.querySelector(`#samples [data-prompt="${choice.value}"]`).hidden = !choice.checked; });
 }
 
 choices.forEach((choice) => choice.addEventListener("change", showPrompts));
@@ -98,8 +98,27 @@ by("other-prompts").addEventListener("click", () => {
   showPrompts();
 });
 by("tile").addEventListener("input", () => {
-  document.querySelector("table.samples").style.setProperty("--tile", `${by("tile").value}px`);
+  document.querySelector("#samples table").style.setProperty("--tile", `${by("tile").value}px`);
 });
+
+// --- samples during training: the last grid of each run up to the chosen number of images ----------------------------------
+
+const seen = by("seen");
+
+function showGrids() {
+  const images = JSON.parse(seen.dataset.steps)[seen.value];
+  document.querySelector("output").textContent = images.toLocaleString("en");
+  for (const run of all(".progress figure")) {
+    const grids = all("img", run);
+    const current = grids.findLast((grid) => Number(grid.dataset.seen) <= images) ?? grids[0];
+    grids.forEach((grid) => { grid.hidden = grid !== current; });
+  }
+}
+
+if (seen) {
+  seen.addEventListener("input", showGrids);
+  showGrids();
+}
 
 // --- differences: of one run and all others, in one metric ---------------------------------------------------------------
 
@@ -107,20 +126,22 @@ const pairs = JSON.parse(by("pairs")?.textContent ?? "[]");
 
 function differences() {
   const run = by("pair-run").value;
-  const order = [...by("pair-run").options].map((option) => option.value);
+  const labels = new Map([...by("pair-run").options].map((option) => [option.value, option.text]));
+  const order = [...labels.keys()];
   const rows = pairs
     .filter(([a, b, metric]) => metric === by("pair-metric").value && (a === run || b === run))
     .map(([a, b, , difference, low, high, better, over]) =>
       a === run ? { than: b, difference, low, high, better, over } : { than: a, difference: -difference, low: -high, high: -low, better, over })
     .sort((a, b) => order.indexOf(a.than) - order.indexOf(b.than));
   const largest = Math.max(...rows.map((row) => Math.max(Math.abs(row.low), Math.abs(row.high))));
-  const digits = Math.max(0, 2 - Math.floor(Math.log10(largest || 1)));
-  const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
-  by("pair-verdict").textContent = `${run} is`;
+  by("pair-verdict").textContent = `${labels.get(run)} is`;
   by("difference").tBodies[0].replaceChildren(...rows.map((row) => {
     const line = document.createElement("tr");
+    const error = (row.high - row.low) / 4;
+    const digits = error > 0 ? Math.min(4, Math.max(0, 1 - Math.floor(Math.log10(error)))) : 4; // two of the standard error
+    const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
     const verdict = row.better === "" ? "no difference shown" : row.better === run ? "better" : "worse";
-    const texts = [row.than, signed(row.difference), `${signed(row.low)} to ${signed(row.high)}`, "", verdict, row.over];
+    const texts = [labels.get(row.than), signed(row.difference), `${signed(row.low)} to ${signed(row.high)}`, "", verdict, row.over];
     line.append(...texts.map((text, column) => {
       const cell = document.createElement(column ? "td" : "th");
       cell.textContent = text;

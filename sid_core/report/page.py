@@ -6,14 +6,15 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..config import Config
+from ..config import Config, Run
 from ..evaluation.metrics.catalogue import METRICS, headline
-from .columns import RUN, further, is_best, main, protocol, setting, with_interval
+from .columns import RUN, Column, further, is_best, main, with_interval
 from .entries import Differences, Entry
 from .health import COLUMNS, Health
-from .markup import EXACT, image_uri, inline
+from .markup import EXACT, grid_uri, image_uri, inline, unbroken
 from .provenance import provenance
 from .samples import Grid
+from .summary import not_comparable
 from .theme import RenderedFigure
 
 HERE = Path(__file__).parent
@@ -21,68 +22,93 @@ GROUPS = {"generator": "Generators", "teacher": "Teacher", "vae": "Limits", "rea
 
 
 @dataclass(frozen=True)
-class Lists:
-    """Texts and tables of the page."""
+class Content:
+    """Texts, tables and images of the page."""
 
     headline: str
     notes: list[str]
+    terms: dict[str, str]
     warnings: list[str]
     reasons: dict[str, str]  # by name of a figure without data
     health: list[Health]
     differences: Differences
+    grid: Grid
+    progress: list[tuple[Run, list[Path]]]
 
 
 def render(
     config: Config,
     entries: list[Entry],
     scores: dict[str, dict],
-    grid: Grid,
     rendered: dict[str, RenderedFigure],
-    lists: Lists,
+    content: Content,
 ) -> str:
-    """Fill the page with the figures fid_clip, training, scales, strategies and convergence, and everything else."""
-    groups: dict[str, list[Entry]] = {}
-    for entry in entries:
-        group = GROUPS[entry.kind] + ("" if entry.comparable else f": protocol {protocol(entry)}")
-        groups.setdefault(group, []).append(entry)
-    numbers = [astuple(difference) for difference in lists.differences.values()]
+    """Fill the page with the figures overview, fid_clip, training, scales, strategies, convergence, and everything else."""
+    numbers = [astuple(difference) for difference in content.differences.values()]
     compared = {name for number in numbers for name in number[:2]}
+    foreign = [entry for entry in entries if not entry.comparable]
+    swept = {entry.name for entry in entries if entry.swept or entry.kind == "teacher"}
+    strip = [row for row in content.grid.rows if row.name in swept]
+    if len(strip) < 2:
+        strip = [row for row in content.grid.rows if row.kind != "real"]
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, loader=FileSystemLoader(HERE)
     )
     return environment.get_template("page.html").render(
         config=config,
         entries=entries,
-        grid=grid,
+        content=content,
         rendered=rendered,
-        lists=lists,
+        strip=strip,
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
-        groups=groups,
+        groups=_groups([entry for entry in entries if entry.comparable]),
+        foreign=_groups(foreign),
+        not_comparable=not_comparable(entries),
         tips={entry.name: _tip(entry) for entry in entries},
-        tables={"Results": main(), "Further metrics": [RUN, *further(entries)]},
+        main=_filled(main(), entries),
+        further=[RUN, *further(entries)],
+        main_foreign=_filled(main(), foreign),
         trade_off_words=_trade_off_words(entries),
-        pixels=max(max(row.images[0].shape) for row in grid.rows) <= EXACT,
+        pixels=max(max(row.images[0].shape) for row in content.grid.rows) <= EXACT,
         numbers=numbers,
-        runs={entry.name: entry.name for entry in entries if entry.name in compared},
+        labels={entry.name: entry.label for entry in entries},
+        compared={entry.name: entry.label for entry in entries if entry.name in compared},
         metrics={number[2]: METRICS[number[2]].heading for number in numbers},
         health_columns=COLUMNS,
-        health_rows=[(one.setting, one.cells()) for one in lists.health],
+        health_rows=[(one.setting, one.cells()) for one in content.health],
+        steps=sorted({int(path.stem) for _, grids in content.progress for path in grids}),
         provenance=provenance(config, scores),
         is_best=is_best,
         inline=inline,
         image_uri=image_uri,
+        unbroken=unbroken,
+        grid_uri=grid_uri,
     )
+
+
+def _groups(entries: list[Entry]) -> dict[str, list[Entry]]:
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(GROUPS[entry.kind], []).append(entry)
+    return groups
+
+
+def _filled(columns: list[Column], entries: list[Entry]) -> list[Column]:
+    """Return the columns in which an entry has a value."""
+    return [column for column in columns if any(column.value(entry) is not None for entry in entries)]
 
 
 def _tip(entry: Entry) -> str:
     numbers = [f"{metric.title} {with_interval(entry, metric)}" for metric in headline()]
-    return "\n".join(filter(None, [entry.name, setting(entry.row), *numbers]))
+    return "\n".join([entry.label, *numbers, entry.name])
 
 
 def _trade_off_words(entries: list[Entry]) -> str:
-    several = ", ".join(entry.name for entry in entries if len(entry.rows) > 1)
+    several = ", ".join(entry.label for entry in entries if len(entry.rows) > 1)
     return (
-        "Down and to the right is better. Each point carries its guidance scale; point at it for its numbers, click to select "
-        f"its run. Bars: 95 % intervals, {f'over seeds of training ({several}) or of the metric (all others)' if several else 'of the metric'}."
+        "FID, the distance from real images, is better further down; recall, the part of their variety that is reached, further "
+        "up; and the CLIP score, agreement with the prompt, further to the right. Each point carries its guidance scale; point at "
+        "it for its numbers, click to select its run. Bars: 95 % intervals, "
+        f"{f'over seeds of training ({several}) or of the metric (all others)' if several else 'of the metric'}."
     )

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.ticker import EngFormatter, LogLocator
 
 from ..config import scale_name
 from ..errors import UserError
 from .curves import MARKERS, PROXIES, Curves
-from .entries import base_name
+from .entries import base_label, base_name
 from .figures import Point, draw_curve, draw_point, trade_off_axes
 from .labels import Label, place
 from .theme import LIGHT, new_figure
@@ -64,28 +64,16 @@ def by_setting(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def scales(summary: pd.DataFrame) -> Figure:
-    """Plot FID and CLIP against the guidance scale, a curve for each teacher; incomparable published rows in a second column."""
+    """Plot FID and CLIP against the guidance scale, a curve for each teacher, with comparable published rows."""
     table = by_setting(summary)
     table = table[(table["strategy"] == "lsg") & table["kind"].isin(["generator", "published"])]
     if not (table["kind"] == "generator").any():
         raise NoData("no run follows the LSG strategy")
-    apart = table["not_comparable"].notna()
-    columns = [(table[~apart], f"protocol {summary['protocol'].iloc[0]}")]
-    if apart.any():
-        columns.append((table[apart], f"protocol {table[apart]['protocol'].iloc[0]}, not comparable"))
     with matplotlib.rc_context(LIGHT.rc()):
-        count = len(columns)
-        shape = (2, count) if count > 1 else (1, 2)
-        figure = new_figure(4.4 * shape[1], 2.8 * shape[0])
-        panels = figure.subplots(*shape, sharex=True).reshape(2, count)
-        for column, (measured, title) in enumerate(columns):
-            words = title if count > 1 else ""
-            for axes, key in zip(panels[:, column], TITLES, strict=True):
-                _over_scales(axes, measured, key)
-                axes.set_title(TITLES[key], loc="left", fontsize=9.5, fontweight="bold", pad=16 if words else 6)
-                above = {"xycoords": "axes fraction", "textcoords": "offset points"}
-                axes.annotate(words, (0, 1), (0, 5), fontsize=7.5, color=LIGHT.faint, **above)
-        for axes in panels.ravel() if count == 1 else panels[-1]:
+        figure = new_figure(8.8, 2.8)
+        for axes, key in zip(figure.subplots(1, 2, sharex=True), TITLES, strict=True):
+            _over_scales(axes, table[table["not_comparable"].isna()], key)
+            axes.set_title(TITLES[key], loc="left", fontsize=9.5, fontweight="bold")
             axes.set_xlabel("guidance scale κ")
         return figure
 
@@ -105,7 +93,6 @@ def _over_scales(axes: Axes, table: pd.DataFrame, key: str) -> None:
         axes.vlines(group["scale"], group[f"{key}_low"], group[f"{key}_high"], color=colour, linewidth=1.1)
         further = group.drop(curve.index)
         axes.plot(further["scale"], further[key], marker, color=colour, markerfacecolor="none", markersize=5.5)
-    axes.tick_params(labelbottom=True)
     if key == "fid":
         axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8, loc="best")
@@ -119,7 +106,9 @@ def strategies(summary: pd.DataFrame) -> Figure:
     if len(present) < 2:
         raise NoData(f"one strategy alone was trained ({', '.join(present) or 'none'}); extra_runs adds others")
     with matplotlib.rc_context(LIGHT.rc()):
-        figure, axes = trade_off_axes()
+        figure = new_figure(6.6, 4.9)
+        axes = figure.add_subplot()
+        trade_off_axes(axes, "fid")
         labels: list[Label] = []
         for (strategy, apart), group in table.groupby(["strategy", "apart"], sort=False):
             title, colour, marker = STRATEGIES[strategy]
@@ -131,7 +120,7 @@ def strategies(summary: pd.DataFrame) -> Figure:
             else:
                 draw_point(axes, points[0], colour, marker)
                 labels.append(Label(((points[0].x, points[0].y),), title, colour, 9.5, bold=True))
-            for point in (_point(row, row["run"]) for row in group.drop(curve.index).to_dict("records")):
+            for point in (_point(row, row["label"]) for row in group.drop(curve.index).to_dict("records")):
                 draw_point(axes, point, colour, marker)
                 labels.append(Label(((point.x, point.y),), point.text, colour, 8))
         axes.margins(0.18, 0.14)
@@ -145,19 +134,19 @@ def _point(row: dict, text: str) -> Point:
 
 
 def to_convergence_csv(curves: Curves) -> str:
-    """Write CSV text of the proxy evaluations: run, setting (without its seed), kimg, fid_proxy, clip_proxy."""
+    """Write CSV text of the proxy evaluations: run, setting and label (without its seed), kimg, fid_proxy, clip_proxy."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", "setting", "kimg", *PROXIES])
+    writer.writerow(["run", "setting", "label", "kimg", *PROXIES])
     for run, points in curves:
         for nimg, *proxies in zip(points["nimg"], *(points[key] for key in PROXIES), strict=True):
             if not np.isnan(proxies).all():
-                writer.writerow([run.name, base_name(run), nimg / 1000, *proxies])
+                writer.writerow([run.name, base_name(run), base_label(run), nimg / 1000, *proxies])
     return text.getvalue()
 
 
 def convergence(table: pd.DataFrame) -> Figure:
-    """Plot the proxy metrics of held-out captions against thousand images seen, on a logarithmic axis."""
+    """Plot the proxy metrics of held-out captions against images seen, on a logarithmic axis."""
     if table.empty:
         raise NoData("nothing was measured during training, as distill.proxy_samples is 0")
     with matplotlib.rc_context(LIGHT.rc()):
@@ -168,13 +157,13 @@ def convergence(table: pd.DataFrame) -> Figure:
                 style = {"color": LIGHT.lines[number % 6], "marker": MARKERS[number % 6], "markersize": 4}
                 style |= {"linewidth": 1.2, "linestyle": "-" if number < 6 else (0, (2, 1))}
                 for position, (_, points) in enumerate(runs.groupby("run", sort=False)):
-                    label = setting if position == 0 else None
-                    axes.plot(points["kimg"], points[key], label=label, gid=f"run:{setting}", **style)
+                    label = points["label"].iloc[0] if position == 0 else None
+                    axes.plot(1000 * points["kimg"], points[key], label=label, gid=f"run:{setting}", **style)
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             axes.minorticks_off()
             axes.set_title(f"{title} (proxy)", loc="left", fontsize=9.5, fontweight="bold")
-            axes.set_xlabel("thousand images seen")
+            axes.set_xlabel("images seen")
         panels[0].legend(frameon=False, fontsize=8)
         return figure

@@ -4,7 +4,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from ..config import Config, distillations, dump
+from ..config import Config, distillations, dump, generators
 from ..storage.files import flat
 from .entries import base_name
 
@@ -17,7 +17,9 @@ def provenance(config: Config, scores: dict[str, dict]) -> dict:
         "protocol": {"hash": first["protocol_hash"]} | _texts(first["protocol"]),
         "differing": differing,
         "rows": rows,
-        "generators": {name: score["generator_sha256"] for name, score in scores.items() if score["generator_sha256"]},
+        "generators": {
+            run.label: scores[run.name]["generator_sha256"] for run in generators(config) if run.name in scores
+        },
         "versions": {"commit of this report": commit()} | _versions(scores),
         "configuration": dump(config),
     }
@@ -30,7 +32,7 @@ def differing_settings(config: Config) -> tuple[list[str], list[tuple[str, list[
     names = dict.fromkeys(name for values in settings for name in values if name != "run.name")
     differing = [name for name in names if len({values.get(name) for values in settings}) > 1]
     rows = [
-        [run.name, *(values.get(name, "—") for name in differing)] for run, values in zip(runs, settings, strict=True)
+        [run.label, *(values.get(name, "—") for name in differing)] for run, values in zip(runs, settings, strict=True)
     ]
     return differing, [(base_name(run), row) for run, row in zip(runs, rows, strict=True)]
 

@@ -1,6 +1,7 @@
 """Align samples of the same captions and noise: the teacher, every guidance scale, real images."""
 
 import hashlib
+import math
 import tarfile
 import textwrap
 from dataclasses import dataclass
@@ -11,11 +12,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
-from ..config import Config, scale_name, shards
+from ..config import Config, Run, runs, shards
 from ..errors import UserError
-from ..pipeline.paths import Results
+from ..pipeline.paths import Results, Row, State
 from ..storage.files import read_json, read_lines, sidecar
-from .columns import SOLVERS, rounded, steps
 from .entries import Entry, best
 from .theme import DPI, LIGHT, new_figure
 
@@ -23,6 +23,7 @@ COLUMNS = 10  # of the sheet
 PROMPTS = 24  # to choose from on the page
 TILE = 192  # approximate pixels of a sample in the sheet
 LARGEST = 256  # pixels; larger samples are shrunk
+POINTS = 12  # sample grids of a training
 GAP, GAP_BETWEEN_KINDS, MARGIN, NAMES_WIDTH = 8, 26, 24, 300  # pixels
 
 
@@ -60,20 +61,22 @@ def read_grid(config: Config, folder: Path, entries: list[Entry]) -> Grid:
         first_with.setdefault(caption, index)
     indices = sorted(first_with.values())[:PROMPTS]
 
-    def row(entry: Entry, title: str) -> SampleRow:
+    def row(entry: Entry) -> SampleRow:
         files = Results(folder).row("runs" if entry.kind == "generator" else "baselines", entry.row.run)
         images = read_images(files.samples(shard), indices, captions)
-        return SampleRow(entry.kind, entry.name, title, f"FID {rounded((entry.estimate('fid')[0], None), 1)}", images)
+        return SampleRow(entry.kind, entry.name, entry.label, f"FID {entry.estimate('fid')[0]:.1f}", images)
 
-    rows = []
-    if (teacher := best(entries, "teacher", "fid")) is not None:
-        scale = scale_name(teacher.row.kappa_teacher)
-        rows.append(row(teacher, f"teacher, CFG {scale}\n{SOLVERS[teacher.row.solver]}\n{steps(teacher.row)}"))
-    for entry in (entry for entry in entries if entry.kind == "generator"):
-        title = f"SiD-LSG\nκ = {scale_name(entry.row.kappa_teacher)}" if entry.swept else entry.name
-        rows.append(row(entry, title))
-    rows += [row(entry, "real images") for entry in entries if entry.kind == "real"]
-    return Grid(indices, [captions[index] for index in indices], rows)
+    teacher = best(entries, "teacher", "fid")
+    shown = [teacher] if teacher else []
+    shown += [entry for kind in ("generator", "real") for entry in entries if entry.kind == kind]
+    return Grid(indices, [captions[index] for index in indices], [row(entry) for entry in shown])
+
+
+def read_progress(config: Config, trainings: dict[str, Row | State]) -> list[tuple[Run, list[Path]]]:
+    """List each setting's first seed with its sample grids, IMAGES_SEEN.png: at most POINTS, evenly spread, with the last."""
+    first = [run for run in runs(config) if run.seed == config.seeds[0] and run.name in trainings]
+    grids = [(run, sorted(trainings[run.name].grids.glob("*.png"))) for run in first]
+    return [(run, files[:: -math.ceil(len(files) / POINTS)][::-1]) for run, files in grids if files]
 
 
 def read_images(shard: Path, indices: list[int], captions: list[str]) -> list[np.ndarray]:
@@ -140,7 +143,16 @@ def draw(grid: Grid) -> Figure:
             text(x, starts[0] - 12, caption, fontsize=6.5, va="bottom", color=LIGHT.faint)
         for row, line, start in zip(grid.rows, tiles, starts, strict=True):
             x, middle = NAMES_WIDTH - 18, start + height / 2
-            text(x, middle - 4, row.title, fontsize=8, ha="right", va="bottom", fontweight="bold", linespacing=1.25)
+            text(
+                x,
+                middle - 4,
+                textwrap.fill(row.title, 22, break_on_hyphens=False),
+                fontsize=8,
+                ha="right",
+                va="bottom",
+                fontweight="bold",
+                linespacing=1.25,
+            )
             text(x, middle + 8, row.subtitle, fontsize=7.5, ha="right", va="top", color=LIGHT.faint)
             for x, tile in zip(columns, line, strict=True):
                 figure.figimage(tile, x, sheet_height - start - tile.shape[0])

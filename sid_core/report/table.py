@@ -36,6 +36,7 @@ class Row:
     """A line of summary.csv; None is an empty cell. `low` and `high` are ends of 95 % intervals, `se` standard errors."""
 
     run: str
+    label: str  # the run's name for people
     kind: str  # generator | teacher | vae | real | published
     teacher: str
     strategy: str | None = None
@@ -128,6 +129,7 @@ def _generator_row(config: Config, folder: Path, run: Run, score: dict) -> Row:
     record = _generator_record(Results(folder).run(run.name).generator, run, score)
     return Row(
         run=run.name,
+        label=run.label,
         kind="generator",
         teacher=_teacher_name(config, run),
         strategy=run.strategy,
@@ -167,6 +169,7 @@ def _generator_record(generator: Path, run: Run, score: dict) -> dict:
 def _baseline_row(config: Config, baseline: Baseline, score: dict) -> Row:
     return Row(
         run=baseline.name,
+        label=baseline.label,
         kind=baseline.kind,
         teacher=_teacher_name(config),
         kappa_teacher=baseline.guidance_scale,
@@ -213,9 +216,10 @@ def published_rows(not_comparable: str | None) -> list[Row]:
 
 
 def _published_row(line: dict[str, str], not_comparable: str | None) -> Row:
-    kappa = float(line["kappa"])
+    kappa, million = float(line["kappa"]), float(line["train_kimg"]) / 1000
     return Row(
         run=f"published-{line['teacher']}-{line['strategy']}-{line['kappa']}-{line['train_kimg']}kimg",
+        label=f"published, {line['teacher']}, κ = {line['kappa']}, {million:.1f}M images",
         kind="published",
         teacher=line["teacher"],
         strategy=line["strategy"],

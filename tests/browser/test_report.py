@@ -4,6 +4,7 @@ import time
 
 import pytest
 from made_up import make_config, write_experiment
+from PIL import Image
 
 from sid_core.pipeline.inputs import Inputs
 from sid_core.report import write_report
@@ -24,6 +25,10 @@ def report(tmp_path_factory):
     """Write a report of eight runs with images of 256 x 256."""
     config = make_config(guidance_scales=[1.5, 2.0, 3.0, 4.5], extra_runs=EXTRA)
     folder = write_experiment(tmp_path_factory.mktemp("results"), config, side=256)
+    for name, points in (("lsg-1.5", (0, 1600)), ("lsg-2", (0, 800, 1600))):
+        (folder / "runs" / name / "grids").mkdir()
+        for nimg in points:
+            Image.new("RGB", (1024, 1024), "teal").save(folder / "runs" / name / "grids" / f"{nimg:08d}.png")
     write_report(config, Inputs.finished(config, folder))
     return folder / "report.html"
 
@@ -39,7 +44,7 @@ def selected(page) -> set[str]:
 
 
 def point(page, run):
-    return page.locator(f'svg .point[data-run="{run}"]')
+    return page.locator(f'#trade-off svg .point[data-run="{run}"]').first  # of the two panels that of FID
 
 
 def test_report_page_opens_fast_and_complete(open_report, report):
@@ -54,7 +59,9 @@ def test_report_page_opens_fast_and_complete(open_report, report):
     assert size < LARGEST
     assert seconds < SLOWEST_S
     broken = "parts => parts.filter((image) => !image.complete || image.naturalWidth === 0).length"
-    assert page.locator("img").count() == 24 * 10  # prompts; eight runs, teacher, real images
+    assert page.locator("#samples img").count() == 24 * 10  # prompts; eight runs, teacher, real images
+    assert page.locator("#overview img").count() == 3 * 6  # the teacher and each scale of SiD-LSG
+    assert page.locator("#training img").count() == 2 + 3
     assert page.eval_on_selector_all("img", broken) == 0
     assert page.locator("#figures svg").count() == 3
 
@@ -64,8 +71,8 @@ def test_pointing_at_a_point_names_run_scale_and_intervals(open_report):
     point(page, "lsg-2").hover()
     said = page.locator("#tip").inner_text()
     for part in (
+        "SiD-LSG κ = 2",
         "lsg-2",
-        "guidance 2, one step",
         "FID 35.00, 95 % interval 34.10 to 35.80",
         "CLIP 0.4667, 95 % interval 0.4643 to 0.4691",
     ):
@@ -80,7 +87,8 @@ def test_report_page_click_toggles_the_selection(open_report):
     page = open_report(viewport={"width": 1300, "height": 900})
     point(page, "lsg-2").click()
     assert selected(page) == {"lsg-2"}
-    for part in ("#results tr", "#trade-off .point", "#samples td", "#health tr", "#training g"):
+    parts = ("#overview .point", "#overview td", "#results tr", "#trade-off .point", "#samples td", "#health tr")
+    for part in (*parts, "#training g", "#training figure"):
         assert page.locator(f"{part}.selected").count() > 0, part
     assert "FID 35.00" in page.locator("#selection").inner_text()
     assert page.locator("#pair-run").input_value() == "lsg-2"
@@ -99,7 +107,7 @@ def test_report_page_points_are_reachable_by_keyboard(open_report):
     point(page, "lsg-1.5").focus()
     assert "lsg-1.5" in page.locator("#tip").inner_text()
     page.keyboard.press("Tab")
-    assert page.locator("#tip").inner_text().startswith("lsg-2\n")
+    assert page.locator("#tip").inner_text().startswith("SiD-LSG κ = 2\n")
     page.keyboard.press("Enter")
     assert selected(page) == {"lsg-2"}
     assert point(page, "lsg-2").get_attribute("aria-pressed") == "true"
@@ -108,7 +116,7 @@ def test_report_page_points_are_reachable_by_keyboard(open_report):
     page.locator("#other-prompts").focus()
     page.keyboard.press("Enter")
     shown = page.eval_on_selector_all(
-        "tbody[data-prompt]:not([hidden])", "parts => parts.map((part) => part.dataset.prompt)"
+        "#samples tbody:not([hidden])", "parts => parts.map((part) => part.dataset.prompt)"
     )
     assert shown == ["6", "7", "8", "9", "10", "11"]
 
@@ -117,8 +125,8 @@ def test_prompts_are_chosen_one_by_one_and_images_enlarged(open_report):
     page = open_report(viewport={"width": 1300, "height": 900})
     page.get_by_text("Choose prompts").click()
     page.get_by_label("a star number 20").check()
-    assert page.locator("tbody[data-prompt]:not([hidden])").count() == 7
-    image = page.get_by_alt_text("a star number 20 (lsg-3)")
+    assert page.locator("#samples tbody:not([hidden])").count() == 7
+    image = page.get_by_alt_text("a star number 20 (SiD-LSG κ = 3)")
     before = image.bounding_box()["width"]
     page.locator("#tile").fill("256")
     assert image.bounding_box()["width"] == 256 > before
@@ -129,7 +137,8 @@ def test_differences_are_seen_from_the_chosen_run(open_report):
     page.locator("#pair-run").select_option("lsg-2")
     rows = page.locator("#difference tbody tr")
     assert rows.count() == 9  # seven runs, two rows of the teacher
-    assert rows.nth(0).inner_text().split("\t")[:3] == ["lsg-1.5", "+3.00", "+1.00 to +5.00"]
+    assert rows.nth(0).inner_text().split("\t")[:3] == ["SiD-LSG κ = 1.5", "+3.0", "+1.0 to +5.0"]
+    assert page.locator("#pair-verdict").inner_text() == "SiD-LSG κ = 2 is"
     assert "worse" in rows.nth(0).inner_text()
     assert "better" in rows.nth(1).inner_text()
     page.locator("#pair-metric").select_option("clip")
@@ -141,9 +150,34 @@ def test_report_page_heading_sorts_within_groups(open_report):
     heading = page.locator("#results table").first.get_by_role("button", name="FID ↓")
     first = page.locator("#results tbody").first.locator("tr").nth(1).locator("th")
     heading.click()
-    assert first.inner_text() == "none"
+    assert first.inner_text() == "SiD, no guidance"
     heading.click()
-    assert first.inner_text() == "lsg-6"
+    assert first.inner_text() == "SiD-LSG κ = 6"
+
+
+def test_report_page_first_screen_shows_verdict_plot_and_strip(open_report):
+    page = open_report(viewport={"width": 1300, "height": 800})
+    assert "has the lowest FID of the generators" in page.locator(".finding").inner_text()
+    for part in (".finding", "#overview svg", "#overview table"):
+        box = page.locator(part).bounding_box()
+        assert box["y"] + box["height"] <= 800, part
+    published = page.get_by_text("published, sd15, κ = 2, 4.8M images")
+    assert published.is_hidden()  # of another protocol
+    page.get_by_text("Published results, not comparable").click()
+    assert published.is_visible()
+
+
+def test_report_page_slider_shows_the_last_grid_of_each_run(open_report):
+    page = open_report()
+    shown = "parts => parts.filter((image) => !image.hidden).map((image) => image.alt)"
+    last = [f"Samples of SiD-LSG κ = {scale} after 1,600 images" for scale in ("1.5", "2")]
+    assert page.eval_on_selector_all("#training img", shown) == last
+    page.locator("#seen").fill("1")
+    assert page.locator("output").inner_text() == "800"
+    assert page.eval_on_selector_all("#training img", shown) == [
+        "Samples of SiD-LSG κ = 1.5 after 0 images",
+        "Samples of SiD-LSG κ = 2 after 800 images",
+    ]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -158,7 +192,7 @@ def test_light_and_dark_are_readable_by_everyone(open_report, accessibility, sch
 def test_report_page_on_a_phone_scrolls_vertically_only(open_report, accessibility):
     page = open_report(viewport={"width": 400, "height": 800}, has_touch=True)
     assert page.evaluate("document.documentElement.scrollWidth") == 400
-    page.locator('svg .point[data-run="lsg-2"]').tap()
+    point(page, "lsg-2").tap()
     assert selected(page) == {"lsg-2"}
     assert page.evaluate("document.documentElement.scrollWidth") == 400
     assert accessibility(page) == []

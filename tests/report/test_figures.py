@@ -22,15 +22,19 @@ def texts(figure):
 def test_fid_clip_joins_scales_in_order_with_errors_and_labels(make_experiment):
     config = make_config(guidance_scales=[3.0, 1.5], extra_runs=[{"strategy": "none"}])
     figure = figures.fid_clip(read_entries(config, make_experiment(config)))
-    (axes,) = figure.axes
+    axes, recall = figure.axes
     curve = next(line for line in axes.lines if line.get_color() == LIGHT.generator and len(line.get_xdata()) > 1)
     np.testing.assert_allclose(curve.get_xydata(), [[0.4, 30], [0.6, 45]])
     widths = [np.ptp(segment[:, 1]) for bars in axes.collections for segment in bars.get_segments()]
     assert widths.count(pytest.approx(0.9 + 0.8)) == 5  # two scales, one extra run, two teachers
+    assert [recall.get_xlabel(), recall.get_ylabel()] == [axes.get_xlabel(), "Recall  (higher is better)"]
     shown = texts(figure)
-    for text in ("κ 1.5", "3", "SiD-LSG, one step", "CFG 1", "teacher, DPM-Solver++ Karras, 8 steps", "none"):
-        assert text in shown
-    assert "VAE floor: FID 5.00 ± 0.43, CLIP 0.650" in shown
+    for text in ("κ = 1.5", "3", "CFG 1", "SiD, no guidance"):
+        assert shown.count(text) == (4 if text == "3" else 2)  # in each panel; the teacher has a scale 3, too
+    for text in ("SiD-LSG, one step", "teacher, DPM-Solver++ Karras, 8 steps"):
+        assert shown.count(text) == 1
+    assert "VAE reconstructions: FID 5.00 ± 0.43" in shown
+    assert "real images: Recall 0.600" in shown
     assert not any("published" in text for text in shown)
 
 
@@ -51,9 +55,9 @@ def test_figures_of_an_import_of_unknown_origin_draw_it(make_experiment):
     [found] = [entry for entry in entries if entry.name == "found"]
     row = dataclasses.replace(found.row, strategy=None, alpha=None, seed=None, train_kimg=None)
     entries = [dataclasses.replace(entry, rows=(row,)) if entry is found else entry for entry in entries]
-    assert "found" in texts(figures.fid_clip(entries))
+    assert "SiD-LSG κ = 2 (found)" in texts(figures.fid_clip(entries))
     markdown = summary.to_markdown(config, entries, "", [], [])
-    assert re.search(r"\| found \| 2 \|.*\| 1 \| — \|", markdown)
+    assert re.search(r"\| SiD-LSG κ = 2 \(found\) \|.*\| 1 \| — \|", markdown)
     csv = pd.read_csv(io.StringIO(table.to_csv([row for entry in entries for row in entry.rows])))
     assert paper.scales(csv).axes
     assert csv.set_index("run").loc["found", ["strategy", "alpha", "seed"]].isna().all()
@@ -67,20 +71,21 @@ def test_fid_clip_of_a_further_run_of_a_scale_shows_its_name(make_experiment):
     config = make_config(extra_runs=[longer])
     folder = make_experiment(config)
     entries = read_entries(config, folder)
-    shown = texts(figures.fid_clip(entries))
-    assert [shown.count(text) for text in ("3", "lsg-3-longer")] == [2, 1]  # of ours, and of the teacher's
+    shown = texts(figures.overview(entries))
+    further = "SiD-LSG κ = 3 (lsg-3-longer)"
+    assert [shown.count(text) for text in ("3", further)] == [2, 1]  # of ours, and of the teacher's
     titles = [row.title for row in samples.read_grid(config, folder, entries).rows if row.kind == "generator"]
-    assert titles == ["SiD-LSG\nκ = 1.5", "SiD-LSG\nκ = 3", "lsg-3-longer"]
+    assert titles == ["SiD-LSG κ = 1.5", "SiD-LSG κ = 3", further]
 
 
 def test_place_of_many_labels_covers_neither_labels_nor_frame(make_experiment):
     config = make_config(guidance_scales=[1.5, 1.6, 1.7, 1.8, 3.0])
     figure = figures.fid_clip(read_entries(config, make_experiment(config)))
     figure.canvas.draw()
-    (axes,) = figure.axes
-    boxes = [text.get_window_extent() for text in axes.texts]
-    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    assert all(axes.bbox.padded(1).containsx(box.x0) and axes.bbox.padded(1).containsx(box.x1) for box in boxes)
+    for axes in figure.axes:
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+        assert all(axes.bbox.padded(1).containsx(box.x0) and axes.bbox.padded(1).containsx(box.x1) for box in boxes)
 
 
 def test_fid_clip_of_an_equal_protocol_shows_published_points(make_experiment):
@@ -105,7 +110,7 @@ def test_training_draws_a_line_for_each_run_and_alarm_limit(make_experiment):
     figure = curves.training(config.distill.alarms, logs)
     gap, std = figure.axes[:2]
     assert [len(gap.lines), len(std.lines)] == [4 + 1, 4 + 2]
-    np.testing.assert_allclose(gap.lines[0].get_xdata(), [0.32, 0.64, 0.96, 1.28, 1.6])
+    np.testing.assert_allclose(gap.lines[0].get_xdata(), [320, 640, 960, 1280, 1600])
     assert gap.lines[4].get_ydata()[0] == config.distill.alarms.score_gap_max
     assert gap.lines[0].get_color() == gap.lines[1].get_color() != gap.lines[2].get_color()
 
@@ -137,13 +142,25 @@ def test_draw_of_small_samples_shows_the_stored_pixels_of_different_captions(mak
     grid = samples.read_grid(config, folder, read_entries(config, folder))
     assert grid.indices == [0, *range(2, 25)]  # sample 1 has the caption of sample 0
     assert grid.captions[1] == CAPTION
-    assert grid.rows[0].title == "teacher, CFG 1\nDPM-Solver++ Karras\n8 steps"
+    assert grid.rows[0].title == "teacher, DPM-Solver++ Karras, 8 steps, CFG 1"
     assert [row.name for row in grid.rows] == ["teacher-dpm-solver-karras-cfg1-8steps", "lsg-1.5", "lsg-3", "real"]
     image = Image.open(io.BytesIO(to_png(samples.draw(grid)))).convert("RGB")
     sheet = np.asarray(image)
     wanted = samples.fit(grid.rows[1].images[3])
     assert wanted.shape == (192, 192, 3)
     assert any(wanted[0].tobytes() in line.tobytes() for line in sheet), "enlarged pixels were resampled"
+
+
+def test_read_progress_of_a_long_training_spreads_its_grids(make_experiment):
+    config = make_config(seeds=[0, 1])
+    folder = make_experiment(config)
+    for run in ("lsg-3", "lsg-3-seed1"):
+        (folder / "runs" / run / "grids").mkdir()
+        for nimg in range(30):
+            (folder / "runs" / run / "grids" / f"{nimg:08d}.png").touch()
+    [(run, grids)] = samples.read_progress(config, Inputs.finished(config, folder).trainings)
+    assert run.name == "lsg-3"
+    assert [int(path.stem) for path in grids] == list(range(2, 30, 3))
 
 
 @pytest.mark.parametrize(("side", "shown"), [(16, 192), (32, 192), (64, 192), (128, 256), (256, 256), (512, 256)])

@@ -55,7 +55,7 @@ def test_write_report_writes_every_file_and_a_self_contained_page(experiment):
             image.load()
             assert image.format == "PNG"
             sizes[path.stem] = image.size
-    assert sizes["fid_clip"] == (1320, 980)
+    assert sizes["fid_clip"] == (2200, 920)
     assert sizes["training"] == (2200, 1080)
     assert sizes["samples"][0] > 10 * 192
     assert {path.stem for path in (experiment / "figures").glob("*.svg")} == sizes.keys() - {"samples"}
@@ -85,13 +85,14 @@ def test_page_of_hostile_captions_escapes_them(experiment):
     assert "<b>" not in html
     assert CAPTION in page.text
     tips = {attrs["data-run"]: attrs["data-tip"] for _, attrs in page.tags if "data-tip" in attrs}
-    assert "\nDPM-Solver++ Karras, CFG 3, 8 steps\n" in tips["teacher-dpm-solver-karras-cfg3-8steps"]
-    assert "\nguidance 3, one step\n" in tips["lsg-3"]
-    assert tips["real"].startswith("real\nFID")
+    assert tips["teacher-dpm-solver-karras-cfg3-8steps"].startswith("teacher, DPM-Solver++ Karras, 8 steps, CFG 3\nFID")
+    assert tips["lsg-3"].startswith("SiD-LSG κ = 3\nFID")
+    assert tips["lsg-3"].endswith("\nlsg-3")
+    assert tips["real"].startswith("real images\nFID")
     assert "a guided step of the teacher takes two" in page.text
     assert "<b>not bold</b>" in page.text
     captions = [attrs["alt"] for tag, attrs in page.tags if tag == "img" and CAPTION in attrs["alt"]]
-    assert len(captions) == 4  # teacher, two scales, real images
+    assert len(captions) == 4 + 3  # teacher, two scales, real images; the first prompts once more without the latter
     for part in (
         PROTOCOL_HASH,
         "a" * 64,
@@ -99,7 +100,8 @@ def test_page_of_hostile_captions_escapes_them(experiment):
         "guidance_scales",
         "Few seeds",
         "Not comparable",
-        "Skipped: lsg-1.5-seed1",
+        "Skipped: SiD-LSG κ = 1.5, seed 1",
+        "one attribute word in ten is random by design",
     ):
         assert part in page.text
 
@@ -113,7 +115,7 @@ def test_page_without_data_for_a_figure_names_the_reason(experiment):
 def test_page_embeds_every_image_whole(experiment):
     page = Page((experiment / "report.html").read_text(encoding="utf-8"))
     uris = [attrs["src"] for tag, attrs in page.tags if tag == "img"]
-    assert len(uris) == 4 * 24
+    assert len(uris) == 4 * 24 + 3 * 3  # three prompts once more, without real images
     for uri in uris:
         with Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,")))) as image:
             image.load()
@@ -142,11 +144,14 @@ def test_write_report_of_an_unfinished_experiment_shows_finished_runs(make_exper
         shutil.copy(folder / name, folder / "so-far")
     write_report(config, Inputs.so_far(config, folder))
     text = Page((folder / "so-far" / "report.html").read_text(encoding="utf-8")).text
-    assert "Unfinished: not scored so far, and missing here: lsg-2, lsg-3, lsg-4.5, vae." in text
-    assert "Aborted: an alarm ended the training of lsg-2, which therefore has no row: lsg-2: latent_std=9" in text
-    assert re.search(r"lsg-1\.5 finished 1,600", text)
-    assert re.search(r"lsg-3 unfinished 1,600", text)
-    assert not re.search(r"lsg-4\.5 (un)?finished", text)
+    missing = "SiD-LSG κ = 2; SiD-LSG κ = 3; SiD-LSG κ = 4.5; VAE reconstructions"
+    assert f"Unfinished: not scored so far, and missing here: {missing}." in text
+    assert (
+        "Aborted: an alarm ended the training of SiD-LSG κ = 2, which therefore has no row: lsg-2: latent_std=9" in text
+    )
+    assert re.search(r"SiD-LSG κ = 1\.5 finished 1,600", text)
+    assert re.search(r"SiD-LSG κ = 3 unfinished 1,600", text)
+    assert not re.search(r"κ = 4\.5 (un)?finished", text)
     lines = (folder / "so-far" / "summary.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines[1:4]] == [
         "lsg-1.5",

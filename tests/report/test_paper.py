@@ -24,16 +24,12 @@ def test_by_setting_of_several_seeds_returns_mean_and_range(make_experiment):
     assert "lsg-3-seed1" not in frame.index
 
 
-def test_scales_of_another_protocol_draws_published_in_a_column(make_experiment):
+def test_scales_of_another_protocol_draws_no_published_rows(make_experiment):
     config = make_config(guidance_scales=[3.0, 1.5])
     figure = paper.scales(read_summary(config, make_experiment(config)))
-    ours, published, *_ = figure.axes
+    ours, _ = figure.axes
     np.testing.assert_allclose(ours.lines[0].get_xydata(), [[1.5, 30], [3, 45]])
-    legend = [text.get_text() for text in published.get_legend().texts]
-    assert legend == ["published, sd15", "published, sd21-base"]
-    np.testing.assert_allclose(published.lines[0].get_xydata(), [[1.5, 8.71], [2, 9.56], [3, 13.21], [4.5, 16.59]])
-    np.testing.assert_allclose(published.lines[1].get_xydata(), [[1.5, 8.15]])  # trained for longer
-    assert "protocol coco2014-30k, not comparable" in [text.get_text() for text in published.texts]
+    assert [text.get_text() for text in ours.get_legend().texts] == ["embedded"]
 
 
 def edit(path, **changes):
@@ -68,7 +64,7 @@ def test_scales_of_extra_runs_leaves_the_sweep_unchanged(make_experiment):
     [curve] = [line for line in axes.lines if len(line.get_xdata()) > 1]
     assert curve.get_ydata().tolist() == [30, 35, 45]
     texts = {text.get_text() for text in axes.texts}
-    assert {"long and short (LSG)", "long and short (LSG), 4 steps", "brief"} <= texts
+    assert {"long and short (LSG)", "long and short (LSG), 4 steps", "SiD-LSG κ = 2 (brief)"} <= texts
 
 
 def test_strategies_of_short_guidance_joins_its_own_scales(make_experiment):
@@ -86,8 +82,11 @@ def test_scales_of_an_equal_protocol_draws_one_panel_a_metric(make_experiment):
     assert len(figure.axes) == 2
     labels = [text.get_text() for text in figure.axes[0].get_legend().texts]
     assert labels == ["embedded", "published, sd15", "published, sd21-base"]
+    published = figure.axes[0].lines[2:4]
+    np.testing.assert_allclose(published[0].get_xydata(), [[1.5, 8.71], [2, 9.56], [3, 13.21], [4.5, 16.59]])
+    np.testing.assert_allclose(published[1].get_xydata(), [[1.5, 8.15]])  # trained for longer
     use_published_protocol(folder, samples=2000)
-    assert len(paper.scales(read_summary(config, folder)).axes) == 4
+    assert len(paper.scales(read_summary(config, folder)).axes[0].get_legend().texts) == 1
 
 
 def test_strategies_of_one_strategy_raises_no_data(make_experiment):
@@ -105,10 +104,10 @@ def test_convergence_draws_the_proxy_evaluations(make_experiment):
         curves.read_curves(config, Inputs.finished(config, make_experiment(config)).trainings)
     )
     frame = pd.read_csv(io.StringIO(text))
-    assert frame.columns.tolist() == ["run", "setting", "kimg", "fid_proxy", "clip_proxy"]
-    assert frame[frame["run"] == "lsg-3-seed1"].iloc[:, 1:4].to_numpy().tolist() == [
-        ["lsg-3", 0.64, pytest.approx(73.6)],
-        ["lsg-3", 1.28, pytest.approx(67.2)],
+    assert frame.columns.tolist() == ["run", "setting", "label", "kimg", "fid_proxy", "clip_proxy"]
+    assert frame[frame["run"] == "lsg-3-seed1"].iloc[:, 1:5].to_numpy().tolist() == [
+        ["lsg-3", "SiD-LSG κ = 3", 0.64, pytest.approx(73.6)],
+        ["lsg-3", "SiD-LSG κ = 3", 1.28, pytest.approx(67.2)],
     ]
     figure = paper.convergence(frame)
     assert {axes.get_xscale() for axes in figure.axes} == {"log"}

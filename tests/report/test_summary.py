@@ -46,11 +46,11 @@ def test_to_markdown_of_one_seed_shows_the_standard_error(make_experiment):
     assert "| **30.00 ± 0.43** |" in text
     assert "| **0.6000 ± 0.0012** |" in text
     assert text.startswith("# shapes\n\nHeadline.\n")
-    assert "| real | — | 0.30 ± 0.43 | 0.6500 ± 0.0012 | 0.0003 ± 0.0010 | 0.700 | 0.600 | — | — | — |" in text
+    assert "| real images | 0.30 ± 0.43 | 0.6500 ± 0.0012 | 0.0003 ± 0.0010 | 0.700 | 0.600 | — | — | — |" in text
     assert "## Each seed" not in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len({line.count("|") for line in rows}) == 1
-    published = [line for line in rows if "published-" in line]
+    published = [line for line in rows if "published, " in line]
     assert len(published) == 9
     assert all("coco2014-30k (not comparable)" in line for line in published)
 
@@ -67,28 +67,29 @@ def write_pairs(folder, *lines):
 def test_finding_takes_its_verdict_from_the_paired_comparison(make_experiment):
     config = make_config()
     assert headline(config, make_experiment(config)) == (
-        "Lowest FID of the generators: 30.00 ± 0.43 (lsg-1.5, one step). FID against the teacher's lowest, 25.00 ± 0.43 "
-        "(teacher-dpm-solver-karras-cfg1-8steps): worse by 5.0 [3.0, 7.0]. Highest CLIP score: 0.6000 ± 0.0012 (lsg-3)."
+        "SiD-LSG κ = 1.5 has the lowest FID of the generators, 30.00 ± 0.43 with one network evaluation an image; against the "
+        "teacher's lowest, 25.00 ± 0.43 with 8 (DPM-Solver++ Karras, 8 steps, CFG 1): worse by 5.0 [3.0, 7.0]. SiD-LSG κ = 3 has "
+        "the highest CLIP score, 0.6000 ± 0.0012."
     )
 
 
 @pytest.mark.parametrize(
     ("fid", "recall", "words"),
     [
-        ((0.1, -0.2, 0.4, "false", ""), None, ": no difference shown (0.10 [-0.20, 0.40]). Highest"),
+        ((0.1, -0.2, 0.4, "false", ""), None, ": no difference shown (0.10 [-0.20, 0.40]). SiD-LSG κ = 3 has the highest"),
         (
             (0.1, -0.2, 0.4, "false", ""),
             (-0.09, -0.1, -0.08, "true", "teacher-dpm-solver-karras-cfg1-8steps"),
             ": no difference shown (0.10 [-0.20, 0.40]). But recall is lower by 0.0900 [0.0800, 0.1000]: a loss of diversity, "
-            "which FID hides. Highest",
+            "which FID hides. SiD-LSG κ = 3 has the highest",
         ),
         (
             (-0.6, -0.7, -0.5, "true", "lsg-1.5"),
             (-0.2, -0.3, -0.1, "true", "teacher-dpm-solver-karras-cfg1-8steps"),
             ": better by 0.600 [0.500, 0.700]. But recall is lower by 0.200 [0.100, 0.300]: a loss of diversity, which FID hides",
         ),
-        ((-0.6, -0.7, -0.5, "true", "lsg-1.5"), (-0.2, -0.3, 0.1, "false", ""), ": better by 0.600 [0.500, 0.700]. Highest"),
-        ((0.6, 0.5, 0.7, "true", "teacher-dpm-solver-karras-cfg1-8steps"), None, ": worse by 0.600 [0.500, 0.700]. Highest"),
+        ((-0.6, -0.7, -0.5, "true", "lsg-1.5"), (-0.2, -0.3, 0.1, "false", ""), ": better by 0.600 [0.500, 0.700]. SiD-LSG κ = 3 has the highest"),
+        ((0.6, 0.5, 0.7, "true", "teacher-dpm-solver-karras-cfg1-8steps"), None, ": worse by 0.600 [0.500, 0.700]. SiD-LSG κ = 3 has the highest"),
     ],
     ids=["open", "open but less diverse", "better but less diverse", "better", "worse"],
 )  # fmt: skip
@@ -110,12 +111,11 @@ def test_finding_names_recall_where_fid_hides_a_loss(make_experiment, fid, recal
 def test_finding_over_seeds_takes_the_comparison_over_seeds(make_experiment):
     config = make_config(seeds=[0, 1, 2])
     text = headline(config, make_experiment(config))
-    assert "(lsg-1.5, one step; no difference shown from lsg-3)" in text
+    assert "with one network evaluation an image (no difference shown from SiD-LSG κ = 3)" in text
     assert (
-        "(teacher-dpm-solver-karras-cfg1-8steps): no difference shown (6.0 [-1.0, 13.0]). But recall is lower by 0.100 [0.060, 0.140]"
-        in text
+        "8 steps, CFG 1): no difference shown (6.0 [-1.0, 13.0]). But recall is lower by 0.100 [0.060, 0.140]" in text
     )
-    assert text.endswith("(lsg-3).")
+    assert "SiD-LSG κ = 3 has the highest CLIP score" in text
 
 
 def test_finding_of_another_single_seed_has_its_verdict(make_experiment):
@@ -127,7 +127,7 @@ def test_finding_without_a_comparison_says_so(make_experiment):
     config = make_config()
     folder = make_experiment(config)
     write_pairs(folder)
-    assert "(teacher-dpm-solver-karras-cfg1-8steps): not compared. Highest" in headline(config, folder)
+    assert "8 steps, CFG 1): not compared. SiD-LSG κ = 3 has the highest" in headline(config, folder)
 
 
 def test_make_entries_of_several_seeds_gives_mean_and_standard_deviation(make_experiment):
@@ -145,10 +145,10 @@ def test_make_entries_of_several_seeds_gives_mean_and_standard_deviation(make_ex
     assert sd == pytest.approx(2)  # of 45, 47, 49, n - 1
     assert math.isclose(entries[1].estimate("recall")[1], 0)
     text = summary.to_markdown(config, entries, "Headline.", summary.notes(entries, {}), [])
-    assert "| lsg-1.5 | 1.5 | 32.0 ± 2.0 |" in text
-    assert "| none | 1 | **27.0 ± 2.0** |" in text
-    assert "Mean ± standard deviation over 3 seeds of training: lsg-1.5, lsg-3, none. Every" in text
-    assert "| lsg-3-seed1 |" in text.split("## Each seed")[1]
+    assert "| SiD-LSG κ = 1.5 | 32.0 ± 2.0 |" in text
+    assert "| SiD, no guidance | **27.0 ± 2.0** |" in text
+    assert "over 3 seeds of training: SiD-LSG κ = 1.5, SiD-LSG κ = 3, SiD, no guidance. Every" in text
+    assert "| SiD-LSG κ = 3, seed 1 |" in text.split("## Each seed")[1]
 
 
 def test_notes_of_rows_of_one_seed_call_them_no_means(make_experiment):
@@ -156,13 +156,15 @@ def test_notes_of_rows_of_one_seed_call_them_no_means(make_experiment):
     config = make_config(seeds=[0, 1, 2], imports=[imported])
     entries = read_entries(config, make_experiment(config))
     notes = "\n".join(summary.notes(entries, {}))
-    assert "Mean ± standard deviation over 3 seeds of training: lsg-1.5, lsg-3. Every other row" in notes
+    assert (
+        "Mean ± standard deviation over 3 seeds of training: SiD-LSG κ = 1.5, SiD-LSG κ = 3. Every other row" in notes
+    )
     assert "official-2" not in notes
-    assert "lsg-3" in page._trade_off_words(entries)
+    assert "SiD-LSG κ = 3" in page._trade_off_words(entries)
     assert "official-2" not in page._trade_off_words(entries)
     warnings = summary.warnings(config, entries)
-    assert "Few seeds: each import is a single training (official-2)" in "\n".join(warnings)
-    assert "| official-2 |" not in summary.to_markdown(config, entries, "", [], []).split("## Each seed")[1]
+    assert "Few seeds: each import is a single training (SiD-LSG κ = 2 (official-2))" in "\n".join(warnings)
+    assert "(official-2) |" not in summary.to_markdown(config, entries, "", [], []).split("## Each seed")[1]
     alone = make_config(guidance_scales=[], imports=[imported])
     warnings = "\n".join(summary.warnings(alone, [entry for entry in entries if entry.name == "official-2"]))
     assert "trained with one seed" not in warnings
@@ -176,10 +178,27 @@ def test_make_entries_sweeps_only_runs_of_common_settings(make_experiment):
     assert [entry.name for entry in entries if entry.swept] == ["lsg-1.5", "lsg-3", "lsg-6"]
 
 
-def test_guidance_of_unequal_scales_shows_each(make_experiment):
-    config = make_config(extra_runs=[{"strategy": "short", "scale": 0.5}])
+def test_label_of_each_kind_of_row_names_its_settings(make_experiment):
+    custom = {"strategy": "custom", "name": "x", "fake_train": 1, "fake_eval": 1.5, "teacher": 3}
+    extra = [{"strategy": "short", "scale": 0.5}, {"strategy": "none"}, custom]
+    config = make_config(extra_runs=[*extra, {"strategy": "lsg", "scale": 2, "num_steps": 4}], seeds=[0, 1])
     entries = read_entries(config, make_experiment(config))
-    assert [columns.guidance(entry.row) for entry in entries[:4]] == ["1.5", "3", "0.5 / 1 / 1", "1"]
+    assert [entry.label for entry in entries[:11]] == [
+        "SiD-LSG κ = 1.5",
+        "SiD-LSG κ = 3",
+        "SiD, short guidance κ = 0.5",
+        "SiD, no guidance",
+        "SiD κ = 1/1.5/3 (x)",
+        "SiD-LSG κ = 2, 4 steps",
+        "teacher, DPM-Solver++ Karras, 8 steps, CFG 1",
+        "teacher, DPM-Solver++ Karras, 8 steps, CFG 3",
+        "VAE reconstructions",
+        "real images",
+        "published, sd15, κ = 1.5, 8.8M images",
+    ]
+    assert entries[5].rows[1].label == "SiD-LSG κ = 2, 4 steps, seed 1"
+    labels = [row.label for entry in entries for row in entry.rows]
+    assert len(set(labels)) == len(labels)
 
 
 def test_warnings_name_the_limits_of_the_conclusions(make_experiment):
@@ -187,13 +206,14 @@ def test_warnings_name_the_limits_of_the_conclusions(make_experiment):
     folder = make_experiment(config)
     path = folder / "runs" / "lsg-3" / "score.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"samples": 9}))
-    text = "\n".join(summary.warnings(config, read_entries(config, folder)))
+    entries = read_entries(config, folder)
+    text = "\n".join(summary.warnings(config, entries))
     assert (
         "Not comparable: 9 published rows were measured by protocol coco2014-30k, these otherwise (protocol shapes)."
-        in text
+        in summary.to_markdown(config, entries, "", [], [])
     )
-    assert "Partial: lsg-3 was scored on 9 samples, the configuration says 26" in text
-    assert "lsg-1.5" not in text
+    assert "Partial: SiD-LSG κ = 3 was scored on 9 samples, the configuration says 26" in text
+    assert "κ = 1.5" not in text
     assert "one seed" in text
     assert "validation split" in text
     assert summary.warnings(make_config(seeds=[0, 1, 2]), read_entries(config, folder)[:1]) == []
@@ -208,15 +228,17 @@ def test_warnings_name_trainings_in_bad_health(make_experiment):
         config.distill.alarms, curves.read_curves(config, Inputs.finished(config, folder).trainings), folder
     )
     assert [(one.run, one.setting, one.ended, one.skipped, one.exceeded) for one in found] == [
-        ("lsg-1.5", "lsg-1.5", "aborted", 0, 1),
-        ("lsg-1.5-seed1", "lsg-1.5", None, 1, 1),
-        ("lsg-3", "lsg-3", None, 0, 1),
-        ("lsg-3-seed1", "lsg-3", None, 1, 1),
+        ("SiD-LSG κ = 1.5", "lsg-1.5", "aborted", 0, 1),
+        ("SiD-LSG κ = 1.5, seed 1", "lsg-1.5", None, 1, 1),
+        ("SiD-LSG κ = 3", "lsg-3", None, 0, 1),
+        ("SiD-LSG κ = 3, seed 1", "lsg-3", None, 1, 1),
     ]
     text = "\n".join(health.warnings(found))
-    assert "Aborted: the last training of lsg-1.5 was ended by an alarm; its generator is from one before." in text
-    assert "Skipped: lsg-1.5-seed1 left out 1 updates" in text
-    assert "Alarms: lsg-3 was beyond a limit at 1 logged points" in text
+    assert (
+        "Aborted: the last training of SiD-LSG κ = 1.5 was ended by an alarm; its generator is from one before." in text
+    )
+    assert "Skipped: SiD-LSG κ = 1.5, seed 1 left out 1 updates" in text
+    assert "Alarms: SiD-LSG κ = 3 was beyond a limit at 1 logged points" in text
 
 
 def test_published_rows_of_an_equal_protocol_are_comparable(make_experiment):
@@ -247,7 +269,7 @@ def test_published_rows_of_an_equal_name_alone_are_not_comparable(make_experimen
     use_published_protocol(folder, **change)
     entries = read_entries(config, folder)
     assert [entry.kind for entry in entries if not entry.comparable] == ["published"] * 9
-    warning = summary.warnings(config, entries)[0]
+    warning = summary.not_comparable(entries)
     assert warning.startswith("Not comparable: 9 published rows")
     assert why in warning
     assert ";" not in warning
