@@ -129,7 +129,8 @@ class Baseline(Block):
     def label(self) -> str:
         """Name the row in tables and figures: 'teacher, DPM-Solver++ Karras, 8 steps, CFG 2'."""
         if self.kind == "teacher":
-            return f"teacher, {SOLVERS[self.solver]}, {self.steps} steps, CFG {scale_name(self.guidance_scale)}"
+            steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
+            return f"teacher, {SOLVERS[self.solver]}, {steps}, CFG {scale_name(self.guidance_scale)}"
         return {"vae": "VAE reconstructions", "real": "real images"}[self.kind]
 
 

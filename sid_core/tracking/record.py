@@ -1,9 +1,7 @@
 """Upload every run, score and file of an experiment to MLflow once, at its end or any time later."""
 
 import csv
-import json
 from pathlib import Path
-from urllib.parse import quote
 
 from ..config import DistillSettings, ImportSettings, load_settings
 from ..errors import HIDDEN, UserError
@@ -11,28 +9,17 @@ from ..pipeline.inputs import load_frozen
 from ..pipeline.paths import Results, Row, State
 from ..storage.files import read_json, write_json
 from ..storage.lease import living_owner
+from . import views
 from .registry import LARGEST_UPLOAD, register_best, size
 from .run import MirroredRun, generator_run
-from .store import first_line, init, later, resolve_uri
+from .store import first_line, init, later, make_client, resolve_uri
 
 # of summary.csv's columns those that are settings; the others that hold numbers are metrics
-PARAMS = [
-    "teacher",
-    "strategy",
-    "kappa_fake_train",
-    "kappa_fake_eval",
-    "kappa_teacher",
-    "seed",
-    "solver",
-    "steps",
-    "nfe",
-    "train_kimg",
-    "whole_kimg",
-    "samples",
-    "protocol",
-    "protocol_hash",
-]
-NAMES = {"run", "kind", "alpha", "not_comparable", "generator_sha256"}  # alpha is among a run's own settings
+PARAMS = (
+    *("teacher", "strategy", "kappa_fake_train", "kappa_fake_eval", "kappa_teacher", "seed", "solver", "steps", "nfe"),
+    *("train_kimg", "whole_kimg", "samples", "protocol", "protocol_hash"),
+)
+NAMES = {"run", "label", "kind", "alpha", "not_comparable", "generator_sha256"}  # alpha is among a run's own settings
 
 
 def sync(results: Path, uri: str | None) -> None:
@@ -73,10 +60,11 @@ def track(results: Path) -> dict:
                 if folder.name not in ids and (run_id := _sync_training(store, Row(folder), paths.state(folder.name))):
                     ids[folder.name] = run_id
             model = register_best(store, best, rows, ids, results)
+            views.save(make_client(store["uri"]), store["experiment_id"])
         except Exception as error:
             store["problem"] = first_line(error)
             print(f"MLflow at {store['uri']} stopped answering ({store['problem']}). {later(results)}")
-    links = {} if store["problem"] else _links(store, [ids[row] for row in ids if paths.run(row).folder.is_dir()])
+    links = {} if store["problem"] else _links(store)
     if links:
         print(f"MLflow, experiment {store['experiment']}: {len(ids)} runs. {_how_to_look(store['uri'])}")
         for what, link in links.items():
@@ -112,9 +100,8 @@ def _sync_row(store: dict, row: dict[str, str], results: Results) -> str:
     else:
         identity = {key: row.get(key, "") for key in PARAMS if key != "protocol_hash"}
         tags = {"kind": kind, "strategy": row["strategy"], "scale": row["kappa_teacher"]}
-        run = MirroredRun(
-            store, name, identity, {key: tag for key, tag in tags.items() if tag}, row["protocol_hash"] or None
-        )
+        tags = {key: tag for key, tag in tags.items() if tag}
+        run = MirroredRun(store, name, identity, tags, row["protocol_hash"] or None, row.get("label"))
         if kind != "published":
             of = results.baseline(name)
             run.files(of.generation, of.score)
@@ -137,17 +124,10 @@ def _sync_training(store: dict, row: Row, state: State) -> str | None:
     return run.id
 
 
-def _links(store: dict, compared: list[str]) -> dict[str, str]:
-    """Return links to the UI: curves of the whole experiment, and the given runs side by side."""
+def _links(store: dict) -> dict[str, str]:
+    """Return links to the experiment's scores in the UI."""
     server = store["uri"].replace(f"{HIDDEN}@", "").rstrip("/")  # a browser asks for the password
-    base = server if server.startswith("http") else "http://127.0.0.1:5000"
-    runs, experiment = quote(json.dumps(compared, separators=(",", ":"))), store["experiment_id"]
-    page = f"{base}/#/experiments/{experiment}/runs?orderByKey=metrics.%60fid%60&orderByAsc=true"
-    return {
-        "runs by FID": f"{page}&compareRunsMode=TABLE",
-        "charts": f"{page}&compareRunsMode=CHART",
-        "generators side by side": f"{base}/#/compare-runs?runs={runs}&experiments={quote(json.dumps([experiment]))}",
-    }
+    return views.links(server if server.startswith("http") else "http://127.0.0.1:5000", store["experiment_id"])
 
 
 def _how_to_look(uri: str) -> str:

@@ -17,13 +17,23 @@ LAST_POINT, LAST_GRID, FILES = "training/nimg", "last_grid_nimg", "files_sha256"
 class MirroredRun:
     """One MLflow run and a record of the files it already has."""
 
-    def __init__(self, store: dict, name: str, settings: dict, tags: dict[str, str], protocol_hash: str | None = None):
-        """Find the run of these settings, or create it.
+    def __init__(
+        self,
+        store: dict,
+        name: str,
+        settings: dict,
+        tags: dict[str, str],
+        protocol_hash: str | None = None,
+        label: str | None = None,
+    ):
+        """Find the run of these settings by its tag `identity`, or create it.
 
         Args:
             store: what `init` wrote.
             settings: what identifies the run beside its name.
+            name: of the folder.
             protocol_hash: of its scores. A run that was scored by another protocol keeps its scores; these get their own run.
+            label: the run's name in MLflow; a name that a user gave it there stays.
         """
         self.client, experiment = make_client(store["uri"]), store["experiment_id"]
         identity = digest([store["experiment"], name, settings])[:32]
@@ -31,9 +41,11 @@ class MirroredRun:
         fitting = [run for run in found if protocol_hash in (None, run.data.params.get("protocol_hash", protocol_hash))]
         if fitting:
             self.run = fitting[0]
+            if label and self.run.info.run_name == name:  # as earlier versions named it
+                self.client.update_run(self.run.info.run_id, name=label)
         else:
-            tags = tags | {"sweep": store["experiment"], "identity": identity}
-            self.run = self.client.create_run(experiment, tags=tags, run_name=name)
+            tags = tags | {"run": name, "sweep": store["experiment"], "identity": identity}
+            self.run = self.client.create_run(experiment, tags=tags, run_name=label or name)
         self.id = self.run.info.run_id
 
     def params(self, values: dict[str, object]) -> None:
@@ -130,7 +142,7 @@ def generator_run(
     run, others = settings.run, flat(settings.model_dump(mode="json", exclude={"run"}))
     identity = settings.model_dump(mode="json") | ({"trained_from": origin} if origin else {})
     strategy_tags = {"kind": "generator", "strategy": run.strategy, "scale": run.scale}
-    mirrored = MirroredRun(store, run.name, identity, strategy_tags, protocol_hash)
+    mirrored = MirroredRun(store, run.name, identity, strategy_tags, protocol_hash, run.label)
     scales = {f"kappa_{key}": getattr(run, key) for key in ("fake_train", "fake_eval", "teacher")}
     named = {key: getattr(run, key) for key in ("strategy", "alpha", "num_steps", "seed")}
     mirrored.params(scales | named | others | flat({"trained_from": origin or {}}))

@@ -1,4 +1,4 @@
-"""Test MLflow's pages at the printed addresses: runs by FID, charts, curves, grids and the best model."""
+"""Test MLflow's pages at the printed addresses: scores, trade-off, curves, grids and the best model."""
 
 import json
 import os
@@ -50,12 +50,12 @@ def results(tmp_path_factory):
     write_manifest(folder / "teacher")
     (folder / "config.yaml").write_text(c.dump(config))
     (folder / "summary.csv").write_text(
-        "run,kind,teacher,strategy,kappa_fake_train,kappa_fake_eval,kappa_teacher,seed,nfe,train_kimg,samples,fid,clip,precision,recall,"
+        "run,label,kind,teacher,strategy,kappa_fake_train,kappa_fake_eval,kappa_teacher,seed,nfe,train_kimg,samples,fid,clip,precision,recall,"
         "protocol,protocol_hash,generator_sha256\n"
-        "lsg-1.5,generator,embedded,lsg,1.5,1.5,1.5,0,1,19.2,80,2.5,0.60,0.9,0.6,shapes,abc,a\n"
-        "lsg-2,generator,embedded,lsg,2.0,2.0,2.0,0,1,19.2,80,3.5,0.65,0.9,0.5,shapes,abc,b\n"
-        "teacher-dpm-solver-karras-cfg2-8steps,teacher,embedded,,,,2.0,,16,,80,2.0,0.64,0.9,0.7,shapes,abc,\n"
-        "published-x,published,sd15,lsg,2.0,2.0,2.0,,1,4812,30000,9.56,0.313,,,coco2014-30k,,\n"
+        "lsg-1.5,SiD-LSG κ = 1.5,generator,embedded,lsg,1.5,1.5,1.5,0,1,19.2,80,2.5,0.60,0.9,0.6,shapes,abc,a\n"
+        "lsg-2,SiD-LSG κ = 2,generator,embedded,lsg,2.0,2.0,2.0,0,1,19.2,80,3.5,0.65,0.9,0.5,shapes,abc,b\n"
+        'teacher-dpm-solver-karras-cfg2-8steps,"teacher, 8 steps, CFG 2",teacher,embedded,,,,2.0,,16,,80,2.0,0.64,0.9,0.7,shapes,abc,\n'
+        "published-x,published x,published,sd15,lsg,2.0,2.0,2.0,,1,4812,30000,9.56,0.313,,,coco2014-30k,,\n"
     )
     return folder
 
@@ -106,29 +106,25 @@ def visit(open_page):
     return visit
 
 
-def test_runs_page_of_the_link_is_sorted_by_fid(visit, links):
+def test_runs_page_of_the_link_shows_scores_sorted_by_fid(visit, links):
     page = visit(links["runs by FID"])
-    page.get_by_role("link", name="lsg-2").wait_for()
-    runs = [
-        name for name in page.get_by_role("link").all_inner_texts() if name.startswith(("lsg", "teacher-", "published"))
-    ]
-    assert runs == [
-        "teacher-dpm-solver-karras-cfg2-8steps",
-        "lsg-1.5",
-        "lsg-2",
-        "published-x",
-        "lsg-1_5",
-    ]  # last: the link to the registered model
+    page.get_by_role("link", name="SiD-LSG κ = 2").wait_for()
+    for column in ("fid", "clip", "recall"):
+        page.get_by_text(column, exact=True).first.wait_for()
+    runs = [name for name in page.get_by_role("link").all_inner_texts() if name.startswith(("SiD", "teacher,", "publ"))]
+    assert runs == ["teacher, 8 steps, CFG 2", "SiD-LSG κ = 1.5", "SiD-LSG κ = 2"]  # not the published row
 
 
-def test_charts_page_of_the_link_shows_scores_curves_and_grids(visit, links):
-    page = visit(links["charts"])
-    page.get_by_role("link", name="lsg-2").wait_for()
+def test_charts_page_of_the_link_shows_trade_off_curves_and_grids(visit, links):
+    page = visit(links["FID against CLIP score, curves, samples"])
+    page.get_by_role("link", name="SiD-LSG κ = 2").wait_for()
     page.locator(".js-plotly-plot").first.wait_for()
+    for chart in ("clip vs. fid", "clip vs. recall"):
+        assert page.get_by_text(chart).first.is_visible()
     page.mouse.move(800, 700)
     curve, score = page.get_by_text("training/score_gap").first, page.get_by_text("fid", exact=True).first
     grid = page.locator("img[src^='blob:'], img[src*='get-artifact'], img[src*='artifact']").first
-    for element in (curve, score, grid):  # from top to bottom; charts out of sight are not in the page
+    for element in (score, curve, grid):  # from top to bottom; charts out of sight are not in the page
         for _ in range(60):
             if element.count() and element.is_visible():
                 break
@@ -136,11 +132,6 @@ def test_charts_page_of_the_link_shows_scores_curves_and_grids(visit, links):
             page.wait_for_timeout(300)
         assert element.is_visible()
     assert grid.evaluate("image => image.naturalWidth") > 0
-
-
-def test_compare_page_of_generators_names_both_runs(visit, links):
-    page = visit(links["generators side by side"])
-    page.get_by_text("Comparing 2 Runs from 1 Experiment").first.wait_for()
 
 
 def test_mlflow_model_page_shows_the_best_generator(visit, links):

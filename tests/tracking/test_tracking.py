@@ -28,7 +28,7 @@ from sid_core.storage.files import read_json, write_json, write_manifest
 from sid_core.storage.lease import lease
 from sid_core.tracking import mirror as mirroring
 from sid_core.tracking import record as syncing
-from sid_core.tracking import registry
+from sid_core.tracking import registry, views
 from sid_core.tracking import store as places
 from sid_core.tracking.run import FILES, MirroredRun, generator_run
 
@@ -112,7 +112,7 @@ def test_password_in_the_option_uri_is_refused(monkeypatch):
 
 
 def test_links_to_a_server_with_a_password_name_the_host_alone():
-    links = syncing._links({"uri": "http://***@server:8080/", "experiment_id": "7"}, ["a"])
+    links = syncing._links({"uri": "http://***@server:8080/", "experiment_id": "7"})
     assert all(link.startswith("http://server:8080/#/") for link in links.values())
 
 
@@ -301,6 +301,27 @@ def test_sync_of_other_settings_or_protocols_makes_other_runs(store):
     assert run(2, "p") != while_training
 
 
+def test_renamed_run_is_found_and_keeps_a_name_of_the_users_own(store, client):
+    def run(label: str | None) -> str:
+        return MirroredRun(store, "named", {}, {}, None, label).id
+
+    run_id = run(None)
+    assert client.get_run(run_id).info.run_name == "named"
+    assert run("SiD-LSG κ = 2") == run_id
+    assert client.get_run(run_id).info.run_name == "SiD-LSG κ = 2"
+    client.update_run(run_id, name="my best")
+    assert run("SiD-LSG κ = 2") == run_id
+    assert client.get_run(run_id).info.run_name == "my best"
+
+
+def test_saved_view_of_a_user_stays(store, client, results):
+    track(results, store["path"])
+    assert "metrics.`clip`" in client.get_experiment(store["experiment_id"]).tags[views.TAG]
+    client.set_experiment_tag(store["experiment_id"], views.TAG, "changed")
+    track(results, store["path"])
+    assert client.get_experiment(store["experiment_id"]).tags[views.TAG] == "changed"
+
+
 def test_training_of_other_code_is_another_run(store, tmp_path):
     generator, identity = tmp_path / "generator.json", tmp_path / "identity.json"
     made_from = {"teacher": "t", "prompts": "p", "code": "old"}
@@ -449,11 +470,11 @@ def results(tmp_path):
     write_manifest(run / "generator")
     write_log(run / "training.jsonl", 1, 4)
     (tmp_path / "summary.csv").write_text(
-        "run,kind,teacher,strategy,kappa_fake_train,kappa_fake_eval,kappa_teacher,alpha,seed,solver,steps,nfe,train_kimg,samples,"
+        "run,label,kind,teacher,strategy,kappa_fake_train,kappa_fake_eval,kappa_teacher,alpha,seed,solver,steps,nfe,train_kimg,samples,"
         "fid,fid_se,fid_inf,clip,clip_se,kid,precision,recall,teacher_eps_error,images_per_s,protocol,protocol_hash,not_comparable,generator_sha256\n"
-        "lsg-1.5,generator,embedded,lsg,1.5,1.5,1.5,1.0,0,,1,1,0.032,80,20.5,1.5,19,0.5,0.01,0.1,0.9,0.8,0.05,99,shapes,abc,,def\n"
-        "teacher-dpm-solver-karras-cfg2-8steps,teacher,embedded,,,,2.0,,,dpm-solver,8,16,,80,10.5,1.5,9,0.6,0.01,0.1,0.9,0.8,0.05,9,shapes,abc,,\n"
-        "published-x,published,sd15,lsg,2.0,2.0,2.0,,,,1,1,4812.0,30000,9.56,,,0.313,,,,,,,coco2014-30k,,protocol shapes,\n"
+        "lsg-1.5,SiD-LSG κ = 1.5,generator,embedded,lsg,1.5,1.5,1.5,1.0,0,,1,1,0.032,80,20.5,1.5,19,0.5,0.01,0.1,0.9,0.8,0.05,99,shapes,abc,,def\n"
+        'teacher-dpm-solver-karras-cfg2-8steps,"teacher, 8 steps, CFG 2",teacher,embedded,,,,2.0,,,dpm-solver,8,16,,80,10.5,1.5,9,0.6,0.01,0.1,0.9,0.8,0.05,9,shapes,abc,,\n'
+        "published-x,published x,published,sd15,lsg,2.0,2.0,2.0,,,,1,1,4812.0,30000,9.56,,,0.313,,,,,,,coco2014-30k,,protocol shapes,\n"
     )
     return tmp_path
 
@@ -463,16 +484,23 @@ def test_track_brings_every_row_once(store, client, results, capsys):
     record = json.loads((results / "tracking.json").read_text())
     assert set(record["runs"]) == {"lsg-1.5", "teacher-dpm-solver-karras-cfg2-8steps", "published-x"}
     said = capsys.readouterr().out
-    assert f"http://127.0.0.1:5000/#/experiments/{store['experiment_id']}/runs?orderByKey=" in said
-    assert record["links"]["generators side by side"] in said
+    assert f"http://127.0.0.1:5000/#/experiments/{store['experiment_id']}/runs?viewStateShareKey=" in said
+    assert all(link in said for link in record["links"].values())
     assert "make ui" in said
 
     track(results, store["path"])
     assert json.loads((results / "tracking.json").read_text())["runs"] == record["runs"]
 
     run = client.get_run(record["runs"]["lsg-1.5"])
-    assert (run.info.run_name, run.info.status) == ("lsg-1.5", "FINISHED")
-    tags = {"sweep": "shapes", "kind": "generator", "strategy": "lsg", "scale": "1.5", "generator_sha256": "def"}
+    assert (run.info.run_name, run.info.status) == ("SiD-LSG κ = 1.5", "FINISHED")
+    tags = {
+        "run": "lsg-1.5",
+        "sweep": "shapes",
+        "kind": "generator",
+        "strategy": "lsg",
+        "scale": "1.5",
+        "generator_sha256": "def",
+    }
     assert tags.items() <= run.data.tags.items()
     params = {"kappa_fake_train": "1.5", "kappa_teacher": "1.5", "alpha": "1.0", "seed": "0", "protocol_hash": "abc"}
     assert params.items() <= run.data.params.items()
@@ -491,7 +519,9 @@ def test_track_brings_every_row_once(store, client, results, capsys):
         "images",
     }
 
-    teacher = client.get_run(record["runs"]["teacher-dpm-solver-karras-cfg2-8steps"]).data.params
+    teacher = client.get_run(record["runs"]["teacher-dpm-solver-karras-cfg2-8steps"])
+    assert teacher.info.run_name == "teacher, 8 steps, CFG 2"
+    teacher = teacher.data.params
     assert (teacher["solver"], teacher["steps"], teacher["nfe"]) == ("dpm-solver", "8", "16")
     published = client.get_run(record["runs"]["published-x"])
     assert published.data.tags["kind"] == "published"
@@ -520,11 +550,9 @@ def test_sync_to_a_server_that_stops_prints_one_line(store, results, monkeypatch
 
 
 def test_links_lead_to_the_users_own_server():
-    links = syncing._links({"uri": "http://server:8080/", "experiment_id": "7"}, ["a", "b"])
-    page = "http://server:8080/#/experiments/7/runs?orderByKey=metrics.%60fid%60&orderByAsc=true"
-    assert links["runs by FID"] == f"{page}&compareRunsMode=TABLE"
-    assert links["charts"] == f"{page}&compareRunsMode=CHART"
-    assert links["generators side by side"].startswith("http://server:8080/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D")
+    links = syncing._links({"uri": "http://server:8080/", "experiment_id": "7"})
+    page = "http://server:8080/#/experiments/7/runs?viewStateShareKey=sid-core&compareRunsMode="
+    assert list(links.values()) == [f"{page}TABLE", f"{page}CHART"]
 
 
 def test_mlflow_usage_statistics_are_disabled(store):
