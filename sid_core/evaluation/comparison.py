@@ -6,7 +6,7 @@ from pathlib import Path
 from ..errors import UserError
 from .metrics.catalogue import METRICS
 from .metrics.uncertainty import Estimate
-from .pairs import Scored, better, check_comparable, differences_of, places, read
+from .pairs import Scored, better, check_comparable, differences_of, read, with_interval
 
 NOTE = "95 % intervals over captions and noise drawn anew; another training seed is not in them."
 
@@ -15,7 +15,7 @@ def compare_runs(folders: Sequence[Path]) -> str:
     """Return a plain-text table that compares scored runs metric by metric.
 
     Raises:
-        UserError: fewer than two, one that is not scored, or scores that are not comparable; the message says what differs.
+        UserError: fewer than two, one without a score, or scores that are not comparable.
     """
     if len({folder.resolve() for folder in folders}) < max(len(folders), 2):
         raise UserError(f"compare: expected two or more different runs, got {', '.join(map(str, folders))}")
@@ -25,7 +25,8 @@ def compare_runs(folders: Sequence[Path]) -> str:
     rows = [["", *(one.name for one in scored), "better"]]
     for key, metric in METRICS.items():
         if any(key in one.estimates for one in scored):
-            cells = [_cell(one.estimates.get(key)) for one in scored]
+            found = [one.estimates.get(key) for one in scored]
+            cells = ["not computed" if estimate is None else _formatted(estimate) for estimate in found]
             name = f"{key} ({metric.better})" if metric.better else key
             rows.append([name, *cells, _verdict(key, scored) if metric.better else ""])
     score = scored[0].score
@@ -36,10 +37,7 @@ def compare_runs(folders: Sequence[Path]) -> str:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Return distinct names for the runs.
-
-    Names are prefixed with the experiment's where two runs share one, and whole paths where that is not enough.
-    """
+    """Return distinct names: those of the runs, if two are equal with the experiment's, else whole paths."""
     paths = [folder.resolve() for folder in folders]
     for names in ([path.name for path in paths], [f"{path.parents[1].name}/{path.name}" for path in paths]):
         if len(set(names)) == len(names):
@@ -48,10 +46,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _verdict(metric: str, scored: Sequence[Scored]) -> str:
-    """Return the run that is significantly better than all others.
-
-    With one other run the interval of the difference is appended.
-    """
+    """Return the run that is significantly better than all others; with one other, also the interval of the difference."""
     holders = [one for one in scored if metric in one.estimates]
     sign = METRICS[metric].sign
     best = min(holders, key=lambda one: sign * one.estimates[metric].centre)
@@ -64,16 +59,11 @@ def _verdict(metric: str, scored: Sequence[Scored]) -> str:
     if len(differences) > 1:
         return best.name
     [difference] = differences.values()
-    low, high = sorted((-sign * difference.low, -sign * difference.high))
-    decimals = places(difference.se)
-    return f"{best.name}, by {-sign * difference.value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+    return f"{best.name}, by {_formatted(difference, -sign)}"
 
 
-def _cell(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "not computed"
-    decimals = places(estimate.se)
-    return f"{estimate.value:.{decimals}f} [{estimate.low:.{decimals}f}, {estimate.high:.{decimals}f}]"
+def _formatted(estimate: Estimate, sign: int = 1) -> str:
+    return with_interval(sign * estimate.value, sign * estimate.low, sign * estimate.high, estimate.se)
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

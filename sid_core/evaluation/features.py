@@ -1,11 +1,11 @@
 """Extract features from shards of samples and from the reference images.
 
-Features are stored per sample, not as moments: every metric, its uncertainty and future metrics are computed from them
-without encoding an image again.
+They are stored per sample, not as moments: every metric, its uncertainty and later metrics need no image again.
 """
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,59 +30,45 @@ if TYPE_CHECKING:
     from ..config import BuildReferenceSettings, FeatureSettings
     from ..data.reference_images import ReferenceImages
 
-# what a score needs to know of how the samples were made
+# of a shard's record, which a score needs
 CARRIED = (
-    "start",
-    "stop",
-    "seed",
-    "noise_device",
-    "device",
-    "precision",
-    "captions_sha256",
-    "teacher_sha256",
-    "generator_sha256",
-    "settings_sha256",
-    "nfe",
-    "sampler",
-    "images_per_s",
-    "samples",
+    *("start", "stop", "seed", "noise_device", "device", "precision", "captions_sha256", "teacher_sha256"),
+    *("generator_sha256", "settings_sha256", "nfe", "sampler", "images_per_s", "samples"),
 )
-# COCO has a few pictures twice; a reference that repeats itself more holds copies of a folder
-MOST_REPEATED = 0.01
+MOST_REPEATED = 0.01  # COCO has a few images twice; a reference that repeats itself more holds copies of a folder
 
 
 def build_reference(settings: "BuildReferenceSettings", out: Path, workers: int = 1, code: str = "") -> None:
     """Write features of the reference images to `out` (.safetensors) with a sidecar.
 
-    Tensors: index (N,), features (N, D), clip_image (N, E), and dinov2 (N, F) where `evaluate.dinov2` is set. Images are read
-    and prepared by `workers` threads. Features of reference files are cached for other experiments too, of the same `code`: its
-    digest.
+    Tensors: index (N,), features (N, D), clip_image (N, E), and dinov2 (N, F) if `evaluate.dinov2` is set. `workers` threads
+    read and prepare images. Features of reference files are cached for all experiments of the same code digest, `code`.
 
     Raises:
         UserError: too few images, too many duplicates, a damaged image, or one of a size that the feature network does not take.
     """
     if settings.reference_samples < 2:
-        raise UserError(
-            f"evaluate.reference_samples={settings.reference_samples}: a covariance needs 2, better thousands"
-        )
+        raise UserError(f"evaluate.reference_samples={settings.reference_samples}: expected 2, better thousands")
     images = reference_images(settings)
     extractor = FeatureExtractor(settings, len(images), of_reference=True)
     source = images.record()  # reads every file of a folder
-    kept = cached_features(source, image_record(settings), extractor.record, code)
-    if kept is not None and _is_whole(kept):
-        with atomic_path(out) as temporary:
-            shutil.copyfile(kept, temporary)
-        write_sidecar(out, verify_sidecar(kept)["record"])
-        return
+    cached = cached_features(source, image_record(settings), extractor.record, code)
+    if cached is not None:
+        with suppress(UserError):  # it is missing, or damaged
+            record = verify_sidecar(cached)["record"]
+            with atomic_path(out) as temporary:
+                shutil.copyfile(cached, temporary)
+            write_sidecar(out, record)
+            return
     tensors, record = _reference_features(settings, extractor, images, workers)
-    for path in filter(None, (kept, out)):
+    for path in filter(None, (cached, out)):
         _save(path, tensors, source | record)
 
 
 def _reference_features(
     settings: "BuildReferenceSettings", extractor: "FeatureExtractor", images: "ReferenceImages", workers: int
 ) -> tuple[dict[str, Tensor], dict]:
-    """Compute the tensors of the reference images and the metadata to record beside their source."""
+    """Compute the tensors of the reference images and their record."""
 
     def prepare(index: int) -> tuple[str, tuple]:
         image = images.read(index)
@@ -96,8 +82,8 @@ def _reference_features(
     twice = len(hashes) - len(set(hashes))
     if twice > MOST_REPEATED * len(hashes):
         raise UserError(
-            f"evaluate.reference={settings.reference}: {twice} of {len(hashes)} images are there twice; "
-            "give the set once, without copies"
+            f"evaluate.reference={settings.reference}: expected different images, {twice} of {len(hashes)} are repeated. "
+            "Fix: remove the copies"
         )
     tensors = extractor.tensors(torch.arange(len(hashes)), f"evaluate.reference={settings.reference}")
     return tensors, extractor.record | {
@@ -111,7 +97,7 @@ def _reference_features(
 def extract_features(settings: "FeatureSettings", shard: Path, captions: Path, out: Path, workers: int = 1) -> None:
     """Write features and CLIP embeddings of a shard's samples to `out` (.safetensors) with a sidecar.
 
-    Images are decoded, checked and resized by `workers` threads beside the networks.
+    `workers` threads decode, check and resize images beside the networks.
 
     Raises:
         UserError: the shard is damaged, was made from other captions, or its images were stored at another size.
@@ -120,7 +106,12 @@ def extract_features(settings: "FeatureSettings", shard: Path, captions: Path, o
     sidecar = verify_sidecar(shard)
     made = sidecar["record"]
     check_captions(shard, made, lines)
-    _check_stored_size(shard, made, settings)
+    # LANCZOS leaves images of the protocol's size unchanged
+    if made["image_size"] not in (None, settings.image_size):
+        raise UserError(
+            f"{shard}: stored at {made['image_size']} x {made['image_size']}, expected evaluate.image_size="
+            f"{settings.image_size} or images as decoded. Fix: generate it again"
+        )
     extractor = FeatureExtractor(settings, len(made["samples"]))
 
     def prepare(member: tuple[dict, bytes]) -> tuple[int, tuple]:
@@ -146,11 +137,9 @@ def extract_features(settings: "FeatureSettings", shard: Path, captions: Path, o
 
 
 class FeatureExtractor:
-    """Run all networks of the settings and accumulate one row per image for each network.
+    """Run all networks of the settings on `count` images and accumulate one row an image for each network.
 
-    Args:
-        count: images that will come.
-        of_reference: only those whose metric compares with the reference: preferences need a caption.
+    Preferences are not run with `of_reference`: they need captions.
     """
 
     def __init__(self, settings: "FeatureSettings", count: int, of_reference: bool = False):
@@ -162,7 +151,7 @@ class FeatureExtractor:
             "weights": {"features": features.identity, "clip": self.clip.identity},
             "extras": {network.column: network.record for network in optional},
         }
-        # a block each for all images: small tensors that stay, between large ones that come and go, fragment the heap
+        # one block for all images: small tensors that stay between large temporary ones fragment the heap
         self._rows: dict[str, Tensor] = {}
         self._count, self._done = count, 0
 
@@ -206,23 +195,16 @@ def load_features(path: Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def check_finite(features: Tensor, index: Tensor, source: str) -> None:
-    """Raise on NaN and infinity, because one such row would make every metric NaN.
-
-    Raises:
-        UserError: names `source` and the samples.
-    """
+    """Raise a UserError that names samples with NaN or infinity: one would make every metric NaN."""
     bad = index[~features.reshape(len(features), -1).isfinite().all(1)]
     if len(bad):
         raise UserError(
-            f"{source}: features of samples {ranges(bad.tolist())} are not finite; delete it and extract the features again"
+            f"{source}: features of samples {ranges(bad.tolist())} are not finite. Fix: delete it, extract again"
         )
 
 
 def reference_record(path: Path, made: dict, settings: "FeatureSettings") -> dict:
-    """Return the part of the protocol that describes the reference images.
-
-    Args:
-        made: record of a shard of samples.
+    """Return the part of the protocol that describes the reference images, for the record `made` of a shard.
 
     Raises:
         UserError: the reference is damaged, or was encoded by other networks or at another size than the samples.
@@ -232,47 +214,19 @@ def reference_record(path: Path, made: dict, settings: "FeatureSettings") -> dic
     apart = any(record[key] != value for key, value in expected.items())
     if apart or any(made["extras"].get(key) != extra for key, extra in record["extras"].items()):
         raise UserError(
-            f"{path}: made with another feature network, CLIP, DINOv2 or image size than the samples; "
-            "build the reference again"
+            f"{path}: made with another feature network, CLIP, DINOv2 or image size than the samples. "
+            "Fix: build the reference again"
         )
     return {key: record[key] for key in ("source", "count", "images_sha256")}
 
 
 def check_captions(path: Path, made: dict, lines: list[str]) -> None:
-    """Raise if the record `made` of samples, or of their features, names other captions than `lines`.
-
-    Raises:
-        UserError: names the file and the lines.
-    """
+    """Raise a UserError if the record `made` of samples, or of their features, has other captions than `lines`."""
     if captions_sha256(lines[made["start"] : made["stop"]]) != made["captions_sha256"]:
         raise UserError(
-            f"{path}: made from other captions than lines {made['start'] + 1}–{made['stop']} of the caption file; "
-            "generate it again"
+            f"{path}: made from other captions than lines {made['start'] + 1}–{made['stop']} of the caption file. "
+            "Fix: generate it again"
         )
-
-
-def _check_stored_size(shard: Path, made: dict, settings: "FeatureSettings") -> None:
-    """Check that images resized before storage were resized to the protocol's size.
-
-    LANCZOS leaves images of the protocol's size unchanged.
-    """
-    if made["image_size"] not in (None, settings.image_size):
-        raise UserError(
-            f"{shard}: stored at {made['image_size']} x {made['image_size']}, expected evaluate.image_size="
-            f"{settings.image_size} or images as decoded; generate it again"
-        )
-
-
-def _is_whole(path: Path) -> bool:
-    """Return whether a file exists and matches its sidecar.
-
-    A damaged cached file is recomputed, so it is no error.
-    """
-    try:
-        verify_sidecar(path)
-    except UserError:
-        return False
-    return True
 
 
 def stored(image: np.ndarray, settings: "FeatureSettings") -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Compare two scores and find the differences that sampling or training seeds do not explain.
+"""Compare two scores by score.json and replicates.json: differences that sampling or training seeds do not explain.
 
-Everything comes from score.json and replicates.json; no sample is encoded again, and torch is not imported.
+torch is not imported.
 """
 
 import csv
@@ -37,25 +37,27 @@ class Difference:
     over: str  # samples | seeds
 
     def verdict(self, run: str) -> str:
-        """Describe the evidence on `run`, which is `a` or `b`.
-
-        Examples: 'worse by 0.60 [0.50, 0.70]', 'no difference shown (0.1 [-0.2, 0.4])'.
-        """
+        """Describe `run`, which is `a` or `b`: 'worse by 0.60 [0.50, 0.70]', 'no difference shown (0.1 [-0.2, 0.4])'."""
         if self.better:
-            return f"{'better' if self.better == run else 'worse'} by {self.amount()}"
+            return f"{'better' if self.better == run else 'worse'} by {self.format_difference()}"
         return f"no difference shown ({self._signed(1 if run == self.a else -1)})"
 
-    def amount(self) -> str:
+    def format_difference(self) -> str:
         """Return the difference as '0.60 [0.50, 0.70]', positive where the interval excludes 0."""
         return self._signed(-1 if self.high < 0 else 1)
 
     def _signed(self, sign: int) -> str:
-        decimals = places((self.high - self.low) / 4)
-        low, high = sorted((sign * self.low, sign * self.high))
-        return f"{sign * self.value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+        return with_interval(sign * self.value, sign * self.low, sign * self.high, (self.high - self.low) / 4)
 
 
-def places(error: float, most: int = 6) -> int:
+def with_interval(value: float, low: float, high: float, error: float) -> str:
+    """Format a value and its interval, in either order, as '0.60 [0.50, 0.70]' with two digits of the error."""
+    digits = decimals(error)
+    low, high = sorted((low, high))
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def decimals(error: float, most: int = 6) -> int:
     """Return the decimals that show two digits of an error, at most `most`."""
     return min(max(1 - math.floor(math.log10(error)), 0), most) if error > 0 else 4
 
@@ -71,16 +73,9 @@ class Scored:
 
 
 def replicates_record(estimate: Estimate) -> dict:
-    """Return the record of a metric in replicates.json.
-
-    It has all that the interval and the differences are computed from, except the value.
-    """
-    return {
-        "method": estimate.method,
-        "quadratic": estimate.quadratic,
-        "centre": estimate.centre,
-        "values": estimate.replicates,
-    }
+    """Return a metric's record in replicates.json, from which, with the value, intervals and differences are computed."""
+    e = estimate
+    return {"method": e.method, "quadratic": e.quadratic, "centre": e.centre, "values": e.replicates}
 
 
 def read(folder: Path, name: str | None = None) -> Scored:
@@ -92,18 +87,20 @@ def read(folder: Path, name: str | None = None) -> Scored:
     path, replicates = Row(folder).score, Row(folder).replicates
     if not path.is_file():
         raise UserError(
-            f"{folder}: no {path.name} in it; expected a scored run or baseline, such as results/shapes/runs/lsg-2"
+            f"{folder}: no {path.name}; expected a scored run or baseline, such as results/shapes/runs/lsg-2"
         )
     score = read_json(path)
     if not isinstance(score, dict) or not {"intervals", "recipes", "not_computed", "protocol_hash"} <= score.keys():
-        raise UserError(f"{path}: no score with intervals; delete it and run again, which takes seconds")
-    records = read_json(replicates)
-    if records.keys() != score["intervals"].keys():
-        raise _foreign(folder)
+        raise UserError(f"{path}: no score with intervals. Fix: delete it and run again, which takes seconds")
+    records, intervals = read_json(replicates), score["intervals"]
+    foreign = UserError(
+        f"{replicates}: not of the score beside it. Fix: delete both and run again, which takes seconds"
+    )
+    if records.keys() != intervals.keys():
+        raise foreign
     estimates = {metric: _estimate(score[metric], record) for metric, record in records.items()}
-    for metric, found in estimates.items():
-        if not all(map(math.isclose, (found.low, found.high), score["intervals"][metric])):
-            raise _foreign(folder)
+    if not all(all(map(math.isclose, (e.low, e.high), intervals[key])) for key, e in estimates.items()):
+        raise foreign
     return Scored(name or folder.resolve().name, folder, score, estimates)
 
 
@@ -113,12 +110,6 @@ def _estimate(value: float, record: dict) -> Estimate:
     return jackknife(value, record["values"], record["quadratic"], record["centre"])
 
 
-def _foreign(folder: Path) -> UserError:
-    return UserError(
-        f"{Row(folder).replicates}: not of the score beside it; delete both and run again, which takes seconds"
-    )
-
-
 def check_comparable(a: Scored, b: Scored) -> None:
     """Check that two scores share one protocol: captions, seeds, sizes, networks and reference images.
 
@@ -126,19 +117,19 @@ def check_comparable(a: Scored, b: Scored) -> None:
         UserError: names what differs.
     """
     if a.score["protocol_hash"] != b.score["protocol_hash"]:
-        from .protocol import differences  # brings torch, for an error alone
+        from .protocol import differences  # imports torch, for an error alone
 
         apart = differences(a.score["protocol"], b.score["protocol"])
         raise UserError(
-            f"not comparable: {a.folder} and {b.folder} have different protocols ({apart or 'their hash alone'}); "
-            "score both with one `evaluate` block, captions and seed"
+            f"not comparable: {a.folder} and {b.folder} have different protocols ({apart or 'their hash alone'}). "
+            "Fix: score both with one `evaluate` block, captions and seed"
         )
     for metric in a.estimates.keys() & b.estimates.keys():
         first, second = (len(scored.estimates[metric].replicates) for scored in (a, b))
         if first != second:
             raise UserError(
-                f"not comparable: {a.folder} and {b.folder} have {first} and {second} replicates of {metric}; "
-                "score both with one version of sid-core"
+                f"not comparable: {a.folder} and {b.folder} have {first} and {second} replicates of {metric}. "
+                "Fix: score both with one version of sid-core"
             )
 
 
@@ -149,13 +140,7 @@ def differences_of(a: Scored, b: Scored) -> dict[str, Estimate]:
         UserError: their protocols differ.
     """
     check_comparable(a, b)
-    recipes = a.score["recipes"], b.score["recipes"]
-    shared = [metric for metric in METRICS if metric in a.estimates and metric in b.estimates]
-    return {
-        metric: a.estimates[metric] - b.estimates[metric]
-        for metric in shared
-        if recipes[0].get(metric) == recipes[1].get(metric)
-    }
+    return {metric: a.estimates[metric] - b.estimates[metric] for metric in _shared([a, b])}
 
 
 def better(metric: str, difference: Estimate, a: str, b: str) -> str:
@@ -175,7 +160,7 @@ def better(metric: str, difference: Estimate, a: str, b: str) -> str:
 def write_pairs(config: Config, inputs: Inputs) -> None:
     """Write pairs.csv, paired differences of runs and baselines, and seeds.csv, means over training seeds.
 
-    Over seeds a setting is compared with another by the seeds that both have, and with a baseline or an import, which has none, by all of its own.
+    Two settings are compared over the seeds that both have; a setting and a baseline or import, which has no seed, over all.
 
     Raises:
         UserError: a score is missing or damaged, or two protocols differ.
@@ -202,8 +187,7 @@ def write_pairs(config: Config, inputs: Inputs) -> None:
     for name, seeds in several.items():
         for metric in _shared([*seeds.values()]):
             found = mean_of_few([one.score[metric] for one in seeds.values()])
-            sd = found.se * len(seeds) ** 0.5
-            means.append((name, metric, len(seeds), found.value, sd, found.low, found.high))
+            means.append((name, metric, len(seeds), found.value, found.se * len(seeds) ** 0.5, found.low, found.high))
     write_text(inputs.out.pairs, _csv(PAIR_COLUMNS, rows))
     write_text(inputs.out.seeds, _csv(SEED_COLUMNS, means))
 
@@ -215,15 +199,15 @@ def _row(a: str, b: str, metric: str, difference: Estimate, over: str) -> tuple:
 
 def _over_seeds(a: str, b: str, first: list[Scored], second: list[Scored]) -> list[tuple]:
     """Return rows of pairs.csv: mean differences of scores, one of `first` and one of `second` per seed."""
-    pairs = list(zip(first, second, strict=True))
-    return [
-        _row(a, b, key, mean_of_few([x.score[key] - y.score[key] for x, y in pairs]), "seeds")
+    means = {
+        key: mean_of_few([x.score[key] - y.score[key] for x, y in zip(first, second, strict=True)])
         for key in _shared(first + second)
-    ]
+    }
+    return [_row(a, b, key, mean, "seeds") for key, mean in means.items()]
 
 
 def _shared(scored: list[Scored]) -> list[str]:
-    """Return the metrics that all scores have and measure alike."""
+    """Return the metrics that all scores have, by the same recipe, in the order of the tables."""
     recipes = [one.score["recipes"] for one in scored]
     return [
         metric

@@ -1,7 +1,7 @@
 """Build the protocol, the record of everything that comparable scores share, and its hash.
 
-Settings that cannot change a score (batch size, resamples of a standard error) are not in it. Versions of libraries are
-recorded beside it: they may change the last digit, and a table that refused to compare over them would compare nothing.
+Settings that cannot change a score, such as the batch size, are not in it. Versions of libraries are recorded beside it: they may
+change the last digit, and a table that required equal ones would compare nothing.
 """
 
 from typing import TYPE_CHECKING
@@ -14,8 +14,7 @@ from ..storage.files import digest, flat
 if TYPE_CHECKING:
     from ..config import FeatureSettings, ScoreSettings
 
-# Raise it when a formula or a step of the code changes a score.
-FORMULAS = 1
+FORMULAS = 1  # raise it when a formula or a step of the code changes a score
 SEED_RULE = "sample i: caption i; torch.Generator().manual_seed(seed + i), float32"
 KID_SUBSETS, KID_SUBSET_SIZE, KID_SEED = 100, 1000, 2020  # torch-fidelity's defaults
 
@@ -30,7 +29,7 @@ def image_record(settings: "FeatureSettings") -> dict:
         "feature_resize": settings.feature_size and "clean-fid: PIL bicubic, float, per channel",
         "clip_resize": "open_clip preprocessing of the same image"
         + (", its levels rounded as the published script does" if settings.clip_strict else ""),
-        # said where it is not what everyone expects, so that float32 keeps its hash
+        # absent for float32, whose hash stays that of versions without this setting
         **({} if settings.precision == "float32" else {"network_precision": settings.precision}),
     }
 
@@ -38,13 +37,12 @@ def image_record(settings: "FeatureSettings") -> dict:
 def protocol_record(
     settings: "ScoreSettings", captions: list[str], weights: dict, reference: dict, noise_device: str
 ) -> dict:
-    """Return the protocol record of `settings.samples` samples.
+    """Return the protocol record of `settings.samples` samples of the first captions.
 
     Args:
-        captions: at least as many as samples; the first `settings.samples` count.
         weights: `identity` of the networks, {"features", "clip"}.
         reference: {"source", "count", "images_sha256"}.
-        noise_device: where the noise was drawn; CUDA's stream differs from the CPU's.
+        noise_device: CUDA's random stream differs from the CPU's.
 
     Raises:
         UserError: fewer captions than samples.
@@ -52,6 +50,7 @@ def protocol_record(
     evaluate, samples = settings.evaluate, settings.samples
     if len(captions) < samples:
         raise UserError(f"generate.samples={samples}: only {len(captions)} captions; lower it or give more captions")
+    subset_size = min(KID_SUBSET_SIZE, samples, evaluate.reference_samples)
     return {
         "name": evaluate.protocol,
         "formulas": FORMULAS,
@@ -64,11 +63,7 @@ def protocol_record(
         "images": image_record(evaluate),
         "weights": weights,
         "reference": reference,
-        "kid": {
-            "subsets": KID_SUBSETS,
-            "subset_size": min(KID_SUBSET_SIZE, samples, evaluate.reference_samples),
-            "seed": KID_SEED,
-        },
+        "kid": {"subsets": KID_SUBSETS, "subset_size": subset_size, "seed": KID_SEED},
         "precision_recall": {"neighbours": evaluate.neighbours},
     }
 
@@ -79,10 +74,7 @@ def protocol_hash(record: dict) -> str:
 
 
 def differences(first: dict, second: dict) -> str:
-    """List the differences of two protocol records for a message.
-
-    An example: `kid.subsets: 100, 50; samples: 5000, 1000`.
-    """
+    """List the differences of two protocol records for a message, as in `seed: 0, 1; samples: 5000, 1000`."""
     a, b = flat(first), flat(second)
     return "; ".join(
         f"{key}: {a.get(key)}, {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)

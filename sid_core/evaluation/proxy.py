@@ -1,9 +1,6 @@
-"""Compute two proxy metrics during training, from a few samples of held-out captions.
+"""Compute fid_proxy and clip_proxy during training, from a few samples of held-out captions.
 
-One is a Frechet distance, the other the agreement with the text.
-
-They are always called fid_proxy and clip_proxy: a Frechet distance of few samples is far above that of many, and
-these captions are not the protocol's.
+They are no FID and CLIP score: a Frechet distance of few samples is far above that of many, and the captions are others.
 """
 
 from collections.abc import Callable, Iterable, Sequence

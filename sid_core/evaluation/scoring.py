@@ -31,9 +31,9 @@ def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, 
     """
     evaluate = settings.evaluate
     if not features:
-        raise UserError("no feature shards given: expected those of every sample shard; extract them and run again")
+        raise UserError("no feature shards given: expected those of every sample shard. Fix: extract them")
     if settings.samples < 8:  # `fid` is computed on quarters of the set, and leaves out two of at least four groups
-        raise UserError(f"generate.samples={settings.samples}: a score needs 8, better thousands; raise it")
+        raise UserError(f"generate.samples={settings.samples}: expected 8, better thousands")
     parts = [load_features(path) for path in features]
     records = [record for _, record in parts]
     samples = [sample for record in records for sample in record["samples"]]
@@ -44,7 +44,8 @@ def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, 
     compared_with = reference_record(reference, records[0], evaluate)
     protocol = protocol_record(settings, lines, weights, compared_with, records[0]["noise_device"])
     sets = _in_order([tensors for tensors, _ in parts]), load_features(reference)[0]
-    found = estimates(Sets(*map(_on_device, sets), evaluate))
+    on_device = ({key: rows.to(device()) for key, rows in tensors.items()} for tensors in sets)
+    found = estimates(Sets(*on_device, evaluate))
     recipes = {key: METRICS[key].recipe | records[0]["extras"].get(METRICS[key].needs, {}) for key in found}
     errors = [sample["eps_error"] for sample in samples if sample["eps_error"] is not None]
     write_json(Row(out.parent).replicates, {key: replicates_record(estimate) for key, estimate in found.items()})
@@ -59,7 +60,7 @@ def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, 
             "not_computed": {key: f"evaluate.{METRICS[key].needs} is null" for key in METRICS if key not in found},
             "recipes": {key: recipe for key, recipe in recipes.items() if recipe},
             "teacher_eps_error": sum(errors) / len(errors) if errors else None,
-            "images_per_s": _speed(records),
+            "images_per_s": _throughput(records),
             "nfe": records[0]["nfe"],
             "sampler": records[0].get("sampler"),
             "generator_sha256": records[0]["generator_sha256"],
@@ -74,19 +75,17 @@ def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, 
 
 
 def _check_origin(settings: "ScoreSettings", features: Sequence[Path], records: list[dict], lines: list[str]) -> None:
-    """Check that all shards were made with these settings by one generator, teacher and solver.
-
-    The same networks must have encoded all of them.
+    """Check that all shards were made with these settings by one generator, teacher and solver, and encoded by the same networks.
 
     Raises:
-        UserError: names the shard, what it was made with and what was expected.
+        UserError: names the shard and the differences.
     """
     needed = {metric.needs for metric in METRICS.values() if metric.needs}
     wanted = {key for key in needed if getattr(settings.evaluate, key) is not None}
     if set(records[0]["extras"]) != wanted:
         raise UserError(
             f"{features[0]}: made for {', '.join(sorted(records[0]['extras'])) or 'no further metric'}, expected "
-            f"{', '.join(sorted(wanted)) or 'none'}, as evaluate says; extract the features again"
+            f"{', '.join(sorted(wanted)) or 'none'} by evaluate. Fix: extract the features again"
         )
     # features of earlier versions do not name all of these
     same = (
@@ -99,9 +98,8 @@ def _check_origin(settings: "ScoreSettings", features: Sequence[Path], records: 
         "caption_prefix": settings.evaluate.caption_prefix,
     } | {key: records[0].get(key) for key in same}
     for path, record in zip(features, records, strict=True):
-        apart = differences(expected, {key: record.get(key) for key in expected})
-        if apart:
-            raise UserError(f"{path}: made otherwise than expected ({apart}); delete it and run again")
+        if apart := differences(expected, {key: record.get(key) for key in expected}):
+            raise UserError(f"{path}: other settings than expected ({apart}). Fix: delete it and run again")
         check_captions(path, record, lines)
 
 
@@ -111,12 +109,8 @@ def _in_order(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {key: torch.cat([part[key] for part in parts])[order] for key in parts[0]}
 
 
-def _on_device(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: rows.to(device()) for key, rows in tensors.items()}
-
-
-def _speed(records: list[dict]) -> float | None:
-    """Return images per second of all shards together; None where no network generated them."""
+def _throughput(records: list[dict]) -> float | None:
+    """Return images per second of all shards together; None if no network generated them."""
     if None in [record["images_per_s"] for record in records]:
         return None
     counts = [len(record["samples"]) for record in records]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..evaluation.metrics.catalogue import METRICS, Metric
-from ..evaluation.pairs import places
+from ..evaluation.pairs import decimals as decimals_of
 from .entries import Entry, best
 
 MOST_PLACES = 4
@@ -20,7 +20,7 @@ def rounded(estimate: tuple[float, float | None] | None, decimals: int) -> str:
     value, error = estimate
     if not error:
         return f"{value:.{decimals}f}"
-    decimals = places(error, MOST_PLACES)
+    decimals = decimals_of(error, MOST_PLACES)
     return f"{value:.{decimals}f} ± {error:.{decimals}f}"
 
 
@@ -29,7 +29,7 @@ def with_interval(entry: Entry, metric: Metric) -> str:
     interval, estimate = entry.intervals.get(metric.key), entry.estimate(metric.key)
     if interval is None or interval[1] <= interval[0]:
         return rounded(estimate, metric.decimals)
-    decimals = places((interval[1] - interval[0]) / 4, MOST_PLACES)
+    decimals = decimals_of((interval[1] - interval[0]) / 4, MOST_PLACES)
     return f"{estimate[0]:.{decimals}f}, 95 % interval {interval[0]:.{decimals}f} to {interval[1]:.{decimals}f}"
 
 

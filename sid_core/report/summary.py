@@ -91,7 +91,7 @@ def _against(teacher: Entry, ours: Entry, differences: Differences) -> str:
     text = f"; against the teacher's lowest, {lowest}: {verdict}"
     fid_is_worse = fid is not None and fid.better == teacher.name
     if recall is not None and recall.better == teacher.name and not fid_is_worse:
-        text += f". But recall is lower by {recall.amount()}: a loss of diversity, which FID hides"
+        text += f". But recall is lower by {recall.format_difference()}: a loss of diversity, which FID hides"
     return text
 
 

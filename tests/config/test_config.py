@@ -1,4 +1,4 @@
-"""The configuration: mistakes are named with their remedy, and each stage's settings hold what concerns it alone."""
+"""Test that errors of the configuration name the remedy, and that each stage has its own settings alone."""
 
 import copy
 import json
@@ -36,7 +36,7 @@ def changed(**values) -> dict:
     return result
 
 
-def test_shipped_config_is_valid_and_lists_its_runs():
+def test_load_config_of_the_shipped_file_lists_its_runs():
     parsed = c.load_config(ROOT / "config.yaml")
     assert [run.name for run in c.runs(parsed)] == ["lsg-1.5", "lsg-2", "lsg-3", "lsg-4.5"]
 
@@ -100,7 +100,7 @@ def test_parse_of_a_wrong_value_names_it_in_one_line(values, message):
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_several_mistakes_are_listed_together():
+def test_parse_of_wrong_values_lists_every_key():
     with pytest.raises(UserError) as caught:
         c.parse_config(changed(distill__t_init=1200, distill__lr="fast", seeds=[-1]))
     assert len(str(caught.value).splitlines()) == 3
@@ -129,7 +129,7 @@ def test_read_yaml_of_json_takes_tabs_and_names_a_key_given_twice(tmp_path):
         c.read_yaml(path)
 
 
-def test_read_yaml_of_merged_blocks_keeps_what_stands_over_them(tmp_path):
+def test_read_yaml_of_merged_blocks_keeps_overrides(tmp_path):
     text = "a: &a {x: 1, y: 1}\nb: &b\n  <<: *a\n  y: 2\nc:\n  <<: *b\n  x: 3\n1: {}\n'1': {}\n"
     (tmp_path / "config.yaml").write_text(text)
     read = c.read_yaml(tmp_path / "config.yaml")
@@ -144,8 +144,8 @@ def test_read_yaml_of_no_mapping_names_the_file(tmp_path, text):
 
 
 @pytest.mark.parametrize("word", ["null", "Null", "NULL", "~", ""])
-def test_null_in_words_is_null_for_every_optional_setting(word):
-    """Snakemake's --config hands over text: 'distill={lr_final: null}' became the text 'null'."""
+def test_parse_of_null_in_words_gives_none(word):
+    # Snakemake's --config hands over text: 'distill={lr_final: null}' became the text 'null'.
     parsed = c.parse_config(
         changed(
             distill__lr_final=word,
@@ -161,12 +161,12 @@ def test_null_in_words_is_null_for_every_optional_setting(word):
     assert parsed.teacher.path is parsed.evaluate.dinov2 is parsed.resources.score.gpu is None
 
 
-def test_empty_text_of_a_setting_that_takes_no_null_stays():
+def test_parse_of_empty_text_without_null_keeps_it():
     assert c.parse_config(changed(evaluate__caption_prefix="")).evaluate.caption_prefix == ""
 
 
 @pytest.mark.parametrize("word", [None, "null", "~"])
-def test_experiment_called_null_is_refused(word):
+def test_parse_of_an_experiment_called_null_raises(word):
     with pytest.raises(
         UserError, match=r"config: experiment=null: expected a valid string, got no value\. Fix: give it one"
     ):
@@ -183,7 +183,7 @@ def test_experiment_called_null_is_refused(word):
         ("007", "the number 7"),
     ],
 )
-def test_name_that_yaml_takes_for_another_value_is_shown_as_typed(tmp_path, typed, read):
+def test_load_config_of_an_unquoted_name_shows_it_as_typed(tmp_path, typed, read):
     text = (ROOT / "config.yaml").read_text().replace("experiment: shapes", f"experiment: {typed}")
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(UserError) as caught:
@@ -198,7 +198,7 @@ def test_name_that_yaml_takes_for_another_value_is_shown_as_typed(tmp_path, type
 
 
 @pytest.mark.parametrize(("typed", "value"), [("2026_09_01", 20260901), ("1e3", 1000.0), ("True", True)])
-def test_name_on_snakemakes_command_line_is_shown_as_typed(typed, value):
+def test_parse_config_of_an_unquoted_argument_shows_it_as_typed(typed, value):
     arguments = ["snakemake", "--cores", "all", "--config", "seeds=[0]", f"experiment={typed}"]
     with pytest.raises(UserError) as caught:
         c.parse_config(changed(experiment=value), arguments=arguments)
@@ -206,7 +206,7 @@ def test_name_on_snakemakes_command_line_is_shown_as_typed(typed, value):
     assert "Snakemake takes quotes off --config: there, begin it with a letter" in str(caught.value)
 
 
-def test_numbers_that_yaml_reads_as_text_are_numbers():
+def test_parse_of_numbers_in_text_gives_numbers():
     # YAML 1.1 wants a dot before the exponent
     assert c.parse_config(changed(distill__lr="1e-3")).distill.lr == 1e-3
 
@@ -248,13 +248,13 @@ guidance_scales: [1.5]
 """
 
 
-def test_presets_are_those_of_the_schema():
+def test_presets_equal_those_of_the_schema():
     names = get_args(get_args(c.Config.model_fields["preset"].annotation)[0])
     assert sorted(names) == sorted(path.stem for path in PRESETS.iterdir())
 
 
 @pytest.mark.parametrize("preset", ["sd15", "sd21-base", "sd21-768"])
-def test_preset_of_a_file_inherits_nothing_from_config_yaml(tmp_path, preset):
+def test_load_config_with_a_preset_ignores_config_yaml(tmp_path, preset):
     (tmp_path / "config.yaml").write_text((ROOT / "config.yaml").read_text() + "\ndistill: {lr: 7.0, t_init: 600}\n")
     (tmp_path / "mine.yaml").write_text(OWN.format(preset=preset))
     config = c.load_config(tmp_path / "config.yaml", tmp_path / "mine.yaml")
@@ -263,20 +263,20 @@ def test_preset_of_a_file_inherits_nothing_from_config_yaml(tmp_path, preset):
     assert config.evaluate.protocol == "coco2014-30k"
 
 
-def test_preset_values_yield_to_those_of_the_file(tmp_path):
+def test_load_config_overrides_values_of_the_preset(tmp_path):
     (tmp_path / "mine.yaml").write_text(OWN.format(preset="sd21-768") + "distill: {micro_batch: 4}\n")
     config = c.load_config(tmp_path / "mine.yaml")
     assert (config.distill.micro_batch, config.distill.lr, config.generate.batch) == (4, 1e-6, 7)
     assert config.plan.unet_million == 865.9
 
 
-def test_file_without_a_preset_for_a_teacher_of_its_own_is_refused(tmp_path):
+def test_load_config_of_another_teacher_without_a_preset_raises(tmp_path):
     (tmp_path / "mine.yaml").write_text(OWN.format(preset="sd15").replace("preset: sd15\n", ""))
     with pytest.raises(UserError, match=r"mine\.yaml: preset=shapes: expected another one with teacher\.source=local"):
         c.load_config(ROOT / "config.yaml", tmp_path / "mine.yaml")
 
 
-def test_file_with_a_preset_and_without_a_teacher_is_refused(tmp_path):
+def test_load_config_of_a_preset_without_a_teacher_raises(tmp_path):
     (tmp_path / "mine.yaml").write_text("experiment: mine\npreset: sd15\nguidance_scales: [2]\n")
     with pytest.raises(UserError) as caught:
         c.load_config(ROOT / "config.yaml", tmp_path / "mine.yaml")
@@ -292,11 +292,11 @@ def runs_of(**values) -> dict[str, c.Run]:
     return {run.name: run for run in c.runs(c.parse_config(changed(**values)))}
 
 
-def test_close_scales_have_names_of_their_own():
+def test_runs_of_close_scales_have_different_names():
     assert list(runs_of(guidance_scales=[1.5, 1.52, 2, 10])) == ["lsg-1.5", "lsg-1.52", "lsg-2", "lsg-10"]
 
 
-def test_seeds_rename_nothing():
+def test_runs_with_more_seeds_keep_their_names():
     assert list(runs_of(guidance_scales=[2], seeds=[0, 1])) == ["lsg-2", "lsg-2-seed1"]
 
 
@@ -310,7 +310,7 @@ def test_seeds_rename_nothing():
         ({"strategy": "custom", "name": "x", "fake_train": 1, "fake_eval": 2, "teacher": 3}, "x", (1, 2, 3)),
     ],
 )
-def test_strategies_are_four_scales(extra, name, kappas):
+def test_runs_of_a_strategy_have_its_four_scales(extra, name, kappas):
     run = runs_of(extra_runs=[extra])[name]
     assert (run.fake_train, run.fake_eval, run.teacher) == kappas
 
@@ -320,7 +320,7 @@ def test_distillations_of_an_extra_run_use_its_alpha_and_steps():
     assert (run.alpha, run.num_steps) == (1.2, 2)
 
 
-def test_baselines_and_shards():
+def test_baselines_and_shards_follow_the_settings():
     parsed = c.parse_config(changed(generate__samples=5000, generate__samples_per_shard=2000, baselines__steps=[2, 8]))
     names = [baseline.name for baseline in c.baselines(parsed)]
     assert names[0] == "teacher-dpm-solver-karras-cfg1-2steps"
@@ -329,7 +329,7 @@ def test_baselines_and_shards():
     assert c.shards(parsed) == ["00000", "00001", "00002"]
 
 
-def test_baselines_of_two_solvers_share_no_name():
+def test_baselines_of_two_solvers_have_different_names():
     ddim, dpm = (
         {one.name for one in c.baselines(c.parse_config(changed(baselines__solver=solver))) if one.kind == "teacher"}
         for solver in ("ddim", "dpm-solver")
@@ -365,7 +365,7 @@ def test_splits_share_no_noise_and_no_reference_image():
     ]
 
 
-def test_noise_seed_beyond_the_split_is_refused():
+def test_parse_of_a_seed_beyond_the_split_raises():
     with pytest.raises(UserError, match=r"generate\.seed=2147483648: expected seed \+ samples up to 2\^31"):
         c.parse_config(changed(generate__seed=2**31))
 
@@ -374,7 +374,7 @@ def test_noise_seed_beyond_the_split_is_refused():
 
 
 def changed_files(**values) -> set[str]:
-    """Which stages' settings differ from the shipped configuration's; new ones too."""
+    """List the stages whose settings differ from the shipped configuration's, or are new."""
     before, after = (stage_settings(c.parse_config(v)) for v in (SHIPPED, changed(**values)))
     return {re.sub(r"^(runs|baselines)/[^/]+", r"\1", name) for name in after if after[name] != before.get(name)}
 
@@ -410,7 +410,7 @@ def test_stage_settings_with_a_new_scale_keep_the_other_runs():
     }
 
 
-def test_settings_survive_their_file(tmp_path):
+def test_load_settings_of_a_dump_gives_equal_settings(tmp_path):
     for name, settings in stage_settings(c.parse_config(SHIPPED)).items():
         path = tmp_path / name.replace("/", "-")
         path.write_text(c.dump(settings))
@@ -419,8 +419,8 @@ def test_settings_survive_their_file(tmp_path):
     assert c.load_config(tmp_path / "config.yaml") == c.parse_config(SHIPPED)
 
 
-def test_config_keys_are_all_read_by_the_code():
-    """A setting that no module mentions would be obeyed by nobody."""
+def test_settings_are_all_read_by_the_code():
+    # A setting that no module mentions would be obeyed by nobody.
     blocks_py = ROOT / "sid_core" / "config" / "blocks.py"
     code = "\n".join(p.read_text() for p in (ROOT / "sid_core").rglob("*.py") if p != blocks_py)
     blocks = (
@@ -466,13 +466,13 @@ def test_schema_accepts_the_shipped_config():
         {"experiment": "a/b"},
     ],
 )
-def test_schema_refuses_what_the_models_refuse(values):
+def test_schema_rejects_the_values_that_models_reject(values):
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(changed(**values), SCHEMA)
 
 
 @pytest.mark.parametrize("split", ["evaluation", "validation"])
-def test_watch_of_an_embedded_reference_shares_no_scene_with_any_score(split):
+def test_proxy_reference_shares_no_scene_with_any_score(split):
     files = stage_settings(c.parse_config(changed(distill__proxy_samples=8, prompts__split=split)))
     assert (files["watch/settings.yaml"].split, files["reference/settings.yaml"].split) == ("watch", split)
     drawn = [scenes.draw(name, 8)[0].tobytes() for name in scenes.SPLITS]

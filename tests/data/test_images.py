@@ -30,8 +30,8 @@ def test_quantise_of_dequantised_levels_gives_them_back():
 
 
 @pytest.mark.parametrize("size", [(425, 640), (640, 429), (333, 500), (64, 64)])
-def test_crop_is_torchvisions(size):
-    """At 333 x 500 the middle lies between pixels: torchvision rounds half to even, `//` does not."""
+def test_centre_crop_equals_torchvision(size):
+    # At 333 x 500 the middle lies between pixels: torchvision rounds half to even, `//` does not.
     from torchvision.transforms.functional import center_crop
 
     image = picture(*size)
@@ -39,20 +39,20 @@ def test_crop_is_torchvisions(size):
     assert np.array_equal(images.centre_crop(image), expected)
 
 
-def test_rounding_of_the_crop_matters():
-    """425 x 640 leaves 215: 107.5 rounds to 108, 215 // 2 is 107."""
+def test_centre_crop_rounds_half_to_even():
+    # 425 x 640 leaves 215: 107.5 rounds to 108, 215 // 2 is 107.
     columns = np.broadcast_to(np.arange(640) % 256, (425, 640))
     image = np.stack([columns] * 3, axis=2).astype(np.uint8)
     assert images.centre_crop(image)[0, 0, 0] == 108
 
 
-def test_shrinking_is_pils_lanczos():
+def test_shrink_equals_pil_lanczos():
     image = picture(512, 512)
     expected = Image.fromarray(image).resize((256, 256), Image.Resampling.LANCZOS)
     assert np.array_equal(images.shrink(image, 256), np.asarray(expected))
 
 
-def test_enlarging_is_pils_float_mode():
+def test_enlarge_equals_pil_in_float():
     image = picture(256, 256)
     enlarged = images.enlarge(image, 299)
     channels = [Image.fromarray(image[:, :, c].astype(np.float32)) for c in range(3)]
@@ -62,12 +62,12 @@ def test_enlarging_is_pils_float_mode():
     assert np.abs(enlarged - enlarged.round()).max() > 0.1, "it must not round to 8 bits"
 
 
-def test_png_keeps_pixels():
+def test_encode_png_keeps_pixels():
     image = picture(9, 7)
     assert np.array_equal(images.decode_png(images.encode_png(image, 1), "x"), image)
 
 
-def test_png_of_another_kind_is_read_as_a_reference_is():
+def test_decode_png_of_other_modes_equals_to_rgb():
     buffer = io.BytesIO()
     Image.fromarray(np.full((4, 4), 0x80FF, np.uint16)).save(buffer, "PNG")
     assert np.unique(images.decode_png(buffer.getvalue(), "x")).tolist() == [0x80]
@@ -77,14 +77,14 @@ def test_png_of_another_kind_is_read_as_a_reference_is():
         images.decode_png(buffer.getvalue(), "x")
 
 
-def test_png_levels_trade_time_for_size():
+def test_encode_png_with_a_higher_level_is_smaller():
     image = np.asarray(Image.fromarray(picture(4, 4)).resize((64, 64), Image.Resampling.BICUBIC))
     sizes = [len(images.encode_png(image, level)) for level in (0, 1, 9)]
     assert sizes[0] > sizes[1] > sizes[2]
 
 
 @pytest.mark.parametrize("kept", [0, 20, 150])
-def test_truncated_image_is_named(kept):
+def test_decode_png_of_truncated_data_names_it(kept):
     data = images.encode_png(picture(32, 32), 1)
     with pytest.raises(UserError, match=r"shard\.tar: 00000003\.png.*truncated"):
         images.decode_png(data[:kept], "shard.tar: 00000003.png")

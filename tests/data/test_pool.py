@@ -14,12 +14,12 @@ def late_first(n: int) -> int:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_results_keep_their_order(workers):
+def test_in_order_keeps_the_order(workers):
     assert list(in_order(late_first, range(30), workers, ahead=8)) == [n * n for n in range(30)]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_items_are_taken_only_so_far_ahead(workers):
+def test_in_order_takes_few_items_ahead(workers):
     taken, done = 0, 0
 
     def items():
@@ -52,8 +52,8 @@ def test_in_order_with_an_error_raises_at_its_place(workers):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("images")]
 
 
-def test_work_goes_on_while_the_caller_is_busy():
-    """Threads pack images while the network makes the next ones."""
+def test_in_order_works_while_the_caller_is_busy():
+    # Threads pack images while the network makes the next ones.
     began, release = threading.Event(), threading.Event()
 
     def function(n: int) -> int:
@@ -70,7 +70,7 @@ def test_work_goes_on_while_the_caller_is_busy():
     assert list(in_order(function, items(), 2, ahead=2)) == [0, 1]
 
 
-def test_threads_use_one_torch_thread_each_and_the_caller_keeps_its_own():
+def test_in_order_uses_one_torch_thread_in_each_worker():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -82,7 +82,7 @@ TEXT = "\n".join(FOUR).encode()
         ("a.tar.gz", archive("w:gz", good=TEXT, other=b"x\n"), {"member": "good.txt"}),
     ],
 )
-def test_formats_give_the_same_captions(tmp_path, name, data, settings):
+def test_read_captions_of_every_format_gives_equal_captions(tmp_path, name, data, settings):
     out = prepare(tmp_path, data, b"a cat\nA DOG.\n", name, **settings)
     verify_manifest(out)
     assert read_lines(out / "train.txt", "caption") == FOUR
@@ -100,7 +100,7 @@ def test_prepare_prompts_with_too_few_evaluation_captions_raises(tmp_path):
             check_enough(prompts, 4)
 
 
-def test_line_breaks_in_cells_become_spaces_and_words_stay_words(tmp_path):
+def test_read_captions_of_line_breaks_in_cells_gives_spaces(tmp_path):
     cells = ["a\nb", 'say "x", twice', "NA", "null", "c\r\nd"]
     written = {kind: table(cells, f"to_{kind}") for kind in ("csv", "parquet")}
     written |= {"tsv": tsv(cells), "jsonl": jsonl(records(cells)), "json": json.dumps(records(cells)).encode()}
@@ -109,7 +109,7 @@ def test_line_breaks_in_cells_become_spaces_and_words_stay_words(tmp_path):
         assert (out / "train.txt").read_text() == 'a b\nsay "x", twice\nNA\nnull\nc d\n'
 
 
-def test_blank_captions_are_left_out_of_training_and_counted(tmp_path):
+def test_prepare_prompts_of_blank_training_captions_skips_and_counts_them(tmp_path):
     cells = ["a", None, "  ", "b"]
     for name, data, settings in (
         ("a.txt", b"a\n\n  \nb\n", {}),
@@ -123,7 +123,7 @@ def test_blank_captions_are_left_out_of_training_and_counted(tmp_path):
         assert read_json(out / "report.json")["train"]["blank_lines"] == 2
 
 
-def test_lines_are_the_same_wherever_blocks_end(tmp_path, monkeypatch):
+def test_read_captions_with_other_blocks_gives_equal_lines(tmp_path, monkeypatch):
     data = "ab\r\n\u00e9\nc\rd\n\n\u65e5\u672c\r\ne".encode()
     for block in range(1, 12):
         monkeypatch.setattr("sid_core.data.captions.BLOCK", block)
@@ -198,7 +198,7 @@ def test_lines_are_the_same_wherever_blocks_end(tmp_path, monkeypatch):
         ("t.txt", TEXT, {"member": "a.txt"}, "is no archive"),
     ],
 )
-def test_bad_files_are_named(tmp_path, name, train, settings, message):
+def test_read_captions_of_bad_files_names_them(tmp_path, name, train, settings, message):
     with pytest.raises(UserError, match=message):
         prepare(tmp_path, train, name=name, **settings)
     assert not (tmp_path / "out").exists()
@@ -209,7 +209,7 @@ def test_prepare_prompts_with_a_blank_evaluation_caption_raises(tmp_path):
         prepare(tmp_path, b"one\n", b"one\n\ntwo\n")
 
 
-def test_overlap_is_warned_about(tmp_path, caplog):
+def test_prepare_prompts_of_overlapping_captions_warns(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         prepare(tmp_path, b"A CAT.\nx\na cat\n", b"a cat\nb\nA cat\n")
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
@@ -224,7 +224,7 @@ def test_prepare_prompts_without_overlap_or_embedded_warns_of_nothing(tmp_path, 
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_normalised_captions():
+def test_normalised_ignores_case_spaces_and_punctuation():
     assert normalised("  A  Cat\tSits. ") == normalised("a cat sits") == normalised("A CAT SITS !")
     assert normalised("a cat's") != normalised("a cats")
 
@@ -239,7 +239,7 @@ def test_embedded_captions_differ_by_split(tmp_path):
     assert read["evaluation"] != read["validation"]
 
 
-def test_tokens_are_counted_as_the_teacher_counts_them(tmp_path, tiny_teacher):
+def test_token_lengths_equal_those_of_the_teacher(tmp_path, tiny_teacher):
     (tmp_path / "train").write_text("ab\nabcd ef\n" + "a" * 30 + "\n")
     (tmp_path / "eval").write_text("a\n")
     prompts = Prompts(source="file", train=str(tmp_path / "train"), evaluation=str(tmp_path / "eval"))
@@ -309,12 +309,12 @@ def test_prepare_prompts_of_the_hub_records_the_commit(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_settings_that_disagree(settings, message):
+def test_parse_prompts_of_contradicting_keys_raises(settings, message):
     with pytest.raises(ValueError, match=message):
         Prompts(**settings)
 
 
-def test_read_captions_of_another_suffix_is_refused(tmp_path):
+def test_read_captions_of_another_suffix_raises(tmp_path):
     (tmp_path / "a.bin").write_bytes(TEXT)
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(tmp_path / "a.bin", "x.docx")
@@ -323,14 +323,14 @@ def test_read_captions_of_another_suffix_is_refused(tmp_path):
             next(read_captions(tmp_path / name, member=member))
 
 
-def test_column_of_one_table_beside_a_text_is_used(tmp_path):
+def test_prepare_prompts_of_a_table_and_a_text_uses_the_column(tmp_path):
     out = prepare(tmp_path, jsonl(records(FOUR)), name="a.jsonl", column="text")
     assert read_lines(out / "train.txt", "caption") == FOUR
     Prompts(source="file", train="a.tar", evaluation="b", column="text")  # the archive may hold a table
 
 
-def test_length_limit_of_evaluation_captions_is_one_for_start_prompts_and_generation(tmp_path):
-    """Captions of 10,001 to 100,000 characters once passed the prompts and failed after training."""
+def test_read_captions_and_read_lines_have_one_length_limit(tmp_path):
+    # Captions of 10,001 to 100,000 characters once passed the prompts and failed after training.
     for length, fits in ((100_000, True), (100_001, False)):
         (tmp_path / "train.txt").write_text("a dog\n")
         (tmp_path / "eval.txt").write_text("x" * length + "\n")
@@ -365,7 +365,7 @@ def test_line_file_equals_the_list_of_its_lines(tmp_path):
             file[index]
 
 
-def test_training_prompts_are_known_by_the_hash_of_their_file(tmp_path):
+def test_training_prompts_has_the_hash_of_its_file(tmp_path):
     out = prepare(tmp_path, TEXT)
     prompts = training_prompts(out / "train.txt")
     assert list(prompts) == FOUR

@@ -57,7 +57,7 @@ def test_image_files_of_a_zip_are_read_in_order_of_names(archive, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["val2014.zip"]
 
 
-def test_grey_and_cmyk_become_rgb(archive):
+def test_read_of_grey_and_cmyk_gives_rgb(archive):
     images = reference_images(settings(archive))
     modes = [Image.open(io.BytesIO(data)).mode for _, data in sorted(coco_images(COUNT).items())]
     assert modes[:4] == ["RGB", "L", "CMYK", "RGB"]
@@ -78,7 +78,7 @@ def reference_of(folder, data: bytes) -> np.ndarray:
 
 
 def test_reference_of_16_bit_grey_keeps_its_high_byte(tmp_path):
-    """Pillow's own conversion clips at 255, which made all but 1 of 256 levels white."""
+    # Pillow's own conversion clips at 255, which made all but 1 of 256 levels white.
     levels = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
     image = reference_of(tmp_path, png(Image.fromarray(levels)))
     assert image.dtype == np.uint8
@@ -98,12 +98,12 @@ TRANSPARENT = {
 
 
 @pytest.mark.parametrize("kind", TRANSPARENT)
-def test_reference_with_transparent_pixels_is_refused(tmp_path, kind):
+def test_read_of_transparent_pixels_raises(tmp_path, kind):
     with pytest.raises(UserError, match=r"one\.png: has transparent pixels.* Fix: .*magick mogrify"):
         reference_of(tmp_path, TRANSPARENT[kind])
 
 
-def test_reference_with_an_opaque_alpha_channel_is_its_colours(tmp_path):
+def test_read_of_an_opaque_alpha_channel_drops_it(tmp_path):
     for data in (png(RED), png(GREY.convert("P"), transparency=9), png(GREY, transparency=9)):
         with Image.open(io.BytesIO(data)) as picture:
             expected = np.asarray(picture.convert("RGB"))
@@ -111,14 +111,14 @@ def test_reference_with_an_opaque_alpha_channel_is_its_colours(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_reference_of_unknown_white_is_refused(tmp_path, mode):
+def test_read_of_unknown_white_raises(tmp_path, mode):
     buffer = io.BytesIO()
     Image.new(mode, (4, 4), 700).save(buffer, "TIFF")  # Pillow goes by the content, whatever the suffix says
     with pytest.raises(UserError, match=rf"one\.png: has pixels of mode {mode}.* Fix: "):
         reference_of(tmp_path, buffer.getvalue())
 
 
-def test_zip_and_folder_are_the_same_reference(archive, tmp_path):
+def test_record_of_zip_and_folder_is_equal(archive, tmp_path):
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(tmp_path / "my.zip.unpacked")  # a path that holds ".zip" is no zip
     outer, inner = tmp_path / "my.zip.unpacked", tmp_path / "my.zip.unpacked" / "val2014"
@@ -150,8 +150,8 @@ def _read(images, index):
     return images.read(index)
 
 
-def test_forked_processes_share_the_work(archive):
-    """A forked process that shared its parent's open file would read from the wrong places."""
+def test_read_in_forked_processes_gives_equal_images(archive):
+    # A forked process that shared its parent's open file would read from the wrong places.
     images = reference_images(settings(archive))
     expected = [images.read(i) for i in range(COUNT)]
     with ProcessPoolExecutor(2, get_context("fork")) as pool:
@@ -159,7 +159,7 @@ def test_forked_processes_share_the_work(archive):
     assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_threads_share_the_work(archive):
+def test_read_in_threads_gives_equal_images(archive):
     images, found = ImageFiles(archive), {}
     threads = [threading.Thread(target=lambda i=i: found.update({i: images.read(i)})) for i in range(COUNT)]
     for thread in threads:
@@ -209,7 +209,7 @@ def test_image_files_of_a_truncated_zip_raise(archive):
         reference_images(settings(archive))
 
 
-def test_nothing_there(tmp_path):
+def test_reference_images_of_no_images_raises(tmp_path):
     with pytest.raises(UserError, match=r"evaluate\.reference=.*nowhere: no such folder or zip"):
         reference_images(settings(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="holds no images"):
@@ -242,7 +242,7 @@ def test_reference_path_of_another_zip_raises(served):
         reference_images(settings(f"{served.url}/files/val2014.zip", reference_sha256="0" * 64))
 
 
-def test_features_are_kept_under_what_made_them(archive, tmp_path, monkeypatch):
+def test_cached_features_path_depends_on_every_input(archive, tmp_path, monkeypatch):
     monkeypatch.setenv("SID_CORE_CACHE", str(tmp_path / "cache"))
     record, transform = ImageFiles(archive).record(), {"image_size": 256}
     kept = cached_features(record, transform, {"features": "f"}, "code")

@@ -39,13 +39,13 @@ def rewrite(shard, members: list[tuple[str, bytes]]) -> None:
     write_sidecar(shard, known)
 
 
-def test_images_come_back_in_order_and_batches(shard):
+def test_read_shard_yields_images_in_order_and_batches(shard):
     batches = list(read_shard(shard, batch=3))
     assert [indices for indices, _ in batches] == [[0, 1, 2], [3, 4, 5], [6]]
     assert np.array_equal(np.concatenate([images for _, images in batches]), pictures(7))
 
 
-def test_equal_images_make_equal_bytes(shard, tmp_path):
+def test_write_shard_of_equal_images_gives_equal_bytes(shard, tmp_path):
     images = pictures(7)
     write_shard(tmp_path / "again.tar", packed(images), record(images))
     assert (tmp_path / "again.tar").read_bytes() == shard.read_bytes()
@@ -61,13 +61,13 @@ def test_write_shard_after_a_failure_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_truncated_shard_is_named(shard):
+def test_read_shard_of_a_truncated_tar_names_it(shard):
     shard.write_bytes(shard.read_bytes()[:-700])
     with pytest.raises(UserError, match=r"00000\.tar.*truncated"):
         list(read_shard(shard, 4))
 
 
-def test_missing_shard_and_missing_record_are_named(shard, tmp_path):
+def test_read_shard_without_file_or_record_names_it(shard, tmp_path):
     with pytest.raises(UserError, match=r"00001\.tar"):
         list(read_shard(tmp_path / "00001.tar", 4))
     sidecar(shard).unlink()
@@ -75,7 +75,7 @@ def test_missing_shard_and_missing_record_are_named(shard, tmp_path):
         list(read_shard(shard, 4))
 
 
-def test_truncated_image_inside_is_named(shard):
+def test_read_shard_of_a_truncated_image_names_it(shard):
     members = [(file_name(i), data) for i, data in packed(pictures(7))]
     members[3] = (file_name(3), members[3][1][:60])
     rewrite(shard, members)
@@ -83,7 +83,7 @@ def test_truncated_image_inside_is_named(shard):
         list(read_shard(shard, 4))
 
 
-def test_archive_that_ends_early_is_refused(shard):
+def test_read_shard_of_an_archive_that_ends_early_raises(shard):
     known = read_json(sidecar(shard))["record"]
     shard.write_bytes(shard.read_bytes()[: 512 * 9])
     write_sidecar(shard, known)
@@ -91,25 +91,25 @@ def test_archive_that_ends_early_is_refused(shard):
         list(read_shard(shard, 4))
 
 
-def test_gaps_are_named(shard):
+def test_read_shard_with_gaps_names_samples(shard):
     rewrite(shard, [(file_name(i), data) for i, data in packed(pictures(7)) if i not in (2, 4, 5)])
     with pytest.raises(UserError, match=r"00000\.tar: samples missing: 2, 4–5"):
         list(read_shard(shard, 4))
 
 
-def test_exchanged_images_are_noticed(shard):
+def test_read_shard_of_exchanged_images_raises(shard):
     images = pictures(7)[[1, 0, 2, 3, 4, 5, 6]]
     rewrite(shard, [(file_name(i), data) for i, data in packed(images)])
     with pytest.raises(UserError, match=r"00000000\.png is not the image"):
         list(read_shard(shard, 4))
 
 
-def test_empty_shard_is_refused(tmp_path):
+def test_read_shard_without_samples_raises(tmp_path):
     write_shard(tmp_path / "00000.tar", [], {"samples": []})
     with pytest.raises(UserError, match=r"00000\.tar: samples missing: all"):
         list(read_shard(tmp_path / "00000.tar", 4))
 
 
-def test_ranges_are_short():
+def test_ranges_of_many_indices_is_short():
     assert ranges([3, 1, 2, 7, 9, 10]) == "1–3, 7, 9–10"
     assert ranges(range(0, 100, 2)).endswith("18, …")

@@ -1,4 +1,4 @@
-"""`sid-core compare` and pairs.csv: from made-up scores, which are files and nothing else."""
+"""Test `sid-core compare` and pairs.csv on made-up scores."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ MISSING = {name: f"evaluate.{name} is null" for name in ("hps", "pickscore")} | 
 
 
 def estimates(level: float, seed: int, own: float) -> dict[str, Estimate]:
-    """Every computed metric at `level`; replicates are noise that all runs share, and `own` times noise of the run's own."""
+    """Make every computed metric at `level`; replicates are noise that all runs share, and `own` times noise of the run's own."""
     shared, private = random.Random(0), random.Random(seed)
     found = {}
     for metric in METRICS:
@@ -61,7 +61,7 @@ def make_score(folder: Path, level: float, seed: int = 0, own: float = 0.01, pro
 
 @pytest.fixture
 def runs(tmp_path):
-    """`good` is better than `bad` by ten standard errors in what is lower; `same` differs from good by chance."""
+    """Make scores: `good` is better than `bad` by ten standard errors in metrics where lower is better; `same` differs from good by chance."""
     folder = tmp_path / "x" / "runs"
     return [
         make_score(folder / "good", 3.0, 1),
@@ -75,7 +75,7 @@ def compare(capsys, *folders) -> tuple[int, str, str]:
     return code, *capsys.readouterr()
 
 
-def test_a_table_with_intervals_and_winners(runs, capsys):
+def test_compare_prints_intervals_and_winners(runs, capsys):
     code, table, _ = compare(capsys, *runs[:2])
     assert code == 0
     lines = {line.split("  ")[0]: line for line in table.splitlines()}
@@ -88,7 +88,7 @@ def test_a_table_with_intervals_and_winners(runs, capsys):
     assert not any(line.startswith("hps") for line in table.splitlines())
 
 
-def test_a_difference_within_its_interval_has_no_winner(runs, capsys):
+def test_compare_of_a_difference_within_its_interval_has_no_winner(runs, capsys):
     _, table, _ = compare(capsys, runs[0], runs[2])
     row = next(line for line in table.splitlines() if line.startswith("fid (lower)"))
     assert row.endswith("no difference shown")
@@ -99,8 +99,8 @@ def test_a_difference_within_its_interval_has_no_winner(runs, capsys):
     assert row.endswith("  bad")
 
 
-def test_the_interval_decides_where_the_value_lies_on_its_other_side(tmp_path, capsys):
-    """FID_inf: the value is a line's, the interval a parabola's."""
+def test_compare_of_a_value_outside_its_interval_decides_by_the_interval(tmp_path, capsys):
+    # FID_inf: the value is a line's, the interval a parabola's.
     config, centres = make_experiment(tmp_path), {"lsg-1.5": 5.0, "lsg-2": 9.0}
     for name, centre in centres.items():
         folder = tmp_path / "runs" / name
@@ -120,7 +120,7 @@ def test_the_interval_decides_where_the_value_lies_on_its_other_side(tmp_path, c
     assert re.search(r"lsg-1\.5, by -1\.0\d* \[[34]\.\d+, [45]\.\d+\]$", verdict)
 
 
-def test_runs_of_other_experiments_carry_their_names(runs, tmp_path, capsys):
+def test_compare_of_two_experiments_names_them(runs, tmp_path, capsys):
     other = make_score(tmp_path / "y" / "runs" / "good", 3.5)
     _, table, _ = compare(capsys, runs[0], other)
     assert table.splitlines()[2].split() == ["x/good", "y/good", "better"]
@@ -129,7 +129,7 @@ def test_runs_of_other_experiments_carry_their_names(runs, tmp_path, capsys):
     assert table.splitlines()[2].split() == [str(runs[0]), str(copy), "better"]
 
 
-def test_other_protocols_are_not_comparable_and_what_differs_is_named(runs, tmp_path, capsys):
+def test_compare_of_other_protocols_names_the_differences(runs, tmp_path, capsys):
     other = make_score(tmp_path / "other", 3.0, protocol=PROTOCOL | {"samples": 1000, "kid": {"subsets": 50}})
     code, table, message = compare(capsys, runs[0], runs[1], other)
     assert (code, table) == (1, "")
@@ -137,7 +137,7 @@ def test_other_protocols_are_not_comparable_and_what_differs_is_named(runs, tmp_
     assert f"{runs[0]} and {other} have different protocols (kid.subsets: 100, 50; samples: 5000, 1000)" in message
 
 
-def test_a_metric_measured_otherwise_is_said_to_be(runs, tmp_path, capsys):
+def test_compare_of_other_recipes_marks_the_metric(runs, tmp_path, capsys):
     other = make_score(tmp_path / "other", 5.0, recipes={"cmmd": {"sigma": 20}})
     _, table, _ = compare(capsys, runs[0], other)
     rows = {line.split("  ")[0]: line for line in table.splitlines()}
@@ -145,11 +145,11 @@ def test_a_metric_measured_otherwise_is_said_to_be(runs, tmp_path, capsys):
     assert "good, by" in rows["fid (lower)"]
 
 
-def test_what_is_no_scored_run_is_named(runs, tmp_path, capsys):
+def test_compare_of_an_unscored_run_names_it(runs, tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert f"{empty}: no score.json in it" in compare(capsys, runs[0], empty)[2]
-    assert f"{tmp_path / 'nowhere'}: no score.json in it" in compare(capsys, runs[0], tmp_path / "nowhere")[2]
+    assert f"{empty}: no score.json;" in compare(capsys, runs[0], empty)[2]
+    assert f"{tmp_path / 'nowhere'}: no score.json;" in compare(capsys, runs[0], tmp_path / "nowhere")[2]
     assert "expected two or more different runs" in compare(capsys, runs[0])[2]
     assert "expected two or more different runs" in compare(capsys, runs[0], runs[0])[2]
     (runs[1] / "replicates.json").write_bytes((runs[2] / "replicates.json").read_bytes())
@@ -160,18 +160,18 @@ def test_what_is_no_scored_run_is_named(runs, tmp_path, capsys):
     assert f"{runs[1] / 'score.json'}: no score with intervals" in compare(capsys, *runs[:2])[2]
 
 
-def test_other_numbers_of_groups_do_not_pair(runs, tmp_path):
+def test_compare_of_other_numbers_of_groups_raises(runs, tmp_path):
     other = make_score(tmp_path / "other", 3.0)
     records, score = json.loads((other / "replicates.json").read_text()), json.loads((other / "score.json").read_text())
     fewer = jackknife(3.0, records["kid"]["values"][: GROUPS - 2])
     write_json(other / "replicates.json", records | {"kid": replicates_record(fewer)})
     write_json(other / "score.json", score | {"intervals": score["intervals"] | {"kid": [fewer.low, fewer.high]}})
-    with pytest.raises(UserError, match=r"16 and 6 replicates of kid; score both with one version of sid-core"):
+    with pytest.raises(UserError, match=r"16 and 6 replicates of kid\. Fix: score both with one version of sid-core"):
         cli._compare(type("Given", (), {"runs": [runs[0], other]}))
 
 
-def test_it_takes_no_seconds_of_imports(runs):
-    """Without torch, and as a user calls it."""
+def test_compare_imports_no_torch(runs):
+    # Without torch, and as a user calls it.
     code = f"import sys; from sid_core import cli; cli.main(['compare', {str(runs[0])!r}, {str(runs[1])!r}]); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
@@ -195,7 +195,7 @@ def rows(path: Path) -> list[dict]:
         return list(csv.DictReader(handle))
 
 
-def test_every_pair_of_an_experiment(tmp_path):
+def test_write_pairs_writes_every_pair(tmp_path):
     config = make_experiment(tmp_path)
     write_pairs(config, Inputs.finished(config, tmp_path))
     items = len(generators(config)) + len(baselines(config))
@@ -209,7 +209,7 @@ def test_every_pair_of_an_experiment(tmp_path):
     assert rows(tmp_path / "seeds.csv") == []
 
 
-def test_training_seeds_are_blocks(tmp_path):
+def test_write_pairs_over_seeds_uses_equal_seeds(tmp_path):
     config = make_experiment(tmp_path, seeds=[0, 1, 2])
     write_pairs(config, Inputs.finished(config, tmp_path))
     [mean] = [row for row in rows(tmp_path / "seeds.csv") if (row["run"], row["metric"]) == ("lsg-2", "fid")]
@@ -222,7 +222,7 @@ def test_training_seeds_are_blocks(tmp_path):
     assert (float(fid["difference"]), fid["better"]) == (pytest.approx(-0.5), "lsg-1.5")
 
 
-def test_training_seeds_against_a_row_without_seeds_have_the_spread_of_the_seeds(tmp_path):
+def test_write_pairs_over_seeds_against_a_baseline_uses_all_seeds(tmp_path):
     imported = {"name": "official", "file": "a.pkl", "scale": 2, "train_kimg": 4812}
     config = make_experiment(tmp_path, seeds=[0, 1, 2], imports=[imported])
     write_pairs(config, Inputs.finished(config, tmp_path))
@@ -236,7 +236,7 @@ def test_training_seeds_against_a_row_without_seeds_have_the_spread_of_the_seeds
     assert float(fid["high"]) - float(fid["low"]) == pytest.approx(2 * 4.3027 * 0.01 / 3**0.5, rel=1e-4)
 
 
-def test_training_seeds_measured_otherwise_have_no_mean(tmp_path):
+def test_write_pairs_over_seeds_of_other_recipes_writes_no_mean(tmp_path):
     config = make_experiment(tmp_path, seeds=[0, 1, 2])
     path = tmp_path / "runs" / "lsg-2-seed1" / "score.json"
     write_json(path, json.loads(path.read_text()) | {"recipes": {"cmmd": {"sigma": 20}}})
@@ -247,15 +247,15 @@ def test_training_seeds_measured_otherwise_have_no_mean(tmp_path):
     assert {(row["a"], row["b"]) for row in over_seeds} == {("lsg-1.5", one.name) for one in baselines(config)}
 
 
-def test_pairs_of_an_experiment_that_is_not_whole(tmp_path):
+def test_write_pairs_of_missing_scores_raises(tmp_path):
     config = make_experiment(tmp_path)
     (tmp_path / "runs" / "lsg-2" / "score.json").unlink()
-    with pytest.raises(UserError, match=r"lsg-2: no score\.json in it"):
+    with pytest.raises(UserError, match=r"lsg-2: no score\.json"):
         write_pairs(config, Inputs.finished(config, tmp_path))
     assert not (tmp_path / "pairs.csv").exists()
 
 
-def test_pairs_so_far_are_of_what_is_scored(tmp_path):
+def test_write_pairs_so_far_uses_finished_scores(tmp_path):
     config = make_experiment(tmp_path)
     (tmp_path / "runs" / "lsg-2" / "score.json").unlink()
     write_pairs(config, Inputs.so_far(config, tmp_path))
@@ -263,7 +263,7 @@ def test_pairs_so_far_are_of_what_is_scored(tmp_path):
     assert names == {run.name for run in generators(config)} - {"lsg-2"} | {one.name for one in baselines(config)}
 
 
-def test_where_no_run_is_scored_nothing_is_written(tmp_path):
+def test_write_pairs_without_scores_raises(tmp_path):
     config, elsewhere = make_experiment(tmp_path / "scored"), tmp_path / "elsewhere"
     with pytest.raises(UserError, match="elsewhere: no run is scored yet"):
         write_pairs(config, Inputs.so_far(config, elsewhere))

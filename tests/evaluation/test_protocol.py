@@ -21,7 +21,7 @@ def hashed(settings, captions=CAPTIONS, weights=WEIGHTS, reference=REFERENCE, no
     return protocol_hash(protocol_record(settings, captions, weights, reference, noise_device))
 
 
-def test_whatever_can_move_a_score_moves_the_hash(evaluate_settings):
+def test_protocol_hash_of_any_other_score_setting_differs(evaluate_settings):
     same = hashed(evaluate_settings())
     others = [
         hashed(evaluate_settings(samples=19)),
@@ -47,13 +47,13 @@ def test_whatever_can_move_a_score_moves_the_hash(evaluate_settings):
     assert len({same, *others}) == 1 + len(others)
 
 
-def test_what_cannot_move_a_score_does_not_move_the_hash(evaluate_settings):
+def test_protocol_hash_of_another_batch_is_equal(evaluate_settings):
     same = hashed(evaluate_settings())
     assert hashed(evaluate_settings(batch=3)) == same
     assert hashed(evaluate_settings(), captions=[*CAPTIONS, "one that is not scored"]) == same
 
 
-def test_differences_are_named(evaluate_settings):
+def test_differences_names_keys_and_values(evaluate_settings):
     records = [
         protocol_record(settings, CAPTIONS, WEIGHTS, REFERENCE, "cpu")
         for settings in (evaluate_settings(), evaluate_settings(samples=19, caption_prefix="a; b"))
@@ -70,7 +70,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd21-base", "sd21-768", "published"])
-def test_the_published_protocol_is_what_its_paper_says(name):
+def test_protocol_of_published_experiments_equals_the_paper(name):
     config = load_config(ROOT / "config.yaml", ROOT / "experiments" / f"{name}.yaml")
     generate, evaluate = config.generate, config.evaluate
     settings = ScoreSettings(evaluate=evaluate, samples=generate.samples, seed=generate.seed)
@@ -99,7 +99,7 @@ def test_the_published_protocol_is_what_its_paper_says(name):
     assert (evaluate.clip.source, evaluate.clip.revision[:8]) == ("laion/CLIP-ViT-g-14-laion2B-s12B-b42K", "4b0305ad")
 
 
-def test_strict_is_a_protocol_of_its_own(evaluate_settings):
+def test_protocol_with_clip_strict_differs(evaluate_settings):
     plain, strict = (
         protocol_record(evaluate_settings(clip_strict=strict), CAPTIONS, WEIGHTS, REFERENCE, "cpu")
         for strict in (False, True)
@@ -109,7 +109,7 @@ def test_strict_is_a_protocol_of_its_own(evaluate_settings):
     assert ";" not in differences(plain, strict)
 
 
-def test_16_bit_networks_are_a_protocol_of_their_own(evaluate_settings):
+def test_protocol_with_16_bit_networks_differs(evaluate_settings):
     plain, fast = (
         protocol_record(evaluate_settings(precision=precision), CAPTIONS, WEIGHTS, REFERENCE, "cpu")
         for precision in ("float32", "bfloat16")
@@ -118,14 +118,14 @@ def test_16_bit_networks_are_a_protocol_of_their_own(evaluate_settings):
     assert protocol_hash(plain) != protocol_hash(fast)
 
 
-def test_versions_are_those_installed():
+def test_versions_lists_the_installed_ones():
     import torch
 
     assert versions()["torch"] == torch.__version__.split("+")[0] or versions()["torch"] == torch.__version__
 
 
-def test_tokens_of_a_caption():
-    """open_clip's tokenizer is bundled: the published protocol's text needs no download."""
+def test_open_clip_tokenizer_gives_known_tokens():
+    # open_clip's tokenizer is bundled: the published protocol's text needs no download.
     import open_clip
 
     [tokens] = open_clip.get_tokenizer("ViT-g-14")(["A photo depicts A dog."])

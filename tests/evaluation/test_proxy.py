@@ -1,4 +1,4 @@
-"""The scores a training is watched by: the formulas of evaluation, on latents."""
+"""Test that proxy metrics of latents equal the formulas of evaluation."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ SETTINGS = BuildReferenceSettings(reference_samples=40, batch=20)
 
 @pytest.fixture
 def reference(tmp_path):
-    """Features of 40 reference images, as the reference stage writes them."""
+    """Write features of 40 reference images, as the reference stage does."""
     images, _ = scenes.draw("reference", 40)
     path = tmp_path / "features.safetensors"
     save_file({"index": torch.arange(40), "features": Features(SETTINGS).rows(list(images))}, path)
@@ -25,7 +25,7 @@ def reference(tmp_path):
     return path
 
 
-def test_equals_evaluations_formulas_on_the_decoded_images(reference):
+def test_proxy_equals_the_metrics_of_the_decoded_images(reference):
     torch.manual_seed(0)
     latents, (_, captions) = torch.rand(24, 3, 32, 32) * 2 - 1, scenes.draw("train", 24)
     values = Proxy(SETTINGS, reference, captions, lambda x: x)(latents.split(10))

@@ -1,4 +1,4 @@
-"""From sample shards to a score, with tiny networks; the metrics themselves are tested in test_frechet and test_metrics."""
+"""Test the way from sample shards to a score, with tiny networks; metrics have tests of their own."""
 
 import json
 import math
@@ -30,7 +30,7 @@ def clip(source: object) -> Clip:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, tiny_generator, tiny_teacher, captions, evaluate_settings):
-    """Two shards of samples, their features, the reference."""
+    """Make two shards of samples, their features and the reference."""
     folder = tmp_path_factory.mktemp("made")
     reference = folder / "reference" / "features.safetensors"
     build(evaluate_settings().evaluate, reference)
@@ -52,7 +52,7 @@ def scored(made, evaluate_settings, tmp_path):
     return read_json(out)
 
 
-def test_a_score_holds_every_value(scored):
+def test_score_has_every_value(scored):
     numbers = ["fid", "fid_se", "fid_inf", "clip", "clip_se", "kid", "precision", "recall", "images_per_s"]
     assert all(math.isfinite(scored[name]) for name in numbers)
     assert scored["samples"] == SAMPLES
@@ -62,7 +62,7 @@ def test_a_score_holds_every_value(scored):
     assert scored["versions"]["torch"]
 
 
-def test_score_of_real_images_has_no_speed(tiny_teacher, evaluate_settings, scene_captions, made, tmp_path):
+def test_score_of_real_images_has_no_throughput(tiny_teacher, evaluate_settings, scene_captions, made, tmp_path):
     generate_baseline(baseline_settings("real"), tiny_teacher, scene_captions, 0, SAMPLES, tmp_path / "samples.tar")
     features = tmp_path / "features.safetensors"
     extract_features(evaluate_settings().evaluate, tmp_path / "samples.tar", scene_captions, features)
@@ -70,13 +70,13 @@ def test_score_of_real_images_has_no_speed(tiny_teacher, evaluate_settings, scen
     assert read_json(tmp_path / "score.json")["images_per_s"] is None
 
 
-def test_eps_error_is_the_mean_over_the_probed_samples(made, scored):
+def test_score_eps_error_equals_the_mean_over_the_first_samples(made, scored):
     records = [read_json(sidecar(path))["record"]["samples"] for path in made.samples]
     errors = [sample["eps_error"] for record in records for sample in record]
     assert scored["teacher_eps_error"] == pytest.approx(np.mean(errors[:5]))
 
 
-def test_a_score_says_how_sure_it_is(made, scored):
+def test_score_has_intervals_and_errors(made, scored):
     names = ["fid", "fid_inf", "clip", "kid", "precision", "recall", "density", "coverage", "cmmd", "vendi"]
     assert list(scored["intervals"]) == list(scored["standard_errors"]) == names
     for name in names:
@@ -86,7 +86,7 @@ def test_a_score_says_how_sure_it_is(made, scored):
     assert (scored["fid_se"], scored["clip_se"]) == tuple(scored["standard_errors"][name] for name in ("fid", "clip"))
 
 
-def test_what_lacks_its_network_is_named_and_no_zero(scored):
+def test_score_without_a_network_names_its_metrics(scored):
     assert scored["not_computed"] == {
         "fd_dinov2": "evaluate.dinov2 is null",
         "hps": "evaluate.hps is null",
@@ -95,20 +95,18 @@ def test_what_lacks_its_network_is_named_and_no_zero(scored):
     assert {scored[name] for name in scored["not_computed"]} == {None}
 
 
-def test_features_without_a_metric_that_is_wanted_are_refused(made, evaluate_settings, tmp_path):
+def test_score_of_features_without_a_network_raises(made, evaluate_settings, tmp_path):
     settings = evaluate_settings(hps={"source": "anywhere"})
-    with pytest.raises(
-        UserError, match=r"00000\.safetensors: made for no further metric, expected hps, as evaluate says"
-    ):
+    with pytest.raises(UserError, match=r"00000\.safetensors: made for no further metric, expected hps by evaluate"):
         score(settings, made.features, made.reference, made.captions, tmp_path / "score.json")
 
 
-def test_order_of_shards_changes_nothing(made, scored, evaluate_settings, tmp_path):
+def test_score_with_shards_in_any_order_is_equal(made, scored, evaluate_settings, tmp_path):
     score(evaluate_settings(), made.features[::-1], made.reference, made.captions, tmp_path / "again.json")
     assert read_json(tmp_path / "again.json") == scored
 
 
-def test_one_shard_or_two_is_the_same_score(
+def test_score_of_one_shard_or_two_is_equal(
     made, scored, tiny_generator, tiny_teacher, captions, evaluate_settings, tmp_path
 ):
     generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, 0, SAMPLES, tmp_path / "00000.tar")
@@ -122,7 +120,7 @@ def test_one_shard_or_two_is_the_same_score(
 
 
 @pytest.mark.parametrize("workers", [2, 5])
-def test_workers_change_no_bit(workers, made, evaluate_settings, tmp_path):
+def test_extract_features_with_more_workers_gives_equal_bytes(workers, made, evaluate_settings, tmp_path):
     settings, features, reference = evaluate_settings().evaluate, tmp_path / "f.safetensors", tmp_path / "r.safetensors"
     extract_features(settings, made.samples[0], made.captions, features, workers)
     build(settings, reference, workers)
@@ -131,10 +129,10 @@ def test_workers_change_no_bit(workers, made, evaluate_settings, tmp_path):
     assert read_json(sidecar(reference)) == read_json(sidecar(made.reference))
 
 
-def test_images_stored_at_the_protocols_size_give_the_same_score(
+def test_score_of_images_stored_at_the_protocols_size_is_equal(
     made, scored, tiny_generator, tiny_teacher, captions, evaluate_settings, tmp_path
 ):
-    """Shrunk to 12 when stored, or when seen: one protocol, one result."""
+    # Shrunk to 12 when stored, or when seen: one protocol, one result.
     settings = evaluate_settings(image_size=12)
     reference, scores = tmp_path / "reference.safetensors", []
     build(settings.evaluate, reference)
@@ -152,7 +150,7 @@ def test_images_stored_at_the_protocols_size_give_the_same_score(
         )
 
 
-def test_a_score_says_how_its_samples_were_computed(
+def test_score_records_precision_and_device(
     made, scored, tiny_generator, tiny_teacher, captions, evaluate_settings, tmp_path
 ):
     assert scored["generated_in"] == "float32"
@@ -170,7 +168,7 @@ def test_a_score_says_how_its_samples_were_computed(
     assert other["protocol_hash"] == scored["protocol_hash"], "precision is the generator's, not the protocol's"
     assert other["fid"] != scored["fid"]
     with pytest.raises(
-        UserError, match=r"made otherwise than expected \(precision: float32, bfloat16; settings_sha256: "
+        UserError, match=r"other settings than expected \(precision: float32, bfloat16; settings_sha256: "
     ):
         score(evaluate_settings(), [made.features[0], features[1]], made.reference, captions, tmp_path / "x.json")
 
@@ -192,7 +190,7 @@ class Pictures:
         return {"source": "files", "count": len(self), "files_sha256": "a" * 64}
 
 
-def test_reference_files_are_seen_once_and_kept(evaluate_settings, tmp_path, monkeypatch):
+def test_build_reference_of_files_caches_features(evaluate_settings, tmp_path, monkeypatch):
     from sid_core.evaluation import features
 
     monkeypatch.setenv("SID_CORE_CACHE", str(tmp_path / "cache"))
@@ -217,7 +215,7 @@ def test_reference_files_are_seen_once_and_kept(evaluate_settings, tmp_path, mon
     assert again.read_bytes() == first.read_bytes(), "a damaged copy is made again"
 
 
-def test_reference_files_are_seen_again_by_other_code(evaluate_settings, tmp_path, monkeypatch):
+def test_build_reference_with_other_code_encodes_again(evaluate_settings, tmp_path, monkeypatch):
     from sid_core.evaluation import features
 
     monkeypatch.setenv("SID_CORE_CACHE", str(tmp_path / "cache"))
@@ -231,17 +229,17 @@ def test_reference_files_are_seen_again_by_other_code(evaluate_settings, tmp_pat
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
 
 
-def test_a_reference_that_repeats_itself_is_refused(evaluate_settings, tmp_path, monkeypatch):
+def test_build_reference_of_repeated_images_raises(evaluate_settings, tmp_path, monkeypatch):
     from sid_core.evaluation import features
 
     monkeypatch.setenv("SID_CORE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(features, "reference_images", lambda settings: Pictures(40, repeated=20))
-    with pytest.raises(UserError, match="20 of 40 images are there twice"):
+    with pytest.raises(UserError, match="20 of 40 are repeated"):
         build(evaluate_settings().evaluate, tmp_path / "x.safetensors")
 
 
-def test_features_stand_beside_their_captions(made, networks, evaluate_settings):
-    """The CLIP score of the stored embeddings is that of each image with its own caption."""
+def test_extract_features_pairs_images_and_captions(made, networks, evaluate_settings):
+    # The CLIP score of the stored embeddings is that of each image with its own caption.
     network = clip(networks["clip"])
     stored = load_file(made.features[1])
     assert stored["index"].tolist() == list(range(13, SAMPLES))
@@ -252,8 +250,8 @@ def test_features_stand_beside_their_captions(made, networks, evaluate_settings)
     )
 
 
-def test_clip_is_deterministic_and_sees_pils_bicubic(networks):
-    """In training mode, or with random weights, two loads would differ."""
+def test_clip_is_deterministic_and_resizes_as_pil(networks):
+    # In training mode, or with random weights, two loads would differ.
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     first, second = (clip(networks["clip"]).images([image]) for _ in range(2))
     assert torch.equal(first, second)
@@ -261,8 +259,8 @@ def test_clip_is_deterministic_and_sees_pils_bicubic(networks):
     assert torch.equal(clip(networks["clip"]).images([shrunk]), first)
 
 
-def test_open_clips_preprocessing_is_pils_bicubic_bit_for_bit():
-    """256 to 224, the published protocol's size."""
+def test_open_clip_preprocessing_equals_pil_bicubic():
+    # 256 to 224, the published protocol's size.
     from open_clip.transform import image_transform
 
     image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
@@ -271,14 +269,14 @@ def test_open_clips_preprocessing_is_pils_bicubic_bit_for_bit():
     assert np.array_equal((seen * 255).round().permute(1, 2, 0).byte().numpy(), expected)
 
 
-def test_the_prefix_goes_before_the_caption(made, networks, evaluate_settings, tmp_path):
+def test_caption_prefix_precedes_the_caption(made, networks, evaluate_settings, tmp_path):
     out = tmp_path / "00000.safetensors"
     extract_features(evaluate_settings(caption_prefix="so ").evaluate, made.samples[0], made.captions, out)
     expected = clip(networks["clip"]).texts([f"so {caption}" for caption in CAPTIONS[:13]])
     assert torch.allclose(load_file(out)["clip_text"], expected, atol=1e-6)
 
 
-def test_real_images_score_better_than_a_random_generator(
+def test_score_of_real_images_beats_a_random_generator(
     made, scored, tiny_teacher, scene_captions, evaluate_settings, tmp_path
 ):
     generate_baseline(baseline_settings("real"), tiny_teacher, scene_captions, 0, SAMPLES, tmp_path / "real.tar")
@@ -291,7 +289,7 @@ def test_real_images_score_better_than_a_random_generator(
     assert real["protocol_hash"] != scored["protocol_hash"], "other captions are another protocol"
 
 
-def test_other_formulas_need_no_other_features(made, scored, evaluate_settings, tmp_path):
+def test_score_with_other_formulas_uses_the_same_features(made, scored, evaluate_settings, tmp_path):
     settings = evaluate_settings(neighbours=2)
     score(settings, made.features, made.reference, made.captions, tmp_path / "again.json")
     again = read_json(tmp_path / "again.json")
@@ -302,7 +300,7 @@ def test_other_formulas_need_no_other_features(made, scored, evaluate_settings, 
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
-def test_a_partial_set_is_refused(made, evaluate_settings, tmp_path):
+def test_score_of_a_partial_set_raises(made, evaluate_settings, tmp_path):
     with pytest.raises(UserError, match=r"samples missing: 13–19 \(7 of 20\)"):
         score(evaluate_settings(), made.features[:1], made.reference, made.captions, tmp_path / "score.json")
     with pytest.raises(UserError, match="no feature shards"):
@@ -310,12 +308,12 @@ def test_a_partial_set_is_refused(made, evaluate_settings, tmp_path):
     assert not (tmp_path / "score.json").exists()
 
 
-def test_missing_features_are_named(made, evaluate_settings, tmp_path):
+def test_score_of_missing_features_names_them(made, evaluate_settings, tmp_path):
     with pytest.raises(UserError, match=r"00007\.safetensors"):
         score(evaluate_settings(), [tmp_path / "00007.safetensors"], made.reference, made.captions, tmp_path / "s.json")
 
 
-def test_nan_features_are_named(made, evaluate_settings, tmp_path):
+def test_score_of_nan_features_names_samples(made, evaluate_settings, tmp_path):
     tensors, record = load_file(made.features[0]), read_json(sidecar(made.features[0]))["record"]
     tensors["features"][4, 2] = torch.nan
     spoilt = tmp_path / "00000.safetensors"
@@ -325,7 +323,7 @@ def test_nan_features_are_named(made, evaluate_settings, tmp_path):
         score(evaluate_settings(), [spoilt, made.features[1]], made.reference, made.captions, tmp_path / "score.json")
 
 
-def test_truncated_features_are_named(made, evaluate_settings, tmp_path):
+def test_score_of_truncated_features_names_the_file(made, evaluate_settings, tmp_path):
     path = tmp_path / "00000.safetensors"
     path.write_bytes(made.features[0].read_bytes()[:-9])
     sidecar(path).write_bytes(sidecar(made.features[0]).read_bytes())
@@ -333,23 +331,23 @@ def test_truncated_features_are_named(made, evaluate_settings, tmp_path):
         score(evaluate_settings(), [path], made.reference, made.captions, tmp_path / "score.json")
 
 
-def test_features_seen_otherwise_are_refused(made, evaluate_settings, tmp_path):
+def test_score_of_features_with_another_prefix_raises(made, evaluate_settings, tmp_path):
     settings = evaluate_settings(caption_prefix="so ")
-    with pytest.raises(UserError, match=r"00000\.safetensors: made otherwise than expected \(caption_prefix: so , \)"):
+    with pytest.raises(UserError, match=r"00000\.safetensors: other settings than expected \(caption_prefix: so , \)"):
         score(settings, made.features, made.reference, made.captions, tmp_path / "score.json")
 
 
-def test_shards_of_different_networks_are_refused(made, evaluate_settings, tmp_path):
+def test_score_of_shards_of_two_networks_raises(made, evaluate_settings, tmp_path):
     other = tmp_path / "00001.safetensors"
     other.write_bytes(made.features[1].read_bytes())
     record = read_json(sidecar(made.features[1]))["record"]
     write_sidecar(other, record | {"weights": record["weights"] | {"clip": "c" * 64}})
     features = [made.features[0], other]
-    with pytest.raises(UserError, match=r"00001\.safetensors: made otherwise than expected \(weights\.clip: "):
+    with pytest.raises(UserError, match=r"00001\.safetensors: other settings than expected \(weights\.clip: "):
         score(evaluate_settings(), features, made.reference, made.captions, tmp_path / "score.json")
 
 
-def test_shards_of_different_solvers_or_teachers_are_refused(made, tiny_teacher, evaluate_settings, tmp_path):
+def test_score_of_shards_of_two_solvers_or_teachers_raises(made, tiny_teacher, evaluate_settings, tmp_path):
     def features(start: int, stop: int, solver: str) -> Path:
         samples, out = tmp_path / f"{solver}.tar", tmp_path / f"{solver}.safetensors"
         baseline = baseline_settings("teacher", solver=solver, steps=2, guidance_scale=2)
@@ -359,7 +357,7 @@ def test_shards_of_different_solvers_or_teachers_are_refused(made, tiny_teacher,
 
     shards = [features(0, 13, "ddim"), features(13, SAMPLES, "dpm-solver")]
     with pytest.raises(
-        UserError, match=r"made otherwise than expected \(sampler\.solver: ddim, dpm-solver; settings_sha256: "
+        UserError, match=r"other settings than expected \(sampler\.solver: ddim, dpm-solver; settings_sha256: "
     ):
         score(evaluate_settings(), shards, made.reference, made.captions, tmp_path / "score.json")
     record = read_json(sidecar(shards[0]))["record"]
@@ -367,20 +365,20 @@ def test_shards_of_different_solvers_or_teachers_are_refused(made, tiny_teacher,
     write_sidecar(shards[1], read_json(sidecar(shards[1]))["record"] | alike)
     score(evaluate_settings(), shards, made.reference, made.captions, tmp_path / "score.json")
     write_sidecar(shards[0], record | {"teacher_sha256": "e" * 64})
-    with pytest.raises(UserError, match=r"dpm-solver\.safetensors: made otherwise than expected \(teacher_sha256: "):
+    with pytest.raises(UserError, match=r"dpm-solver\.safetensors: other settings than expected \(teacher_sha256: "):
         score(evaluate_settings(), shards, made.reference, made.captions, tmp_path / "score.json")
 
 
-def test_one_image_is_refused(made, evaluate_settings, tmp_path):
+def test_score_of_one_image_raises(made, evaluate_settings, tmp_path):
     reference = tmp_path / "features.safetensors"
     with pytest.raises(UserError, match=r"reference_samples=1"):
         build(evaluate_settings(reference_samples=1).evaluate, reference)
     assert not reference.exists()
 
 
-def test_samples_of_other_seeds_or_captions_are_refused(made, evaluate_settings, tmp_path):
+def test_score_of_other_seeds_or_captions_raises(made, evaluate_settings, tmp_path):
     out = tmp_path / "score.json"
-    with pytest.raises(UserError, match=r"00000\.safetensors: made otherwise than expected \(seed: 3, 0\)"):
+    with pytest.raises(UserError, match=r"00000\.safetensors: other settings than expected \(seed: 3, 0\)"):
         score(evaluate_settings(seed=3), made.features, made.reference, made.captions, out)
     shifted = tmp_path / "captions.txt"
     shifted.write_text("\n".join(["one more", *CAPTIONS]), encoding="utf-8")
@@ -390,7 +388,7 @@ def test_samples_of_other_seeds_or_captions_are_refused(made, evaluate_settings,
         extract_features(evaluate_settings().evaluate, made.samples[0], shifted, tmp_path / "00000.safetensors")
 
 
-def test_a_reference_of_another_network_is_refused(made, evaluate_settings, tmp_path):
+def test_score_with_a_reference_of_another_network_raises(made, evaluate_settings, tmp_path):
     other = tmp_path / "features.safetensors"
     build(evaluate_settings(image_size=12).evaluate, other)
     with pytest.raises(
@@ -399,15 +397,15 @@ def test_a_reference_of_another_network_is_refused(made, evaluate_settings, tmp_
         score(evaluate_settings(), made.features, other, made.captions, tmp_path / "score.json")
 
 
-def test_networks_that_are_missing_are_named(evaluate_settings, networks, tmp_path):
+def test_extract_features_without_networks_names_them(evaluate_settings, networks, tmp_path):
     with pytest.raises(UserError, match=r"evaluate\.feature_network\.source=.*nowhere.*no file .*config\.json"):
         build(evaluate_settings(feature_network=str(tmp_path / "nowhere")).evaluate, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match=r"evaluate\.clip\.source=.*open_clip_config\.json"):
         clip(tmp_path / "nowhere")
 
 
-def test_clip_without_its_weights_is_refused(networks, tmp_path):
-    """open_clip itself would go on with random weights."""
+def test_clip_without_weights_raises(networks, tmp_path):
+    # open_clip itself would go on with random weights.
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {}}))
     with pytest.raises(UserError, match=r"open_clip_model\.safetensors"):
         clip(tmp_path)
@@ -416,6 +414,6 @@ def test_clip_without_its_weights_is_refused(networks, tmp_path):
         clip(tmp_path)
 
 
-def test_images_of_a_size_the_network_does_not_take_are_refused(evaluate_settings, tmp_path):
-    with pytest.raises(UserError, match=r"feature_size: .*24 x 24.*16 x 16; set feature_size: 24"):
+def test_extract_features_of_another_size_raises(evaluate_settings, tmp_path):
+    with pytest.raises(UserError, match=r"feature_size: .*24 x 24.*16 x 16\. Fix: set feature_size: 24"):
         build(evaluate_settings(feature_size=None).evaluate, tmp_path / "x.safetensors")

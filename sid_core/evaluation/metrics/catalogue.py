@@ -11,25 +11,16 @@ CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0  # the paper's
 
 @dataclass(frozen=True)
 class Metric:
-    """Describe a metric.
+    """A metric: one row of the catalogue."""
 
-    Args:
-        key: its name in score.json, summary.csv, MLflow and comparisons.
-        title: its name in tables for people.
-        better: the better direction; None where neither is.
-        decimals: decimal places where no error decides the rounding.
-        needs: setting of the evaluation network without which it is not computed; also the name of the network's features.
-        recipe: what defines it beside the protocol (which fixes sizes, neighbours, CLIP and the feature network): two scores
-            compare in a metric where its recipes agree.
-        shown: `headline` metrics have their errors in summary.csv and the best row in bold; `main` ones share their table.
-    """
-
-    key: str
-    title: str
+    key: str  # in score.json, summary.csv, MLflow and comparisons
+    title: str  # in tables
     better: Literal["lower", "higher"] | None
-    decimals: int
-    needs: str | None = None
+    decimals: int  # of a value without an error
+    needs: str | None = None  # setting of its evaluation network, and name of the network's features
+    # definition beside the protocol (which fixes sizes, neighbours, CLIP and feature network): scores compare if it is equal
     recipe: dict = field(default_factory=dict)
+    # `headline`: with errors in summary.csv and the best row in bold; `main`: in the same table
     shown: Literal["headline", "main", "further"] = "further"
 
     @property

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Sets(NamedTuple):
-    """Hold the features of the samples and of the reference images, by network, one row an image.
+    """Features of the samples and of the reference images, by network, one row an image.
 
-    Both have `features` (N, D), `clip_image` (N, E), and `dinov2` (N, F) where it is set; samples also `clip_text` (N, E), and
-    `hps` and `pickscore` (N,) where they are set. CLIP's rows are of unit length.
+    Both have `features` (N, D), `clip_image` (N, E), and `dinov2` (N, F) if it is set; samples also `clip_text` (N, E), and
+    `hps` and `pickscore` (N,) if they are set. CLIP's rows are of unit length.
     """
 
     samples: dict[str, Tensor]

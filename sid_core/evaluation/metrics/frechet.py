@@ -29,21 +29,15 @@ PARABOLA_PAIRS = 4.0
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over samples, from which those of a subset can be subtracted.
-
-    Count, sum of x (D,) and sum of x x^T (D, D), float64.
-    """
+    """Sums over samples, from which those of a subset can be subtracted: count, x (D,) and x x^T (D, D), float64."""
 
     count: int
     first: Tensor
     second: Tensor
 
     @classmethod
-    def of(cls, features: Tensor) -> "Moments":
-        """Accumulate the moments of features (N, D).
-
-        Centre the features first: the sums of squares then lose no digits to cancellation.
-        """
+    def from_rows(cls, features: Tensor) -> "Moments":
+        """Accumulate the moments of features (N, D), centred so that sums of squares lose no digits to cancellation."""
         x = features.double()
         return cls(len(x), x.sum(0), x.T @ x)
 
@@ -72,7 +66,7 @@ class Gaussian:
     def fit(cls, features: Tensor) -> "Gaussian":
         """Fit a Gaussian to features (N, D), N at least 2."""
         shift = features.double().mean(0)
-        centred = Moments.of(features.double() - shift).gaussian()
+        centred = Moments.from_rows(features.double() - shift).gaussian()
         return cls(centred.mean + shift, centred.covariance, centred.rank)
 
 
@@ -89,7 +83,7 @@ class Reference:
         """Compute the squared Frechet distance, which rounding may make negative between equal fits."""
         product = self._factor @ other.covariance @ self._factor.T
         values = torch.linalg.eigvalsh((product + product.T) / 2)
-        # the root of rounding, 1e-16, is 1e-8: what lies beyond the rank of the product is left out, not clipped
+        # the square root of rounding, 1e-16, is 1e-8: eigenvalues beyond the rank of the product are dropped, not clipped
         root_trace = values[-min(self.gaussian.rank, other.rank) :].clamp(min=0).sqrt().sum()
         traces = self.gaussian.covariance.trace() + other.covariance.trace()
         return float((self.gaussian.mean - other.mean).square().sum() + traces - 2 * root_trace)
@@ -103,12 +97,9 @@ class Fid(NamedTuple):
 
 
 def fid(features: Tensor, reference: Reference, groups: int) -> Fid:
-    """Compute FID of features (N, D) and its linear extrapolation in 1 / N, with a delete-a-group jackknife.
+    """Compute FID of features (N, D) and its linear extrapolation in 1 / N, with a jackknife of 3 to N / 2 groups.
 
     A bootstrap would be biased upward: repeated samples shrink the covariance.
-
-    Args:
-        groups: of the jackknife; 3 .. N / 2.
     """
     shift = reference.gaussian.mean
     x = features.double() - shift
@@ -117,25 +108,27 @@ def fid(features: Tensor, reference: Reference, groups: int) -> Fid:
         fitted = moments.gaussian()
         return reference.distance(Gaussian(fitted.mean + shift, fitted.covariance, fitted.rank))
 
-    whole = Moments.of(x)
-    value = distance(whole)
-    parts = [Moments.of(x[group::groups]) for group in range(groups)]
-    replicates = [distance(reduce(sub, (parts[group] for group in left), whole)) for left in left_out(groups)]
+    value, replicates = with_replicates(x, groups, distance)
     line, parabola = _infinity(x, value, distance)
     return Fid(jackknife(value, replicates), jackknife(line, replicates, PARABOLA_PAIRS, parabola))
 
 
+def with_replicates(x: Tensor, groups: int, metric: Callable[[Moments], float]) -> tuple[float, list[float]]:
+    """Compute a metric of the moments of x (N, D), and its replicates by a jackknife."""
+    whole, parts = Moments.from_rows(x), [Moments.from_rows(x[group::groups]) for group in range(groups)]
+    replicates = [metric(reduce(sub, (parts[group] for group in left), whole)) for left in left_out(groups)]
+    return metric(whole), replicates
+
+
 def _infinity(x: Tensor, value: float, distance: Callable[[Moments], float]) -> tuple[float, float]:
-    """Extrapolate FID to infinitely many samples with a line (arXiv 1911.07023) and with a parabola.
+    """Extrapolate FID at N, N/2 and N/4, over 1 / N, to infinitely many samples: intercepts of a line and of a parabola.
 
-    Returns the intercepts of both through FID at N, N/2 and N/4 over 1 / N.
-
-    The smaller sizes are means over disjoint parts that together hold every sample, so the three share their sampling noise
-    and the slope sees little of it.
+    The line is arXiv 1911.07023's. The smaller sizes are means over disjoint parts that together hold every sample, so the
+    three share their sampling noise, of which little enters the slope.
     """
-    quarters = [Moments.of(x[part::PARTS]) for part in range(PARTS)]
+    quarters = [Moments.from_rows(x[part::PARTS]) for part in range(PARTS)]
     halves = [quarters[0] + quarters[2], quarters[1] + quarters[3]]
     at_half = math.fsum(distance(part) for part in halves) / 2
     at_quarter = math.fsum(distance(part) for part in quarters) / PARTS
-    # of the line, least squares over 1/N, 2/N, 4/N: the weights of the intercept
+    # weights of the line's intercept by least squares over 1/N, 2/N, 4/N
     return value + 0.5 * at_half - 0.5 * at_quarter, (8 * value - 6 * at_half + at_quarter) / 3

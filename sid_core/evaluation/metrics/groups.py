@@ -4,18 +4,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from .uncertainty import left_out
+from .uncertainty import Estimate, jackknife, left_out
 
 
-def members(samples: Tensor, groups: int) -> Tensor:
-    """Return the one-hot groups of samples (N, …), float64 (N, G): sample i belongs to group i % G."""
-    return one_hot(torch.arange(len(samples), device=samples.device) % groups, groups).double()
+def assign(samples: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Assign sample i of samples (N, …) to group i % G.
 
-
-def kept(samples: Tensor, groups: int) -> Tensor:
-    """Return a mask of the groups in the whole set and in each replicate of `left_out`.
-
-    Shape (1 + 2 G, G), float64; row 0 is the whole set.
+    Returns:
+        The groups one-hot, (N, G), and a mask (1 + 2 G, G) of the groups in the whole set and in each replicate, float64.
     """
+    members = one_hot(torch.arange(len(samples), device=samples.device) % groups, groups).double()
     rows = [[group not in left for group in range(groups)] for left in [(), *left_out(groups)]]
-    return torch.tensor(rows, dtype=torch.float64, device=samples.device)
+    return members, torch.tensor(rows, dtype=torch.float64, device=samples.device)
+
+
+def estimate(values: Tensor) -> Estimate:
+    """Estimate a metric from its values (1 + 2 G,) on the whole set and on each replicate."""
+    value, *replicates = values.tolist()
+    return jackknife(value, replicates)

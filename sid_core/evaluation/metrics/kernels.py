@@ -11,20 +11,18 @@ import torch
 from torch import Tensor
 
 from .catalogue import CMMD_SCALE, CMMD_SIGMA
-from .groups import kept, members
-from .uncertainty import Estimate, jackknife
+from .groups import assign, estimate
+from .uncertainty import Estimate
 
 ROWS = 200  # of a kernel matrix at once: with 10,000 columns they stay in a processor's cache
 
 
 def kid(generated: Tensor, reference: Tensor, subsets: int, subset_size: int, seed: int, groups: int) -> Estimate:
-    """Compute the Kernel Inception Distance (arXiv 1801.01401) as an unbiased mean over random subsets.
+    """Compute the Kernel Inception Distance (arXiv 1801.01401), with a cubic kernel, as an unbiased mean over subsets.
 
-    The kernel is cubic.
-
-    Subsets are torch-fidelity's, hence the value is; torch-fidelity does not return the contribution of each sample.
+    Subsets and value are those of torch-fidelity, which does not return the contribution of each sample.
     """
-    member, keep = members(generated, groups), kept(generated, groups)
+    member, keep = assign(generated, groups)
     draw = np.random.RandomState(seed)
     total = torch.zeros(len(keep), dtype=torch.float64, device=generated.device)
     for _ in range(subsets):
@@ -35,19 +33,15 @@ def kid(generated: Tensor, reference: Tensor, subsets: int, subset_size: int, se
         total += (keep @ (of_x.T @ within @ of_x) * keep).sum(1) / (count * (count - 1))
         total += between.sum() / (subset_size * (subset_size - 1))
         total -= 2 * (keep @ (of_x.T @ across.sum(1))) / (count * subset_size)
-    value, *replicates = (total / subsets).tolist()
-    return jackknife(value, replicates)
+    return estimate(total / subsets)
 
 
 def cmmd(generated: Tensor, reference: Tensor, groups: int) -> Estimate:
-    """Compute CMMD (arXiv 2401.09603), 1000 times the squared distance between RBF kernel means.
+    """Compute CMMD (arXiv 2401.09603) of CLIP embeddings (N, E) and (M, E), rows of unit length.
 
-    Sigma is 10; pairs of a row and itself are included.
-
-    Args:
-        generated, reference: CLIP embeddings of images (N, E) and (M, E), rows of unit length.
+    It is 1000 times the squared distance between RBF kernel means (sigma 10); pairs of a row and itself are included.
     """
-    member, keep = members(generated, groups), kept(generated, groups)
+    member, keep = assign(generated, groups)
     count, real = keep @ member.sum(0), len(reference)
     within = _sums(generated, generated, lambda block: block @ member.float())  # (N, G)
     across, between = (
@@ -55,8 +49,7 @@ def cmmd(generated: Tensor, reference: Tensor, groups: int) -> Estimate:
     )
     totals = (keep @ (member.T @ within) * keep).sum(1) / count**2
     totals += between.sum() / real**2 - 2 * (keep @ (member.T @ across)) / (count * real)
-    value, *replicates = (CMMD_SCALE * totals).tolist()
-    return jackknife(value, replicates)
+    return estimate(CMMD_SCALE * totals)
 
 
 def _cubic(x: Tensor, y: Tensor) -> Tensor:

@@ -1,11 +1,7 @@
-"""Estimate standard errors, 95 % confidence intervals and paired differences from replicates.
+"""Estimate standard errors, 95 % intervals and paired differences from values on subsets or resamples: replicates.
 
-Replicates are values of a metric on subsets or resamples of its samples.
-
-Only the samples vary: captions and noise drawn anew, with the generator, the reference images and the sample size as they
-are. A metric that is biased at this size, as FID is, has its interval around its expectation at this size. Measured coverage:
-docs/uncertainty.md.
-
+Only the samples vary: captions and noise drawn anew, with generator, reference images and sample size fixed. A metric that is
+biased at this size, as FID is, has its interval around its expectation at this size. Measured coverage: docs/uncertainty.md.
 Nothing here needs torch, so that a comparison in a terminal costs no seconds of imports.
 """
 
@@ -23,28 +19,18 @@ MOST_PAIRS = 0.45
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric of a sample set, or a difference of two.
-
-    Args:
-        se: standard error.
-        low, high: of the 95 % interval.
-        method: what `replicates` are: `jackknife`, the values without some groups of samples; `bootstrap`, of resamples.
-        quadratic: of `jackknife`.
-    """
+    """A metric of a sample set, or a difference of two."""
 
     value: float
     se: float
-    low: float
+    low: float  # of the 95 % interval
     high: float
-    method: str
+    method: str  # replicates: `jackknife`, values without some groups of samples; `bootstrap`, of resamples
     replicates: tuple[float, ...]
-    quadratic: float = 1.0
+    quadratic: float = 1.0  # of `jackknife`
 
     def __sub__(self, other: "Estimate") -> "Estimate":
-        """Return the paired difference of two estimates.
-
-        Replicate r of both leaves out, or draws, the same sample indices.
-        """
+        """Return the paired difference: replicate r of both leaves out, or draws, the same sample indices."""
         assert self.method == other.method, f"{self.method} and {other.method}: no pairs of replicates"
         value = self.value - other.value
         replicates = [a - b for a, b in zip(self.replicates, other.replicates, strict=True)]
@@ -54,10 +40,7 @@ class Estimate:
 
     @property
     def centre(self) -> float:
-        """Return the centre of the interval.
-
-        It is the value, except for FID_inf and for skewed bootstraps.
-        """
+        """Return the centre of the interval: the value, except for FID_inf and for skewed bootstraps."""
         return (self.low + self.high) / 2
 
     @property
@@ -66,9 +49,7 @@ class Estimate:
 
 
 def left_out(groups: int) -> list[tuple[int, ...]]:
-    """Return the groups that each of the 2 G replicates of a jackknife leaves out.
-
-    These are each group, then each with the next one.
+    """Return the groups that each of the 2 G replicates leaves out: each group, then each with the next one.
 
     Sample i belongs to group i % G, so that a trend along the indices enters every group alike.
     """
@@ -78,9 +59,7 @@ def left_out(groups: int) -> list[tuple[int, ...]]:
 def jackknife(
     value: float, replicates: Sequence[float], quadratic: float = 1.0, centre: float | None = None
 ) -> Estimate:
-    """Compute a delete-a-group jackknife that is corrected for terms quadratic in the samples.
-
-    The interval uses Student's t with G - 1 degrees of freedom.
+    """Compute a delete-a-group jackknife, corrected for terms quadratic in the samples, with Student's t of G - 1 degrees.
 
     A metric's error is a sum over samples and, where that is small (FID of a good generator), a sum over pairs of them. The
     plain jackknife, (G - 1) / G sum (v_g - mean)^2, counts the variance of the second twice. Interactions of two groups,
@@ -106,7 +85,7 @@ def jackknife(
 
 
 def bootstrap(value: float, means: Sequence[float]) -> Estimate:
-    """Compute percentile interval and standard error (the standard deviation) of the means of resamples."""
+    """Compute the percentile interval and the standard error of the means of resamples."""
     count = len(means)
     centre = math.fsum(means) / count
     se = math.sqrt(math.fsum((m - centre) ** 2 for m in means) / count)

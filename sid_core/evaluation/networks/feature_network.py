@@ -15,14 +15,9 @@ INCEPTION_SIZE = 299
 
 
 class FeatureNetwork(nn.Module):
-    """Small network from images to features.
+    """Small network from images of `image_size` to `features` numbers.
 
-    Each level halves the image, and the last map is flattened, so that features depend on positions.
-
-    Args:
-        image_size: height and width of the images it takes.
-        channels: channels of each level.
-        features: length D of a feature vector.
+    Each level, of `channels`, halves the image; the last map is flattened, so that features depend on positions.
     """
 
     def __init__(self, image_size: int, channels: list[int], features: int):
@@ -45,11 +40,7 @@ class FeatureNetwork(nn.Module):
 
     @classmethod
     def from_directory(cls, path: str | Path) -> "FeatureNetwork":
-        """Load config.json and model.safetensors of a directory, in evaluation mode without gradients.
-
-        Raises:
-            UserError: a file is missing or damaged, or the weights do not fit the config; the message names it.
-        """
+        """Load config.json and model.safetensors of a directory, frozen; a UserError names what does not fit."""
         path = Path(path)
         config = read_json(path / CONFIG)
         expected = f"expected {CONFIG} (image_size, channels, features) and {WEIGHTS} that fits it"
@@ -80,11 +71,7 @@ class Inception(nn.Module):
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Inception":
-        """Load a TorchScript file, in evaluation mode without gradients.
-
-        Raises:
-            UserError: it is damaged, or another network; the message names it.
-        """
+        """Load a TorchScript file, frozen; a UserError names a damaged one, and another network."""
         expected = "expected a TorchScript file with a submodule `layers`, such as inception-2015-12-05.pt"
         with loading(f"{path}: not a feature network", expected):
             network = cls(torch.jit.load(path, map_location="cpu"))
@@ -92,10 +79,5 @@ class Inception(nn.Module):
 
 
 def load_feature_network(path: Path) -> "FeatureNetwork | Inception":
-    """Load a feature network from its weight file.
-
-    The file is model.safetensors beside its config, or TorchScript; the network takes images of `image_size`.
-
-    Raises UserError as its loader does.
-    """
+    """Load a feature network from its weight file: model.safetensors beside its config, or TorchScript."""
     return FeatureNetwork.from_directory(path.parent) if path.name == WEIGHTS else Inception.from_file(path)

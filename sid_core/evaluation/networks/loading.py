@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 
 from ...errors import UserError
 
-# what torch, transformers, open_clip and the readers under them raise; a refused pickle is one
+# raised by torch, transformers, open_clip and the readers under them; UnpicklingError for a rejected pickle
 UNLOADABLE = (
     *(OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, EOFError),
     *(SafetensorError, pickle.UnpicklingError),
@@ -17,10 +17,7 @@ UNLOADABLE = (
 
 @contextmanager
 def loading(what: str, remedy: str) -> Iterator[None]:
-    """Turn a loading error into a UserError that begins with `what` and ends with `remedy`.
-
-    An example of `what`: 'KEY: FILE is not a CLIP'.
-    """
+    """Turn a loading error into a UserError that begins with `what`, as in 'KEY: FILE is not a CLIP', and ends with `remedy`."""
     try:
         yield
     except UNLOADABLE as error:

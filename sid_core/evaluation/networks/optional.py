@@ -1,13 +1,10 @@
 """Run the networks of optional metrics: DINOv2, HPSv2.1 and PickScore.
 
-A setting that is null leaves its metric out.
-
-They get the 8-bit image that the required networks start from, and the caption without the protocol's prefix. Each is
-identified by a record of its own: the protocol's hash does not change with them.
+They get the 8-bit image that the required networks start from, and the caption without the protocol's prefix. Each has a
+record of its own: the protocol's hash does not depend on them.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,17 +29,13 @@ HPS_MODEL = "ViT-H-14"  # open_clip's name of its architecture
 
 
 class OptionalNetwork:
-    """Give every image a row, stored under the name of the network's setting.
-
-    Args:
-        seen: how an image becomes the input of the network, for the record.
-    """
+    """Network that gives an image a row, stored under its setting's name; `seen` describes its preprocessing."""
 
     column: str
 
     def __init__(self, settings: "FeatureSettings", network: nn.Module, identity: str, seen: str):
         self._network, self._dtype = network.to(device()), DTYPES[settings.precision]
-        # two values of a metric compare where this agrees
+        # values of a metric are compared if this is equal
         self.record = {
             "weights": identity,
             "image_size": settings.image_size,
@@ -51,7 +44,7 @@ class OptionalNetwork:
         }
 
     def prepare(self, image: np.ndarray) -> Tensor:
-        """Return an image (H, W, 3) uint8 preprocessed for the network; several threads may call it."""
+        """Preprocess an image (H, W, 3) uint8 for the network; several threads may call it."""
         raise NotImplementedError
 
     def rows(self, prepared: Sequence[Tensor], captions: Sequence[str]) -> Tensor:
@@ -60,10 +53,7 @@ class OptionalNetwork:
 
 
 class Dinov2Features(OptionalNetwork):
-    """Features for the Frechet distance of arXiv 2306.04675.
-
-    Images are resized by clean-fid's bicubic to 224; a row is the class token of torch.hub's DINOv2.
-    """
+    """Features for the Frechet distance of arXiv 2306.04675: the class token of torch.hub's DINOv2 at 224 x 224."""
 
     column = "dinov2"
 
@@ -107,10 +97,7 @@ class Preference(OptionalNetwork):
 
 
 class Hps(Preference):
-    """HPSv2.1 (arXiv 2306.09341): a cosine, not times 100.
-
-    The network is open_clip's ViT-H-14 with the weights of HPS_v2.1_compressed.pt.
-    """
+    """HPSv2.1 (arXiv 2306.09341): a cosine, not times 100, of open_clip's ViT-H-14 with HPS_v2.1_compressed.pt."""
 
     column = "hps"
 
@@ -119,7 +106,8 @@ class Hps(Preference):
 
         path, _, identity = network_weights(settings, self.column)
         network = open_clip.create_model(HPS_MODEL, load_weights=False)
-        _load_checkpoint(network, path)
+        with loading(f"evaluate.hps: {path} holds no weights of {HPS_MODEL}", "get it again"):
+            network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
         side, length = network.visual.image_size, network.context_length
         side = side if isinstance(side, int) else side[0]
         super().__init__(settings, network.eval().requires_grad_(False), identity, 1.0, side, length)
@@ -137,14 +125,5 @@ class PickScore(Preference):
 
 
 def optional_networks(settings: "FeatureSettings") -> list[OptionalNetwork]:
-    """Load the networks that the settings name.
-
-    Raises:
-        UserError: a file is missing, has another sha256 or holds another network.
-    """
+    """Load the networks of the settings; a UserError names a missing file, another sha256 or another network."""
     return [kind(settings) for kind in (Dinov2Features, Hps, PickScore) if getattr(settings, kind.column) is not None]
-
-
-def _load_checkpoint(network: nn.Module, path: Path) -> None:
-    with loading(f"evaluate.hps: {path} holds no weights of {HPS_MODEL}", "get it again"):
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])

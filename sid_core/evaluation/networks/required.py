@@ -1,7 +1,7 @@
 """Run the two networks of every protocol: an open_clip model and the feature network of FID and others.
 
-They run on a GPU where there is one, in float32 or under autocast in 16 bits. The files they are made of (weights, config,
-tokenizer) identify them in a protocol.
+They run on a GPU if there is one, in float32 or under autocast in 16 bits. Weights, config and tokenizer identify them in a
+protocol.
 """
 
 from collections.abc import Sequence
@@ -28,10 +28,7 @@ TEXTS = 256  # captions encoded at once
 
 
 def _published_levels() -> np.ndarray:
-    """Return the published script's output for each of 256 levels.
-
-    The script maps to [-1, 1] in float32 and back, truncating.
-    """
+    """Map each of 256 levels as the published script does: to [-1, 1] in float32 and back, truncating."""
     levels = torch.arange(256, dtype=torch.float32) / 255
     return ((((levels - 0.5) / 0.5) * 0.5 + 0.5) * 255).to(torch.uint8).numpy()
 
@@ -50,7 +47,7 @@ class Features:
         self._network = load_feature_network(path).to(device())
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """Return an image (H, W, 3) uint8 resized for the network; several threads may call it."""
+        """Resize an image (H, W, 3) uint8 for the network; several threads may call it."""
         return enlarge(image, self._side) if self._side else image
 
     @torch.inference_mode()
@@ -63,8 +60,8 @@ class Features:
         size = self._network.image_size
         if prepared[0].shape[:2] != (size, size):
             raise UserError(
-                f"evaluate.feature_size: the feature network takes {size} x {size}, it is given "
-                f"{prepared[0].shape[0]} x {prepared[0].shape[1]}; set feature_size: {size}"
+                f"evaluate.feature_size: the feature network takes {size} x {size}, got "
+                f"{prepared[0].shape[0]} x {prepared[0].shape[1]}. Fix: set feature_size: {size}"
             )
         batch = torch.from_numpy(np.stack(prepared)).to(device()).permute(0, 3, 1, 2).float()
         with autocast(device(), self._dtype):
@@ -84,18 +81,15 @@ class Clip:
         self._strict, self._dtype = settings.clip_strict, DTYPES[settings.precision]
         what = f"evaluate.clip={settings.clip.source}: {path.parent} cannot be loaded by open_clip"
         with loading(what, "get it again, or give another"):
-            # without require_pretrained, weights that are not found are random ones, silently
+            # without require_pretrained, missing weights are silently random
             model, _, self._preprocess = open_clip.create_model_and_transforms(
                 name, require_pretrained=True, precision="fp32", device=device()
             )
             self._tokenize = open_clip.get_tokenizer(name)
-        self._model = model.eval().requires_grad_(False)  # it comes in training mode
+        self._model = model.eval().requires_grad_(False)  # open_clip returns training mode
 
     def prepare(self, image: np.ndarray) -> Tensor:
-        """Return an image (H, W, 3) uint8 preprocessed for the model, (3, S, S) float32.
-
-        This may be called from several threads.
-        """
+        """Preprocess an image (H, W, 3) uint8 for the model, (3, S, S) float32; several threads may call it."""
         return self._preprocess(Image.fromarray(PUBLISHED_LEVELS[image] if self._strict else image))
 
     @torch.inference_mode()

@@ -14,8 +14,8 @@ from .loading import loading
 class Dinov2(nn.Module):
     """Image features of DINOv2 (arXiv 2304.07193) from a folder with config.json and model.safetensors.
 
-    Its positions were learnt for images of 518. For those of `side` they are resized as in torch.hub's DINOv2, which the code of
-    arXiv 2306.04675 uses; transformers resizes them otherwise.
+    Its positions are of images of 518. For `side` they are resized as in torch.hub's DINOv2, which arXiv 2306.04675 uses;
+    transformers resizes them otherwise.
     """
 
     def __init__(self, folder: Path, side: int, where: str):
@@ -38,7 +38,7 @@ def _resized(positions: Tensor, patches: int) -> Tensor:
     if side == patches:
         return positions
     maps = positions[:, 1:].transpose(1, 2).unflatten(2, (side, side))  # (1, D, M, M)
-    # the hub's 0.1 guards against rounding of the size, and its resize samples at the ratio it is told, not at the sizes'
+    # torch.hub's 0.1 guards against rounding of the size, and its resize samples at the given ratio, not at the sizes'
     maps = interpolate(maps, scale_factor=(patches + 0.1) / side, mode="bicubic")
     return torch.cat([positions[:, :1], maps.flatten(2).transpose(1, 2)], dim=1)
 
@@ -60,23 +60,16 @@ class ScoredClip(nn.Module):
         return self._model.get_image_features(pixel_values=images).pooler_output
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Encode tokens (B, L) int64, zero-padded after the end token, as embeddings (B, E).
-
-        Attention is causal, so the padding has no effect.
-        """
+        """Encode tokens (B, L) int64, zero-padded (without effect: attention is causal), as embeddings (B, E)."""
         return self._model.get_text_features(input_ids=tokens).pooler_output
 
 
 def _load(kind: type, folder: Path, where: str) -> nn.Module:
-    """Load a model in float32 and evaluation mode.
-
-    Raises UserError where the folder does not hold one, or not all of it.
-    """
+    """Load a model in float32, frozen; a UserError names a folder that does not hold all of one."""
     with loading(f"{where}: {folder} cannot be loaded as {kind.__name__}", "get it again, or give another"):
         model, found = kind.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
         )
-    missing = sorted(found["missing_keys"])
-    if missing:  # transformers would go on with random ones
+    if missing := sorted(found["missing_keys"]):  # transformers would use random ones
         raise UserError(f"{where}: {folder} lacks weights of {kind.__name__}: {', '.join(missing[:5])}; get it again")
     return model.eval().requires_grad_(False)

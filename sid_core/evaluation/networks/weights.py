@@ -1,7 +1,6 @@
 """Find the files of the evaluation networks, from any source, as local paths.
 
-Each is `embedded`, a path, or is downloaded once into a cache that all jobs share: a URL into `downloads.cache_folder`, a hub's
-repository into huggingface_hub's.
+Downloads are cached for all jobs: a URL in `downloads.cache_folder`, a hub's repository by huggingface_hub.
 """
 
 from pathlib import Path
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 CLIP_CONFIG = "open_clip_config.json"
 TRANSFORMERS = (("config.json",), ("model.safetensors",))
-# by setting: what lies beside the weights, and names of the weight file, of which the first is preferred, by open_clip, too
+# by setting: files beside the weights, and names of the weight file, the first preferred (by open_clip, too)
 FILES = {
     "feature_network": ((CONFIG,), (WEIGHTS,)),
     "clip": (
@@ -35,10 +34,9 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json
 
 
 class Weights(NamedTuple):
-    """A weight file and its sha256, by which settings pin it.
+    """A weight file, its sha256, and the network's identity in a protocol.
 
-    `identity` represents the network in a protocol: of a file that is all of it, that sha256; else the digest of the sha256 of
-    each file by name, for configs and tokenizers move numbers as weights do.
+    The identity of several files is the digest of their sha256 by name: configs and tokenizers change numbers as weights do.
     """
 
     path: Path
@@ -47,11 +45,7 @@ class Weights(NamedTuple):
 
 
 def prepare_networks(settings: "ReferenceSettings", out: Path) -> None:
-    """Fetch networks and reference images before many jobs need them, and list the files in `out` (JSON).
-
-    Raises:
-        UserError: one of them cannot be fetched, or differs from its sha256 in the settings.
-    """
+    """Fetch networks and reference images before many jobs need them, check them, and list the files in `out` (JSON)."""
     record = {}
     for key, network in settings.networks().items():
         weights = network_weights(settings, key)
@@ -84,8 +78,9 @@ def network_weights(settings: "FeatureSettings", key: str) -> Weights:
         if not (folder / file).is_file():
             hint = "" if folder.exists() else f"; for a hub's repository set {where}.revision"
             files = f"{' and '.join((*beside, name))}{', or a TorchScript file' if torchscript else ''}"
-            message = f"{where}.source={network.source}: no file {folder / file}; expected a folder with {files}{hint}"
-            raise UserError(message)
+            raise UserError(
+                f"{where}.source={network.source}: no file {folder / file}; expected a folder with {files}{hint}"
+            )
     if key == "clip" and _has_tokenizer(folder / CLIP_CONFIG):
         beside += tuple(file for file in TOKENIZER if (folder / file).is_file())
     return _verified(folder / name, network.sha256, where, beside)
@@ -94,7 +89,7 @@ def network_weights(settings: "FeatureSettings", key: str) -> Weights:
 def _fetch(key: str, network: "Network") -> Path:
     """Download config and weights of a hub's repository, and the tokenizer if it is not open_clip's own."""
     keys, (beside, names) = (f"evaluate.{key}.source", f"evaluate.{key}.revision"), FILES[key]
-    repository = hub.cached(network.source, network.revision, keys)  # a commit does not change: later jobs ask nobody
+    repository = hub.cached(network.source, network.revision, keys)  # a commit does not change: no request
     if repository is None or not {*beside, names[0]} <= repository.files:
         repository = hub.find(network.source, network.revision, keys)
     name = next((name for name in names if name in repository.files), None)
@@ -105,7 +100,7 @@ def _fetch(key: str, network: "Network") -> Path:
     if key == "clip" and _has_tokenizer(configs[0]):
         for file in set(TOKENIZER) & repository.files:
             repository.fetch(file)
-    return repository.fetch(name).parent  # last: where it is cached, the rest is
+    return repository.fetch(name).parent  # last: if it is cached, so is the rest
 
 
 def _has_tokenizer(config: Path) -> bool:
@@ -113,13 +108,13 @@ def _has_tokenizer(config: Path) -> bool:
     try:
         return bool(read_json(config)["model_cfg"]["text_cfg"].get("hf_tokenizer_name"))
     except (AttributeError, KeyError, TypeError):
-        return False  # open_clip says what is wrong with it
+        return False  # open_clip's error names the fault
 
 
 def _verified(path: Path, sha256: str | None, where: str, beside: tuple[str, ...] = ()) -> Weights:
     found = sha256_file(path)
     if sha256 not in (None, found):
-        raise UserError(f"{where}.sha256={sha256}: {path} has {found}; correct the setting, or get the file again")
+        raise UserError(f"{where}.sha256={sha256}: {path} has {found}. Fix: correct the setting, or get the file again")
     if not beside:
         return Weights(path, found, found)
     files = {path.name: found} | {name: sha256_file(path.parent / name) for name in beside}

@@ -28,7 +28,7 @@ def tokenizer():
     return CLIPTokenizer.from_pretrained(ASSETS / "teacher" / "tokenizer")
 
 
-def test_files_are_those_of_the_recipe_and_at_most_20_mb():
+def test_assets_equal_the_recipe_and_take_at_most_20_mb():
     files = {path.relative_to(ASSETS).as_posix(): path for path in ASSETS.rglob("*") if path.is_file()}
     recorded = {name: entry["sha256"] for name, entry in RECIPE["files"].items()}
     assert {name: sha256_file(path) for name, path in files.items() if name != "recipe.json"} == recorded
@@ -42,7 +42,7 @@ def test_recipe_of_the_assets_equals_the_code():
     assert RECIPE["digest"] == step_digest("quality", RecipeSettings())
 
 
-def test_measured_quality_meets_what_was_asked():
+def test_recipe_records_the_required_quality():
     quality = RECIPE["quality"]
     teacher = {float(name.split("-")[-1]): scores for name, scores in quality.items() if name.startswith("teacher")}
     best = min(scores["fid"] for scores in teacher.values())
@@ -58,7 +58,7 @@ def test_tokenizer_of_the_assets_has_one_token_per_word(tokenizer):
         assert tokenizer.tokenize(word) == [f"{word}</w>"]
 
 
-def test_captions_survive_the_tokenizer(tokenizer):
+def test_tokenizer_decodes_every_caption(tokenizer):
     texts = captions.all_captions()
     ids = tokenizer(texts, padding="max_length", truncation=True).input_ids
     assert {len(row) for row in ids} == {tokenizer.model_max_length} == {12}
@@ -66,7 +66,7 @@ def test_captions_survive_the_tokenizer(tokenizer):
     assert tokenizer([""]).input_ids == [[len(tokenizer) - 2, len(tokenizer) - 1]]
 
 
-def test_teacher_and_clip_model_hold_the_same_text_tower(clip, tokenizer):
+def test_text_encoder_equals_the_text_tower_of_clip(clip, tokenizer):
     from transformers import CLIPTextModel
 
     model, _, clip_tokenizer = clip

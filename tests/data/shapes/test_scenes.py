@@ -19,7 +19,7 @@ def test_draw_of_a_scene_is_independent_of_the_batch(n, start):
     assert part_texts == texts[start : start + n]
 
 
-def test_splits_differ_and_no_samples_are_no_samples():
+def test_draw_of_other_splits_differs_and_of_none_is_empty():
     drawn = [scenes.draw(split, 4)[0] for split in scenes.SPLITS]
     assert all((drawn[a] != drawn[b]).any() for a in range(4) for b in range(a))
     images, texts = scenes.draw("train", 0, 10)
@@ -27,13 +27,13 @@ def test_splits_differ_and_no_samples_are_no_samples():
     assert texts == []
 
 
-def test_drawing_leaves_the_global_random_stream_alone():
+def test_draw_leaves_the_global_random_stream_alone():
     state = torch.get_rng_state()
     scenes.draw("train", 3)
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_4000_pictures_take_well_under_a_second():
+def test_draw_of_4000_images_takes_under_a_second():
     scenes.draw("train", 256)
     best_s = min(_seconds(lambda: scenes.draw("train", 1000)) for _ in range(3))
     assert best_s < 0.5  # 0.09 s on an idle core
@@ -61,7 +61,7 @@ def test_render_of_every_shape_is_inside_and_centred(kind):
         assert found.max() < 30
 
 
-def test_captions_follow_the_grammar_and_leave_phrases_out():
+def test_captions_follow_the_grammar_and_omit_phrases():
     texts = scenes.draw("train", 4000)[1]
     assert set(texts) <= set(captions.all_captions())
     assert len(set(texts)) > 900

@@ -16,7 +16,7 @@ def unit(n: int, d: int, seed: int) -> torch.Tensor:
     return torch.nn.functional.normalize(normal(n, d, seed) + 1, dim=1)
 
 
-def test_kid_is_the_unbiased_mmd_of_the_cubic_kernel():
+def test_kid_equals_the_unbiased_mmd_of_the_cubic_kernel():
     x, y = normal(60, 5, 0) + 0.4, normal(60, 5, 1)
 
     def kernel(a, b):
@@ -29,7 +29,7 @@ def test_kid_is_the_unbiased_mmd_of_the_cubic_kernel():
     assert kid(x, y, 3, 60, 0, GROUPS).value == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_kid_is_torch_fidelitys():
+def test_kid_equals_torch_fidelity():
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
     x, y = normal(200, 5, 0) + 0.2, normal(300, 5, 1)
@@ -40,8 +40,8 @@ def test_kid_is_torch_fidelitys():
     assert kid(x, y, 10, 50, 2020, GROUPS) == kid(x, y, 10, 50, 2020, GROUPS)
 
 
-def test_replicates_are_the_metric_without_their_groups():
-    """With subsets that are the whole set, and for CMMD always."""
+def test_replicates_equal_the_metric_without_their_groups():
+    # With subsets that are the whole set, and for CMMD always.
     x, y = normal(40, 4, 0), normal(40, 4, 1) + 0.3
     a, b = unit(40, 4, 0), unit(30, 4, 1)
     found, distance = kid(x, y, 1, 40, 0, GROUPS), cmmd(a, b, GROUPS)
@@ -55,8 +55,8 @@ def test_replicates_are_the_metric_without_their_groups():
         assert other == pytest.approx(cmmd(a[rest], b, 3).value, abs=1e-5)
 
 
-def test_cmmd_is_its_papers():
-    """The authors' code: biased, sigma 10, times 1000."""
+def test_cmmd_equals_its_paper():
+    # The authors' code: biased, sigma 10, times 1000.
     x, y = unit(40, 6, 0).double(), unit(30, 6, 1).double()
 
     def mean_kernel(a, b):

@@ -10,20 +10,20 @@ def normal(n: int, d: int, seed: int) -> torch.Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
-def test_clip_score_of_planted_pairs():
+def test_clip_score_of_planted_pairs_gives_their_cosine():
     unit = torch.nn.functional.normalize(normal(500, 64, 0), dim=1)
     assert clip_score(unit, unit, 10).value == pytest.approx(1, abs=1e-6)
     assert abs(clip_score(unit, unit.roll(1, 0), 10).value) < 0.02
 
 
-def test_clip_score_is_a_mean_over_samples():
-    """30000 % 64 = 48: a mean of batch means would weigh the last batch's samples more. Here 100 of cosine 0, 7 of 1."""
+def test_clip_score_equals_the_mean_over_samples():
+    # 30000 % 64 = 48: a mean of batch means would weigh the last batch's samples more. Here 100 of cosine 0, 7 of 1.
     image = torch.tensor([[1.0, 0.0]]).repeat(107, 1)
     text = torch.cat([torch.tensor([[0.0, 1.0]]).repeat(100, 1), torch.tensor([[1.0, 0.0]]).repeat(7, 1)])
     assert clip_score(image, text, 10).value == pytest.approx(7 / 107, abs=1e-12)
 
 
-def test_clip_scores_error_is_that_of_a_mean():
+def test_clip_score_has_the_error_of_a_mean():
     image = torch.nn.functional.normalize(normal(400, 8, 0), dim=1)
     text = torch.nn.functional.normalize(normal(400, 8, 1), dim=1)
     cosines = (image * text).sum(1)
@@ -31,8 +31,8 @@ def test_clip_scores_error_is_that_of_a_mean():
     assert clip_score(image, text, 50) == clip_score(image, text, 50)
 
 
-def test_equal_numbers_of_samples_are_resampled_alike():
-    """Hence the difference of two means is a paired one: of a run and itself with a constant added, it has no spread."""
+def test_mean_of_equal_counts_draws_the_same_samples():
+    # Hence the difference of two means is a paired one: of a run and itself with a constant added, it has no spread.
     values = normal(50, 1, 0)[:, 0]
     difference = mean(values + 1, 100) - mean(values, 100)
     assert difference.value == pytest.approx(1)
@@ -41,7 +41,7 @@ def test_equal_numbers_of_samples_are_resampled_alike():
 
 
 def test_vendi_counts_different_images():
-    """7 directions, each as often as the others; a crowd of one is one."""
+    # 7 directions, each as often as the others; a crowd of one is one.
     directions = torch.eye(16)[:7].repeat(40, 1)
     assert vendi(directions, 5).value == pytest.approx(7)
     assert vendi(directions[:1].repeat(40, 1), 5).value == pytest.approx(1)
@@ -50,7 +50,7 @@ def test_vendi_counts_different_images():
     assert vendi(rows, 5).value == pytest.approx(float((-(values * values.log()).sum()).exp()))
 
 
-def test_features_that_are_not_finite_are_named():
+def test_check_finite_names_samples():
     features = normal(6, 3, 0)
     features[[2, 3], 1] = torch.tensor([torch.nan, torch.inf])
     with pytest.raises(UserError, match=r"00000\.safetensors: features of samples 102–103 are not finite"):
@@ -62,16 +62,16 @@ def samples(count: int) -> list[dict]:
     return [{"index": i, "seed": i, "sha256": f"{i:x}"} for i in range(count)]
 
 
-def test_a_whole_set_in_any_order_passes():
+def test_check_samples_of_a_whole_set_in_any_order_passes():
     check_samples(samples(20)[::-1], 20)
 
 
-def test_missing_samples_are_named():
+def test_check_samples_names_missing_ones():
     with pytest.raises(UserError, match=r"samples missing: 3, 10–14 \(6 of 20\)"):
         check_samples([s for s in samples(20) if s["index"] not in (3, 10, 11, 12, 13, 14)], 20)
 
 
-def test_samples_too_many_are_named():
+def test_check_samples_names_surplus_ones():
     with pytest.raises(UserError, match=r"samples 4 are too many"):
         check_samples([*samples(20), samples(20)[4]], 20)
     with pytest.raises(UserError, match=r"samples 20 are too many"):
@@ -79,7 +79,7 @@ def test_samples_too_many_are_named():
 
 
 @pytest.mark.parametrize(("key", "what"), [("seed", "seed"), ("sha256", "image")])
-def test_repeated_seeds_and_images_are_named(key, what):
+def test_check_samples_names_repeated_seeds_and_images(key, what):
     repeated = samples(20)
     repeated[9][key] = repeated[2][key]
     with pytest.raises(UserError, match=f"samples 2 and 9 have the same {what}"):

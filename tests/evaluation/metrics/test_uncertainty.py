@@ -1,4 +1,4 @@
-"""Intervals: identities here; that they cover is benchmarks/coverage_of_intervals.py's, a small part of which runs here."""
+"""Test identities of intervals, and a small part of benchmarks/coverage_of_intervals.py."""
 
 import math
 import random
@@ -28,7 +28,7 @@ def mean(values: list[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def test_of_a_mean_it_is_the_textbooks_interval_over_groups():
+def test_jackknife_of_a_mean_gives_the_textbook_interval():
     values = numbers(200)
     found = jackknife(mean(values), replicates(values, mean))
     groups = [mean(values[group::GROUPS]) for group in range(GROUPS)]
@@ -37,8 +37,8 @@ def test_of_a_mean_it_is_the_textbooks_interval_over_groups():
     assert textbook.high - textbook.value == pytest.approx(2.0930 * textbook.se, rel=1e-4)
 
 
-def test_what_is_quadratic_is_not_counted_twice():
-    """N times the squared length of the mean of n vectors N(0, I_30) has variance 60; the plain jackknife says twice that."""
+def test_jackknife_of_quadratic_terms_counts_them_once():
+    # N times the squared length of the mean of n vectors N(0, I_30) has variance 60; the plain jackknife says twice that.
     found, plain = [], []
     for seed in range(100):
         rows = np.random.default_rng(seed).normal(size=(100, 30))
@@ -53,7 +53,7 @@ def test_what_is_quadratic_is_not_counted_twice():
     assert np.mean(found) == pytest.approx(60, rel=0.3)
 
 
-def test_a_difference_pairs_what_was_drawn_together():
+def test_difference_pairs_equal_samples():
     values, other = numbers(200), numbers(200, 1)
     for kind in (jackknife, bootstrap):
         a, b = (
@@ -66,20 +66,20 @@ def test_a_difference_pairs_what_was_drawn_together():
         assert not (a - a).excludes_zero
 
 
-def test_percentiles_are_numpys():
+def test_bootstrap_percentiles_equal_numpy():
     values = numbers(101)
     found = bootstrap(0.0, values)
     assert (found.low, found.high) == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))
     assert found.se == pytest.approx(np.std(values))
 
 
-def test_three_seeds_are_few():
+def test_mean_of_few_uses_student_t():
     found = mean_of_few([1.0, 2.0, 3.0])
     assert (found.value, found.se) == pytest.approx((2, 1 / math.sqrt(3)))
     assert found.high - found.value == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
 
 
-def test_no_torch_is_needed():
+def test_uncertainty_imports_no_torch():
     code = (
         "import sys, sid_core.evaluation.comparison; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
@@ -87,8 +87,8 @@ def test_no_torch_is_needed():
 
 
 @pytest.mark.parametrize("case", ["FID 25, d 16, N 1000", "pairs, N 300"])
-def test_intervals_cover(case, monkeypatch):
-    """200 draws: 95 % come out as 90.5 to 98.5 % in 99 of 100 tries; the benchmark's 1,000 are in docs/uncertainty.md."""
+def test_intervals_have_their_coverage(case, monkeypatch):
+    # 200 draws: 95 % come out as 90.5 to 98.5 % in 99 of 100 tries; the benchmark's 1,000 are in docs/uncertainty.md.
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import coverage_of_intervals as benchmark
 

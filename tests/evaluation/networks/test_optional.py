@@ -1,4 +1,4 @@
-"""Networks of further metrics, tiny and random in the published layouts: called as their authors call them, and named when missing."""
+"""Test optional networks, tiny and random in the published layouts, against their authors' code."""
 
 import json
 import math
@@ -64,14 +64,14 @@ def rows(folders, key: str) -> torch.Tensor:
 
 
 def seen_by_clip(image: np.ndarray, side: int) -> torch.Tensor:
-    """CLIPProcessor's steps: PIL's bicubic, 0 to 1, OpenAI's mean and spread."""
+    """Preprocess by CLIPProcessor's steps: PIL's bicubic, 0 to 1, OpenAI's mean and standard deviation."""
     small = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)) / 255
     normed = (small - [0.48145466, 0.4578275, 0.40821073]) / [0.26862954, 0.26130258, 0.27577711]
     return torch.from_numpy(normed).permute(2, 0, 1).float()
 
 
 def hub_positions(positions: torch.Tensor) -> torch.Tensor:
-    """torch.hub's, written out: cubic convolution (a = -0.75) on 37 places, seen at (i + 0.5) 37 / 16.1 - 0.5, edges repeated."""
+    """Resize positions as torch.hub does, written out: cubic convolution (a = -0.75) on 37 places, sampled at (i + 0.5) 37 / 16.1 - 0.5, edges repeated."""
 
     def cubic(x: float) -> float:
         a, x = -0.75, abs(x)
@@ -88,7 +88,7 @@ def hub_positions(positions: torch.Tensor) -> torch.Tensor:
     return torch.cat([positions[:, :1], grid.reshape(1, 256, -1)], dim=1)
 
 
-def test_dinov2_is_the_normed_class_token_of_the_hubs(folders):
+def test_dinov2_gives_the_class_token_of_torch_hub(folders):
     from cleanfid.resize import make_resizer
     from transformers import Dinov2Model
 
@@ -101,7 +101,7 @@ def test_dinov2_is_the_normed_class_token_of_the_hubs(folders):
     torch.testing.assert_close(rows(folders, "dinov2"), states[:, 0])
 
 
-def test_pickscore_is_its_model_cards(folders):
+def test_pickscore_equals_its_model_card(folders):
     from transformers import CLIPModel
 
     model = CLIPModel.from_pretrained(folders["pickscore"]).eval()
@@ -116,7 +116,7 @@ def test_pickscore_is_its_model_cards(folders):
     torch.testing.assert_close(rows(folders, "pickscore"), said.logits_per_image.diagonal(), rtol=1e-4, atol=1e-4)
 
 
-def test_hps_is_its_scripts(folders):
+def test_hps_equals_its_script(folders):
     import open_clip
 
     model = open_clip.CLIP(**HPS_SIZES, output_dict=True).eval()
@@ -128,7 +128,9 @@ def test_hps_is_its_scripts(folders):
     torch.testing.assert_close(rows(folders, "hps"), expected)
 
 
-def test_from_samples_to_a_score(folders, tiny_generator, tiny_teacher, captions, evaluate_settings, tmp_path):
+def test_score_with_optional_networks_has_their_metrics(
+    folders, tiny_generator, tiny_teacher, captions, evaluate_settings, tmp_path
+):
     plain = evaluate_settings(caption_prefix="A photo depicts ")
     full = evaluate_settings(
         caption_prefix="A photo depicts ", **{key: {"source": str(folder)} for key, folder in folders.items()}
@@ -177,7 +179,7 @@ def _other_dinov2(tmp_path, full, folders):
     return tmp_path / "other.safetensors"
 
 
-def test_from_the_hub_at_a_commit(folders, evaluate_settings, tmp_path, monkeypatch):
+def test_optional_networks_from_the_hub_are_fetched_at_a_commit(folders, evaluate_settings, tmp_path, monkeypatch):
     with Server(repos={f"tiny/{key}": folder for key, folder in folders.items()}) as server:
         server.use_as_hub(monkeypatch, tmp_path / "cache")
         networks = {key: {"source": f"tiny/{key}", "revision": server.commit(f"tiny/{key}")} for key in folders}
@@ -192,8 +194,8 @@ def test_from_the_hub_at_a_commit(folders, evaluate_settings, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("key", ["dinov2", "pickscore"])
-def test_another_config_is_another_network(folders, tmp_path, key):
-    """Activations, say, do not show in the weights."""
+def test_network_weights_of_another_config_changes_the_identity(folders, tmp_path, key):
+    # Activations, say, do not show in the weights.
     other = shutil.copytree(folders[key], tmp_path / key)
     config = read_json(other / "config.json")
     (other / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 0.1}))
@@ -202,7 +204,7 @@ def test_another_config_is_another_network(folders, tmp_path, key):
 
 
 @pytest.mark.parametrize("key", METRICS)
-def test_what_is_missing_or_damaged_is_named(folders, tmp_path, key):
+def test_optional_networks_of_missing_or_damaged_files_raises(folders, tmp_path, key):
     with pytest.raises(UserError, match=rf"evaluate\.{key}\.source=.*nowhere: no file .*set evaluate\.{key}\.revision"):
         optional.optional_networks(settings({key: tmp_path / "nowhere"}, key))
     with pytest.raises(UserError, match=rf"evaluate\.{key}\.sha256=0+: "):
@@ -215,8 +217,8 @@ def test_what_is_missing_or_damaged_is_named(folders, tmp_path, key):
         optional.optional_networks(settings({key: damaged}, key))
 
 
-def test_weights_that_lack_a_layer_are_refused(folders, tmp_path):
-    """Transformers itself would go on with random ones."""
+def test_optional_networks_without_a_layer_raises(folders, tmp_path):
+    # Transformers itself would go on with random ones.
     folder = shutil.copytree(folders["dinov2"], tmp_path / "lacking")
     weights = load_file(folder / "model.safetensors")
     del weights["layernorm.weight"]

@@ -1,4 +1,4 @@
-"""Networks from wherever: the right file, called as the reference calls it; everything else is refused by name."""
+"""Test that networks of any source are the right file, called as the reference calls it, or an error."""
 
 import json
 import shutil
@@ -60,7 +60,7 @@ def photos(count: int, side: int) -> list[np.ndarray]:
 # --- Inception -----------------------------------------------------------------------------------------------------------
 
 
-def test_inception_is_called_as_clean_fid_calls_it(parts, monkeypatch):
+def test_inception_equals_clean_fid(parts, monkeypatch):
     from cleanfid.inception_torchscript import InceptionV3W
 
     theirs = InceptionV3W(str(parts), download=False)
@@ -77,14 +77,12 @@ def test_inception_is_called_as_clean_fid_calls_it(parts, monkeypatch):
     assert found.std(dim=0).max() > 0
 
 
-def test_inception_takes_299(parts):
-    with pytest.raises(
-        UserError, match=r"evaluate\.feature_size: the feature network takes 299 x 299, it is given 256 x 256"
-    ):
+def test_inception_of_another_size_raises(parts):
+    with pytest.raises(UserError, match=r"evaluate\.feature_size: the feature network takes 299 x 299, got 256 x 256"):
         features(parts / "inception-2015-12-05.pt").rows(photos(1, 256))
 
 
-def test_inception_from_a_url_is_fetched_once_and_verified(server, parts):
+def test_network_weights_of_a_url_downloads_once_and_verifies(server, parts):
     path = "/files/inception-2015-12-05.pt"
     sha256 = sha256_file(parts / "inception-2015-12-05.pt")
     server.faults[path] = [Status(503)]
@@ -93,7 +91,7 @@ def test_inception_from_a_url_is_fetched_once_and_verified(server, parts):
     assert len(server.requests) == 2
 
 
-def test_a_wrong_inception_is_never_loaded(server, parts, monkeypatch):
+def test_network_weights_of_another_sha256_raises(server, parts, monkeypatch):
     monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("loaded before it was verified"))
     url = f"{server.url}/files/inception-2015-12-05.pt"
     for setting in (url, str(parts / "inception-2015-12-05.pt")):
@@ -105,7 +103,7 @@ def test_a_wrong_inception_is_never_loaded(server, parts, monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["damaged", "another"])
-def test_no_inception(tmp_path, content):
+def test_features_of_another_file_raises(tmp_path, content):
     path = tmp_path / "x.pt"
     if content == "damaged":
         path.write_bytes(b"PK\x03\x04 no archive")
@@ -115,7 +113,7 @@ def test_no_inception(tmp_path, content):
         features(path)
 
 
-def test_a_path_that_is_not_there(tmp_path):
+def test_network_weights_of_a_missing_path_raises(tmp_path):
     with pytest.raises(UserError, match=r"evaluate\.feature_network\.source=.*nowhere\.pt: no file"):
         features(tmp_path / "nowhere.pt")
 
@@ -127,7 +125,7 @@ def pictures(count: int, side: int = 40) -> list[np.ndarray]:
     return [image.astype(np.uint8) for image in photos(count, side)]
 
 
-def test_clip_from_the_hub_is_the_one_on_disk(server, parts):
+def test_clip_from_the_hub_equals_the_one_on_disk(server, parts):
     there = clip(REPO, server.commit(REPO))
     here = clip(parts / "clip")
     assert there.identity == here.identity
@@ -137,20 +135,20 @@ def test_clip_from_the_hub_is_the_one_on_disk(server, parts):
     assert fetched == {"open_clip_config.json", "open_clip_model.safetensors"}
 
 
-def test_jobs_after_the_first_ask_nobody(server):
+def test_network_weights_of_a_cached_commit_sends_no_request(server):
     weights("clip", REPO, server.commit(REPO))
     before = len(server.requests)
     weights("clip", REPO, server.commit(REPO))
     assert len(server.requests) == before
 
 
-def test_the_model_is_float32_and_in_evaluation_mode(parts):
+def test_clip_is_float32_and_in_evaluation_mode(parts):
     model = clip(parts / "clip")._model
     assert not model.training
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-def test_weights_of_older_repositories(parts, tmp_path, monkeypatch):
+def test_network_weights_of_older_repositories_finds_them(parts, tmp_path, monkeypatch):
     clip_repository(tmp_path / "old", binary=True)
     with Server(repos={REPO: tmp_path / "old"}) as server:
         server.use_as_hub(monkeypatch, tmp_path / "cache")
@@ -163,7 +161,7 @@ class Evil:
         return print, ("executed",)
 
 
-def test_pickled_code_is_refused(tmp_path, capsys):
+def test_clip_of_pickled_code_raises(tmp_path, capsys):
     folder = clip_repository(tmp_path / "evil", binary=True)
     torch.save({"state_dict": Evil()}, folder / "open_clip_pytorch_model.bin")
     with pytest.raises(UserError, match="cannot be loaded by open_clip"):
@@ -171,7 +169,7 @@ def test_pickled_code_is_refused(tmp_path, capsys):
     assert "executed" not in capsys.readouterr().out
 
 
-def test_weights_of_another_model(parts, tmp_path):
+def test_clip_with_weights_of_another_model_raises(parts, tmp_path):
     folder = shutil.copytree(parts / "clip", tmp_path / "clip")
     config = read_json(folder / "open_clip_config.json")
     config["model_cfg"]["embed_dim"] = 16
@@ -192,12 +190,12 @@ def test_weights_of_another_model(parts, tmp_path):
         ),
     ],
 )
-def test_wrong_settings_are_named(server, revision, sha256, message):
+def test_network_weights_of_wrong_settings_names_them(server, revision, sha256, message):
     with pytest.raises(UserError, match=message):
         clip(REPO, server.commit(REPO) if revision == "commit" else revision, sha256)
 
 
-def test_a_repository_that_is_not_for_open_clip(parts, tmp_path, monkeypatch):
+def test_network_weights_of_a_repository_without_open_clip_raises(parts, tmp_path, monkeypatch):
     folder = shutil.copytree(parts / "clip", tmp_path / "other", ignore=shutil.ignore_patterns("open_clip_model*"))
     with Server(repos={REPO: folder}) as server:
         server.use_as_hub(monkeypatch, tmp_path / "cache")
@@ -205,7 +203,7 @@ def test_a_repository_that_is_not_for_open_clip(parts, tmp_path, monkeypatch):
             weights("clip", REPO, server.commit(REPO))
 
 
-def test_a_config_that_wants_its_own_tokenizer_gets_it(parts, tmp_path, monkeypatch):
+def test_clip_with_its_own_tokenizer_uses_it(parts, tmp_path, monkeypatch):
     folder = shutil.copytree(parts / "clip", tmp_path / "other")
     config = read_json(folder / "open_clip_config.json")
     config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "somewhere/else"
@@ -228,7 +226,7 @@ def edited(folder, part: str, **changes):
     return weights("clip", folder)
 
 
-def test_a_network_is_its_weights_and_its_config(parts, tmp_path):
+def test_identity_depends_on_weights_and_config(parts, tmp_path):
     folder = shutil.copytree(parts / "clip", tmp_path / "clip")
     first = weights("clip", folder)
     assert first.sha256 == sha256_file(folder / "open_clip_model.safetensors")
@@ -237,7 +235,7 @@ def test_a_network_is_its_weights_and_its_config(parts, tmp_path):
     assert other.identity != first.identity
 
 
-def test_a_tokenizer_counts_where_it_is_used(parts, tmp_path):
+def test_identity_depends_on_a_tokenizer_in_use(parts, tmp_path):
     folder = shutil.copytree(parts / "clip", tmp_path / "clip")
     found = []
     for name in ("", "its/own"):
@@ -248,7 +246,7 @@ def test_a_tokenizer_counts_where_it_is_used(parts, tmp_path):
     assert len(set(found)) == 3
 
 
-def test_the_weights_that_are_hashed_are_those_that_are_loaded(parts, tmp_path):
+def test_network_weights_hashes_the_file_that_open_clip_loads(parts, tmp_path):
     folder = clip_repository(tmp_path / "clip", binary=True)
     other = torch.load(folder / "open_clip_pytorch_model.bin", weights_only=True)
     other = {name: tensor + 0.1 if tensor.is_floating_point() else tensor for name, tensor in other.items()}
@@ -258,7 +256,7 @@ def test_the_weights_that_are_hashed_are_those_that_are_loaded(parts, tmp_path):
     assert all(torch.equal(loaded[name], tensor) for name, tensor in other.items())
 
 
-def test_a_feature_network_is_its_config_too(tmp_path):
+def test_identity_of_a_feature_network_depends_on_its_config(tmp_path):
     folder = shutil.copytree(ASSETS / "features", tmp_path / "features")
     first = weights("feature_network", folder)
     assert weights("feature_network", folder / "model.safetensors") == first
@@ -269,14 +267,14 @@ def test_a_feature_network_is_its_config_too(tmp_path):
 # --- the published script's rounding -------------------------------------------------------------------------------------------
 
 
-def test_strict_lowers_63_of_256_levels_by_one():
+def test_clip_strict_lowers_63_of_256_levels_by_one():
     levels = np.arange(256)
     lowered = levels - PUBLISHED_LEVELS
     assert lowered.sum() == 63
     assert set(lowered) == {0, 1}
 
 
-def test_strict_is_the_round_trip_of_tensors(parts):
+def test_clip_strict_equals_the_round_trip_of_tensors(parts):
     image = pictures(1, 32)[0]
     tensor = (
         torch.from_numpy(image).permute(2, 0, 1).float().div(255).sub(0.5).div(0.5)
@@ -287,7 +285,7 @@ def test_strict_is_the_round_trip_of_tensors(parts):
     assert not torch.equal(strict.prepare(image), plain.prepare(image))
 
 
-def test_16_bits_are_near_and_of_unit_length(parts):
+def test_networks_in_16_bits_stay_close_and_of_unit_length(parts):
     exact, fast = (clip(parts / "clip", precision=precision) for precision in ("float32", "bfloat16"))
     images = pictures(3, 32)
     for a, b in ((exact.images(images), fast.images(images)), (exact.texts(["a", "b"]), fast.texts(["a", "b"]))):
@@ -303,7 +301,7 @@ def test_16_bits_are_near_and_of_unit_length(parts):
 # --- settings and the stage ------------------------------------------------------------------------------------------------------
 
 
-def test_settings_reach_the_networks(parts):
+def test_networks_use_the_settings(parts):
     values = {"feature_network": str(parts / "inception-2015-12-05.pt"), "clip": str(parts / "clip"), "batch": 2}
     settings = FeatureSettings(**values, clip_strict=True)
     image = pictures(1)[0]
@@ -313,7 +311,7 @@ def test_settings_reach_the_networks(parts):
             load(FeatureSettings(**values | {key: {"source": values[key], "sha256": "0" * 64}}))
 
 
-def test_the_stage_fetches_everything_and_records_hashes(server, parts, tmp_path):
+def test_prepare_networks_fetches_and_records_hashes(server, parts, tmp_path):
     url = f"{server.url}/files/inception-2015-12-05.pt"
     settings = BuildReferenceSettings(
         **{
@@ -333,6 +331,6 @@ def test_the_stage_fetches_everything_and_records_hashes(server, parts, tmp_path
     assert len(server.requests) == before
 
 
-def test_embedded_networks_are_found():
+def test_network_weights_finds_embedded_ones():
     assert weights("feature_network", "embedded").path.is_file()
     assert weights("clip", "embedded").path.is_file()
