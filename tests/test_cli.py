@@ -32,13 +32,13 @@ def prompts(settings, out) -> int:
     return cli.main(["prompts", "--settings", str(settings), "--out", str(out)])
 
 
-def test_a_stage_runs_and_writes_what_it_was_asked_for(settings, tmp_path):
+def test_main_of_a_stage_writes_its_output(settings, tmp_path):
     assert prompts(settings, tmp_path / "prompts") == 0
     assert len((tmp_path / "prompts" / "train.txt").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize("stage", cli.COMMANDS)
-def test_every_stage_explains_itself(stage, capsys):
+def test_main_with_help_describes_the_stage(stage, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main([stage, "--help"])
     assert ended.value.code == 0
@@ -46,7 +46,7 @@ def test_every_stage_explains_itself(stage, capsys):
 
 
 @pytest.mark.parametrize("stage", cli.COMMANDS)
-def test_stage_that_runs_a_network_multiplies_in_float32(stage, monkeypatch):
+def test_main_of_a_stage_with_networks_multiplies_in_float32(stage, monkeypatch):
     """CUDA's default for convolutions is TF32. Stages without networks need no torch, whose import takes seconds."""
     seen = {}
 
@@ -71,7 +71,7 @@ def arguments_of(option: str) -> list[str]:
     return [f"--{option}", *["1"] * (count if isinstance(count, int) else 1)]
 
 
-def test_stages_without_networks_are_these():
+def test_without_networks_lists_known_commands():
     """A new stage has exact arithmetic unless it is named here."""
     assert {
         *("prompts", "evaluation-networks", "pairs", "report", "compare", "tracking-init", "track", "status", "push"),
@@ -79,7 +79,7 @@ def test_stages_without_networks_are_these():
     } == cli.WITHOUT_NETWORKS
 
 
-def test_help_groups_every_command(capsys):
+def test_main_with_help_groups_every_command(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["--help"])
     said = capsys.readouterr().out
@@ -100,14 +100,14 @@ def test_main_with_a_mistyped_command_names_the_nearest(capsys, typed, meant):
     assert (f"did you mean {meant}?" in said) if meant else ("did you mean" not in said)
 
 
-def test_options_all_belong_to_a_command():
+def test_options_belong_to_a_command_each():
     used = {f"{name}.{one}" for name, command in cli.COMMANDS.items() for one in re.split(r"[ |?]+", command.arguments)}
     plain = {one.split(".")[1] for one in used}
     unused = [option for option in cli.OPTIONS if option not in (used if "." in option else plain | {"threads"})]
     assert unused == []
 
 
-def test_a_mistake_is_one_message_without_traceback(tmp_path):
+def test_main_with_a_wrong_value_prints_one_message(tmp_path):
     """As a user sees it: a process of its own."""
     (tmp_path / "settings.yaml").write_text("prompts: {source: file, train: 3, evaluation: b.txt}\n")
     command = [sys.executable, "-m", "sid_core", "prompts", "--settings", "settings.yaml", "--out", "prompts"]
@@ -126,7 +126,7 @@ def test_a_mistake_is_one_message_without_traceback(tmp_path):
         PermissionError(errno.EACCES, "Permission denied", "results/x.safetensors"),
     ],
 )
-def test_a_refusal_of_the_machine_names_the_file(settings, tmp_path, monkeypatch, capsys, error):
+def test_main_with_an_error_of_the_machine_names_the_file(settings, tmp_path, monkeypatch, capsys, error):
     monkeypatch.setattr("sid_core.data.prompts.prepare_prompts", lambda *_: (_ for _ in ()).throw(error))
     assert prompts(settings, tmp_path / "prompts") == 1
     message = capsys.readouterr().err
@@ -141,33 +141,33 @@ def test_a_refusal_of_the_machine_names_the_file(settings, tmp_path, monkeypatch
         shutil.Error([("a", "b", "[Errno 28] No space left on device: 'a' -> 'b'")]),
     ],
 )
-def test_a_full_disk_is_recognised_where_a_library_wraps_it(settings, tmp_path, monkeypatch, capsys, error):
+def test_main_with_a_wrapped_full_disk_names_it(settings, tmp_path, monkeypatch, capsys, error):
     monkeypatch.setattr("sid_core.data.prompts.prepare_prompts", lambda *_: (_ for _ in ()).throw(error))
     assert prompts(settings, tmp_path / "prompts") == 1
     assert capsys.readouterr().err.startswith(f"error: {tmp_path}/prompts: no space left on device; ")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a defect"), FileNotFoundError(errno.ENOENT, "No such file", "x")])
-def test_a_defect_keeps_its_traceback(settings, tmp_path, monkeypatch, error):
+def test_main_with_a_defect_keeps_its_traceback(settings, tmp_path, monkeypatch, error):
     monkeypatch.setattr("sid_core.data.prompts.prepare_prompts", lambda *_: (_ for _ in ()).throw(error))
     with pytest.raises(type(error)):
         prompts(settings, tmp_path / "prompts")
 
 
-def test_interrupted_anywhere_is_130(settings, tmp_path, monkeypatch, capsys):
+def test_main_interrupted_anywhere_returns_130(settings, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sid_core.data.prompts.prepare_prompts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert prompts(settings, tmp_path / "prompts") == 130
     assert "interrupted" in capsys.readouterr().err
 
 
-def test_no_display_is_needed(settings, tmp_path, monkeypatch):
+def test_main_without_a_display_sets_the_agg_backend(settings, tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "TkAgg")
     prompts(settings, tmp_path / "prompts")
     assert os.environ["MPLBACKEND"] == "Agg"
 
 
 @pytest.mark.parametrize(("processes", "threads", "expected"), [(None, 1, "1"), ("2", 2, "1"), ("4", 2, "1")])
-def test_threads_are_shared_by_a_nodes_processes_and_set_before_torch_is_imported(processes, threads, expected):
+def test_main_with_threads_divides_them_among_the_ranks_of_a_node(processes, threads, expected):
     code = (
         "from sid_core import cli\n"
         "cli.COMMANDS['plan'] = cli.Command(lambda given: print(__import__('torch').get_num_threads()), 'x')\n"
@@ -212,7 +212,7 @@ def sample(folder, out, *more: str) -> int:
     return cli.main(arguments)
 
 
-def test_distill_leaves_generator_log_and_grids(experiment):
+def test_distill_writes_generator_log_and_grids(experiment):
     run = experiment / "runs" / "lsg-1.5"
     assert (run / "generator" / "manifest.json").is_file()
     assert len((run / "training.jsonl").read_text().splitlines()) == 4
@@ -221,7 +221,7 @@ def test_distill_leaves_generator_log_and_grids(experiment):
         assert grid.size == (4 * 128, 4 * 128)  # 16 tiny images, enlarged to be seen
 
 
-def test_distill_checks_its_prompts(experiment, capsys):
+def test_distill_with_changed_prompts_raises(experiment, capsys):
     path = experiment / "prompts" / "train.txt"
     before = path.read_text()
     path.write_text(before + "one more\n")
@@ -230,7 +230,7 @@ def test_distill_checks_its_prompts(experiment, capsys):
     path.write_text(before)
 
 
-def test_distill_asks_for_deterministic_kernels(experiment, monkeypatch):
+def test_distill_sets_deterministic_kernels(experiment, monkeypatch):
     from sid_core.training import precision, run
 
     asked = []
@@ -241,7 +241,7 @@ def test_distill_asks_for_deterministic_kernels(experiment, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_distill_interrupted_says_so_and_tells_the_signal(experiment, monkeypatch, capsys, number):
+def test_distill_interrupted_prints_it_and_returns_the_signal(experiment, monkeypatch, capsys, number):
     from sid_core.training import run
 
     def interrupted(*_):
@@ -254,7 +254,7 @@ def test_distill_interrupted_says_so_and_tells_the_signal(experiment, monkeypatc
     assert capsys.readouterr().err == "error: lsg-1.5: interrupted; its state is saved, running again continues\n"
 
 
-def test_sample_depends_on_seed_and_nothing_else(experiment, tmp_path):
+def test_sample_depends_on_the_seed_alone(experiment, tmp_path):
     for name, seed in (("a", 0), ("again", 0), ("b", 1)):
         assert sample(experiment, tmp_path / f"{name}.png", "--seed", str(seed)) == 0
     a, again, b = ((tmp_path / f"{name}.png").read_bytes() for name in ("a", "again", "b"))
@@ -264,7 +264,7 @@ def test_sample_depends_on_seed_and_nothing_else(experiment, tmp_path):
         assert image.size == (128, 128)
 
 
-def test_sample_of_a_run_folder_draws_the_same_and_says_what(experiment, tmp_path, capsys):
+def test_sample_of_a_run_folder_draws_the_same_image(experiment, tmp_path, capsys):
     assert sample(experiment, tmp_path / "a.png") == 0
     capsys.readouterr()
     run = experiment / "runs" / "lsg-1.5"
@@ -274,7 +274,7 @@ def test_sample_of_a_run_folder_draws_the_same_and_says_what(experiment, tmp_pat
     assert re.fullmatch(rf"{tmp_path}/b\.png: 128 x 128 pixels, seed 0, \d+ ms\n", capsys.readouterr().out)
 
 
-def test_sample_of_several_names_each_by_its_seed_and_tells_its_progress(experiment, tmp_path, capsys, caplog):
+def test_sample_of_several_images_names_each_by_its_seed(experiment, tmp_path, capsys, caplog):
     assert sample(experiment, tmp_path / "b.png", "--seed", "4") == 0
     with caplog.at_level("INFO"):
         assert sample(experiment, tmp_path / "a.png", "-n", "2", "--seed", "3") == 0
@@ -286,7 +286,7 @@ def test_sample_of_several_names_each_by_its_seed_and_tells_its_progress(experim
     assert re.fullmatch(rf"{tmp_path}/a-3\.png to .*a-4\.png: 128 x 128 pixels, seeds 3 to 4, \d+ ms an image", last)
 
 
-def test_sample_to_a_folder_that_is_not_there_makes_none(experiment, tmp_path, capsys):
+def test_sample_to_a_missing_folder_raises(experiment, tmp_path, capsys):
     assert sample(experiment, tmp_path / "no" / "x.png") == 1
     assert f"--out {tmp_path}/no/x.png: no such folder {tmp_path}/no" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -310,7 +310,7 @@ def test_sample_of_an_import_takes_its_own_teacher(experiment, tmp_path, capsys)
     assert f"--teacher: not given, and none in {results} is the one" in capsys.readouterr().err
 
 
-def test_sample_names_a_folder_that_is_not_there(experiment, tmp_path, capsys):
+def test_sample_with_a_missing_teacher_names_it(experiment, tmp_path, capsys):
     assert sample(experiment, tmp_path / "x.png", "--teacher", str(tmp_path / "nowhere")) == 1
     assert f"--teacher {tmp_path}/nowhere: no such folder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

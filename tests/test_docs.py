@@ -17,7 +17,7 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
 @pytest.mark.parametrize(("path", "text"), reference.pages().items(), ids=lambda value: getattr(value, "name", ""))
-def test_generated_file_is_up_to_date(path, text):
+def test_reference_page_equals_its_generated_text(path, text):
     assert path.read_text() == text, f"{path.name}: out of date. Fix: make reference"
 
 
@@ -35,7 +35,7 @@ def test_config_page_has_a_row_for_every_key():
     check(config.load_config(ROOT / "config.yaml"))
 
 
-def test_cli_page_explains_every_command_and_argument():
+def test_cli_page_lists_every_command_and_argument():
     page = reference.cli_page(cli._parser())
     assert all(f"## sid-core {stage}\n" in page for stage in cli.COMMANDS)
     assert "|  |\n| `--" not in page
@@ -47,7 +47,7 @@ def prose(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_links_lead_to_files_and_headings(page):
+def test_links_of_a_page_lead_to_files_and_headings(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if re.match(r"[a-z]+:", target):
             continue
@@ -68,7 +68,7 @@ def test_index_links_every_page():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_commands_are_those_of_the_program(page):
+def test_commands_of_a_page_parse(page):
     """Every `sid-core STAGE --option …` parses, but for placeholders and what is left out by `…`."""
     commands = next(a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
     for line in re.findall(r"sid-core ([a-z][^\n`|;]*)", page.read_text()):
@@ -84,7 +84,7 @@ def test_commands_are_those_of_the_program(page):
 
 
 @pytest.mark.parametrize("page", ["how-to/own-prompts", "how-to/own-teacher", "contributing/experiment"])
-def test_example_of_a_page_is_a_valid_experiment(page, tmp_path):
+def test_example_of_a_page_validates(page, tmp_path):
     (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), flags=re.S)
     (tmp_path / "mine.yaml").write_text(block)
     given = config.load_config(ROOT / "config.yaml", tmp_path / "mine.yaml")
@@ -92,12 +92,12 @@ def test_example_of_a_page_is_a_valid_experiment(page, tmp_path):
     assert "note" not in to_text(given)
 
 
-def test_readme_is_short():
+def test_readme_has_few_lines():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 85
     assert max(map(len, lines)) <= 110
 
 
-def test_pictures_are_small():
+def test_pictures_have_few_bytes():
     for picture in (ROOT / "docs").rglob("mlflow_*.png"):
         assert picture.stat().st_size < 150_000, picture.name

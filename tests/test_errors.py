@@ -61,7 +61,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("key", PLACES)
-def test_settings_with_a_password_are_refused_without_showing_it(key):
+def test_settings_with_a_password_raise_without_showing_it(key):
     values = c.load_config(ROOT / "config.yaml").model_dump(mode="json")
     block, name = key.split(".")
     values[block][name] = "https://me:hidden@host/x?token=hidden"
@@ -74,14 +74,14 @@ def test_settings_with_a_password_are_refused_without_showing_it(key):
     assert "hidden" not in said
 
 
-def test_stage_settings_with_a_password_are_refused(tmp_path):
+def test_stage_settings_with_a_password_raise(tmp_path):
     (tmp_path / "x.yaml").write_text("imported: [{file: 'https://me:hidden@host/x'}]\n")
     with pytest.raises(UserError, match=r"imported\.0\.file=https://\*\*\*@host/x: ") as caught:
         c.load_settings(c.ImportSettings, tmp_path / "x.yaml")
     assert "hidden" not in str(caught.value)
 
 
-def test_broken_yaml_with_a_password_is_named_without_showing_it(tmp_path):
+def test_read_yaml_of_malformed_text_hides_its_password(tmp_path):
     (tmp_path / "x.yaml").write_text("uri: [https://me:hidden@host/x\n")
     with pytest.raises(UserError) as caught:
         c.read_yaml(tmp_path / "x.yaml")

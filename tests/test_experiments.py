@@ -19,7 +19,7 @@ def load(name: str) -> c.Config:
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_experiment_file_is_valid_and_has_its_name(path):
+def test_experiment_file_validates_and_has_its_name(path):
     assert load(path.stem).experiment == path.stem
 
 
@@ -31,7 +31,7 @@ def published(teacher: str) -> list[tuple[str, float, float]]:
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd21-base"])
-def test_lengths_and_settings_are_the_published_ones(name):
+def test_experiments_have_the_published_lengths_and_settings(name):
     config = load(name)
     trained = [(s.run.strategy, s.run.teacher, s.distill.train_kimg) for s in c.distillations(config)]
     assert sorted(trained) == sorted(published(name))
@@ -42,12 +42,12 @@ def test_lengths_and_settings_are_the_published_ones(name):
     assert (distill.ema_halflife_nimg, EMA_RAMP, distill.num_steps) == (50_000, 0.05, 1)
 
 
-def test_sd15_trains_the_headline_of_the_paper():
+def test_sd15_trains_the_main_run_of_the_paper():
     [longest] = [s for s in c.distillations(load("sd15")) if s.distill.train_kimg == 18_789]
     assert (longest.run.name, longest.run.strategy, longest.run.teacher) == ("lsg-1.5-longer", "lsg", 1.5)
 
 
-def test_published_checkpoints_are_all_nine_with_their_scales_and_lengths():
+def test_published_lists_nine_checkpoints_with_scales_and_lengths():
     config = load("published")
     with open(PUBLISHED, encoding="utf-8", newline="") as handle:
         rows = {(r["teacher"], float(r["kappa"]), float(r["train_kimg"])) for r in csv.DictReader(handle)}
@@ -59,7 +59,7 @@ def test_published_checkpoints_are_all_nine_with_their_scales_and_lengths():
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd21-base", "sd21-768", "published"])
-def test_evaluation_is_the_published_protocol(name):
+def test_evaluation_equals_the_published_protocol(name):
     config = load(name)
     evaluate = config.evaluate
     assert (evaluate.protocol, evaluate.reference_samples, config.generate.samples) == ("coco2014-30k", 40_504, 30_000)

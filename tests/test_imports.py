@@ -4,14 +4,14 @@ import subprocess
 import sys
 
 
-def test_training_needs_no_configuration_library():
+def test_training_imports_no_configuration_library():
     """A machine with a GPU may have torch, diffusers and safetensors alone."""
     unwanted = ("pydantic", "snakemake", "mlflow", "pandas", "matplotlib", "open_clip")
     code = f"import sys; sys.modules.update(dict.fromkeys({unwanted!r})); import sid_core.training.iteration, sid_core.method"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_snakemake_and_help_import_nothing_heavy():
+def test_snakemake_and_help_import_no_large_library():
     code = (
         "import sys, sid_core.cli, sid_core.pipeline.digests, sid_core.cluster.machine, sid_core.tracking\n"
         "print([name for name in ('torch', 'numpy', 'mlflow', 'diffusers', 'matplotlib', 'pandas') if name in sys.modules])"

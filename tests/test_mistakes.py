@@ -138,7 +138,7 @@ def test_main_with_a_wrong_input_names_it(stage, name, complaint, tmp_path):
 
 
 @pytest.mark.parametrize("out", [".", "work", "file", "file/x"])
-def test_main_with_a_foreign_out_leaves_it_alone(inputs, tmp_path, capsys, monkeypatch, out):
+def test_main_with_an_out_of_another_program_keeps_it(inputs, tmp_path, capsys, monkeypatch, out):
     """Each of these once removed the folder it was called in, or put its result in the folder's place."""
     (tmp_path / "work" / ".git").mkdir(parents=True)
     (tmp_path / "work" / ".git" / "HEAD").write_text("ref: refs/heads/main")
@@ -156,7 +156,7 @@ def test_main_with_a_foreign_out_leaves_it_alone(inputs, tmp_path, capsys, monke
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_main_with_a_web_project_as_out_leaves_it_alone(inputs, tmp_path, capsys):
+def test_main_with_a_web_project_as_out_keeps_it(inputs, tmp_path, capsys):
     """Many programs call a file manifest.json."""
     (tmp_path / "manifest.json").write_text('{"name": "site", "start_url": "/"}')
     (tmp_path / "index.html").write_text("mine")

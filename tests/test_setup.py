@@ -39,7 +39,7 @@ def test_make_setup_of_another_python_names_the_range(tmp_path, version):
 
 
 @pytest.mark.parametrize("version", [(3, 11), (3, 12), (3, 13)])
-def test_make_setup_of_a_supported_python_goes_on(tmp_path, version):
+def test_make_setup_of_a_supported_python_continues(tmp_path, version):
     assert "makes the environment" in make_setup(tmp_path, version).stdout
 
 
@@ -57,7 +57,7 @@ def test_make_test_installs_nothing_on_the_system():
     assert "apt-get" in make("--dry-run", "test-all")
 
 
-def test_stated_range_is_the_same_everywhere():
+def test_python_range_is_equal_in_every_file():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == f">={OLDEST},<{FIRST_REFUSED}"
     assert "make and Python 3.11, 3.12 or 3.13" in (ROOT / "README.md").read_text()

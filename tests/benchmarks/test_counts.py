@@ -23,7 +23,7 @@ SMALL = architectures.from_name("small")
 
 
 @pytest.mark.parametrize(("kappa", "tflop"), [(2.0, 15.03), (1.0, 9.33)])
-def test_sd15_computes_no_more_than_it_must(kappa, tflop):
+def test_evaluations_of_sd15_compute_only_necessary_flops(kappa, tflop):
     """With guided pairs evaluated as two it is 15.38 TFLOP an image; kappa 1 has no pairs."""
     work = count("sd15", kappa, precision="bfloat16")
     assert work.flops / 1e12 <= tflop
@@ -46,7 +46,7 @@ def flops_of_one(train_weights: bool, differentiate_input: bool, guided: bool) -
         return work_of(evaluate).flops
 
 
-def test_an_iteration_is_its_evaluations_and_frozen_networks_get_no_weight_gradients():
+def test_step_runs_its_evaluations_and_no_weight_gradients_of_frozen_networks():
     """Fake score's half: sample, train on a pair. Generator's: sample and train, two pairs differentiated to their input."""
     expected = (
         flops_of_one(False, False, guided=False)
@@ -60,7 +60,7 @@ def test_an_iteration_is_its_evaluations_and_frozen_networks_get_no_weight_gradi
     assert work.weight_gradients == 2 * convolutions  # of the fake score once, of the generator once
 
 
-def test_micro_batches_add_kernels_and_no_work():
+def test_step_in_micro_batches_adds_kernels_and_no_flops():
     one, two = (count("small", 2.0, batch=2, micro_batch=n) for n in (2, 1))
     assert one.flops == two.flops
     assert one.kernels.total() < two.kernels.total() < 2 * one.kernels.total()
@@ -68,7 +68,7 @@ def test_micro_batches_add_kernels_and_no_work():
         assert sum(n for name, n in work.kernels.items() if "fused_adam" in name) == 2
 
 
-def test_kernels_of_an_iteration_do_not_grow():
+def test_step_launches_a_bounded_number_of_kernels():
     """Each launch costs a GPU's host some microseconds."""
     assert count("small", 2.0, precision="bfloat16").kernels.total() <= 1.01 * 4_081
 
@@ -81,13 +81,13 @@ WITHOUT_DETERMINISTIC_KERNEL = re.compile(
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_every_operation_has_a_deterministic_kernel(precision):
+def test_step_uses_deterministic_kernels_only(precision):
     found = count("small", 2.0, precision=precision).kernels
     assert any("upsample_nearest2d_backward" in name for name in found)
     assert not [name for name in found if WITHOUT_DETERMINISTIC_KERNEL.search(name)]
 
 
-def test_every_prompt_is_encoded_once_and_the_empty_one_once_a_run():
+def test_step_encodes_each_prompt_once_and_the_empty_one_once_a_run():
     class Encoder:
         def __init__(self):
             self.encoded = []
@@ -148,7 +148,7 @@ def build(unet_factory, settings):
 """
 
 
-def test_training_step_beside_another_implementation(tmp_path):
+def test_training_step_with_another_implementation_reports_both(tmp_path):
     """With nothing installed but what a bare machine has."""
     (tmp_path / "theirs.py").write_text(THEIRS)
     command = [
@@ -173,7 +173,7 @@ def test_training_step_beside_another_implementation(tmp_path):
     assert "ms per image" in done.stdout
 
 
-def test_kinds_of_operations():
+def test_kind_of_an_operation_returns_its_group():
     from parts.kinds import as_table, kind_of
 
     kinds = {

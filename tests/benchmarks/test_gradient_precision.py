@@ -34,14 +34,14 @@ def test_check_precision_gives_each_network_precision_and_bin_a_row(rows):
 
 
 @pytest.mark.parametrize("network", ["fake score", "generator"])
-def test_float32_is_exact_and_more_bits_are_nearer(rows, network):
+def test_check_precision_of_more_bits_gives_nearer_gradients(rows, network):
     for row in of(rows, "float32", network):
         assert (row.cosine, row.relative_error, row.norm_ratio) == pytest.approx((1, 0, 1), abs=1e-6)
     errors = {p: of(rows, p, network)[-1].relative_error for p in ("bfloat16", "float16", benchmark.ANOTHER)}
     assert 0 < errors["float16"] < errors["bfloat16"] < errors[benchmark.ANOTHER]
 
 
-def test_gradients_are_trainings_own_and_move_nothing(tiny_teacher):
+def test_gradients_equal_those_of_training_and_keep_weights(tiny_teacher):
     trainer = make_trainer(tiny_teacher, nonfinite="skip")
     before = {name: trained.master.clone() for name, trained in trainer.trained.items()}
     found = next(iter(benchmark._gradients(trainer, [(20, 980)], first=0)))
@@ -51,7 +51,7 @@ def test_gradients_are_trainings_own_and_move_nothing(tiny_teacher):
     torch.testing.assert_close(other.gradient.parameters, found["fake"])
 
 
-def test_comparison_of_vectors():
+def test_compare_of_vectors_returns_their_differences():
     a, b = torch.zeros(128), torch.zeros(128)
     a[3], b[3], b[70] = 2.0, 1.0, 1.0
     assert benchmark._compare(a, b) == pytest.approx((2**-0.5, 2**-0.5, 2**-0.5))
@@ -61,7 +61,7 @@ def test_comparison_of_vectors():
 @pytest.mark.parametrize(
     ("precisions", "bins", "message"), [(["fp8"], 2, "--precision fp8"), (["float16"], 0, "--bins 0")]
 )
-def test_mistakes_are_named(tiny_teacher, precisions, bins, message):
+def test_check_precision_of_wrong_values_names_them(tiny_teacher, precisions, bins, message):
     with pytest.raises(UserError, match=message):
         benchmark.check_precision(make_settings(), tiny_teacher, PROMPTS, 4, precisions, bins, 0, None)
 

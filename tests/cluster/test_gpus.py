@@ -94,7 +94,7 @@ def test_acquire_gpus_with_a_living_child_stays_locked(names, start):
     assert time.monotonic() - began > 0.3
 
 
-def test_acquire_gpus_in_another_network_namespace_waits_as_well(names):
+def test_acquire_gpus_in_another_network_namespace_waits(names):
     """Containers of one machine share its GPUs and /tmp, and have neither sockets nor process numbers in common."""
     if subprocess.run([*APART, "true"], capture_output=True).returncode:
         pytest.skip("this system lets no user make namespaces")
@@ -119,7 +119,7 @@ def test_acquire_gpus_by_a_user_with_a_strict_umask_is_seen_by_others(names):
         os.umask(before)
 
 
-def test_hold_whose_folder_was_cleared_away_meanwhile_holds_nothing(names, monkeypatch):
+def test_hold_of_a_folder_removed_meanwhile_returns_none(names, monkeypatch):
     names(1)
     lock = gpus.fcntl.flock
     monkeypatch.setattr(
@@ -143,14 +143,14 @@ def test_acquire_gpus_of_too_many_gpus_raises(names):
         pass
 
 
-def test_slurm_has_chosen_already(names, monkeypatch):
+def test_acquire_gpus_in_a_slurm_job_leaves_its_gpus(names, monkeypatch):
     names(2)
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     with gpus.acquire_gpus(1), gpus.acquire_gpus(1):
         assert gpus.visible_gpus() == ["gpu0", "gpu1"]
 
 
-def test_jobs_of_a_snakemake_within_a_slurm_job_share_its_gpus(names, monkeypatch):
+def test_acquire_gpus_of_local_jobs_within_a_slurm_job_shares_its_gpus(names, monkeypatch):
     names(2)
     for name in ("SLURM_JOB_ID", machine.SUBMITTER_JOB):
         monkeypatch.setenv(name, "1")
@@ -176,7 +176,7 @@ def test_snakemake_gpu_total_follows_the_machine_or_the_profile(tmp_path, argume
     assert f'Provided resources: gpu=Resource("gpu", {expected})' in done.stdout
 
 
-def test_home_tells_its_jobs_whether_it_has_gpus_and_which_job_it_is_in(monkeypatch):
+def test_mark_submitting_process_passes_gpus_and_slurm_job_to_jobs(monkeypatch):
     for name in (machine.SUBMITTER_CALL, machine.SUBMITTER_GPU, machine.SUBMITTER_JOB, "SLURM_JOB_ID"):
         monkeypatch.setenv(name, "7")
     machine.mark_submitting_process()

@@ -102,7 +102,7 @@ def test_main_at_the_time_limit_requeues_up_to_the_maximum(state, slurm, start):
 @pytest.mark.parametrize(
     ("call", "attempt", "length"), [("1234", 1, 2), ("9", 1, 1), ("9", 2, 2), (None, 2, 2), (None, 1, 1)]
 )
-def test_starts_of_another_snakemake_call_begin_anew(state, slurm, start, monkeypatch, call, attempt, length):
+def test_attempt_history_of_another_call_begins_anew(state, slurm, start, monkeypatch, call, attempt, length):
     start("exit 1")
     assert start.ended()[0] == 1
     monkeypatch.delenv(SUBMITTER_CALL) if call is None else slurm.set(SUBMITTER_CALL, call)
@@ -111,7 +111,7 @@ def test_starts_of_another_snakemake_call_begin_anew(state, slurm, start, monkey
     assert len(row(state)) == length
 
 
-def test_starts_after_the_training_are_cleared(state, start):
+def test_attempt_history_after_the_training_is_cleared(state, start):
     start("exit 0")
     assert start.ended() == (0, "")
     assert not (state / "starts.json").exists()
@@ -167,7 +167,7 @@ def test_wait_without_an_answer_polls_the_time_limit_again(tmp_path, slurm, star
     assert "lsg-2: stopped before its time limit, requeued to continue" in start.ended()[1]
 
 
-def test_starts_with_a_damaged_checkpoint_leave_it_to_the_training(state, slurm, start):
+def test_newest_with_a_damaged_checkpoint_returns_the_one_before(state, slurm, start):
     for number, text in enumerate(['{"record": {"nimg": 5, "files": ["ema.safetensors"]}}', "{"]):
         (state / f"state-{number:09d}").mkdir()
         (state / f"state-{number:09d}" / "ema.json").write_text(text)
@@ -218,7 +218,7 @@ def test_make_command_of_one_process_uses_no_torchrun():
         assert launch.make_command(["distill"], gpu_count, 1, 4) == [sys.executable, "-m", "sid_core", "distill"]
 
 
-def test_several_are_started_by_torchrun():
+def test_make_command_of_several_gpus_uses_torchrun():
     command = launch.make_command(["distill", "--threads", "4"], 8, 1, 4)
     assert command[1:] == [
         *["-m", "sid_core.cluster.torchrun", "--nproc-per-node=8", "--standalone"],
@@ -227,7 +227,7 @@ def test_several_are_started_by_torchrun():
 
 
 @pytest.mark.parametrize(("gpu_count", "per_node"), [(0, 1), (2, 1), (16, 8)])
-def test_those_of_several_nodes_by_srun_and_a_torchrun_each(slurm, gpu_count, per_node):
+def test_make_command_of_several_nodes_uses_srun_and_torchrun(slurm, gpu_count, per_node):
     command = launch.make_command(["distill"], gpu_count, 2, 4)
     srun, torchrun = command[: command.index(sys.executable)], command[command.index(sys.executable) :]
     assert srun == ["srun", "--nodes=2", "--ntasks=2", "--cpus-per-task=4", "--kill-on-bad-exit=1"]

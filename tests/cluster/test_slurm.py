@@ -27,7 +27,7 @@ def squeue(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_dependency_on_running_jobs_of_the_same_files_delays_the_job(squeue):
+def test_dependency_of_files_in_the_making_names_their_jobs(squeue):
     (squeue / "away").touch()
     before = [{"job": "5", "output": ["a", "b"]}, {"job": "6", "output": ["c"]}, {"job": "7_2", "output": ["d"]}]
     path = squeue / "jobs.jsonl"
@@ -50,7 +50,7 @@ def test_ask_squeue_without_a_controller_warns_and_raises(squeue, monkeypatch, c
     assert "waiting for Slurm to answer" in capsys.readouterr().err
 
 
-def test_who_is_cancelled_does_not_wait_for_a_controller_that_is_away(squeue):
+def test_ask_squeue_of_a_cancelled_call_stops_waiting(squeue):
     (squeue / "away").touch()
     cancelled = threading.Event()
     cancelled.set()
@@ -114,7 +114,7 @@ def test_find_stuck_jobs_of_a_job_already_done_cancels_it(squeue, commands):
     assert commands.read_text() == "scancel 5\n"
 
 
-def test_look_with_sacct_gives_up_cancelled_jobs_only(squeue, commands, clock):
+def test_find_stuck_jobs_with_sacct_gives_up_cancelled_jobs_only(squeue, commands, clock):
     (squeue / "listed").write_text("5|PENDING|launch failed requeued held\n")
     sacct = squeue / "bin" / "sacct"
     sacct.write_text("#!/bin/sh\necho $* >> $0.asked; echo '8|CANCELLED by 1000'; echo '9|COMPLETED'\n")
@@ -175,7 +175,7 @@ def test_run_job_of_a_group_that_sbatch_rejects_fails_it():
     assert executor.logged == [why]  # as Snakemake itself does of single jobs alone
 
 
-def test_interruptions_use_no_retries_up_to_their_cap(squeue, commands):
+def test_report_job_error_of_an_interruption_uses_no_retry_up_to_the_cap(squeue, commands):
     executor, job = slurm._make(Upstream, "shapes")(), make_job(continuations=2)
     attempts = []
     for end in ("TIMEOUT", "FAILED", "NODE_FAIL", "TIMEOUT", "TIMEOUT"):
@@ -186,7 +186,7 @@ def test_interruptions_use_no_retries_up_to_their_cap(squeue, commands):
     assert attempts == [1, 2, 2, 3, 4]
 
 
-def test_ctrl_c_cancels_by_name_whatever_is_in_no_list(squeue, commands):
+def test_cancel_jobs_cancels_by_name(squeue, commands):
     executor = slurm._make(Upstream, "shapes")()
     executor.cancel_jobs([])
     assert commands.read_text() == "scancel --name=shapes_1\n"
@@ -194,7 +194,7 @@ def test_ctrl_c_cancels_by_name_whatever_is_in_no_list(squeue, commands):
     assert executor._cancelled.is_set()
 
 
-def test_plugin_is_of_the_version_whose_private_members_are_touched():
+def test_executor_touches_only_the_listed_private_members():
     """tests/slurm looks into the plugin itself, where it is installed."""
     lock = (Path(__file__).parents[2] / "requirements-slurm.lock").read_text()
     assert f"snakemake-executor-plugin-slurm=={slurm.READ_IN} " in lock

@@ -25,7 +25,7 @@ def project(tmp_path_factory):
     return made
 
 
-def test_jobs_of_status_have_the_outputs_and_logs_of_the_rules(project):
+def test_jobs_have_the_outputs_and_logs_of_the_rules(project):
     outputs = {line.split("\t")[0] for line in project.run("--summary").splitlines()}
     logs = set(re.findall(r"results/smallest/logs/\S+\.log", project.run("--dry-run", "--printshellcmds")))
     found = jobs(load_config(project.folder / "config.yaml"))
@@ -50,7 +50,7 @@ def test_bootstrap_prints_the_plan_in_a_dry_run_alone(project):
     assert "plan of smallest" not in project.snakemake("--summary").stdout
 
 
-def test_rules_and_subcommands_have_the_same_names():
+def test_rules_have_the_names_of_the_subcommands():
     assert set(TEXTS) - {"all", "settings"} == set(RULES)
     commands = {name.replace("_", "-") for name in RULES}
     assert commands <= set(cli.COMMANDS)
@@ -60,6 +60,6 @@ def test_rules_and_subcommands_have_the_same_names():
         assert re.search(rf"-m sid_core {command} |-- {command} ", TEXTS[name]), name
 
 
-def test_rules_are_short():
+def test_rules_have_a_short_median():
     lengths = sorted(len(text.strip().splitlines()) + 1 for text in TEXTS.values())
     assert lengths[len(lengths) // 2] <= 15

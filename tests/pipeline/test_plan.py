@@ -19,7 +19,7 @@ def stages(config: c.Config, **more) -> dict:
     return {stage.name: stage for stage in make_plan(config, **more)}
 
 
-def test_jobs_follow_runs_seeds_shards_and_baselines():
+def test_make_plan_counts_jobs_by_runs_seeds_shards_and_baselines():
     planned = stages(shipped(seeds=[0, 1], generate={"samples_per_shard": 1000}))
     assert planned["distill 12.8 kimg"].jobs == 4 * 2
     assert planned["generate"].jobs == 4 * 2 * 5
@@ -27,7 +27,7 @@ def test_jobs_follow_runs_seeds_shards_and_baselines():
     assert planned["score"].jobs == 4 * 2 + 3 + 2
 
 
-def test_hours_gpu_hours_and_disk_of_a_distillation():
+def test_make_plan_of_a_distillation_estimates_hours_gpu_hours_and_disk():
     config = shipped(
         guidance_scales=[],
         extra_runs=[{"strategy": "lsg", "scale": 2, "train_kimg": 7200}, {"strategy": "none", "train_kimg": 3600}],
@@ -48,7 +48,7 @@ def test_make_plan_counts_a_guided_step_twice():
     )
 
 
-def test_null_is_what_the_machine_has():
+def test_make_plan_with_null_gpus_takes_those_of_the_machine():
     assert stages(shipped())["distill 12.8 kimg"].gpu_hours == 0
     assert stages(shipped(), gpus_here=1)["distill 12.8 kimg"].gpu_hours > 0
 
@@ -66,7 +66,7 @@ def test_to_text_with_the_longest_name_keeps_its_columns():
     assert len({len(line) for line in lines[1:-1]}) == 1
 
 
-def test_scores_by_the_networks_of_the_shapes_are_told_to_mean_nothing_elsewhere():
+def test_to_text_with_embedded_networks_and_other_captions_warns():
     own = {
         "prompts": {"source": "file", "train": "a.txt", "evaluation": "b.txt"},
         "baselines": {"vae": False, "real": False},

@@ -93,7 +93,7 @@ def point(nimg: int, speed: float) -> str:
 # --- the graph ---------------------------------------------------------------------------------------------------------
 
 
-def test_jobs_all_belong_to_a_subcommand():
+def test_jobs_name_a_subcommand_each():
     assert {job.stage for job in jobs(CONFIG)} <= set(cli.COMMANDS)
     assert len({job.output for job in jobs(CONFIG)}) == len(jobs(CONFIG))
 
@@ -101,11 +101,11 @@ def test_jobs_all_belong_to_a_subcommand():
 # --- states ------------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_started(results):
+def test_job_statuses_before_the_start_are_waiting(results):
     assert {s.state for s in poll.job_statuses(CONFIG, results)} == {"waiting"}
 
 
-def test_done_failed_stopped(results):
+def test_job_statuses_tell_done_failed_and_stopped_apart(results):
     finish(results, "prompts")
     record(results, "logs/teacher.log", ended="failed", message="teacher: no such folder")
     record(results, "logs/distill/none.log", ended="failed", message="KeyError: 3")
@@ -203,7 +203,7 @@ def test_status_of_an_unlisted_cluster_job_is_stopped(results, squeue, monkeypat
     assert states() == ["queued", "running"]
 
 
-def test_slurm_is_asked_once_a_look_and_only_of_its_jobs(results, squeue):
+def test_job_statuses_ask_squeue_once_a_poll_and_only_of_cluster_jobs(results, squeue):
     squeue("")
     mark(results, job("score", "lsg-1.5").output, None)
     poll.job_statuses(CONFIG, results)
@@ -223,7 +223,7 @@ def test_status_of_a_cluster_job_is_queued_then_running(results):
     assert status_of(results, "score", "lsg-2").state == "running"
 
 
-def test_status_where_results_is_a_link_reads_the_marks_beside_it(results, tmp_path):
+def test_status_of_linked_results_reads_the_marks_beside_the_link(results, tmp_path):
     scratch = tmp_path / "scratch"
     results.parent.rename(scratch)
     results.parent.symlink_to(scratch)
@@ -255,7 +255,7 @@ def test_status_of_a_mark_after_a_kill_is_stopped(results):
 # --- how long ----------------------------------------------------------------------------------------------------------
 
 
-def test_time_left_follows_what_was_measured(results):
+def test_left_s_follows_the_measured_times(results):
     assert status_of(results, "distill", "none").left_s == pytest.approx(9600 / CONFIG.plan.train_images_per_s)
     finish(results, "distill", "lsg-1.5", seconds=192)
     assert status_of(results, "distill", "lsg-2").left_s == pytest.approx(192)
@@ -269,7 +269,7 @@ def test_time_left_follows_what_was_measured(results):
 @pytest.mark.parametrize(
     ("seconds", "said"), [(5, "5 s"), (119, "119 s"), (600, "10 min"), (7200, "2 h"), (9e5, "10 d")]
 )
-def test_durations_are_read_at_a_glance(seconds, said):
+def test_duration_of_any_length_has_one_unit(seconds, said):
     assert text._duration(seconds) == said
 
 
@@ -280,7 +280,7 @@ def status(*arguments: object) -> int:
     return cli.main(["status", *map(str, arguments)])
 
 
-def test_lines_name_stages_failures_and_logs(results, capsys):
+def test_to_text_names_stages_failures_and_logs(results, capsys):
     finish(results, "prompts")
     record(results, "logs/teacher.log", ended="failed", message="teacher: no such folder")
     assert status("--results", results) == 0
@@ -291,7 +291,7 @@ def test_lines_name_stages_failures_and_logs(results, capsys):
     assert "\033" not in said
 
 
-def test_watching_prints_a_line_for_each_change_until_all_is_done(results, capsys, monkeypatch):
+def test_show_with_watch_prints_a_line_for_each_change(results, capsys, monkeypatch):
     todo = jobs(CONFIG)
 
     def make_some(_: float) -> None:
@@ -309,7 +309,7 @@ def test_watching_prints_a_line_for_each_change_until_all_is_done(results, capsy
     ]
 
 
-def test_watching_on_a_terminal_draws_over_itself_and_ends_on_ctrl_c(results, capsys, monkeypatch):
+def test_show_with_watch_on_a_terminal_redraws_and_ends_on_ctrl_c(results, capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setattr(text.time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     assert status("--results", results, "--watch") == 0
@@ -326,7 +326,7 @@ def test_status_with_a_configfile_shows_that_experiment(results, tmp_path, capsy
     assert capsys.readouterr().out.startswith("more: 0 of")
 
 
-def test_no_experiment_is_a_named_error(tmp_path, capsys):
+def test_status_of_no_experiment_names_it(tmp_path, capsys):
     assert status("--results", tmp_path / "nowhere") == 1
     assert capsys.readouterr().err.startswith(f"error: --results {tmp_path}/nowhere: has no config.yaml; ")
 
@@ -337,7 +337,7 @@ def test_status_into_a_closed_pipe_prints_no_error(results):
     assert (done.stdout.count("\n"), done.stderr, done.returncode) == (1, "", 0)
 
 
-def test_asking_imports_nothing_heavy(results):
+def test_status_imports_no_large_library(results):
     code = (
         "import sys; from sid_core import cli\n"
         "assert cli.main(['status', '--results', sys.argv[1]]) == 0\n"

@@ -129,7 +129,7 @@ def server(tmp_path):
     process.wait()
 
 
-def test_trainings_on_nodes_are_followed_on_a_server(tmp_path, monkeypatch, server):
+def test_training_on_nodes_is_mirrored_to_a_server(tmp_path, monkeypatch, server):
     monkeypatch.setenv("PYTHONPATH", str(SLOWLY))
     client = MlflowClient(tracking_uri=server)
 

@@ -9,7 +9,7 @@ from pipeline import install_plugin
 from sid_core.cluster import slurm
 
 
-def test_plugin_has_the_private_members_that_are_touched(tmp_path):
+def test_plugin_has_the_touched_private_members(tmp_path):
     code = (
         "import inspect, sys; from snakemake_executor_plugin_slurm import Executor as E; text = inspect.getsource(E)\n"
         "print([name for name in sys.argv[1:] if f'self.{name}' not in text and f'def {name}(' not in text])"

@@ -23,7 +23,7 @@ def run(tmp_path):
     return run
 
 
-def test_progress_is_recorded_beside_the_log(run):
+def test_progress_writes_a_record_beside_the_log(run):
     code = "from sid_core.storage.progress import Progress\np = Progress('x', 20)\np.update(10)"
     record = run(code)
     assert (record["done"], record["total"]) == (10, 20)

@@ -32,7 +32,7 @@ def test_lease_after_the_block_or_an_error_is_removed(tmp_path):
 
 
 @pytest.mark.parametrize("content", ['{"name": "mine"}', "[]", "null"])
-def test_lease_of_another_program_is_refused_and_stays(tmp_path, content):
+def test_lease_of_another_program_raises_and_stays(tmp_path, content):
     (tmp_path / "lease.json").write_text(content)
     os.utime(tmp_path / "lease.json", (0, 0))
     with pytest.raises(UserError, match=r"lease\.json: not created by sid-core"), lease.lease(tmp_path):
@@ -96,7 +96,7 @@ def test_lease_of_an_owner_of_this_hosts_name_in_another_container_is_watched(tm
     beat.join()
 
 
-def test_lease_of_a_training_in_another_pid_namespace_is_refused(tmp_path, monkeypatch):
+def test_lease_of_a_training_in_another_pid_namespace_raises(tmp_path, monkeypatch):
     apart = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
     if subprocess.run([*apart, "true"], capture_output=True).returncode:
         pytest.skip("this system lets no user make namespaces")

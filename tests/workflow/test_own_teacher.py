@@ -58,7 +58,7 @@ def test_file_of_a_fine_tune_has_at_most_ten_lines():
     assert len(PAGE.splitlines()) <= 10
 
 
-def test_file_of_a_fine_tune_brings_its_teacher_and_prompts(project):
+def test_file_of_a_fine_tune_prepares_its_teacher_and_prompts(project):
     project.run("--until", "prompts")
     assert read_json(project.results / "teacher" / "provenance.json")["source"] == "local"
     assert read_json(project.results / "prompts" / "report.json")

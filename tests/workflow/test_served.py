@@ -111,7 +111,7 @@ class Experiment(Project):
             return {row["run"]: row for row in csv.DictReader(handle)}
 
 
-def test_sd15_from_download_to_comparison(server, cache, tmp_path):
+def test_sd15_runs_from_download_to_comparison(server, cache, tmp_path):
     run = {"strategy": "lsg", "scale": 1.5, "train_kimg": 0.016}
     project = Experiment(tmp_path, "sd15", server, cache, extra_runs=[run])
     project.run()
@@ -130,7 +130,7 @@ def test_sd15_from_download_to_comparison(server, cache, tmp_path):
     assert not project.planned()
 
 
-def test_v_prediction_is_distilled_by_the_same_path(server, cache, tmp_path):
+def test_v_prediction_of_sd21_768_is_distilled_and_scored(server, cache, tmp_path):
     project = Experiment(
         tmp_path,
         "sd21-768",
@@ -146,7 +146,7 @@ def test_v_prediction_is_distilled_by_the_same_path(server, cache, tmp_path):
     assert float(project.rows()["lsg-2"]["fid"]) > 0
 
 
-def test_published_checkpoints_are_scored_beside_what_was_published(server, cache, tmp_path):
+def test_published_checkpoints_are_scored_with_their_published_numbers(server, cache, tmp_path):
     imports = [
         i.model_dump(mode="json") for i in experiment("published").imports if i.name in ("sd15-2", "sd21-base-2")
     ]
@@ -163,7 +163,7 @@ def test_published_checkpoints_are_scored_beside_what_was_published(server, cach
 
 
 @pytest.mark.parametrize("name", ["sd21-base", "published"])
-def test_graph_of_a_served_experiment_is_planned(server, cache, tmp_path, name):
+def test_dry_run_of_a_served_experiment_plans_every_rule(server, cache, tmp_path, name):
     project = Experiment(tmp_path, name, server, cache)
     config = experiment(name)
     planned = project.planned()
@@ -174,7 +174,7 @@ def test_graph_of_a_served_experiment_is_planned(server, cache, tmp_path, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd15", "sd21-base", "sd21-768", "published"])
-def test_graph_of_a_served_experiment_runs(server, cache, tmp_path, name):
+def test_run_of_a_served_experiment_succeeds(server, cache, tmp_path, name):
     """Every run, import and baseline that a file lists, in the precisions that it says."""
     shipped = experiment(name)
     runs = [run.model_dump(mode="json") | {"train_kimg": 0.016} for run in shipped.extra_runs]

@@ -32,13 +32,13 @@ def finished(tmp_path_factory):
 # --- before anything runs ----------------------------------------------------------------------------------------------------
 
 
-def test_rules_are_in_good_condition(project):
+def test_rules_pass_snakemakes_lint(project):
     done = project.snakemake("--lint")
     assert done.returncode == 0, done.stdout
     assert "Congratulations" in done.stdout
 
 
-def test_rules_are_formatted():
+def test_rules_pass_snakefmt():
     command = [sys.executable, "-m", "snakefmt.snakefmt", "--check", "--line-length", "120", "Snakefile", "workflow"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -48,7 +48,7 @@ def test_snakemake_without_options_loads_the_default_profile(project):
     assert "Using workflow specific profile profiles/default" in project.snakemake("--dry-run").stdout
 
 
-def test_null_on_the_command_line_is_null(project):
+def test_snakemake_with_null_on_the_command_line_reads_null(project):
     done = project.snakemake(
         "--dry-run",
         "--printshellcmds",
@@ -63,7 +63,7 @@ def test_null_on_the_command_line_is_null(project):
     assert f"sqlite:///{project.folder}/mlflow.db" in done.stdout
 
 
-def test_passwords_reach_neither_command_lines_nor_files(project):
+def test_snakemake_with_a_password_writes_it_nowhere(project):
     secret = "http://me:hidden@127.0.0.1:9"
     planned = project.snakemake("--dry-run", "--printshellcmds", MLFLOW_TRACKING_URI=secret)
     assert planned.returncode == 0
@@ -158,7 +158,7 @@ def test_snakemake_with_a_malformed_config_names_the_line(project):
 # --- from nothing ------------------------------------------------------------------------------------------------------------
 
 
-def test_everything_is_made(finished):
+def test_run_from_nothing_writes_every_file(finished):
     run = finished.results / "runs" / "lsg-1.5"
     for path in (
         finished.results / "teacher" / "manifest.json",
@@ -184,7 +184,7 @@ def test_everything_is_made(finished):
     assert not list(finished.results.rglob("*.part"))
 
 
-def test_links_to_the_comparison_are_printed(finished):
+def test_run_prints_links_to_the_comparison(finished):
     page = "http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey=sid-core&compareRunsMode="
     for mode in ("TABLE", "CHART"):
         assert page + mode in finished.first_output
@@ -194,7 +194,7 @@ def test_snakemake_again_has_nothing_to_do(finished):
     assert "Nothing to be done" in finished.run()
 
 
-def test_report_of_an_unfinished_experiment_goes_to_so_far(finished):
+def test_report_of_an_unfinished_experiment_writes_so_far(finished):
     score = finished.results / "baselines" / "teacher-dpm-solver-karras-cfg1.5-1steps" / "score.json"
     score.rename(score.with_suffix(".hidden"))
     paths = ["--settings", str(finished.results / "config.yaml"), "--results", str(finished.results)]
@@ -242,7 +242,7 @@ def test_snakemake_with_more_samples_only_adds_shards(finished):
     assert "distill" not in planned
 
 
-def test_tracking_elsewhere_or_not_at_all_makes_nothing_again(finished):
+def test_snakemake_with_other_tracking_reruns_only_the_reports(finished):
     for tracking in ({"enabled": False}, {"uri": "http://127.0.0.1:9"}):
         finished.configure(tracking=tracking)
         assert set(finished.planned()) == {"settings", "tracking_init", "pairs", "report", "track"}
@@ -301,7 +301,7 @@ def mirrored(finished):
     return client, client.search_runs([experiment.experiment_id], "tags.sweep = 'smallest'", max_results=100)
 
 
-def test_mlflow_holds_each_run_once(mirrored):
+def test_mlflow_has_each_run_once(mirrored):
     names = [run.data.tags["run"] for run in mirrored[1]]
     assert len(names) == len(set(names))
     assert {"lsg-1.5", "lsg-1.52", "teacher-dpm-solver-karras-cfg1.5-1steps"} <= set(names)
@@ -309,7 +309,7 @@ def test_mlflow_holds_each_run_once(mirrored):
     assert {run.info.status for run in mirrored[1]} == {"FINISHED"}
 
 
-def test_mlflow_holds_every_point_and_the_scores(finished, mirrored):
+def test_mlflow_has_every_point_and_the_scores(finished, mirrored):
     client, runs = mirrored
     for run in runs:
         if run.data.tags["kind"] != "generator":
@@ -329,7 +329,7 @@ def test_mlflow_holds_every_point_and_the_scores(finished, mirrored):
         assert {"generator", "images", "settings.yaml"} <= artifacts
 
 
-def test_snakemakes_own_report_is_made_offline(finished):
+def test_snakemakes_own_report_needs_no_network(finished):
     finished.run("--report", "snakemake-report.html")
     assert (finished.folder / "snakemake-report.html").stat().st_size > 100_000
 

@@ -33,7 +33,7 @@ def call(monkeypatch, tmp_path):
     return run
 
 
-def test_stages_with_another_family_prepare_distil_and_sample(call, tmp_path, monkeypatch):
+def test_stages_of_another_family_prepare_distil_and_sample(call, tmp_path, monkeypatch):
     source, teacher = write_teacher(tmp_path / "source"), tmp_path / "results" / "teacher"
     call("teacher", yaml.safe_dump({"source": "local", "path": str(source)}), out=teacher)
     assert type(load_backbone(teacher)) is TinyFlow

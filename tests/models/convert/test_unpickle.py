@@ -121,7 +121,7 @@ def test_read_pickle_of_tensors_gives_equal_bits(tmp_path, dtype):
         assert torch.equal(read, tensor)
 
 
-def test_read_pickle_of_a_module_does_not_need_its_class(tmp_path):
+def test_read_pickle_of_a_module_imports_no_class(tmp_path):
     module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     read = load(tmp_path, pickle.dumps(module))
     assert type(read) is PickledObject
@@ -264,7 +264,7 @@ def test_read_pickle_of_deep_or_long_content_raises(tmp_path, monkeypatch):
     ],
     ids=["a list as an argument", "a dict as attributes"],
 )
-def test_read_pickle_of_copies_of_what_is_large_rejects_them(tmp_path, copies):
+def test_read_pickle_of_copies_of_large_content_rejects_them(tmp_path, copies):
     with pytest.raises(UserError, match="more than 5,000,000 instructions"):
         load(tmp_path, b"\x80\x04" + copies + b".")
 
