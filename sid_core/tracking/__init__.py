@@ -1,8 +1,8 @@
-"""Mirror the files to MLflow, which only this package imports, and lazily, since it takes five seconds.
+"""Mirror the files under results/ to MLflow, which only this package imports, and lazily: the import takes five seconds.
 
-The files under results/ are the record. What is mirrored is read from them, so that losing MLflow loses nothing, syncing again
-repeats nothing, and no number depends on tracking. An experiment's runs are flat (the UI folds nested ones away) and are
-recognised by a digest of their settings: reruns and resumed jobs continue their run.
+The files are the record: losing MLflow loses nothing, syncing again repeats nothing, and no number depends on tracking. An
+experiment's runs are flat (the UI folds nested ones away) and are identified by a digest of their settings: reruns and resumed
+jobs continue their run.
 """
 
 from .mirror import Mirror

@@ -12,12 +12,12 @@ from .run import MirroredRun, generator_run
 from .store import first_line, is_reachable
 
 log = logging.getLogger(__name__)
-PERIOD_S = 20.0  # between two looks at a training log
-GOODBYE_S = 10.0  # a job that ends waits this long for its last sync; `track` brings the rest
+PERIOD_S = 20.0  # between two syncs
+GOODBYE_S = 10.0  # the last sync may delay the end of a job by this much; `track` uploads the rest
 
 
 class Mirror:
-    """Mirrors one training log from a thread beside the training, which never waits for it and never dies of it."""
+    """A thread that mirrors one training log; the training neither waits for it nor fails with it."""
 
     def __init__(self, tracking: Path, settings: DistillSettings, state: Path):
         """Start the thread, which mirrors nothing until `init` has written the file `tracking`."""
@@ -47,13 +47,13 @@ class Mirror:
 
     def _loop(self) -> None:
         while not self._stop.wait(PERIOD_S):
-            self._try(self._sync)
+            self._try_sync()
         if self.run is not None:
-            self._try(self._sync)
+            self._try_sync()
 
-    def _try(self, sync) -> None:
+    def _try_sync(self) -> None:
         try:
-            sync()
+            self._sync()
         except Exception as error:
             log.debug("tracking: %s", first_line(error))
 
@@ -65,7 +65,7 @@ class Mirror:
             return
         if self.run is None:
             if self._before is not None and self._claimed() == self._before:
-                return  # what lies there is of an earlier training, perhaps of other code
+                return  # the log is of an earlier training, perhaps of other code
             self.run = generator_run(store, self.settings, None, self.state.identity)
         self.run.status(self._ended_as)
         self.run.points(self.state.training)

@@ -14,7 +14,7 @@ from .registry import LARGEST_UPLOAD, register_best, size
 from .run import MirroredRun, generator_run
 from .store import first_line, init, later, make_client, resolve_uri
 
-# of summary.csv's columns those that are settings; the others that hold numbers are metrics
+# columns of summary.csv that are settings; the other columns of numbers are metrics
 PARAMS = (
     *("teacher", "strategy", "kappa_fake_train", "kappa_fake_eval", "kappa_teacher", "seed", "solver", "steps", "nfe"),
     *("train_kimg", "whole_kimg", "samples", "protocol", "protocol_hash"),
@@ -29,7 +29,7 @@ def sync(results: Path, uri: str | None) -> None:
         uri: default: MLFLOW_TRACKING_URI, else tracking.uri of the frozen settings, else mlflow.db here.
 
     Raises:
-        UserError: no experiment there; MLflow cannot be used.
+        UserError: `results` has no experiment; MLflow cannot be used.
     """
     config = load_frozen(results)
     store = init(config.experiment, resolve_uri(uri or config.tracking.uri), Results(results).store)
@@ -42,10 +42,10 @@ def sync(results: Path, uri: str | None) -> None:
 def track(results: Path) -> dict:
     """Upload every row of summary.csv and every training to MLflow, and register the best generator.
 
-    Prints links and writes tracking.json, which is returned: what `init` wrote, the runs' ids, the links, the registered model.
+    Prints links, and writes and returns tracking.json: the record of `init`, ids of runs, links, the registered model.
 
     Raises:
-        UserError: no experiment there, or `init` has not been there.
+        UserError: `results` has no experiment, or no record of `init`.
     """
     paths = Results(results)
     best, store = load_frozen(results).tracking.best, read_json(paths.store)
@@ -66,7 +66,8 @@ def track(results: Path) -> dict:
             print(f"MLflow at {store['uri']} stopped answering ({store['problem']}). {later(results)}")
     links = {} if store["problem"] else _links(store)
     if links:
-        print(f"MLflow, experiment {store['experiment']}: {len(ids)} runs. {_how_to_look(store['uri'])}")
+        start = "" if store["uri"].startswith("http") else " Start the server with `make ui`, then open"
+        print(f"MLflow, experiment {store['experiment']}: {len(ids)} runs.{start}")
         for what, link in links.items():
             print(f"  {what}: {link}")
         if model:
@@ -78,7 +79,7 @@ def track(results: Path) -> dict:
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
-        return []  # nothing is compared yet
+        return []  # before the report
     with open(path, encoding="utf-8", newline="") as handle:
         return list(csv.DictReader(handle))
 
@@ -128,7 +129,3 @@ def _links(store: dict) -> dict[str, str]:
     """Return links to the experiment's scores in the UI."""
     server = store["uri"].replace(f"{HIDDEN}@", "").rstrip("/")  # a browser asks for the password
     return views.links(server if server.startswith("http") else "http://127.0.0.1:5000", store["experiment_id"])
-
-
-def _how_to_look(uri: str) -> str:
-    return "Look at" if uri.startswith("http") else "Start the server with `make ui`, then look at"

@@ -12,7 +12,7 @@ from ..pipeline.paths import Results
 from ..storage.files import sha256_file, write_json
 from .store import make_client, with_password
 
-LARGEST_UPLOAD = 50_000_000  # bytes of weights that are copied; of larger ones only the path is noted
+LARGEST_UPLOAD = 50_000_000  # bytes; larger weights are recorded by path
 ALIAS = "best"
 BETTER = {"fid": min, "clip": max}
 LOADER = "sid_core.sampling.registered"  # called by its name: nothing is pickled
@@ -28,10 +28,10 @@ def register_best(
 ) -> dict | None:
     """Make the generator with the best `rule` ("fid", the lowest, or "clip", the highest) the model EXPERIMENT@best.
 
-    The same generator is registered once; where it was before, the alias goes back to it.
+    A generator is registered once; if it is the best again, the alias returns to its version.
 
     Returns:
-        {"run", "rule", "uri"}; None where there is no rule or nothing to choose from.
+        {"run", "rule", "uri"}; None without a rule or a scored generator.
     """
     candidates = [row for row in rows if row["kind"] == "generator" and row[rule or "fid"]]
     if rule is None or not candidates:
@@ -69,7 +69,7 @@ def _register(
     from mlflow.entities import LoggedModelOutput
     from mlflow.exceptions import MlflowException
 
-    mlflow.set_tracking_uri(with_password(store["uri"]))  # what resolves models:/ asks no client
+    mlflow.set_tracking_uri(with_password(store["uri"]))  # models:/ is resolved by the global URI, not by a client
     run = best["run"]
     model = client.create_logged_model(
         store["experiment_id"], name=model_name(run), source_run_id=run_id, tags=identity, model_type="generator"
@@ -79,7 +79,7 @@ def _register(
         client.log_model_artifacts(model.model_id, str(Path(folder) / "model"))
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-    with suppress(MlflowException):  # it is there
+    with suppress(MlflowException):  # it exists
         client.create_registered_model(name, description=f"one-step generators of {store['experiment']}")
     source = f"models:/{model.model_id}"
     return client.create_model_version(name, source, run_id, tags=identity, model_id=model.model_id).version
@@ -112,7 +112,7 @@ def _save(out: Path, run: str, results: Path) -> None:
         )
         prompts = Schema([ColSpec("string", "prompt"), ColSpec("long", "seed", required=False)])
         images = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))])
-        with warnings.catch_warnings():  # an example would be run, and take seconds
+        with warnings.catch_warnings():  # MLflow asks for an input example, which it would run for seconds
             warnings.simplefilter("ignore", UserWarning)
             mlflow.pyfunc.save_model(
                 str(out),

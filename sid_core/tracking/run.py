@@ -29,8 +29,8 @@ class MirroredRun:
         """Find the run of these settings by its tag `identity`, or create it.
 
         Args:
-            store: what `init` wrote.
-            settings: what identifies the run beside its name.
+            store: record of `init`.
+            settings: identity of the run beside its name.
             name: of the folder.
             protocol_hash: of its scores. A run that was scored by another protocol keeps its scores; these get their own run.
             label: the run's name in MLflow; a name that a user gave it there stays.

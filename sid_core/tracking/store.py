@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
-TRAINING_PAGE = {"mlflow.experimentKind": "custom_model_development"}  # else links open on the page for conversations
-# file systems that several machines share, as /proc/mounts calls them: SQLite's locks do not hold between machines
+TRAINING_PAGE = {"mlflow.experimentKind": "custom_model_development"}  # otherwise links open the page for conversations
+# names of shared file systems in /proc/mounts: SQLite's locks do not hold between machines
 SHARED = re.compile(
     "nfs4?|lustre|gpfs|beegfs.*|ceph|cifs|smb.*|afs|gfs2|ocfs2|panfs|wekafs|pvfs2|orangefs|glusterfs"
     "|fuse[.](sshfs|glusterfs|ceph.*|juicefs|beegfs.*|.*lustre.*)"
@@ -47,8 +47,8 @@ def resolve_uri(configured: str | None) -> str:
 def init(experiment: str, uri: str | None, out: Path, attempt: int = 1) -> dict:
     """Create database and experiment unless `uri` is None, write their location to `out`, and return it.
 
-    Of several processes that open a fresh SQLite file at once one makes it, the others wait. What goes wrong is said
-    once, here, and the pipeline goes on. A server that does not answer is given up after 20 seconds.
+    If several processes open a fresh SQLite file, one creates it while the others wait. A problem is printed once, here, and
+    the pipeline continues. A server that does not answer costs 20 seconds.
     """
     record = {
         "uri": uri,
@@ -138,11 +138,11 @@ def _open_experiment(name: str, uri: str) -> str:
 def _check_not_moved(database: Path, recorded: str, expected: str) -> None:
     """Reject a database that was moved or copied with its folder.
 
-    It holds the absolute place of every file and registered model: MLflow would find none there, and download empty folders
-    without an error.
+    It has the absolute path of every file and registered model: MLflow would find none, and download empty folders without an
+    error.
 
     Raises:
-        UserError: the experiment's files are recorded elsewhere, in a place of the form that this program writes.
+        UserError: the experiment's files are recorded under another path, of the form that this program writes.
     """
     own = f"/mlartifacts/{expected.rsplit('/', 1)[1]}"
     if recorded != expected and recorded.endswith(own):
@@ -159,16 +159,15 @@ def shared_file_system(path: Path, mounts: str) -> str | None:
     for line in mounts.splitlines():
         _, place, name, *_ = line.split(" ")
         place = place.replace("\\040", " ")
-        if len(place) >= len(mount) and path.resolve().is_relative_to(
-            place
-        ):  # of two at one place the later covers the other
+        covers = path.resolve().is_relative_to(place)
+        if covers and len(place) >= len(mount):  # of two mounts at one path the later one covers the other
             mount, kind = place, name
     return f"{kind} at {mount}" if SHARED.fullmatch(kind) else None
 
 
 def make_client(uri: str) -> "MlflowClient":
     """Return MLflow's client, with short timeouts for a dead server and without usage statistics."""
-    # without these a dead server blocks one call for minutes, and usage statistics go out over the network
+    # the defaults block for minutes on a dead server, and send usage statistics
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

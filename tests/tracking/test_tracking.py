@@ -75,7 +75,9 @@ def history(client, run_id: str, key: str) -> list[tuple[int, float]]:
         ("http://server:5000", "sqlite:///runs.db", "http://server:5000"),
     ],
 )
-def test_uri_is_absolute_and_the_environment_wins(monkeypatch, tmp_path, environment, configured, expected):
+def test_resolve_uri_of_each_source_is_absolute_and_prefers_the_environment(
+    monkeypatch, tmp_path, environment, configured, expected
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     if environment:
@@ -83,7 +85,7 @@ def test_uri_is_absolute_and_the_environment_wins(monkeypatch, tmp_path, environ
     assert tracking.resolve_uri(configured) == expected.format(here=tmp_path)
 
 
-def test_password_of_the_environments_uri_reaches_the_server_and_no_record(tmp_path, monkeypatch, capsys):
+def test_resolve_uri_with_a_password_hides_it_from_records_alone(tmp_path, monkeypatch, capsys):
     with Server() as server:
         whole, shown = (server.url.replace("//", f"//{user}@") for user in ("me:hidden", "***"))
         monkeypatch.setenv("MLFLOW_TRACKING_URI", whole)
@@ -98,25 +100,25 @@ def test_password_of_the_environments_uri_reaches_the_server_and_no_record(tmp_p
     assert json.loads(record)["uri"] == shown
 
 
-def test_password_that_the_environment_lacks_is_asked_for(tmp_path, monkeypatch):
+def test_make_client_without_the_password_names_the_variable(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(UserError, match=r"MLflow at http://\*\*\*@host: .* Fix: set MLFLOW_TRACKING_URI"):
         places.make_client("http://***@host")
 
 
-def test_password_in_the_option_uri_is_refused(monkeypatch):
+def test_resolve_uri_of_a_configured_password_raises(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(UserError, match=r"http://\*\*\*@host: expected .* Fix: set MLFLOW_TRACKING_URI") as caught:
         tracking.resolve_uri("http://me:hidden@host")
     assert "hidden" not in str(caught.value)
 
 
-def test_links_to_a_server_with_a_password_name_the_host_alone():
+def test_links_of_a_server_with_a_password_name_the_host_alone():
     links = syncing._links({"uri": "http://***@server:8080/", "experiment_id": "7"})
     assert all(link.startswith("http://server:8080/#/") for link in links.values())
 
 
-def test_init_makes_a_database_that_many_may_write_to(store, client, capsys):
+def test_init_of_a_database_lets_many_processes_write(store, client, capsys):
     assert store["problem"] is None
     database = store["uri"].removeprefix("sqlite:///")
     with sqlite3.connect(database) as connection:
@@ -150,7 +152,7 @@ def test_init_by_four_processes_at_a_fresh_database_tracks_all(tmp_path):
         ("custom", (1, 1.5, 3), "1/1.5/3"),
     ],
 )
-def test_scale_tag_of_a_run_is_that_of_its_strategy(store, client, strategy, kappas, scale):
+def test_generator_run_of_each_strategy_tags_its_scale(store, client, strategy, kappas, scale):
     settings = make_settings()
     over = dict(zip(("fake_train", "fake_eval", "teacher"), map(float, kappas), strict=True)) | {"strategy": strategy}
     settings = settings.model_copy(update={"run": settings.run.model_copy(update=over)})
@@ -197,7 +199,7 @@ def test_init_of_an_unreachable_uri_warns_once(tmp_path, capsys, uri):
     assert capsys.readouterr().out == ""
 
 
-def test_switched_off_is_silent(tmp_path, capsys):
+def test_init_without_a_uri_prints_nothing(tmp_path, capsys):
     tracking.init("shapes", None, tmp_path / "first.json")
     (tmp_path / "summary.csv").write_text("run,kind\n")
     track(tmp_path, tmp_path / "first.json")
@@ -205,7 +207,7 @@ def test_switched_off_is_silent(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_mirror_to_a_silent_server_gives_up(tmp_path, monkeypatch, capsys):
+def test_init_of_a_silent_server_gives_up(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         record = tracking.init("shapes", f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path / "first.json")
@@ -235,7 +237,7 @@ x /with\\040blank fuse.sshfs rw 0 0
         ("/var/mlflow.db", None),
     ],
 )
-def test_file_systems_of_several_machines_are_recognised(path, where):
+def test_shared_file_system_of_a_path_names_its_mount(path, where):
     assert places.shared_file_system(Path(path), MOUNTS) == where
 
 
@@ -250,7 +252,7 @@ def test_init_of_sqlite_on_a_shared_file_system_records_the_problem(tmp_path, mo
 # --- one run ---------------------------------------------------------------------------------------------------------------
 
 
-def test_points_are_logged_once_each(store, client, tmp_path):
+def test_points_of_a_growing_log_are_logged_once(store, client, tmp_path):
     log = tmp_path / "training.jsonl"
     write_log(log, 1, 120)
     for _ in range(2):
@@ -264,7 +266,7 @@ def test_points_are_logged_once_each(store, client, tmp_path):
     assert history(client, run.id, "training/score_gap") == [(8 * i, 1 / i) for i in range(1, 131) if i != 2]
 
 
-def test_grids_are_images_over_steps_once_each(store, client, tmp_path):
+def test_grids_of_a_folder_are_logged_once_as_images_over_steps(store, client, tmp_path):
     for nimg in (0, 32):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{nimg:08d}.png")
     for _ in range(2):
@@ -276,7 +278,7 @@ def test_grids_are_images_over_steps_once_each(store, client, tmp_path):
     assert {int(name.replace("%", "+").split("+step+")[1].split("+")[0]) for name in pictures} == {0, 32}
 
 
-def test_files_are_uploaded_again_when_they_changed(store, client, tmp_path):
+def test_files_after_a_change_are_uploaded_again(store, client, tmp_path):
     (tmp_path / "generator").mkdir()
     (tmp_path / "generator" / "weights").write_text("1")
     run = MirroredRun(store, "files", {}, {})
@@ -301,7 +303,7 @@ def test_sync_of_other_settings_or_protocols_makes_other_runs(store):
     assert run(2, "p") != while_training
 
 
-def test_renamed_run_is_found_and_keeps_a_name_of_the_users_own(store, client):
+def test_mirrored_run_of_a_users_name_is_found_and_keeps_it(store, client):
     def run(label: str | None) -> str:
         return MirroredRun(store, "named", {}, {}, None, label).id
 
@@ -314,7 +316,7 @@ def test_renamed_run_is_found_and_keeps_a_name_of_the_users_own(store, client):
     assert client.get_run(run_id).info.run_name == "my best"
 
 
-def test_saved_view_of_a_user_stays(store, client, results):
+def test_save_of_a_changed_view_leaves_it(store, client, results):
     track(results, store["path"])
     assert "metrics.`clip`" in client.get_experiment(store["experiment_id"]).tags[views.TAG]
     client.set_experiment_tag(store["experiment_id"], views.TAG, "changed")
@@ -322,7 +324,7 @@ def test_saved_view_of_a_user_stays(store, client, results):
     assert client.get_experiment(store["experiment_id"]).tags[views.TAG] == "changed"
 
 
-def test_training_of_other_code_is_another_run(store, tmp_path):
+def test_generator_run_of_other_code_is_another_run(store, tmp_path):
     generator, identity = tmp_path / "generator.json", tmp_path / "identity.json"
     made_from = {"teacher": "t", "prompts": "p", "code": "old"}
 
@@ -338,7 +340,7 @@ def test_training_of_other_code_is_another_run(store, tmp_path):
         assert run() != while_training
 
 
-def test_mirror_waits_until_the_folder_is_this_trainings(store, state):
+def test_mirror_beside_an_earlier_trainings_log_waits(store, state):
     write_json(state / "identity.json", {"teacher": "t", "prompts": "p", "code": "old"})
     write_log(state / "training.jsonl", 1, 4)
     mirror = tracking.Mirror(store["path"], make_settings(lr=4e-5), state)
@@ -350,7 +352,7 @@ def test_mirror_waits_until_the_folder_is_this_trainings(store, state):
     assert mirror.run.run.data.params.get("trained_from.code", "new") == "new"
 
 
-def test_four_jobs_at_once_lose_nothing(store, client, tmp_path):
+def test_points_by_four_processes_at_once_are_complete(store, client, tmp_path):
     write_log(tmp_path / "training.jsonl", 1, 300)
     code = (
         "import json, pathlib, sys; from sid_core.tracking.run import MirroredRun\n"
@@ -479,7 +481,7 @@ def results(tmp_path):
     return tmp_path
 
 
-def test_track_brings_every_row_once(store, client, results, capsys):
+def test_track_twice_uploads_every_row_once(store, client, results, capsys):
     track(results, store["path"])
     record = json.loads((results / "tracking.json").read_text())
     assert set(record["runs"]) == {"lsg-1.5", "teacher-dpm-solver-karras-cfg2-8steps", "published-x"}
@@ -529,7 +531,7 @@ def test_track_brings_every_row_once(store, client, results, capsys):
     assert "fid_se" not in published.data.metrics
 
 
-def test_track_notes_only_the_path_of_large_weights(store, client, results, monkeypatch):
+def test_track_of_large_weights_records_their_path(store, client, results, monkeypatch):
     monkeypatch.setattr(syncing, "LARGEST_UPLOAD", 1)
     monkeypatch.setattr(registry, "LARGEST_UPLOAD", 1)
     (results / "runs" / "lsg-1.5" / "settings.yaml").write_text(dump(make_settings(lr=8e-6)))
@@ -549,13 +551,13 @@ def test_sync_to_a_server_that_stops_prints_one_line(store, results, monkeypatch
     assert (record["runs"], record["links"]) == ({}, {})
 
 
-def test_links_lead_to_the_users_own_server():
+def test_links_of_a_server_open_its_saved_view():
     links = syncing._links({"uri": "http://server:8080/", "experiment_id": "7"})
     page = "http://server:8080/#/experiments/7/runs?viewStateShareKey=sid-core&compareRunsMode="
     assert list(links.values()) == [f"{page}TABLE", f"{page}CHART"]
 
 
-def test_mlflow_usage_statistics_are_disabled(store):
+def test_make_client_disables_usage_statistics(store):
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
@@ -609,7 +611,7 @@ def test_sync_of_an_unfinished_experiment_mirrors_its_progress(store, client, tm
     assert status() == "FINISHED"
 
 
-def test_sync_after_the_folder_was_moved_names_the_remedy_which_heals(results, tmp_path_factory, monkeypatch, capsys):
+def test_sync_of_a_moved_folder_names_a_working_remedy(results, tmp_path_factory, monkeypatch, capsys):
     """The database holds absolute places, where MLflow would find no file and not say so."""
     base = tmp_path_factory.mktemp("projects")
     old, new = base / "old", base / "new"
@@ -645,7 +647,7 @@ def test_sync_after_the_folder_was_moved_names_the_remedy_which_heals(results, t
     assert Path(done.stdout.strip()).read_text() == (new / "results" / "runs" / "lsg-1.5" / "score.json").read_text()
 
 
-def test_no_experiment_is_a_named_error(tmp_path, capsys):
+def test_track_without_an_experiment_names_the_folder(tmp_path, capsys):
     assert cli.main(["track", "--results", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith(f"error: --results {tmp_path}: has no config.yaml; ")
 
