@@ -1,17 +1,17 @@
 # SiD-LSG from teacher to comparison: `snakemake --cores all`. Settings and their units: config.yaml; another experiment:
-# --configfile experiments/NAME.yaml. Results: results/EXPERIMENT; results/README.md says what is what.
+# --configfile experiments/NAME.yaml. Results: results/EXPERIMENT; results/README.md describes the files.
 from snakemake.utils import min_version
 
 min_version("9.20")
 
 
-# a --configfile that names a preset stands on that alone: config.yaml has values for another teacher's size
+# a --configfile with a preset replaces config.yaml, whose values are for another teacher's size
 if "preset" not in config:
 
     configfile: "config.yaml"
 
 
-# an image for all jobs, where a cluster wants one (docs/slurm.md)
+# an image for all jobs (docs/slurm.md)
 container: config.pop("container", None)
 
 
@@ -27,7 +27,7 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/tracking.smk"
 
 
-# Every artefact that is kept, not only the last: a deleted intermediate goes unnoticed while a later file exists.
+# Every output, not only the last: Snakemake ignores a missing intermediate while a later file exists.
 rule all:
     default_target: True
     input:
@@ -51,7 +51,7 @@ rule all:
         f"finished: {RESULTS.report} shows the comparison"
 
 
-# a job on a cluster's node runs this Snakefile as well
+# jobs run this Snakefile too
 onerror:
     if workflow.is_main_process:
         SETUP.report_so_far()

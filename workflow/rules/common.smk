@@ -1,5 +1,5 @@
-# The validated configuration, the paths of its results, and what all rules share (sid_core/pipeline/rules.py): log, benchmark,
-# environment, threads, resources, message, and the digest of the code that makes the result.
+# The validated configuration, the paths of its results, and the directives of all rules (sid_core/pipeline/rules.py): log,
+# benchmark, environment, threads, resources, message, and the digest of the code that makes the result.
 from sid_core.pipeline.bootstrap import any_of, bootstrap
 from sid_core.pipeline.paths import settings_beside
 

@@ -1,8 +1,7 @@
-# One distillation a run. Its training state is no output (Snakemake deletes those of a failed job): running again continues
-# where it was. `launch` starts a process for each GPU and continues what a time limit interrupts; how many there are is no part
-# of the result, so it is in the command alone, where a change reruns nothing. The longest jobs first: started last, one of them
-# would run alone at the end.
-# where a training is watched by scores of held-out captions
+# One distillation a run. Its training state is no output, since Snakemake deletes those of a failed job: a rerun resumes it.
+# `launch` starts a process for each GPU and requeues the job at its time limit; the number of GPUs is no part of the result, so it
+# is in the command alone, where a change reruns nothing. Priority: a long job started last would run alone at the end.
+# reference of the proxy metrics
 WATCH = [RESULTS.reference("watch").features, RESULTS.reference("watch").settings] * (CONFIG.distill.proxy_samples > 0)
 
 

@@ -1,4 +1,4 @@
-# The samples that are scored, in shards: of every generator, and of every baseline.
+# The scored samples of every generator and baseline, in shards.
 rule generate:
     input:
         settings=RUN.generation,

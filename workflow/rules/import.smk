@@ -1,4 +1,4 @@
-# A published generator, taken as it is: the same folder as a distilled one, without a training log.
+# A published checkpoint as a generator: the same folder as a distilled one, without a training log.
 rule import_official:
     input:
         settings=RUN.settings,

@@ -1,4 +1,4 @@
-# The captions to distil with and to score with.
+# The captions of training and of scores.
 rule prompts:
     input:
         settings=settings_beside(RESULTS.prompts.parent),

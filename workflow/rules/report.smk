@@ -1,4 +1,4 @@
-# Differences of all that is scored, tables, figures and one page over all runs and baselines, read from files alone.
+# Paired differences, tables, figures and a page over all runs and baselines.
 FIGURES = {
     "fid_clip": "Results",
     "scales": "Results",
@@ -9,7 +9,7 @@ FIGURES = {
 }
 
 
-# a second's arithmetic on the scores
+# takes a second
 localrules:
     pairs,
 

@@ -1,8 +1,8 @@
-# Reference, features of every shard, and the scores: all under one protocol, the same way for runs and baselines.
+# Reference, features of every shard, and scores: one protocol for runs and baselines.
 REFERENCE, SHARD = RESULTS.reference("{reference}"), ROW.features("{shard}")
 
 
-# networks and reference images are fetched once, before many jobs want them
+# fetches networks and reference images once, before many jobs need them
 rule evaluation_networks:
     input:
         settings=RESULTS.reference("reference").settings,
@@ -16,7 +16,7 @@ rule evaluation_networks:
         " --threads {threads} --gpus {resources.gpu} > {log} 2>&1"
 
 
-# of the scores; and of what trainings are watched against (distill.proxy_samples): scenes that no score is computed from
+# `reference` is of the scores, `watch` of the proxy metrics: scenes that no score uses
 rule reference:
     input:
         settings=REFERENCE.settings,

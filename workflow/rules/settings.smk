@@ -1,5 +1,5 @@
-# Frozen settings: each stage takes its own file as input, so that a change reruns the stages it concerns and those after
-# them. A cluster job reads config.yaml again when it starts; what it works by was frozen here, when the pipeline started.
+# Frozen settings: each stage has its own file as input, so that a change reruns this stage and later ones. A cluster job reads
+# config.yaml again when it starts; its settings were frozen here when the pipeline started.
 localrules:
     settings,
     all,

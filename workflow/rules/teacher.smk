@@ -1,6 +1,5 @@
-# The teacher (and further ones for imports): copied from its source and checked. Its other files depend on its family; the
-# manifest that lists them is no output, as for generators: Snakemake deletes outputs before a rerun, and a folder is replaced only
-# if its manifest lists every file in it.
+# The teacher, and further ones of imports. As for generators, its family's files and the manifest are no outputs: Snakemake deletes
+# outputs before a rerun, and a folder is replaced only if its manifest lists every file in it.
 TEACHER = RESULTS.folder / "{teacher}"
 
 

@@ -1,7 +1,6 @@
-# MLflow mirrors the files. `tracking_init` makes the database before several processes write to it; distillations mirror
-# themselves as soon as its file is there (it is no input of theirs: turning tracking on must not train again); `track`
-# brings everything else, and what they missed, once all is done. Both speak to the terminal, and run where the user sits: a
-# cluster's nodes may have no network.
+# MLflow mirrors the files. `tracking_init` makes the database before several processes write to it; distillations then mirror
+# themselves (without it as input: turning tracking on must not retrain); `track` mirrors the rest at the end. Both print to the
+# terminal and run where the user is: a cluster's nodes may have no network.
 from sid_core.tracking import attempt, resolve_uri
 
 
@@ -17,7 +16,7 @@ rule tracking_init:
     params:
         experiment=CONFIG.experiment,
         where=["--uri", resolve_uri(CONFIG.tracking.uri)] if CONFIG.tracking.enabled else ["--off"],
-        # a store that could not be used is tried again at the next call
+        # the next call retries an unavailable store
         attempt=attempt(RESULTS.folder),
     shell:
         "python -m sid_core tracking-init --experiment {params.experiment} {params.where:q} --attempt {params.attempt} --out {output} 2>&1 | tee {log}"
