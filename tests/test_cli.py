@@ -47,7 +47,7 @@ def test_main_with_help_describes_the_stage(stage, capsys):
 
 @pytest.mark.parametrize("stage", cli.COMMANDS)
 def test_main_of_a_stage_with_networks_multiplies_in_float32(stage, monkeypatch):
-    """CUDA's default for convolutions is TF32. Stages without networks need no torch, whose import takes seconds."""
+    """Check that TF32, CUDA's default for convolutions, is off; stages without networks import no torch, which takes seconds."""
     seen = {}
 
     def record(given) -> None:
@@ -72,7 +72,7 @@ def arguments_of(option: str) -> list[str]:
 
 
 def test_without_networks_lists_known_commands():
-    """A new stage has exact arithmetic unless it is named here."""
+    """List the stages without networks: a new one has exact arithmetic unless it is named here."""
     assert {
         *("prompts", "evaluation-networks", "pairs", "report", "compare", "tracking-init", "track", "status", "push"),
         *("plan", "plan-memory"),
@@ -108,7 +108,7 @@ def test_options_belong_to_a_command_each():
 
 
 def test_main_with_a_wrong_value_prints_one_message(tmp_path):
-    """As a user sees it: a process of its own."""
+    """Check a process of its own."""
     (tmp_path / "settings.yaml").write_text("prompts: {source: file, train: 3, evaluation: b.txt}\n")
     command = [sys.executable, "-m", "sid_core", "prompts", "--settings", "settings.yaml", "--out", "prompts"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -293,7 +293,7 @@ def test_sample_to_a_missing_folder_raises(experiment, tmp_path, capsys):
 
 
 def test_sample_of_an_import_takes_its_own_teacher(experiment, tmp_path, capsys):
-    """The experiment's teacher is another one; of `teachers` the one with the recorded hash is taken."""
+    """Find the teacher with the recorded hash among several."""
     results = tmp_path / "x"
     shutil.copytree(experiment / "runs", results / "runs")
     shutil.copytree(experiment / "teacher", results / "teachers" / "own")

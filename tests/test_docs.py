@@ -69,7 +69,7 @@ def test_index_links_every_page():
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_commands_of_a_page_parse(page):
-    """Every `sid-core STAGE --option …` parses, but for placeholders and what is left out by `…`."""
+    """Parse every `sid-core STAGE --option …` but for placeholders and arguments omitted by `…`."""
     commands = next(a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
     for line in re.findall(r"sid-core ([a-z][^\n`|;]*)", page.read_text()):
         words = (

@@ -5,7 +5,7 @@ import sys
 
 
 def test_training_imports_no_configuration_library():
-    """A machine with a GPU may have torch, diffusers and safetensors alone."""
+    """Check a machine that has torch, diffusers and safetensors alone."""
     unwanted = ("pydantic", "snakemake", "mlflow", "pandas", "matplotlib", "open_clip")
     code = f"import sys; sys.modules.update(dict.fromkeys({unwanted!r})); import sid_core.training.iteration, sid_core.method"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -139,7 +139,7 @@ def test_main_with_a_wrong_input_names_it(stage, name, complaint, tmp_path):
 
 @pytest.mark.parametrize("out", [".", "work", "file", "file/x"])
 def test_main_with_an_out_of_another_program_keeps_it(inputs, tmp_path, capsys, monkeypatch, out):
-    """Each of these once removed the folder it was called in, or put its result in the folder's place."""
+    """Check outputs that once removed the working folder or replaced it."""
     (tmp_path / "work" / ".git").mkdir(parents=True)
     (tmp_path / "work" / ".git" / "HEAD").write_text("ref: refs/heads/main")
     (tmp_path / "file").write_text("mine")
@@ -157,7 +157,7 @@ def test_main_with_an_out_of_another_program_keeps_it(inputs, tmp_path, capsys, 
 
 
 def test_main_with_a_web_project_as_out_keeps_it(inputs, tmp_path, capsys):
-    """Many programs call a file manifest.json."""
+    """Check a manifest.json of another program."""
     (tmp_path / "manifest.json").write_text('{"name": "site", "start_url": "/"}')
     (tmp_path / "index.html").write_text("mine")
     for stage in ("teacher", "prompts"):

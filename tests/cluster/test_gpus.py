@@ -95,7 +95,7 @@ def test_acquire_gpus_with_a_living_child_stays_locked(names, start):
 
 
 def test_acquire_gpus_in_another_network_namespace_waits(names):
-    """Containers of one machine share its GPUs and /tmp, and have neither sockets nor process numbers in common."""
+    """Check containers, which share GPUs and /tmp, but neither sockets nor process numbers."""
     if subprocess.run([*APART, "true"], capture_output=True).returncode:
         pytest.skip("this system lets no user make namespaces")
     names(1)

@@ -98,7 +98,7 @@ def clock(monkeypatch):
 
 
 def test_find_stuck_jobs_of_an_ended_job_reports_it_after_a_while(squeue, commands, clock):
-    """It waits on for those preempted, and for those whose node failed and who may not be put back."""
+    """Check states for which the plugin waits on: preempted, or a failed node without requeue."""
     (squeue / "listed").write_text("5|PREEMPTED|None\n6|NODE_FAIL|NodeDown\n7_2|COMPLETED|None\n")
     monitor = slurm.JobMonitor()
     assert [monitor.find_stuck_jobs(["5", "7_2"]) for _ in range(2)] == [{}, {}]
@@ -131,7 +131,7 @@ def test_find_stuck_jobs_with_sacct_gives_up_cancelled_jobs_only(squeue, command
 
 
 class Upstream:
-    """What is used of the plugin's executor."""
+    """The used members of the plugin's executor."""
 
     run_uuid, _submitted_job_clusters, workflow = "shapes_1", set(), None
 
@@ -195,7 +195,7 @@ def test_cancel_jobs_cancels_by_name(squeue, commands):
 
 
 def test_executor_touches_only_the_listed_private_members():
-    """tests/slurm looks into the plugin itself, where it is installed."""
+    # tests/slurm checks the plugin itself
     lock = (Path(__file__).parents[2] / "requirements-slurm.lock").read_text()
     assert f"snakemake-executor-plugin-slurm=={slurm.READ_IN} " in lock
     own = set(re.findall(r"self\.(_\w+) = ", inspect.getsource(slurm)))

@@ -1,4 +1,4 @@
-"""Results of an experiment whose generators are finished: the tiny teacher's own weights."""
+"""Make results of an experiment with finished generators: the tiny teacher's own weights."""
 
 import shutil
 from pathlib import Path

@@ -35,7 +35,7 @@ def test_jobs_have_the_outputs_and_logs_of_the_rules(project):
 
 
 def test_complete_rules_gives_a_rule_its_log_and_benchmark(project):
-    """It wraps a method of Snakemake: this notices where that is called otherwise."""
+    """Check a wrapped method of Snakemake, which a new version may call otherwise."""
     results = Results(project.results)
     target = str(results.store.relative_to(project.folder))
     said = project.run("--config", "tracking={enabled: false}", "--quiet", "host", "--", target)

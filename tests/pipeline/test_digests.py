@@ -34,7 +34,7 @@ def test_data_digests_of_a_missing_path_name_its_key(key):
 
 
 def imported(**more) -> dict[str, str]:
-    """Digests with two imports, one from a hub."""
+    """Return the digests of two imports, one from a hub."""
     known = {"scale": 2, "train_kimg": 4812}
     hub = {"name": "hub", "file": "x.pkl", "repo": "owner/name", "revision": "a" * 40}
     return digests.data_digests(parse_config(SHIPPED | {"imports": [known | hub, known | {"name": "mine"} | more]}))

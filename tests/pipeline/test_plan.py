@@ -1,4 +1,4 @@
-"""The plan is arithmetic on the configuration: jobs as the workflow has them, hours and disk as its `plan` block says."""
+"""Test the plan: jobs as in the workflow, hours and disk from the `plan` block."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""How an experiment stands, read off made-up files: each state, the time left, and that it is cheap to ask."""
+"""Test the status of an experiment of made-up files: each state, the time left, and few imports."""
 
 import json
 import os
@@ -36,7 +36,7 @@ CONFIG = shipped(
 
 @pytest.fixture
 def results(tmp_path):
-    """results/shapes of a pipeline that has just started."""
+    """Make results/shapes of a pipeline that has just started."""
     folder = tmp_path / "results" / "shapes"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(c.dump(CONFIG))
@@ -45,7 +45,7 @@ def results(tmp_path):
 
 @pytest.fixture(autouse=True)
 def squeue(tmp_path, monkeypatch):
-    """squeue(text): what Slurm lists from now on; before, and with None, it does not answer. squeue.asked: the questions."""
+    """Return squeue(text), which sets what Slurm lists; at first, and with None, it does not answer. squeue.asked: calls."""
     answer, asked = tmp_path / "queue", tmp_path / "asked"
     write(tmp_path, "bin/squeue", f"#!/bin/sh\necho $@ >> {asked}\nexec cat {answer}\n")
     (tmp_path / "bin" / "squeue").chmod(0o755)
@@ -68,7 +68,7 @@ def write(folder: Path, path: str, text: str = "") -> None:
 
 
 def record(folder: Path, log: str, **known: object) -> None:
-    """As a job leaves it beside its log."""
+    """Write a record as a job leaves it beside its log."""
     write(folder, log, "whatever it printed\n")
     write(folder, str(record_path(Path(log))), json.dumps(known))
 
@@ -172,13 +172,13 @@ def test_status_of_a_living_process_is_running(results):
 
 
 def mark(results: Path, path: str, cluster_job: str | None) -> None:
-    """As Snakemake does while a job runs."""
+    """Mark an output as Snakemake does while a job runs."""
     name = urlsafe_b64encode(f"results/shapes/{path}".encode()).decode()
     write(results.parents[1], f".snakemake/incomplete/{name}", json.dumps({"external_jobid": cluster_job}))
 
 
 def test_status_of_an_unlisted_cluster_job_is_stopped(results, squeue, monkeypatch):
-    """As after Ctrl-C with pending jobs, or a killed Snakemake and a job that died."""
+    """Check the marks after Ctrl-C with pending jobs, or after a killed Snakemake whose job died."""
     pending, begun = job("score", "lsg-2"), job("score", "none")
     for one, number in ((pending, "123"), (begun, "124_3")):
         mark(results, one.output, number)

@@ -131,7 +131,7 @@ def on_a_job(sweep: Pipeline, rng: random.Random, *command: str) -> Jobs:
 
 
 class Recoveries:
-    """Seconds from a fault until what it hit runs again, by fault; as another job or put back."""
+    """Seconds from a fault until the job runs again, requeued or as another job, by fault."""
 
     def __init__(self):
         self.seconds: dict[str, list[float]] = {}
@@ -167,7 +167,7 @@ class Recoveries:
 def run_sweep(
     sweep: Pipeline, rng: random.Random, faults: int, pause_s: float, recoveries: Recoveries
 ) -> tuple[int, int]:
-    """Run to the end, with faults on the way. Returns how many, and how often the command was given again."""
+    """Run to the end under faults; return the numbers of faults and of reruns of the command."""
     told = again = done = 0
     due = sorted(rng.randrange(LAST) for _ in range(faults))  # at how many jobs done
     sweep.start()

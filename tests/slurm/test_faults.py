@@ -1,7 +1,7 @@
 """Test that scores on a real Slurm equal local ones, bit for bit, under any failure.
 
-One pipeline goes through the whole graph; each of the first tests brings a fault at another stage of it and goes on from where
-the last one left it. Its finished results are then copied for faults of single stages. A job costs Snakemake twice: few jobs.
+One pipeline runs the whole graph: each of the first tests injects a fault at another stage and continues the last test's state.
+Its finished results are then copied for faults of single stages. Jobs are few: each starts Snakemake twice.
 """
 
 import json
@@ -135,7 +135,7 @@ def test_slurm_node_failure_loses_one_shard(whole, cluster):
 
 
 def test_slurm_pipeline_again_has_nothing_to_do(whole, cluster):
-    """As a controller would have it that has crashed and forgotten its last minute."""
+    """Requeue a finished job, as a controller that crashed and forgot its last minute."""
     shard = whole.jobs("shard", "COMPLETED")[0]
     cluster.run(["scontrol", "requeue", shard["JobId"]])
     whole.wait_for("shard", "CANCELLED", until=lambda job: job["JobId"] == shard["JobId"])
@@ -215,7 +215,7 @@ def test_slurm_rejection_ends_the_call_and_ctrl_c_all_jobs(place, cluster, plugi
 
 @pytest.mark.slow
 def test_slurm_pipeline_with_sacct_finishes(whole, place, plugin, local):
-    """A cluster with slurmdbd, whose sacct is asked instead of squeue, and knows afterwards what jobs got."""
+    """Check a cluster with slurmdbd: sacct replaces squeue, and lists the resources of jobs."""
     with Cluster(place / "accounting", accounting=True) as cluster:
         pipeline = Pipeline(place / "counted", cluster, plugin, **BLOCKS)
         shutil.copytree(whole.results, pipeline.results)

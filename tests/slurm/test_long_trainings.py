@@ -62,7 +62,7 @@ def local(tmp_path):
 
 @pytest.mark.parametrize("put_back", [True, False])
 def test_training_over_three_time_limits_needs_one_call(run, local, put_back):
-    """By the same job, put back; and, where jobs may not be put back, by one after another that Slurm ends for its TIMEOUT."""
+    """Check one requeued job, and, without requeue, several jobs that each end by TIMEOUT."""
     pipeline = run(DISTILL, *([] if put_back else ["--set-resources", "distill:slurm_extra='--no-requeue'"]))
     jobs = pipeline.jobs("distill")
     if put_back:
@@ -89,7 +89,7 @@ def test_training_of_two_nodes_finishes(run, local):
 
 
 def test_training_after_a_node_failure_without_requeue_resumes(tmp_path, monkeypatch, local):
-    """Slurm calls it NODE_FAIL for good, and the plugin waits for it to be put back."""
+    """Check NODE_FAIL, a final state in which the plugin waits for a requeue."""
     monkeypatch.setenv("PYTHONPATH", str(SLOWLY))
     with Cluster(tmp_path / "cluster") as cluster:
         blocks = BLOCKS | {"resources": {"distill": DISTILL | {"runtime": "1h"}}}

@@ -1,4 +1,4 @@
-"""The private members of the Slurm plugin that sid_core.cluster.slurm touches are there, in the version it was read in."""
+"""Test that the Slurm plugin has the private members that sid_core.cluster.slurm touches."""
 
 import os
 import subprocess

@@ -40,7 +40,7 @@ def test_progress_writes_a_record_beside_the_log(run):
     ],
 )
 def test_main_records_the_end_of_a_command_and_a_new_attempt_removes_it(run, raised, ended, message):
-    """Also of one that prints a traceback."""
+    """Check a command that prints a traceback, too."""
     code = "from sid_core import cli\ndef run(given): raise {}\ncli.COMMANDS['plan'] = cli.Command(run, 'x')\ncli.main(['plan'])"
     record = run(code.format(raised))
     assert record["ended"] == ended

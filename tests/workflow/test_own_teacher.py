@@ -1,4 +1,4 @@
-"""The file that docs/how-to/own-teacher.md shows, in miniature: its own text, with a tiny fine-tune and tiny networks on this machine."""
+"""Test the file in docs/how-to/own-teacher.md with a tiny fine-tune and tiny networks."""
 
 import re
 import shutil
@@ -43,7 +43,7 @@ class OwnTeacher(Project):
         (folder / "small.yaml").write_text(yaml.safe_dump(small))
 
     def configure(self, **blocks) -> None:
-        """Leave config.yaml as it is shipped."""
+        """Keep the shipped config.yaml."""
 
     def snakemake(self, *arguments: str, **environment: str):
         return super().snakemake(*arguments, "--configfile", "mine.yaml", "small.yaml", **environment)

@@ -175,7 +175,7 @@ def test_dry_run_of_a_served_experiment_plans_every_rule(server, cache, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd15", "sd21-base", "sd21-768", "published"])
 def test_run_of_a_served_experiment_succeeds(server, cache, tmp_path, name):
-    """Every run, import and baseline that a file lists, in the precisions that it says."""
+    """Run every distillation, import and baseline of a file, in its precisions."""
     shipped = experiment(name)
     runs = [run.model_dump(mode="json") | {"train_kimg": 0.016} for run in shipped.extra_runs]
     project = Experiment(
