@@ -1,6 +1,6 @@
 """Read caption files (text or tables, gzip-compressed or in a .tar), and lines of a text file by index.
 
-Every format except .json is streamed, so 10 million captions take no memory but the index: 8 bytes a line.
+Every format except .json is streamed: 10 million captions take no memory but the index, 8 bytes a line.
 """
 
 import csv
@@ -20,22 +20,16 @@ import numpy as np
 from ..config import COCO2014_30K, caption_format
 from ..errors import UserError
 from ..storage.files import LONGEST_LINE
+from .pool import batches
 
 if TYPE_CHECKING:
     from ..config import Prompts
 
 BLOCK = 1 << 20  # bytes read at once
 BATCH = 8192  # cells of a table at once
-# what JSON's values are called
-KINDS = {
-    dict: "an object",
-    list: "a list",
-    str: "text",
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-    type(None): "null",
-}
+# names of JSON's values
+KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+KINDS |= dict.fromkeys((int, float), "a number")
 
 
 def read_captions(path: str | Path, column: str | None = None, member: str | None = None) -> Iterator[list[str]]:
@@ -44,14 +38,14 @@ def read_captions(path: str | Path, column: str | None = None, member: str | Non
     Captions are stripped; a blank line or an empty cell yields ''. Line breaks inside a cell become spaces.
 
     Args:
-        path: a table (.csv, .tsv, .jsonl, .json, .parquet), an archive (.tar), or text of one caption a line (.txt or no
-            suffix); .gz is decompressed. The case of a suffix is ignored.
-        column: the column of a table that holds the captions; ignored for text, None for JSON of strings.
+        path: a table (.csv, .tsv, .jsonl, .json, .parquet), a .tar, or text of one caption a line (.txt or no suffix), in any
+            case; .gz is decompressed.
+        column: of a table; ignored for text, None for JSON of strings.
         member: the file inside an archive, by its path or name.
 
     Raises:
-        UserError: the file, member or column does not exist; the suffix is unsupported; the file is damaged or not UTF-8; a
-            caption exceeds 100,000 characters.
+        UserError: file, member or column does not exist; the file is of another format, damaged or not UTF-8; a caption
+            exceeds 100,000 characters.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -62,40 +56,32 @@ def read_captions(path: str | Path, column: str | None = None, member: str | Non
             file, name = _open(path, member, stack)
             if name.endswith(".gz"):
                 file, name = stack.enter_context(gzip.open(file)), name.removesuffix(".gz")
-            unit, batches = _batches(file, _format(name, where), column, where)
+            unit, found = _batches(file, _format(name, where), column, where)
             before = 0
-            for batch in batches:
-                for number, caption in enumerate(batch, before + 1) if len(max(batch, key=len)) > LONGEST_LINE else ():
-                    if len(caption) > LONGEST_LINE:
-                        raise _too_long(where, unit, number)
+            for batch in found:
+                if len(max(batch, key=len)) > LONGEST_LINE:
+                    raise _too_long(where, unit, before + 1 + [len(x) > LONGEST_LINE for x in batch].index(True))
                 before += len(batch)
                 yield [caption.strip() for caption in batch]
     except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
-        raise UserError(f"{where}: truncated or damaged ({error}); fetch or write it again") from None
+        raise UserError(f"{where}: truncated or damaged ({error}). Fix: fetch or write it again") from None
 
 
 def _batches(file: BinaryIO, kind: str, column: str | None, where: str) -> tuple[str, Iterator[list[str]]]:
     """Return the unit of one caption in this format (row, line or entry), and batches of captions."""
-    if kind == ".csv":
-        return "row", _csv_cells(file, column, where, ",")
-    if kind == ".tsv":
-        return "row", _csv_cells(file, column, where, "\t")
-    if kind == ".jsonl":
-        return "line", _jsonl_cells(file, column, where)
-    if kind == ".json":
-        return "entry", _json_cells(file, column, where)
-    if kind == ".parquet":
-        return "row", _parquet_cells(file, column, where)
-    return "line", _lines(file, where)
+    if kind in (".csv", ".tsv"):
+        return "row", _csv_cells(file, column, where, "," if kind == ".csv" else "\t")
+    if kind == "":
+        return "line", _lines(file, where)
+    formats = {".jsonl": ("line", _jsonl_cells), ".json": ("entry", _json_cells), ".parquet": ("row", _parquet_cells)}
+    unit, cells = formats[kind]
+    return unit, cells(file, column, where)
 
 
 def check_enough(prompts: "Prompts", samples: int) -> None:
-    """Check, before any training, that an evaluation file has at least as many captions as there are samples.
+    """Raise a UserError, before any training, if an evaluation file has fewer captions than samples.
 
     A number of captions, in place of a file, is checked when the configuration is read.
-
-    Raises:
-        UserError: the file has too few captions.
     """
     if isinstance(prompts.evaluation, int) or prompts.evaluation == COCO2014_30K:
         return
@@ -105,8 +91,8 @@ def check_enough(prompts: "Prompts", samples: int) -> None:
         if count >= samples:
             return
     raise UserError(
-        f"generate.samples={samples}: prompts.evaluation={prompts.evaluation} holds only {count:,} captions; "
-        "lower one or raise the other"
+        f"generate.samples={samples}: prompts.evaluation={prompts.evaluation} holds only {count:,} captions. "
+        "Fix: lower generate.samples or give more captions"
     )
 
 
@@ -114,7 +100,7 @@ def _open(path: Path, member: str | None, stack: ExitStack) -> tuple[BinaryIO, s
     """Open the file or the archive's member; return it with the lower-case name that determines its format."""
     if _format(path.name, str(path)) != ".tar":
         if member:
-            raise UserError(f"prompts.member={member}: {path} is no archive; take the setting out, or give a .tar")
+            raise UserError(f"prompts.member={member}: {path} is no archive. Fix: omit the setting, or give a .tar")
         return stack.enter_context(open(path, "rb")), path.name.lower()
     archive = stack.enter_context(tarfile.open(path))  # noqa: SIM115  the stack is the context manager
     files = [entry for entry in archive.getmembers() if entry.isfile()]
@@ -133,10 +119,8 @@ def _format(name: str, where: str) -> str:
 
 
 def _lines(file: BinaryIO, where: str) -> Iterator[list[str]]:
-    """Yield batches of lines of UTF-8 text.
-
-    Line ends (\\n, \\r\\n or \\r) and a leading byte order mark are removed."""
-    rest, number = b"", 1  # what follows the last \n, and which line that is
+    """Yield batches of lines of UTF-8 text without line ends (\\n, \\r\\n or \\r) and leading byte order mark."""
+    rest, number = b"", 1  # the incomplete last line, and its number
     while block := file.read(BLOCK):
         whole, newline, rest = (rest + block).rpartition(b"\n")
         if newline:
@@ -155,9 +139,7 @@ def _split(data: bytes, where: str, number: int) -> list[str]:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         number += data.count(b"\n", 0, error.start)
-        raise UserError(
-            f"{where}, line {number}: not UTF-8 ({error.reason}); convert the file, for example with iconv"
-        ) from None
+        raise UserError(f"{where}, line {number}: not UTF-8 ({error.reason}). Fix: convert it, as with iconv") from None
     text = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
     return (text.removeprefix("\ufeff") if number == 1 else text).split("\n")
 
@@ -167,26 +149,23 @@ def _csv_cells(file: BinaryIO, column: str | None, where: str, delimiter: str) -
     rows = csv.reader((line + "\n" for lines in _lines(file, where) for line in lines), delimiter=delimiter)
     try:
         header = next(rows, [])
-        index, batch = _column(header, column, where), []
-        for row in rows:
+        index = _column(header, column, where)
+
+        def cell(row: list[str]) -> str:
             if row and len(row) != len(header):
                 raise UserError(
-                    f"{where}, line {rows.line_num}: {len(row)} cells under {len(header)} column names; quote a cell that holds the separator"
+                    f"{where}, line {rows.line_num}: {len(row)} cells under {len(header)} column names. "
+                    "Fix: quote a cell that holds the separator"
                 )
-            batch.append(_one_line(row[index]) if row else "")
-            if len(batch) == BATCH:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
+            return _one_line(row[index]) if row else ""
+
+        yield from batches(map(cell, rows), BATCH)
     except csv.Error as error:
         raise UserError(f"{where}, line {rows.line_num}: {error}; is a quote never closed?") from None
 
 
 def _jsonl_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[list[str]]:
-    """Yield batches of captions of JSON lines: strings, or the `column` of objects.
-
-    A blank line yields ''."""
+    """Yield batches of captions of JSON lines: strings, or the `column` of objects; '' for a blank line."""
     before = 0
     for lines in _lines(file, where):
         batch = []
@@ -198,17 +177,13 @@ def _jsonl_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[lis
 
 
 def _json_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[list[str]]:
-    """Yield batches of captions of a JSON list: strings, or the `column` of objects.
-
-    The whole file is read into memory."""
+    """Yield batches of captions of a JSON list, read into memory: strings, or the `column` of objects."""
     entries = _json(file.read(), where)
     if not isinstance(entries, list):
-        names = (
-            [name for name, value in entries.items() if isinstance(value, list)] if isinstance(entries, dict) else []
-        )
-        fix = f", for example jq -c '.{names[0]}[]' FILE > captions.jsonl" if names else ""
+        lists = [key for key in entries if isinstance(entries[key], list)] if isinstance(entries, dict) else []
+        fix = f", for example jq -c '.{lists[0]}[]' FILE > captions.jsonl" if lists else ""
         raise UserError(
-            f"{where}: holds {KINDS[type(entries)]}, expected a list. Fix: take the list of captions out{fix}"
+            f"{where}: holds {KINDS[type(entries)]}, expected a list. Fix: extract the list of captions{fix}"
         )
     for start in range(0, len(entries), BATCH):
         some = enumerate(entries[start : start + BATCH], start + 1)
@@ -218,8 +193,8 @@ def _json_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[list
 def _json(text: str | bytes, where: str) -> object:
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: also what is not UTF-8
-        raise UserError(f"{where}: not JSON ({error}). Fix: correct it there, or fetch it again") from None
+    except (ValueError, RecursionError) as error:  # ValueError: also for other text than UTF-8
+        raise UserError(f"{where}: not JSON ({error}). Fix: correct it, or fetch it again") from None
 
 
 def _caption(entry: object, column: str | None, where: str) -> str:
@@ -235,15 +210,16 @@ def _caption(entry: object, column: str | None, where: str) -> str:
         what = f"expected text as prompts.column={column!r}"
     elif column is not None and entry != "":  # a blank line
         raise UserError(
-            f"{where}: {KINDS[type(entry)]}, {what}. Fix: leave prompts.column out, or write these captions to a .txt where the other file needs it"
+            f"{where}: {KINDS[type(entry)]}, {what}. "
+            "Fix: omit prompts.column, or write these captions to a .txt if the other file needs it"
         )
     if entry is not None and not isinstance(entry, str):
-        raise UserError(f"{where}: {KINDS[type(entry)]}, {what}. Fix: correct it there, or choose another column")
+        raise UserError(f"{where}: {KINDS[type(entry)]}, {what}. Fix: correct it, or choose another column")
     caption = _one_line(entry or "")
     try:
         caption.encode("utf-8")
     except UnicodeEncodeError:
-        raise UserError(f"{where}: half a character (a lone surrogate), {what}. Fix: correct it there") from None
+        raise UserError(f"{where}: half a character (a lone surrogate), {what}. Fix: correct it") from None
     return caption
 
 
@@ -258,13 +234,15 @@ def _parquet_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[l
         kind = table.schema_arrow.field(column).type
         text = kind.value_type if types.is_dictionary(kind) else kind
         if not (types.is_string(text) or types.is_large_string(text) or types.is_string_view(text)):
-            raise UserError(f"{where}: column {column!r} holds {kind}, expected text; choose another prompts.column")
+            raise UserError(
+                f"{where}: column {column!r} holds {kind}, expected text. Fix: choose another prompts.column"
+            )
         for batch in table.iter_batches(BATCH, columns=[column], use_threads=False):
             if batch.num_rows:
                 yield [_one_line(cell or "") for cell in batch.column(0).to_pylist()]
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         cause = " ".join(str(error).split())[:200]
-        raise UserError(f"{where}: truncated or damaged ({cause}); fetch or write it again") from None
+        raise UserError(f"{where}: truncated or damaged ({cause}). Fix: fetch or write it again") from None
 
 
 def _one_line(cell: str) -> str:
@@ -289,11 +267,9 @@ def _too_long(where: str, unit: str, number: int) -> UserError:
 
 
 class LineFile(Sequence[str]):
-    """Lines of a UTF-8 text file by index, read from disk on access; the index takes 8 bytes a line.
+    """Lines by index, read from disk on access, of a UTF-8 file of the prompts stage: every line ends with \\n.
 
-    Args:
-        path: a file written by the prompts stage, in which every line ends with \\n.
-        sha256: hash of the file, which identifies the list: hashing 10 million lines again would take long.
+    `sha256`, of the file, identifies the list: hashing 10 million lines again would take long.
     """
 
     def __init__(self, path: Path, sha256: str):
@@ -303,7 +279,7 @@ class LineFile(Sequence[str]):
         while block := self._file.read(BLOCK):
             ends.frombytes((np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + offset).tobytes())
             offset += len(block)
-        self._ends = ends  # position of every \n
+        self._ends = ends
 
     def __len__(self) -> int:
         return len(self._ends)

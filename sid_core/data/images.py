@@ -1,8 +1,6 @@
 """Quantise, crop, resize, encode and decode images between network and metric.
 
-An image is uint8 (H, W, 3) unless stated otherwise.
-
-The published protocol (GigaGAN's evaluation of COCO-2014) crops to the short side, shrinks with PIL's LANCZOS to 8 bits, and
+An image is uint8 (H, W, 3) unless stated otherwise. The published protocol (GigaGAN's evaluation of COCO-2014) crops to the short side, shrinks with PIL's LANCZOS to 8 bits, and
 enlarges for the feature network as clean-fid does (arXiv 2104.11222): per channel, in float, with PIL's bicubic filter.
 """
 
@@ -20,25 +18,19 @@ QUANTISE = "x * 127.5 + 128 clipped to [0, 255], truncated"
 
 
 def quantise(images: Tensor) -> np.ndarray:
-    """Quantise network output (B, 3, H, W) float in [-1, 1] to uint8 (B, H, W, 3).
-
-    The caller must reject non-finite values."""
+    """Quantise finite network output (B, 3, H, W) float in [-1, 1] to uint8 (B, H, W, 3)."""
     levels = (images * 127.5 + 128).clamp(0, 255).to(torch.uint8)
     return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def dequantise(images: np.ndarray) -> Tensor:
-    """Convert uint8 images (B, H, W, 3) to VAE input (B, 3, H, W) float32 in [-1, 1].
-
-    `quantise` of the result gives equal images."""
-    # diffusers' scale: level k comes to lie in the middle of the interval that quantise truncates to k
+    """Convert uint8 images (B, H, W, 3) to VAE input (B, 3, H, W) float32 in [-1, 1]; `quantise` gives equal images."""
+    # diffusers' scale: level k is the middle of the interval that quantise truncates to k
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def centre_crop(image: np.ndarray) -> np.ndarray:
-    """Crop to the central square of the short side.
-
-    Offsets equal those of torchvision's center_crop: rounded half to even, not floored."""
+    """Crop to the central square; offsets are torchvision's, rounded half to even, not floored."""
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = round((height - side) / 2), round((width - side) / 2)
@@ -52,15 +44,13 @@ def shrink(image: np.ndarray, side: int) -> np.ndarray:
 
 def enlarge(image: np.ndarray, side: int) -> np.ndarray:
     """Resize with clean-fid's `clean` mode to (side, side, 3) float32 in [0, 255], not rounded."""
-    from cleanfid.resize import make_resizer  # brings all of clean-fid, which generation does without
+    from cleanfid.resize import make_resizer  # imports all of clean-fid, which generation does not need
 
     return make_resizer("PIL", False, "bicubic", (side, side))(image)
 
 
 def pixel_sha256(image: np.ndarray) -> str:
-    """Return the hex SHA-256 of the pixel bytes.
-
-    Unlike PNG bytes, pixels do not depend on the library that encodes them."""
+    """Return the hex SHA-256 of the pixels, which, unlike PNG bytes, do not depend on the encoder."""
     return hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
 
 
@@ -81,22 +71,20 @@ def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
     """
     if picture.has_transparency_data and not _is_opaque(picture):
         raise UserError(
-            f"{name}: has transparent pixels, expected an opaque image. Fix: lay it on a background of your choice, for example "
+            f"{name}: has transparent pixels, expected an opaque image. Fix: put it on a background, for example "
             "magick mogrify -background white -alpha remove -alpha off IMAGE"
         )
     if picture.mode.startswith("I;16"):
         return np.repeat((np.asarray(picture) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
     if picture.mode in ("I", "F"):  # convert would clip at 255
         raise UserError(
-            f"{name}: has pixels of mode {picture.mode}, expected 8 or 16 bits a channel. Fix: convert it to an 8-bit PNG"
+            f"{name}: has pixels of mode {picture.mode}, expected 8 or 16 bits. Fix: convert it to an 8-bit PNG"
         )
     return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def _is_opaque(picture: Image.Image) -> bool:
-    """Return whether every pixel is opaque.
-
-    A 16-bit transparent colour gives False, because Pillow compares it with 8-bit pixels."""
+    """Return whether every pixel is opaque; False for a 16-bit transparent colour, which Pillow compares with 8-bit pixels."""
     key = picture.info.get("transparency")
     if picture.mode.startswith("I;16") or (isinstance(key, tuple) and max(key) > 255):
         return False
@@ -113,4 +101,4 @@ def decode_png(data: bytes, name: str) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as picture:
             return to_rgb(picture, name)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{name}: truncated or no image ({error}); delete the file it is in and run again") from None
+        raise UserError(f"{name}: truncated or no image ({error}). Fix: delete its file and run again") from None

@@ -25,7 +25,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
     if workers == 1:
         yield from map(function, items)
         return
-    # a thread that starts threads of torch's own for every small tensor would be slower, not faster
+    # torch's own threads slow down small tensors
     pool = ThreadPoolExecutor(workers, "images", initializer=torch.set_num_threads, initargs=(1,))
     waiting: deque[Future[Result]] = deque()
     try:

@@ -7,7 +7,6 @@ import logging
 import random
 from array import array
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from ..errors import UserError
 from ..storage import hub
 from ..storage.files import atomic_path, read_json, sha256_file, write_json, write_manifest
 from .captions import LineFile, read_captions
+from .pool import batches
 from .shapes import scenes
 
 if TYPE_CHECKING:
@@ -33,21 +33,16 @@ TOKEN_SAMPLE = 10_000  # captions whose tokens are counted; each takes 0.1 ms
 def prepare_prompts(settings: "PromptsSettings", out: Path, teacher: Path | None = None) -> None:
     """Write train.txt, evaluation.txt, report.json (counts, tokens, overlap) and a manifest atomically to `out`.
 
-    Captions are stripped, their case is preserved. A blank line is skipped (and counted) among the training captions, which
-    are drawn at random, and rejected among the evaluation captions, where it would shift the numbering.
-
-    Args:
-        teacher: a prepared teacher, whose tokenizer counts tokens; without it, or without a tokenizer, they are not counted.
+    Captions are stripped. A blank line is skipped (and counted) among the training captions, which are drawn at random, and
+    rejected among the evaluation captions, where it would shift the numbering. Tokens are counted by the tokenizer of
+    `teacher`, if it has one.
 
     Raises:
-        UserError: a file is missing, empty, damaged, not UTF-8 or has no captions; the hub does not provide it; `teacher` is
-            not a prepared teacher.
+        UserError: a file is missing, empty, damaged, not UTF-8 or not on the hub; `teacher` is not a prepared teacher.
     """
     prompts = settings.prompts
     if teacher and not (teacher / "manifest.json").is_file():
-        raise UserError(
-            f"--teacher {teacher}: no prepared teacher; expected results/EXPERIMENT/teacher, or leave it out"
-        )
+        raise UserError(f"--teacher {teacher}: no prepared teacher; expected results/EXPERIMENT/teacher, or none")
     with atomic_path(out) as folder:
         folder.mkdir()
         evaluation = _Written(folder / "evaluation.txt")
@@ -55,15 +50,15 @@ def prepare_prompts(settings: "PromptsSettings", out: Path, teacher: Path | None
         train, overlap = _Written(folder / "train.txt"), _Overlap(folder / "evaluation.txt")
         captions, origin = _train_captions(prompts)
         train.write(overlap.watch(captions), f"prompts.train={prompts.train}", blanks=True)
-        report = {
-            "source": {"kind": prompts.source, "file": prompts.train, **origin},
+        report = {"source": {"kind": prompts.source, "file": prompts.train, **origin}}
+        report |= {
             "train": train.report(teacher),
             "evaluation": evaluation.report(teacher),
             "overlap": overlap.report(),
         }
         write_json(folder / "report.json", report)
         write_manifest(folder)
-    _tell(report, embedded=prompts.source == "embedded")
+    _log_report(report, embedded=prompts.source == "embedded")
 
 
 def training_prompts(path: Path) -> LineFile:
@@ -71,11 +66,11 @@ def training_prompts(path: Path) -> LineFile:
     return LineFile(path, read_json(Path(path).parent / "manifest.json")["files"][Path(path).name]["sha256"])
 
 
-# --- where captions come from ------------------------------------------------------------------------------------------
+# --- sources -----------------------------------------------------------------------------------------------------------
 
 
 def _train_captions(prompts: "Prompts") -> tuple[Iterator[list[str]], dict[str, object]]:
-    """Return batches of training captions, and the repository and commit that they come from, if any."""
+    """Return batches of training captions, and their repository and commit, if any."""
     if prompts.source == "embedded":
         return iter([scenes.draw("train", prompts.train)[1]]), {}
     if prompts.source == "file":
@@ -96,7 +91,7 @@ def _file_captions(name: str, column: str | None, member: str | None = None) -> 
     if name != COCO2014_30K:
         return read_captions(Path(name), column, member)
     if sha256_file(COCO_CAPTIONS) != COCO_SHA256:
-        raise UserError(f"{COCO_CAPTIONS}: not the published captions (sha256 {COCO_SHA256}); install sid_core again")
+        raise UserError(f"{COCO_CAPTIONS}: expected sha256 {COCO_SHA256}. Fix: install sid_core again")
     return read_captions(COCO_CAPTIONS)
 
 
@@ -106,29 +101,26 @@ def _file_captions(name: str, column: str | None, member: str | None = None) -> 
 class _Written:
     """A caption file that is being written, with a 64-bit hash of each line to count duplicates.
 
-    Two of 10 million captions share a hash by chance once in 400,000 files, which would make `distinct` one too small.
+    Two of 10 million captions collide once in 400,000 files, which would make `distinct` one too small.
     """
 
     def __init__(self, path: Path):
         self.path, self._hashes, self.blanks = path, array("q"), 0
 
-    def write(self, batches: Iterable[list[str]], source: str, blanks: bool) -> None:
-        """Write captions, one a line; skip and count empty ones if `blanks`, else reject them.
-
-        Raises:
-            UserError: a caption is empty although not `blanks`, or there are none."""
+    def write(self, captions: Iterable[list[str]], source: str, blanks: bool) -> None:
+        """Write captions, one a line; skip and count empty ones if `blanks`, else raise a UserError, as for no captions."""
         with open(self.path, "w", encoding="utf-8", newline="\n") as file:
-            for batch in batches:
+            for batch in captions:
                 if "" in batch:
                     if not blanks:
                         number = len(self._hashes) + batch.index("") + 1
-                        raise UserError(f"{source}: line {number} is blank; expected one caption a line")
+                        raise UserError(f"{source}: expected one caption a line, got none in line {number}")
                     self.blanks += batch.count("")
                     batch = [caption for caption in batch if caption]
                 self._hashes.extend(map(hash, batch))
                 file.writelines(f"{caption}\n" for caption in batch)
         if not self._hashes:
-            raise UserError(f"{source}: empty; expected one caption a line")
+            raise UserError(f"{source}: expected one caption a line, got none")
 
     def report(self, teacher: Path | None) -> dict[str, object]:
         """Return counts of captions, and token lengths of a random subset."""
@@ -136,12 +128,9 @@ class _Written:
         hashes.sort()
         distinct = 1 + int(np.count_nonzero(hashes[1:] != hashes[:-1]))
         counts = {"captions": len(hashes), "distinct": distinct, "duplicates": len(hashes) - distinct}
-        return counts | {
-            "blank_lines": self.blanks,
-            "tokens": token_lengths(self.path, len(hashes), teacher)
-            if teacher and (teacher / "tokenizer").is_dir()
-            else None,
-        }
+        counted = teacher is not None and (teacher / "tokenizer").is_dir()
+        tokens = token_lengths(self.path, len(hashes), teacher) if counted else None
+        return counts | {"blank_lines": self.blanks, "tokens": tokens}
 
 
 class _Overlap:
@@ -150,26 +139,24 @@ class _Overlap:
     def __init__(self, evaluation: Path):
         self._exact = set(evaluation.read_text(encoding="utf-8").split("\n")[:-1])
         self._normalised = {normalised(caption) for caption in self._exact}
-        self._found: dict[str, set[str]] = {"exact": set(), "normalised": set()}
+        self._found_exact: set[str] = set()
+        self._found: set[str] = set()
         self._training = 0
 
-    def watch(self, batches: Iterable[list[str]]) -> Iterator[list[str]]:
+    def watch(self, captions: Iterable[list[str]]) -> Iterator[list[str]]:
         """Yield the training captions unchanged, and count those that are evaluation captions."""
-        for batch in batches:
+        for batch in captions:
             keys = [normalised(caption) for caption in batch]
             if not self._normalised.isdisjoint(keys):
                 self._training += sum(key in self._normalised for key in keys)
-                self._found["normalised"] |= self._normalised.intersection(keys)
-                self._found["exact"] |= self._exact.intersection(batch)
+                self._found |= self._normalised.intersection(keys)
+                self._found_exact |= self._exact.intersection(batch)
             yield batch
 
     def report(self) -> dict[str, int]:
         """Count the distinct evaluation captions in training, exact and normalised, and their training captions."""
-        return {
-            "exact": len(self._found["exact"]),
-            "normalised": len(self._found["normalised"]),
-            "training_captions": self._training,
-        }
+        counts = len(self._found_exact), len(self._found), self._training
+        return dict(zip(("exact", "normalised", "training_captions"), counts, strict=True))
 
 
 def normalised(caption: str) -> str:
@@ -178,17 +165,14 @@ def normalised(caption: str) -> str:
 
 
 def token_lengths(path: Path, count: int, teacher: Path) -> dict[str, object]:
-    """Measure token lengths of up to 10,000 of a file's `count` captions, chosen by a fixed seed.
-
-    Start and end token are included."""
+    """Measure token lengths, with start and end token, of up to 10,000 of a file's `count` captions, by a fixed seed."""
     from transformers import CLIPTokenizer
 
-    tokenizer = CLIPTokenizer.from_pretrained(Path(teacher) / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(teacher / "tokenizer")
     chosen = set(random.Random(0).sample(range(count), min(TOKEN_SAMPLE, count)))
     lengths: list[int] = []
     with open(path, encoding="utf-8", newline="\n") as file:
-        captions = (line for index, line in enumerate(file) if index in chosen)
-        while some := list(islice(captions, 1000)):
+        for some in batches((line for index, line in enumerate(file) if index in chosen), 1000):
             lengths += [len(ids) for ids in tokenizer(some, truncation=False, verbose=False).input_ids]
     return {
         "sample": len(lengths),
@@ -200,22 +184,17 @@ def token_lengths(path: Path, count: int, teacher: Path) -> dict[str, object]:
     }
 
 
-def _tell(report: dict, embedded: bool) -> None:
-    """Log the report.
-
-    An overlap with the evaluation captions is a warning, unless both are drawn from the grammar of the embedded scenes."""
+def _log_report(report: dict, embedded: bool) -> None:
+    """Log the report; overlap with the evaluation captions is a warning, unless both are drawn from one grammar."""
     train, evaluation, overlap = report["train"], report["evaluation"], report["overlap"]
     log.info(
         "training captions: %s, %s of them distinct; blank lines left out: %s",
         *(f"{train[key]:,}" for key in ("captions", "distinct", "blank_lines")),
     )
     if tokens := train["tokens"]:
-        log.info(
-            "tokens a caption: %d to %d, %.1f on average; %.2f %% are cut at %d",
-            *(tokens[key] for key in ("min", "max", "mean")),
-            100 * tokens["truncated"] / tokens["sample"],
-            tokens["limit"],
-        )
+        percent = 100 * tokens["truncated"] / tokens["sample"]
+        values = *(tokens[key] for key in ("min", "max", "mean")), percent, tokens["limit"]
+        log.info("tokens a caption: %d to %d, %.1f on average; %.2f %% are cut at %d", *values)
     seen = f"{overlap['normalised']:,} of {evaluation['distinct']:,} distinct evaluation captions"
     if embedded:
         log.info("%s are also trained on, as intended: both are drawn from one grammar", seen)
@@ -223,8 +202,7 @@ def _tell(report: dict, embedded: bool) -> None:
         log.warning(
             "%s are also trained on (%s of them to the letter, the others up to case, spaces and final punctuation): "
             "scores on them are not zero-shot; take them out of prompts.train",
-            seen,
-            f"{overlap['exact']:,}",
+            *(seen, f"{overlap['exact']:,}"),
         )
     else:
         log.info("no evaluation caption is trained on")

@@ -1,7 +1,7 @@
 """Read reference images: rendered scenes (`embedded`), or files of a folder or zip (COCO's val2014).
 
-A zip is read in place, never extracted. Images are read by index, so that a pool of processes can divide the work: a pickled
-object holds no open file, and each process opens the archive itself.
+A zip is never extracted. Images are read by index, so that several processes can divide the work: a pickled object holds no
+open file, and each process opens the archive itself.
 """
 
 import io
@@ -26,22 +26,17 @@ if TYPE_CHECKING:
     from ..config import BuildReferenceSettings, Evaluate
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-# what PIL and zipfile raise over damaged or encrypted files
+# raised by PIL and zipfile for damaged or encrypted files
 DAMAGED = (OSError, SyntaxError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError)
 
 
 class ReferenceImages(Protocol):
-    """Interface of reference images for feature extraction.
-
-    Objects are picklable; `read` may be called in any order and from several processes."""
+    """Reference images; picklable, to read in any order and from several processes."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> np.ndarray:
-        """Return image `index` as (H, W, 3) uint8.
-
-        Raises:
-            UserError: the file is damaged or has transparent pixels; the message names it."""
+        """Return image `index` as (H, W, 3) uint8; a UserError names a damaged file, and one with transparent pixels."""
 
     def record(self) -> dict:
         """Return {"source", "count"} and, for files, "files_sha256"; equal records mean equal images."""
@@ -50,45 +45,38 @@ class ReferenceImages(Protocol):
 def reference_images(evaluate: "BuildReferenceSettings") -> ReferenceImages:
     """Open the `evaluate.reference_samples` images of `evaluate.reference`.
 
-    A URL is downloaded into the cache first.
-
     Raises:
-        UserError: the images are missing, cannot be downloaded or are damaged, or their number differs from the setting.
+        UserError: they are missing, damaged or cannot be downloaded, or their number differs from the setting.
     """
     if evaluate.reference == "embedded":
         return DrawnImages(evaluate.reference_samples, evaluate.split)
     images = ImageFiles(reference_path(evaluate))
     if len(images) != evaluate.reference_samples:
         raise UserError(
-            f"evaluate.reference_samples={evaluate.reference_samples}: {images.path} holds {len(images)} images; "
-            "give the complete set (COCO's val2014 has 40504), or set the number that is meant"
+            f"evaluate.reference_samples={evaluate.reference_samples}: {images.path} holds {len(images)} images. "
+            "Fix: give the complete set (COCO's val2014 has 40504), or correct the number"
         )
     return images
 
 
 def reference_path(evaluate: "Evaluate") -> Path:
-    """Return the local folder or zip of `evaluate.reference`, downloading a URL into the cache.
-
-    Raises:
-        UserError: it is missing or cannot be downloaded."""
+    """Return the local folder or zip of `evaluate.reference`, with a URL downloaded into the cache."""
     if is_url(evaluate.reference):
         return cached(evaluate.reference, evaluate.reference_sha256, "evaluate.reference_sha256")
     path = Path(evaluate.reference).expanduser()
     if not path.exists():
-        raise UserError(f"evaluate.reference={evaluate.reference}: no such folder or zip; give its path or URL")
+        raise UserError(f"evaluate.reference={evaluate.reference}: no such folder or zip. Fix: give its path or URL")
     return path
 
 
 def cached_features(record: dict, images: dict, networks: dict, code: str) -> Path | None:
-    """Return the cache path of reference features that experiments share, None for rendered scenes.
-
-    Rendered scenes are not cached because their features take seconds.
+    """Return the cache path of reference features that experiments share; None for scenes, whose features take seconds.
 
     Args:
-        record: record of the reference images.
+        record: of the reference images.
         images: record of their transforms (`protocol.image_record`).
-        networks: record that identifies the evaluation networks.
-        code: digest of the code that encodes the images. New code or libraries encode samples again, so also the reference.
+        networks: record of the evaluation networks.
+        code: digest of the code that encodes images: new code or libraries encode samples, hence the reference, again.
     """
     if "files_sha256" not in record:
         return None
@@ -97,12 +85,12 @@ def cached_features(record: dict, images: dict, networks: dict, code: str) -> Pa
 
 
 class DrawnImages:
-    """Rendered scenes that the samples of a split are compared with; no two splits share a scene."""
+    """Rendered scenes as the reference of a split; no two splits share a scene."""
 
     def __init__(self, count: int, split: str):
         self._count = count
         self._scenes = {"evaluation": "reference", "validation": "validation-reference", "watch": "watch"}[split]
-        self._block: tuple[int, np.ndarray] | None = None  # scenes are drawn in blocks; neighbours come for nothing
+        self._block: tuple[int, np.ndarray] | None = None  # scenes are drawn in blocks
 
     def __len__(self) -> int:
         return self._count
@@ -111,7 +99,7 @@ class DrawnImages:
         number, block = index // scenes.BLOCK, self._block
         if block is None or block[0] != number:
             block = self._block = number, scenes.draw(self._scenes, scenes.BLOCK, number * scenes.BLOCK)[0]
-        return block[1][index % scenes.BLOCK]  # not of self: another thread may be at the next block
+        return block[1][index % scenes.BLOCK]  # not self._block, which another thread may replace
 
     def record(self) -> dict:
         return {"source": "embedded", "count": self._count}
@@ -125,7 +113,7 @@ class ImageFiles:
 
     def __init__(self, path: Path):
         self.path = path
-        self._archive: tuple[int, zipfile.ZipFile] | None = None  # with the process that opened it
+        self._archive: tuple[int, zipfile.ZipFile] | None = None  # with its process
         if path.is_dir():
             files = (p.relative_to(path) for p in path.rglob("*") if p.is_file())
             self._names = sorted(str(name) for name in files if _is_image(name))
@@ -142,17 +130,14 @@ class ImageFiles:
         where = f"{self.path}: {name}"
         try:
             with warnings.catch_warnings(), Image.open(io.BytesIO(self._bytes(name))) as picture:
-                warnings.simplefilter("ignore")  # odd EXIF data; pixels that are damaged raise
+                warnings.simplefilter("ignore")  # of odd EXIF data; damaged pixels raise
                 return to_rgb(picture, f"evaluate.reference: {where}")
         except DAMAGED as error:
-            raise UserError(
-                f"evaluate.reference: {where} is damaged or no image ({error}); get the set again"
-            ) from None
+            message = f"evaluate.reference: {where} is damaged or no image ({error}). Fix: get the set again"
+            raise UserError(message) from None
 
     def record(self) -> dict:
-        """Return a record that is equal for a zip and the folder of its extracted files.
-
-        It hashes names relative to the common folder, sizes and CRC-32."""
+        """Return a record, equal for a zip and its extracted folder, of relative names, sizes and CRC-32."""
         common = os.path.commonpath([PurePosixPath(name).parent for name in self._names])
         files = [[os.path.relpath(name, common or "."), *self._size_and_crc(name)] for name in self._names]
         return {"source": "files", "count": len(self), "files_sha256": digest(files)}
@@ -173,9 +158,10 @@ class ImageFiles:
             try:
                 self._archive = os.getpid(), zipfile.ZipFile(self.path)
             except (zipfile.BadZipFile, OSError) as error:
-                raise UserError(
-                    f"evaluate.reference: {self.path} is no readable zip ({error}); get it again, or give a folder"
-                ) from None
+                message = (
+                    f"evaluate.reference: {self.path} is no readable zip ({error}). Fix: get it again, or give a folder"
+                )
+                raise UserError(message) from None
         return self._archive[1]
 
     def __getstate__(self) -> dict:
@@ -183,5 +169,5 @@ class ImageFiles:
 
 
 def _is_image(path: PurePosixPath | Path) -> bool:
-    # names that start with a dot, and __MACOSX, hold what archivers add
+    # archivers add names that start with a dot, and __MACOSX
     return path.suffix.lower() in SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)

@@ -29,10 +29,7 @@ def file_name(index: int) -> str:
 
 
 def write_shard(path: Path, samples: Iterable[tuple[int, bytes]], record: dict) -> None:
-    """Write `path` (.tar) and its sidecar from pairs of index and PNG bytes.
-
-    The iterable is streamed, so memory use is constant; it may fill `record` meanwhile, which is read at the end.
-    """
+    """Write `path` (.tar) and its sidecar from a stream of index and PNG bytes, which may fill `record` meanwhile."""
     with atomic_path(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
         for index, data in samples:
             header = tarfile.TarInfo(file_name(index))  # mtime, uid and gid are 0: equal images make equal bytes
@@ -46,20 +43,17 @@ def read_shard(path: Path, batch: int) -> Iterator[tuple[list[int], np.ndarray]]
     """Yield (indices, images (b, H, W, 3) uint8) in index order, `batch` images at a time.
 
     Raises:
-        UserError: the shard is missing or truncated, or lacks or replaces a recorded image; the message names the file.
+        UserError: the shard is missing or truncated, or an image is missing or not the recorded one.
     """
     for members in batches(read_members(path, verify_sidecar(path)["record"]["samples"]), batch):
         yield [entry["index"] for entry, _ in members], np.stack([decode_member(path, member) for member in members])
 
 
 def read_members(path: Path, entries: list[dict]) -> Iterator[tuple[dict, bytes]]:
-    """Yield the record and PNG bytes of each sample of a shard, with one in memory at a time.
-
-    Args:
-        entries: "samples" of the shard's record, after `verify_sidecar`.
+    """Yield the record and PNG bytes of each sample of a shard, by `entries`, "samples" of its verified record.
 
     Raises:
-        UserError: the tar is unreadable, or its samples are missing or in another order; the message names the file.
+        UserError: the tar is unreadable, or its samples are missing or in another order.
     """
     _check_complete(path, {entry["index"] for entry in entries})
     with tarfile.open(path, "r:") as archive:
@@ -68,7 +62,7 @@ def read_members(path: Path, entries: list[dict]) -> Iterator[tuple[dict, bytes]
             member = archive.next()
             if member is None or member.name != name:
                 found = "its end" if member is None else member.name
-                raise UserError(f"{path}: expected {name}, found {found}; delete it and run again")
+                raise UserError(f"{path}: expected {name}, got {found}. Fix: delete it and run again")
             try:
                 data = archive.extractfile(member).read()
             except tarfile.TarError:
@@ -78,16 +72,12 @@ def read_members(path: Path, entries: list[dict]) -> Iterator[tuple[dict, bytes]
 
 
 def decode_member(path: Path, member: tuple[dict, bytes]) -> np.ndarray:
-    """Decode an item of `read_members` to an image (H, W, 3) uint8.
-
-    Raises:
-        UserError: the image is truncated or differs from the recorded one.
-    """
+    """Decode an item of `read_members`; a UserError names a truncated image, or another than the recorded one."""
     entry, data = member
     name = file_name(entry["index"])
     image = decode_png(data, f"{path}: {name}")
     if pixel_sha256(image) != entry["sha256"]:
-        raise UserError(f"{path}: {name} is not the image that was recorded; delete it and run again")
+        raise UserError(f"{path}: {name} is not the recorded image. Fix: delete it and run again")
     return image
 
 
@@ -97,10 +87,10 @@ def _check_complete(path: Path, recorded: set[int]) -> None:
         with tarfile.open(path, "r:") as archive:
             stored = set(archive.getnames())
     except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{path}: no readable tar ({error}); delete it and run again") from None
+        raise UserError(f"{path}: no readable tar ({error}). Fix: delete it and run again") from None
     missing = [index for index in recorded if file_name(index) not in stored]
     if missing or not recorded:
-        raise UserError(f"{path}: samples missing: {ranges(missing) or 'all'}; delete it and run again")
+        raise UserError(f"{path}: samples missing: {ranges(missing) or 'all'}. Fix: delete it and run again")
 
 
 def ranges(indices: Iterable[int]) -> str:

@@ -135,8 +135,8 @@ def test_read_captions_with_other_blocks_gives_equal_lines(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("name", "train", "settings", "message"),
     [
-        ("t", b"", {}, "t: empty"),
-        ("t", b"\n\n", {}, "t: empty"),
+        ("t", b"", {}, "t: expected one caption a line, got none"),
+        ("t", b"\n\n", {}, "t: expected one caption a line, got none"),
         ("t", b"fine\n\xff\xfe\n", {}, "line 2: not UTF-8"),
         ("t", b"fine\n" * 500_000 + b"\xc3(\n", {}, "line 500001: not UTF-8"),
         ("t", b"a\n" + b"x" * 10_000_000, {}, "line 2: over 100,000 characters"),
@@ -205,7 +205,7 @@ def test_read_captions_of_bad_files_names_them(tmp_path, name, train, settings, 
 
 
 def test_prepare_prompts_with_a_blank_evaluation_caption_raises(tmp_path):
-    with pytest.raises(UserError, match="eval: line 2 is blank"):
+    with pytest.raises(UserError, match="eval: expected one caption a line, got none in line 2"):
         prepare(tmp_path, b"one\n", b"one\n\ntwo\n")
 
 

@@ -238,7 +238,7 @@ def test_reference_path_of_a_url_downloads_once(served, archive):
 
 
 def test_reference_path_of_another_zip_raises(served):
-    with pytest.raises(UserError, match=f"expected {'0' * 64}"):
+    with pytest.raises(UserError, match=f"expected sha256 {'0' * 64}"):
         reference_images(settings(f"{served.url}/files/val2014.zip", reference_sha256="0" * 64))
 
 

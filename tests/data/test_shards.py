@@ -100,7 +100,7 @@ def test_read_shard_with_gaps_names_samples(shard):
 def test_read_shard_of_exchanged_images_raises(shard):
     images = pictures(7)[[1, 0, 2, 3, 4, 5, 6]]
     rewrite(shard, [(file_name(i), data) for i, data in packed(images)])
-    with pytest.raises(UserError, match=r"00000000\.png is not the image"):
+    with pytest.raises(UserError, match=r"00000000\.png is not the recorded image"):
         list(read_shard(shard, 4))
 
 

@@ -114,7 +114,7 @@ def test_snakemake_with_a_name_read_as_a_number_raises(project, name, message):
         (
             {"prompts": {"source": "file", "train": "captions.txt", "evaluation": "captions.txt"}},
             [
-                "generate.samples=32: prompts.evaluation=captions.txt holds only 2 captions; lower one or raise the other"
+                "generate.samples=32: prompts.evaluation=captions.txt holds only 2 captions. Fix: lower generate.samples or give more captions"
             ],
         ),
     ],

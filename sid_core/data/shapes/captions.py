@@ -25,9 +25,9 @@ def describe(kind: Tensor, hue: Tensor, radius: Tensor, background: Tensor, gene
     n = len(kind)
 
     def words(position: Tensor, softness: float, count: int) -> list[int]:
-        heard = (position + softness * torch.randn(n, generator=generator)).round().long() % count
-        anything = torch.randint(count, (n,), generator=generator)
-        return torch.where(torch.rand(n, generator=generator) < RANDOM_WORD, anything, heard).tolist()
+        nearest = (position + softness * torch.randn(n, generator=generator)).round().long() % count
+        random = torch.randint(count, (n,), generator=generator)
+        return torch.where(torch.rand(n, generator=generator) < RANDOM_WORD, random, nearest).tolist()
 
     largeness = ((radius - MEDIUM_RADIUS) / RADIUS_SOFTNESS).sigmoid()  # probability of "large"
     large = (torch.rand(n, generator=generator) < largeness).float()
@@ -40,13 +40,8 @@ def describe(kind: Tensor, hue: Tensor, radius: Tensor, background: Tensor, gene
         strict=True,
     )
     return [
-        sentence(
-            SHAPES[shape],
-            SIZES[size] if kept[0] else "",
-            COLOURS[colour] if kept[1] else "",
-            COLOURS[ground] if kept[2] else "",
-        )
-        for size, colour, shape, ground, kept in chosen
+        sentence(SHAPES[shape], SIZES[size] * sized, COLOURS[colour] * coloured, COLOURS[ground] * grounded)
+        for size, colour, shape, ground, (sized, coloured, grounded) in chosen
     ]
 
 

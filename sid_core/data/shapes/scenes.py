@@ -19,8 +19,7 @@ from torch import Tensor
 
 from . import captions
 
-# a training is watched against `watch`; settings are chosen on `validation` against `validation-reference`;
-# numbers are reported on `evaluation` against `reference`
+# references: `watch` of proxy metrics, `validation-reference` of `validation` (to choose settings), `reference` of `evaluation`
 SPLITS = ("train", "watch", "validation", "validation-reference", "evaluation", "reference")
 IMAGE_SIZE = 32
 BLOCK = 256
@@ -33,9 +32,7 @@ PALETTE = torch.tensor(
 
 @dataclass(frozen=True)
 class Scenes:
-    """Attributes of n scenes; every field is an (n,) float32 tensor.
-
-    Lengths are in half image widths, y points down."""
+    """Attributes of n scenes, (n,) float32 each; lengths are in half image widths, y points down."""
 
     kind: Tensor  # position on the cycle of captions.SHAPES, [0, 6)
     hue: Tensor  # position on the cycle of captions.COLOURS, [0, 7)
@@ -60,11 +57,7 @@ class Scenes:
 
 
 def draw(split: str, n: int, start: int = 0) -> tuple[np.ndarray, list[str]]:
-    """Return the images and captions of samples start .. start + n of a split.
-
-    Returns:
-        images (n, 32, 32, 3) uint8, and n captions.
-    """
+    """Return images (n, 32, 32, 3) uint8 and captions of samples start .. start + n of a split."""
     images, texts, _ = draw_with_scenes(split, n, start)
     return images.permute(0, 2, 3, 1).contiguous().numpy(), texts
 
@@ -87,9 +80,7 @@ def draw_with_scenes(split: str, n: int, start: int = 0) -> tuple[Tensor, list[s
 
 
 def sample_scenes(n: int, generator: torch.Generator) -> Scenes:
-    """Sample n random scenes.
-
-    Shapes concentrate near their pure kinds, so that images are legible; hues are uniform."""
+    """Sample n random scenes; shapes concentrate near their pure kinds, so that images are legible, hues are uniform."""
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(n, generator=generator)
@@ -134,8 +125,8 @@ def render(scenes: Scenes) -> Tensor:
 
     shadow = 0.3 * (-distance.clamp(min=0) / 0.12).exp()
     cover = (0.5 - distance * IMAGE_SIZE / 2).clamp(0, 1)
-    picture = torch.lerp(_mix(background, 0.0, shadow), shape, cover[:, None])
-    return (picture * 255).add_(0.5).clamp_(0, 255).to(torch.uint8)
+    image = torch.lerp(_mix(background, 0.0, shadow), shape, cover[:, None])
+    return (image * 255).add_(0.5).clamp_(0, 255).to(torch.uint8)
 
 
 def _block_seed(split: str, block: int) -> int:
