@@ -31,7 +31,7 @@ class Block(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _read_null(cls, values: Any) -> Any:
-        """Read YAML's words for null, which Snakemake's --config passes as text, and empty text where null is allowed."""
+        """Read YAML's words for null, which Snakemake's --config passes as text, and empty text if null is allowed."""
         if not isinstance(values, dict):
             return values
         optional = {key for key, field in cls.model_fields.items() if type(None) in get_args(field.annotation)}
@@ -40,15 +40,14 @@ class Block(BaseModel):
 
 
 class Teacher(Block):
-    """Source of the teacher: `embedded` (ships with sid_core), `local` (a diffusers directory) or `hub`."""
+    """Source of the teacher: `embedded` (in sid_core), `local` (a diffusers directory) or `hub`."""
 
     source: Literal["embedded", "local", "hub"] = "embedded"
     path: str | None = Field(None, description="the diffusers directory, for source: local")
     repo: str | None = Field(None, description="OWNER/NAME, for source: hub")
     revision: str | None = Field(None, description="commit of repo; a branch or tag is resolved, with a warning")
     variant: Literal["fp16"] | None = Field(
-        None,
-        description="fp16: half the download; loaded as float32 all the same; null: fp16 where there is nothing else",
+        None, description="fp16: half the download, loaded as float32; null: fp16 if there is nothing else"
     )
     sha256: dict[str, Sha256] | None = Field(None, description="of files of repo, by name there; null: recorded only")
 
@@ -60,9 +59,7 @@ class Teacher(Block):
         if None in place if self.source == "hub" else any((*place, self.sha256)):
             raise ValueError("repo, revision: give both with source: hub, and only there; so sha256")
         if self.source == "embedded" and self.variant is not None:
-            raise ValueError(
-                "repo, revision: give both with source: hub; variant belongs to source: hub and source: local"
-            )
+            raise ValueError("repo, revision: give both with source: hub; variant belongs to hub and local")
         return self
 
 
@@ -90,7 +87,7 @@ class ExtraRun(Block):
                 raise ValueError("strategy: custom needs name, fake_train, fake_eval and teacher, and no scale")
         elif any(k is not None for k in kappas):
             raise ValueError(
-                f"fake_train, fake_eval and teacher belong to strategy: custom; {self.strategy} has one scale"
+                f"fake_train, fake_eval, teacher belong to strategy: custom; {self.strategy} has one scale"
             )
         elif (self.strategy == "none") == (self.scale is not None):
             raise ValueError(f"strategy: {self.strategy} {'has no' if self.strategy == 'none' else 'needs a'} scale")
@@ -134,7 +131,7 @@ def caption_format(name: str) -> str:
     if suffix not in ("", ".txt", *TABLES):
         raise ValueError(
             f"expected .txt, {', '.join(TABLES)}, any of them with .gz, or .tar, got {suffix}. "
-            "Fix: convert the file; a text of one caption a line may be renamed to .txt"
+            "Fix: convert the file, or rename a text of one caption a line to .txt"
         )
     return "" if suffix == ".txt" else suffix
 
@@ -155,7 +152,7 @@ class Prompts(Block):
     revision: str | None = Field(None, description="its commit; null: the newest of `main`")
     split: Split = Field(
         "evaluation",
-        description="which captions, noise and embedded reference are scored; choose settings on `validation`, report on `evaluation`",
+        description="captions, noise and reference; choose settings on `validation`, report on `evaluation`",
     )
 
     @model_validator(mode="after")
@@ -177,11 +174,11 @@ class Prompts(Block):
         """Reject unreadable file formats by name, and a column that no file has."""
         formats = {}
         for key in ("train", "evaluation", "member"):
-            if (name := getattr(self, key)) is not None:
-                try:
-                    formats[key] = caption_format(name)
-                except ValueError as error:
-                    raise ValueError(f"{key}={name!r}: {error}") from None
+            name = getattr(self, key)
+            try:
+                formats |= {} if name is None else {key: caption_format(name)}
+            except ValueError as error:
+                raise ValueError(f"{key}={name!r}: {error}") from None
         if formats["evaluation"] == ".tar":
             raise ValueError(f"evaluation={self.evaluation!r}: an archive, expected a text or a table. Fix: unpack it")
         # an archive's member may be a table as long as none is named
@@ -189,7 +186,7 @@ class Prompts(Block):
         if self.column is not None and holds == {""}:
             raise ValueError(
                 f"column={self.column!r}: train and evaluation are text of one caption a line, no table. "
-                f"Fix: leave column out, or give a table ({', '.join(TABLES)})"
+                f"Fix: omit column, or give a table ({', '.join(TABLES)})"
             )
 
 
@@ -218,6 +215,11 @@ MEMORY = {
 }
 
 
+def _by_memory(description: str) -> Any:
+    """Define a field that takes the value of `memory` if it is null."""
+    return Field(None, description=description, validate_default=True)
+
+
 class Distill(Block):
     """One distillation; METHOD: Adam, constant lr 1e-6, batch 512, t_init 625 for the published runs."""
 
@@ -242,25 +244,15 @@ class Distill(Block):
     memory: Literal["fast", "balanced", "smallest"] = Field(
         "fast", description="trade speed for memory of a GPU: the five settings below, where they are null"
     )
-    micro_batch: Count | None = Field(
-        None, description="images per backward pass; divides batch, changes memory only", validate_default=True
+    micro_batch: Count | None = _by_memory("images per backward pass; divides batch, changes memory only")
+    checkpointing: bool | None = _by_memory("recompute activations in backward: a third slower, less memory")
+    offload: Literal["none", "ema", "optimizer", "all"] | None = _by_memory(
+        "to host memory: averages, or float32 weights and second moments, or both"
     )
-    checkpointing: bool | None = Field(
-        None, description="recompute activations in backward: a third slower, less memory", validate_default=True
+    shard: Literal["none", "optimizer", "all"] | None = _by_memory(
+        "optimizer: split float32 weights, second moments and averages among the GPUs; all: the teacher too"
     )
-    offload: Literal["none", "ema", "optimizer", "all"] | None = Field(
-        None,
-        description="to host memory: averages, or float32 weights and second moments, or both",
-        validate_default=True,
-    )
-    shard: Literal["none", "optimizer", "all"] | None = Field(
-        None,
-        description="optimizer: split float32 weights, second moments and averages among the GPUs; all: the teacher too",
-        validate_default=True,
-    )
-    compile: bool | None = Field(
-        None, description="compile blocks of the networks; minutes at the start, faster on GPUs", validate_default=True
-    )
+    compile: bool | None = _by_memory("compile blocks of the networks; minutes at the start, faster on GPUs")
     deterministic: bool = Field(
         True, description="GPU kernels with equal bits whenever a run is repeated or resumed; may be slower"
     )
@@ -270,8 +262,7 @@ class Distill(Block):
     proxy_samples: int = Field(0, ge=0, description="last training captions, held out for two proxy metrics; 0: none")
     proxy_every_nimg: Count = Field(100_000, description="images between proxy evaluations")
     keep_best: Literal["fid_proxy"] | None = Field(
-        None,
-        description="publish the generator of the lowest fid_proxy, with an embedded reference alone; null: the last one",
+        None, description="publish the generator of the lowest fid_proxy (embedded reference alone); null: the last one"
     )
     alarms: Alarms
 
@@ -296,7 +287,7 @@ class Distill(Block):
             )
         if self.lr_final is not None and self.lr_final > self.lr:
             raise ValueError(
-                f"lr_final={self.lr_final:g}: expected at most lr={self.lr:g}, which decays to it; or null, for a constant rate"
+                f"lr_final={self.lr_final:g}: expected at most lr={self.lr:g}, which decays to it; or null"
             )
         if self.t_min >= self.t_max:
             raise ValueError(f"t_min={self.t_min}, t_max={self.t_max}: expected t_min < t_max")
@@ -338,9 +329,7 @@ class Baselines(Block):
     )
     steps: list[Count] = Field(description="of the teacher's solver; a guided step is two network evaluations")
     guidance_scales: list[Positive]
-    vae: bool = Field(
-        False, description="real images through encoder and decoder: the lower bound of every latent model"
-    )
+    vae: bool = Field(False, description="real images, encoded and decoded: the lower bound of every latent model")
     real: bool = Field(False, description="a second draw of real images: the lower bound of the metric")
 
 
@@ -357,44 +346,36 @@ class Network(Block):
         return {"source": values} if isinstance(values, str) else values
 
 
-def _or_source(schema: dict) -> None:
-    """Let a JSON schema take text in place of a block."""
-    blocks = schema.pop("anyOf", None) or [{"$ref": schema.pop("$ref")}]
-    schema["anyOf"] = [{"type": "string"}, *blocks]
+EMBEDDED = Network(source="embedded")
+
+
+def _network(description: str, default: Network | None = None) -> Any:
+    """Define a field that takes a Network or, also in the JSON schema, its source as text."""
+
+    def or_text(schema: dict) -> None:
+        blocks = schema.pop("anyOf", None) or [{"$ref": schema.pop("$ref")}]
+        schema["anyOf"] = [{"type": "string"}, *blocks]
+
+    return Field(default, description=description, json_schema_extra=or_text)
 
 
 class FeatureSettings(Block):
     """Evaluation networks, image size and precision of features."""
 
-    feature_network: Network = Field(
-        Network(source="embedded"),
-        description="a folder with config.json and model.safetensors, or the path or URL of a TorchScript file; default: `embedded`",
-        json_schema_extra=_or_source,
+    feature_network: Network = _network(
+        "a folder with config.json and model.safetensors, or the path or URL of a TorchScript file; default: `embedded`",
+        EMBEDDED,
     )
-    clip: Network = Field(
-        Network(source="embedded"),
-        description="a folder or repository in open_clip's layout; default: `embedded`",
-        json_schema_extra=_or_source,
-    )
+    clip: Network = _network("a folder or repository in open_clip's layout; default: `embedded`", EMBEDDED)
     clip_strict: bool = Field(
         False, description="lower 63 of 256 levels by one before CLIP, as the published script's rounding does"
     )
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of both networks; 16 bits are faster on a GPU, and another protocol"
     )
-    dinov2: Network | None = Field(
-        None,
-        description="config.json, model.safetensors of transformers' Dinov2, for fd_dinov2; null: not computed",
-        json_schema_extra=_or_source,
-    )
-    hps: Network | None = Field(
-        None, description="HPS_v2.1_compressed.pt, for hps (HPSv2.1); null: not computed", json_schema_extra=_or_source
-    )
-    pickscore: Network | None = Field(
-        None,
-        description="config.json, model.safetensors of PickScore, for pickscore; null: not computed",
-        json_schema_extra=_or_source,
-    )
+    dinov2: Network | None = _network("transformers' Dinov2, for fd_dinov2; null: not computed")
+    hps: Network | None = _network("HPS_v2.1_compressed.pt, for hps (HPSv2.1); null: not computed")
+    pickscore: Network | None = _network("transformers' PickScore, for pickscore; null: not computed")
     caption_prefix: str = Field("", description="put before a caption for the CLIP score")
     image_size: Count | None = Field(None, description="centre crop and LANCZOS to this side first; null: as stored")
     feature_size: Count | None = Field(
@@ -445,7 +426,7 @@ class JobResources(Block):
     runtime: str = Field("4h", pattern=LIMIT, description="limit, such as 30m, 12h, 5d")
 
     def gpus(self, here: int) -> int:
-        """Return the GPUs of a job, `here` where the setting is null."""
+        """Return the GPUs of a job, `here` if the setting is null."""
         return here if self.gpu is None else self.gpu
 
 
@@ -474,8 +455,7 @@ class Tracking(Block):
 
     enabled: bool = True
     uri: str | None = Field(
-        None,
-        description="null: MLFLOW_TRACKING_URI (a password belongs there alone), else sqlite:///mlflow.db in the working folder",
+        None, description="null: MLFLOW_TRACKING_URI (passwords belong there alone), else sqlite:///mlflow.db here"
     )
     best: Literal["fid", "clip"] | None = Field(
         "fid", description="the generator of the lowest FID or highest CLIP score is registered as a model; null: none"

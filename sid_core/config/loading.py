@@ -24,9 +24,9 @@ CONSTANTS = {
 
 
 def load_config(path: str | Path, over: str | Path | None = None) -> Config:
-    """Read and validate a configuration file, with `over` laid over it as by Snakemake's --configfile.
+    """Read and validate a configuration file, merged with `over` as by Snakemake's --configfile.
 
-    Where `over` names a preset, `path` is not read: its values fit another size of teacher.
+    If `over` names a preset, `path` is not read: its values fit another size of teacher.
     """
     values = read_yaml(over or path)
     if over is None or "preset" in values:
@@ -35,7 +35,7 @@ def load_config(path: str | Path, over: str | Path | None = None) -> Config:
 
 
 def merge(values: dict, over: dict) -> dict:
-    """Return `values` with the mappings of `over` laid over its own; lists and values are replaced."""
+    """Merge the mappings of `over` into those of `values`; lists and values are replaced."""
     merged = dict(values)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(values.get(key), dict)
@@ -51,10 +51,7 @@ def load_settings(kind: type[Block], path: str | Path) -> Any:
 def parse_config(
     values: dict, source: str = "config", files: Sequence[str | Path] = (), arguments: Sequence[str] = ()
 ) -> Config:
-    """Validate a merged configuration, laid over its preset.
-
-    Messages begin with `source` and quote the text typed in `files` or in `arguments`, Snakemake's command line.
-    """
+    """Validate a configuration, merged into its preset; messages quote the text of `files` and of Snakemake's `arguments`."""
     return parse(Config, _over_preset(values, source), source, files, arguments)
 
 
@@ -82,7 +79,7 @@ class _EveryKeyOnce(yaml.SafeLoader):
 
 
 def read_yaml(path: str | Path) -> dict:
-    """Read a YAML mapping; a missing or malformed file, or a repeated key, is a UserError that names the place."""
+    """Read a YAML mapping; a UserError names the place of a repeated key, or a missing or malformed file."""
     try:
         text = Path(path).read_text(encoding="utf-8")
         if Path(path).suffix == ".json":
@@ -163,7 +160,7 @@ def _explain(kind: type[Block], problem: dict, files: Sequence[str | Path], argu
 
 
 def _not_quoted(location: list, value: Any, files: Sequence[str | Path], arguments: Sequence[str]) -> str:
-    """Describe a text that YAML, or Snakemake, reads as a number, a date or a truth value."""
+    """Describe a text that YAML, or Snakemake, reads as a number, a date or a boolean."""
     typed, by_command = _typed(location, value, files, arguments)
     kind = "date" if isinstance(value, date) else "number"
     read = str(value).lower() if isinstance(value, bool) else f"the {kind} {value}"
@@ -174,7 +171,7 @@ def _not_quoted(location: list, value: Any, files: Sequence[str | Path], argumen
 
 
 def _typed(location: list, value: Any, files: Sequence[str | Path], arguments: Sequence[str]) -> tuple[str, bool]:
-    """Return the text of `value` on Snakemake's command line, which overrides files, or in a file; and which of the two."""
+    """Return the text of `value` in a file or on Snakemake's command line, which overrides files, and if it is the latter."""
     for argument in arguments:
         key, _, text = argument.removeprefix("--config=").partition("=")
         if [key] == location:

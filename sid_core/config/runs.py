@@ -78,32 +78,18 @@ def distillations(config: "Config") -> "list[DistillSettings]":
             distill = distill.model_copy(update={"train_kimg": extra.train_kimg})
         for seed in config.seeds:
             run = Run(
-                name=base if seed == 0 else f"{base}-seed{seed}",
-                strategy=extra.strategy,
-                objective=extra.objective,
-                fake_train=fake_train,
-                fake_eval=fake_eval,
-                teacher=teacher,
-                alpha=extra.alpha or distill.alpha,
-                num_steps=extra.num_steps or distill.num_steps,
-                seed=seed,
-            )
+                name=base if seed == 0 else f"{base}-seed{seed}", strategy=extra.strategy, objective=extra.objective,
+                fake_train=fake_train, fake_eval=fake_eval, teacher=teacher, alpha=extra.alpha or distill.alpha,
+                num_steps=extra.num_steps or distill.num_steps, seed=seed,
+            )  # fmt: skip
             result.append(DistillSettings(run=run, distill=distill))
     return result
 
 
 def imported_run(imported: Imported) -> Run:
     """Return the run of a published generator; its seed and alpha are unknown."""
-    return Run(
-        name=imported.name,
-        strategy="lsg",
-        fake_train=imported.scale,
-        fake_eval=imported.scale,
-        teacher=imported.scale,
-        alpha=None,
-        num_steps=imported.num_steps,
-        seed=None,
-    )
+    scales = dict.fromkeys(("fake_train", "fake_eval", "teacher"), imported.scale)
+    return Run(name=imported.name, strategy="lsg", **scales, alpha=None, num_steps=imported.num_steps, seed=None)
 
 
 def generators(config: "Config") -> list[Run]:
@@ -137,13 +123,13 @@ class Baseline(Block):
 def baselines(config: "Config") -> list[Baseline]:
     """List the baselines: teacher by steps and scale, then VAE and real images."""
     block = config.baselines
+    teacher = {"kind": "teacher", "solver": block.solver}
     result = [
         Baseline(
             name=f"teacher-{block.solver}-cfg{scale_name(scale)}-{steps}steps",
-            kind="teacher",
-            solver=block.solver,
             steps=steps,
             guidance_scale=scale,
+            **teacher,
         )
         for steps in block.steps
         for scale in block.guidance_scales

@@ -51,15 +51,13 @@ class Config(Block):
     def _consistent(self) -> "Config":
         if self.preset == "shapes" and self.teacher.source != "embedded":
             raise ValueError(
-                f"preset=shapes: expected another one with teacher.source={self.teacher.source}, as its sizes fit the embedded "
-                "teacher alone. Fix: give the preset of the teacher's size, such as preset: sd15, in the same file"
+                f"preset=shapes: expected another one with teacher.source={self.teacher.source}: its sizes fit the embedded "
+                "teacher. Fix: give the preset of the teacher's size, such as preset: sd15, in the same file"
             )
         names = [run.name for run in generators(self)]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(
-                    f"two runs would be called {name!r}; give extra_runs a name of their own, seeds and scales once"
-                )
+                raise ValueError(f"two runs would be called {name!r}. Fix: name extra_runs, give seeds and scales once")
         if not names:
             raise ValueError("nothing to distil: give guidance_scales, extra_runs or imports")
         for imported in self.imports:
@@ -71,12 +69,12 @@ class Config(Block):
         captions = 30_000 if self.prompts.evaluation == COCO2014_30K else self.prompts.evaluation
         if isinstance(captions, int) and captions < self.generate.samples:
             raise ValueError(
-                f"generate.samples={self.generate.samples}: only prompts.evaluation={captions} captions; lower one or raise the other"
+                f"generate.samples={self.generate.samples}: only prompts.evaluation={captions} captions; lower it"
             )
         if self.generate.seed + self.generate.samples > SEEDS // 2:
             raise ValueError(
-                f"generate.seed={self.generate.seed}: expected seed + samples up to 2^31 (the validation split has the seeds above); "
-                "choose a smaller seed"
+                f"generate.seed={self.generate.seed}: expected seed + samples up to 2^31, the first of the validation split. "
+                "Fix: choose a smaller seed"
             )
         if self.distill.keep_best and self.evaluate.reference != "embedded":
             raise ValueError(
@@ -90,6 +88,6 @@ class Config(Block):
             )
         if (self.baselines.vae or self.baselines.real) and self.prompts.source != "embedded":
             raise ValueError(
-                "baselines.vae and baselines.real need real images of the captions; set both to false with prompts.source: file"
+                "baselines.vae, baselines.real: need real images of the captions. Fix: set both to false without embedded prompts"
             )
         return self
