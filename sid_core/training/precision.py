@@ -37,8 +37,12 @@ def set_determinism(wanted: bool) -> None:
 
 
 def set_memory_format(network: nn.Module, precision: str, device: torch.device) -> None:
-    """Store weights as channels_last for 16-bit convolutions on a GPU, which cuDNN would transpose otherwise."""
-    if device.type == "cuda" and DTYPES[precision] != torch.float32:
+    """Store weights as channels_last where convolutions are faster in that format.
+
+    cuDNN would transpose 16-bit tensors otherwise. On a CPU an iteration of the embedded experiment takes 0.85 to 0.9 of
+    the time, most of it by cheaper normalisation and concatenation.
+    """
+    if device.type == "cpu" or (device.type == "cuda" and DTYPES[precision] != torch.float32):
         network.to(memory_format=torch.channels_last)
 
 

@@ -100,7 +100,7 @@ def test_distill_on_any_world_size_gives_equal_results(run):
         assert done.codes == [0] * size
         assert asked_of(done.folder, size) == asked_of(one, 1)
         first, *_ = both = list(zip(points(done.folder), points(one), strict=True))
-        assert first[0] == pytest.approx(first[1], rel=1e-5)
+        assert first[0] == pytest.approx(first[1], rel=3e-5)
         for a, b in both:  # Adam's early steps are signs: rounding grows
             assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
         for name, tensor in load_file(done.folder / WEIGHTS).items():
