@@ -71,13 +71,17 @@ class ScoreDistillation:
     """An objective that needs estimates of x_0 by teacher and fake score.
 
     A subclass implements `generator_loss`, and overrides `phases` for another sequence of updates.
+
+    Args:
+        alpha: a of SiD's loss.
+        fake_updates: updates of the fake score before each of the generator ("two time-scale", arXiv 2405.14867).
     """
 
     # false if the loss takes both scores as constants: no graph is kept
     needs_score_gradient = True
 
-    def __init__(self, guidance: Guidance, t_init: int, alpha: float = 1.0):
-        self.guidance, self.t_init, self.alpha = guidance, t_init, alpha
+    def __init__(self, guidance: Guidance, t_init: int, alpha: float = 1.0, fake_updates: int = 1):
+        self.guidance, self.t_init, self.alpha, self.fake_updates = guidance, t_init, alpha, fake_updates
 
     def generator_loss(self, x_g: Tensor, f_teacher: Tensor, f_fake: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
         """Return the loss of samples x_g, given both guided estimates of them from x_t, each (B, C, H, W)."""
@@ -86,10 +90,9 @@ class ScoreDistillation:
     def phases(self) -> list[Phase]:
         """Return the updates of an iteration in order."""
         guided = self.guidance.fake_train != 1 or self.guidance.fake_eval != 1
-        return [
-            Phase("fake", "fake_score", self.fake_backward, drops_prompts=guided),
-            Phase("generator", "generator", self.generator_backward),
-        ]
+        streams = ["", *(f"fake {i}" for i in range(1, self.fake_updates))]
+        fake = [Phase("fake", "fake_score", self.fake_backward, guided, stream) for stream in streams]
+        return [*fake, Phase("generator", "generator", self.generator_backward)]
 
     def fake_backward(self, networks: Networks, batch: Batch, factor: float | Tensor) -> Metrics:
         """Add the gradient of the fake score's loss."""

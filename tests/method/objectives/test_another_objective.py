@@ -21,7 +21,7 @@ def objective(monkeypatch):
 
 
 def test_distill_with_another_objective_logs_and_resumes_with_equal_bits(objective, tiny_teacher, tmp_path):
-    settings = make_settings(run=objective)
+    settings = make_settings(run=objective, fake_updates=2)
     distill(settings, tiny_teacher, PROMPTS, tmp_path / "whole", tmp_path / "a" / "generator")
 
     def stop(nimg, latents):
@@ -40,12 +40,12 @@ def test_distill_with_another_objective_logs_and_resumes_with_equal_bits(objecti
     assert {"fake_loss", "fake_grad_norm", "generator_loss", "score_gap"} <= point.keys()
 
 
-def test_step_of_two_fake_phases_draws_from_separate_streams(objective, tiny_teacher, monkeypatch):
-    trainer, seen, inner = make_trainer(tiny_teacher, run=objective), [], None
+def test_step_of_two_fake_updates_draws_from_separate_streams(tiny_teacher, monkeypatch):
+    trainer, seen = make_trainer(tiny_teacher, fake_updates=2), []
     inner = trainer._draw
     monkeypatch.setattr(trainer, "_draw", lambda purpose, *rest: seen.append(purpose) or inner(purpose, *rest))
     trainer.step()
-    assert seen == ["fake 0", "fake 1", "generator"]
+    assert seen == ["fake", "fake 1", "generator"]
     assert [trained.optimizer.steps.item() for trained in trainer.trained.values()] == [2, 1]
 
 
