@@ -4,6 +4,7 @@ import logging
 import os
 import shlex
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -187,9 +188,7 @@ def _copy(path: Path, target: Path, link: bool = False) -> None:
     """Copy a file, or make a hard link where `link` is set and the file system allows."""
     target.parent.mkdir(exist_ok=True)
     if link:
-        try:
+        with suppress(OSError):  # another file system, or one without links
             os.link(path, target)
             return
-        except OSError:
-            pass  # another file system, or one without links
     shutil.copyfile(path, target)

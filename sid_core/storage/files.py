@@ -151,7 +151,7 @@ def read_json(path: str | Path) -> dict:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}). Fix: rerun the stage that writes it") from None
+        raise UserError(f"{path}: not valid JSON ({error}). Fix: give the file of a stage, or rerun it") from None
 
 
 def sha256_file(path: str | Path) -> str:

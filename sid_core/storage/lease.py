@@ -77,9 +77,8 @@ def _check_owner(path: Path, watched: Watched | None) -> Watched | None:
     if not isinstance(owner, dict) or not {"host", "pid", "start", "job"} <= owner.keys():
         raise UserError(f"{path}: not created by sid-core. Fix: give another folder")
     age_s, seen = time.time() - beaten_ns / 1e9, (path.read_text(encoding="utf-8"), beaten_ns)
-    if _is_of_this_place(owner):
-        alive = _is_running(owner)
-    else:
+    alive = _is_running(owner)
+    if alive is None:
         watched = watched or (*seen, now_s)
         alive = watched[:2] != seen
         # measured by this host's clock alone: clocks of hosts may differ by minutes
@@ -94,12 +93,10 @@ def _check_owner(path: Path, watched: Watched | None) -> Watched | None:
     return None
 
 
-def _is_of_this_place(owner: dict) -> bool:
-    return owner.get("place") == place() is not None
-
-
-def _is_running(owner: dict) -> bool:
-    return process_start(owner["pid"]) == owner["start"] is not None
+def _is_running(owner: dict) -> bool | None:
+    """Return whether the owner's process runs; None for one of another host or container."""
+    is_here = owner.get("place") == place() is not None
+    return process_start(owner["pid"]) == owner["start"] is not None if is_here else None
 
 
 def living_owner(folder: str | Path) -> dict | None:
@@ -112,5 +109,7 @@ def living_owner(folder: str | Path) -> dict | None:
         owner, age_s = json.loads(path.read_text(encoding="utf-8")), time.time() - path.stat().st_mtime
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    alive = _is_running(owner) if _is_of_this_place(owner) else age_s < 4 * heartbeat.PERIOD_S
+    alive = _is_running(owner)
+    if alive is None:
+        alive = age_s < 4 * heartbeat.PERIOD_S
     return owner | {"age_s": age_s} if alive else None

@@ -10,6 +10,20 @@ CITATION = """@inproceedings{zhou2025guided,
   year={2025},
   url={https://arxiv.org/abs/2406.01561}
 }"""
+USAGE = """## How to use
+
+```python
+import torch
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("THIS REPOSITORY OR FOLDER")
+seed = torch.Generator().manual_seed(0)
+image = pipeline("a prompt", num_inference_steps=1, guidance_scale=1, generator=seed).images[0]
+```
+
+Both settings matter. It was distilled for one step, and guidance is in its weights: a `guidance_scale` above 1 would take
+two evaluations and apply guidance twice. The scheduler in this folder feeds the network sigma(t_init) z and returns its
+estimate of x_0; another scheduler gives other images."""
 
 
 def model_card(record: dict, weights_sha256: str, provenance: dict, score: dict | None, side: int) -> str:
@@ -22,7 +36,7 @@ def model_card(record: dict, weights_sha256: str, provenance: dict, score: dict 
         _metadata(terms, provenance.get("repo")),
         f"# {record['run']['name']}: text to {side} x {side} images in one step",
         _description(record, provenance),
-        _usage(),
+        USAGE,
         _settings(record, weights_sha256),
         _scores(score),
         _terms(terms, provenance),
@@ -46,23 +60,6 @@ def _description(record: dict, provenance: dict) -> str:
         "Distillation with long-short guidance ([arXiv 2406.01561](https://arxiv.org/abs/2406.01561)), without real images. "
         f"{origin}"
     )
-
-
-def _usage() -> str:
-    return """## How to use
-
-```python
-import torch
-from diffusers import DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained("THIS REPOSITORY OR FOLDER")
-seed = torch.Generator().manual_seed(0)
-image = pipeline("a prompt", num_inference_steps=1, guidance_scale=1, generator=seed).images[0]
-```
-
-Both settings matter. It was distilled for one step, and guidance is in its weights: a `guidance_scale` above 1 would take
-two evaluations and apply guidance twice. The scheduler in this folder feeds the network sigma(t_init) z and returns its
-estimate of x_0; another scheduler gives other images."""
 
 
 def _settings(record: dict, weights_sha256: str) -> str:

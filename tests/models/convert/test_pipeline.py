@@ -214,7 +214,7 @@ def test_export_with_another_file_as_score_raises(exported, tmp_path, capsys, co
     assert export(exported[1], exported[0], tmp_path / "p", "--score", str(tmp_path / "x.json")) == 1
     said = capsys.readouterr().err
     assert "x.json: no score of a run; expected" in said or (
-        "x.json: not valid JSON" in said and "give that one" in said
+        "x.json: not valid JSON" in said and "give the file of a stage" in said
     )
     assert not (tmp_path / "p").exists()
 
