@@ -124,13 +124,9 @@ def baselines(config: "Config") -> list[Baseline]:
     """List the baselines: teacher by steps and scale, then VAE and real images."""
     block = config.baselines
     teacher = {"kind": "teacher", "solver": block.solver}
+    prefix = f"teacher-{block.solver}-cfg"
     result = [
-        Baseline(
-            name=f"teacher-{block.solver}-cfg{scale_name(scale)}-{steps}steps",
-            steps=steps,
-            guidance_scale=scale,
-            **teacher,
-        )
+        Baseline(name=f"{prefix}{scale_name(scale)}-{steps}steps", steps=steps, guidance_scale=scale, **teacher)
         for steps in block.steps
         for scale in block.guidance_scales
     ]
