@@ -5,6 +5,7 @@ A user's error ends in one message and exit code 1. Libraries are imported by th
 
 import argparse
 import errno
+import gc
 import logging
 import math
 import os
@@ -37,11 +38,14 @@ if TYPE_CHECKING:
 # errors of the machine, no defects: full disk, quota, permissions, read-only folders
 SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 OUTPUTS = {"out", "state", "tracking"}  # arguments that a stage writes to
+COLLECT = gc.get_threshold()
+RARELY = 100_000  # objects between two garbage collections: with Python's 700 they are a seventh of an import's time
 LAST_WORD_S = 30.0  # longer than rank 0 takes to print its message
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a subcommand and return the exit code: 0, 1 after a user's error, 128 + signal when interrupted."""
+    gc.set_threshold(RARELY)
     given = _parse(sys.argv[1:] if arguments is None else arguments)
     os.environ["MPLBACKEND"] = "Agg"  # needs no display
     if given.threads:  # read by torch and numpy when they are imported
@@ -137,6 +141,7 @@ def _call(given: argparse.Namespace) -> None:
 
 
 def _distill(given: argparse.Namespace) -> None:
+    settings = config.load_settings(config.DistillSettings, given.settings)
     from .data.prompts import training_prompts
     from .models.teacher import load_image_codec
     from .models.vae import AT_ONCE
@@ -148,7 +153,8 @@ def _distill(given: argparse.Namespace) -> None:
     from .training.precision import set_determinism
     from .training.run import Interrupted, distill
 
-    settings = config.load_settings(config.DistillSettings, given.settings)
+    gc.freeze()  # the libraries' own objects stay
+    gc.set_threshold(*COLLECT)  # a cycle may hold a tensor
     set_determinism(settings.distill.deterministic)
     check_place(given.out, "generator.json")  # fails here and not days later
     if any(path.is_file() for path in (given.state, *given.state.parents)):

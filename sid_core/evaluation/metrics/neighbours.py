@@ -41,7 +41,8 @@ def neighbours(generated: Tensor, reference: Tensor, k: int, groups: int) -> Nei
     covered, recalled = [], []
     for start in range(0, len(reference), ROWS):
         rows = reference[start : start + ROWS]
-        radius = torch.cdist(rows, reference).kthvalue(k + 1).values  # k + 1: a row is its own nearest neighbour
+        # k + 1: a row is its own nearest neighbour; kthvalue takes four times as long
+        radius = torch.cdist(rows, reference).topk(k + 1, largest=False).values[:, -1]
         distance = torch.cdist(rows, generated)
         inside = distance <= radius[:, None]
         hits += inside.sum(0)

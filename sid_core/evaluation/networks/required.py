@@ -17,14 +17,17 @@ from ...cluster.machine import device
 from ...data.images import enlarge
 from ...errors import UserError
 from ...models.devices import DTYPES, autocast
+from ...models.lean import without
 from .feature_network import load_feature_network
 from .loading import loading
-from .weights import network_weights
+from .weights import CLIP_CONFIG, network_weights
 
 if TYPE_CHECKING:
     from ...config import FeatureSettings
 
 TEXTS = 256  # captions encoded at once
+# libraries of which open_clip builds some towers, and the keys of its config that ask for them
+TOWERS = {"timm": "timm_model_name", "transformers": "hf_model_name"}
 
 
 def _published_levels() -> np.ndarray:
@@ -74,9 +77,11 @@ class Clip:
     column = "clip_image"
 
     def __init__(self, settings: "FeatureSettings"):
-        import open_clip
-
         path, _, self.identity = network_weights(settings, "clip")
+        config = (path.parent / CLIP_CONFIG).read_text(encoding="utf-8", errors="replace")
+        with without(*(library for library, key in TOWERS.items() if key not in config)):
+            import open_clip
+
         name = f"local-dir:{path.parent}"
         self._strict, self._dtype = settings.clip_strict, DTYPES[settings.precision]
         what = f"evaluate.clip={settings.clip.source}: {path.parent} cannot be loaded by open_clip"
