@@ -15,6 +15,21 @@ KEY = "sid-core"
 TAG = f"mlflow.sharedViewState.{KEY}"
 
 
+def _chart(section: str, kind: str, name: str, **more: object) -> dict:
+    common = {"uuid": name, "type": kind, "displayName": name, "metricSectionId": section, "runsCountToCompare": 100}
+    return common | {"deleted": False, "isGenerated": False} | more
+
+
+def _scatter(x: str, y: str) -> dict:
+    axes = {"xaxis": {"key": x, "type": "METRIC"}, "yaxis": {"key": y, "type": "METRIC"}}
+    return _chart("trade-off", "SCATTER", f"{x}-{y}", **axes)
+
+
+def _section(name: str, columns: int) -> dict:
+    shown = {"uuid": name, "name": name, "display": True, "deleted": False, "isGenerated": False, "isReordered": True}
+    return shown | {"columns": columns, "cardHeight": 360}
+
+
 STATE = {
     "searchFilter": "tags.kind != 'published'",  # of another protocol, as a rule
     "orderByKey": "metrics.`fid`",
@@ -22,18 +37,11 @@ STATE = {
     "selectedColumns": [f"metrics.`{key}`" for key in ("fid", "clip", "recall")],
     "runsHiddenMode": "SHOWALL",
     "compareRunCharts": [
-        {"uuid": f"clip-{key}", "type": "SCATTER", "metricSectionId": "trade-off", "runsCountToCompare": 100}
-        | {"xaxis": {"key": "clip", "type": "METRIC"}, "yaxis": {"key": key, "type": "METRIC"}}
-        for key in ("fid", "recall")
-    ]
-    + [
-        {"uuid": "grids", "type": "IMAGE", "metricSectionId": "samples", "runsCountToCompare": 100}
-        | {"imageKeys": ["samples"], "step": 0}
+        *(_scatter("clip", "fid"), _scatter("clip", "recall")),
+        _chart("samples", "IMAGE", "samples", imageKeys=["samples"], step=0, showRunParams=False),
     ],
-    "compareRunSections": [
-        {"uuid": name, "name": name, "display": True, "columns": columns, "cardHeight": 360}
-        for name, columns in (("trade-off", 2), ("samples", 1))
-    ],
+    "compareRunSections": [_section("trade-off", 2), _section("samples", 1)],
+    "isAccordionReordered": True,
 }
 
 

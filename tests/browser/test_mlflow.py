@@ -124,7 +124,7 @@ def test_charts_page_of_the_link_shows_trade_off_curves_and_grids(visit, links):
     page.mouse.move(800, 700)
     curve, score = page.get_by_text("training/score_gap").first, page.get_by_text("fid", exact=True).first
     grid = page.locator("img[src^='blob:'], img[src*='get-artifact'], img[src*='artifact']").first
-    for element in (score, curve, grid):  # from top to bottom; charts out of sight are not in the page
+    for element in (grid, score, curve):  # from top to bottom; charts out of sight are not in the page
         for _ in range(60):
             if element.count() and element.is_visible():
                 break
