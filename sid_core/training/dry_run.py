@@ -11,13 +11,14 @@ from torch import Tensor
 
 from ..models.architectures import Architecture, new_backbone
 from ..models.conditioning import Conditioning
+from ..models.devices import set_memory_format
 from .iteration import Trainer
-from .precision import set_determinism, set_memory_format
+from .precision import set_determinism
 
 # fields of config.Distill that Trainer reads, as in the published runs
 PUBLISHED = {
     "train_kimg": 4812, "batch": 512, "micro_batch": 16, "lr": 1e-6, "fake_lr": None, "lr_final": None,
-    "lr_warmup_nimg": 0, "fake_updates": 1,
+    "fake_updates": 1,
     "t_init": 625, "t_min": 20, "t_max": 980,
     "prompt_dropout": 0.1, "ema_halflife_nimg": 50000, "nonfinite": "stop",
     "precision": "float32", "checkpointing": False, "offload": "none", "shard": "none",

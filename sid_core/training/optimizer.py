@@ -15,13 +15,9 @@ BETA2, EPS = 0.999, 1e-8  # as published
 
 
 def learning_rate(settings: "Distill", base: float, nimg: int) -> float:
-    """Return the learning rate after `nimg` images: from `base`, linearly to `base` * lr_final / lr at the end.
-
-    Over the first `lr_warmup_nimg` images it rises linearly.
-    """
-    rise = min((nimg + settings.batch) / settings.lr_warmup_nimg, 1.0) if settings.lr_warmup_nimg else 1.0
+    """Return the learning rate after `nimg` images: from `base`, linearly to `base` * lr_final / lr at the end."""
     final = 1.0 if settings.lr_final is None else settings.lr_final / settings.lr
-    return base * rise * (1.0 + (final - 1) * min(nimg / (1000 * settings.train_kimg), 1.0))
+    return base * (1.0 + (final - 1) * min(nimg / (1000 * settings.train_kimg), 1.0))
 
 
 class Adam:

@@ -7,9 +7,7 @@ bfloat16 at 0.03 is 6e-5). With `bfloat16` and `float16` networks compute on cop
 import os
 
 import torch
-from torch import Tensor, nn
-
-from ..method import DTYPES
+from torch import Tensor
 
 # loss scale of float16, as in torch.amp.GradScaler but for a lower start: these losses are sums over a latent
 FIRST_SCALE, GROWTH_INTERVAL, LARGEST_SCALE = 2.0**8, 1000, 2.0**24
@@ -34,16 +32,6 @@ def set_determinism(wanted: bool) -> None:
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = wanted, False
     torch.use_deterministic_algorithms(wanted)  # compiled blocks and NCCL follow
     torch.utils.deterministic.fill_uninitialized_memory = False  # would write to all new memory
-
-
-def set_memory_format(network: nn.Module, precision: str, device: torch.device) -> None:
-    """Store weights as channels_last where convolutions are faster in that format.
-
-    cuDNN would transpose 16-bit tensors otherwise. On a CPU an iteration of the embedded experiment takes 0.85 to 0.9 of
-    the time, most of it by cheaper normalisation and concatenation.
-    """
-    if device.type == "cpu" or (device.type == "cuda" and DTYPES[precision] != torch.float32):
-        network.to(memory_format=torch.channels_last)
 
 
 class UpdateGuard:

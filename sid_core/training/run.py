@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ..cluster.machine import device as this_device
 from ..errors import UserError
 from ..models.conditioning import PromptSet
+from ..models.devices import set_memory_format
 from ..models.generator import save_generator
 from ..models.teacher import latent_shape, load_backbone, load_text_encoder, teacher_sha256
 from ..pipeline.paths import Row, State
@@ -34,7 +35,6 @@ from .health import AlarmWatch, TrainingStopped
 from .iteration import IterationInterrupted, Trainer
 from .logger import TrainingLogger, load_best, make_point
 from .optimizer import BETA2, EPS
-from .precision import set_memory_format
 from .state import (
     DAMAGED,
     WRITTEN,

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sid_core.models.conditioning import Conditioning
-from sid_core.models.devices import DTYPES, disable_tf32, place
+from sid_core.models.devices import DTYPES, disable_tf32, place, set_memory_format
 from sid_core.models.teacher import load_backbone
 
 
@@ -16,6 +16,21 @@ def test_place_with_a_precision_casts_weights_and_not_the_schedule(precision, ti
         cond = Conditioning(torch.randn(2, 12, 16)).to_device(denoiser.network.device)
         x0_hat = denoiser(x.to(denoiser.network.device), t.to(denoiser.network.device), cond)
     assert x0_hat.dtype == torch.float32
+
+
+def test_set_memory_format_changes_16_bit_weights_of_a_gpu_and_all_of_a_cpu(tiny_teacher):
+    for kind, precision in (
+        ("cuda", "bfloat16"),
+        ("cuda", "float16"),
+        ("cuda", "float32"),
+        ("cuda", "tf32"),
+        ("cpu", "bfloat16"),
+        ("cpu", "float32"),
+    ):
+        unet = load_backbone(tiny_teacher).network
+        set_memory_format(unet, precision, torch.device(kind))
+        last = unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+        assert last == (kind == "cpu" or precision in ("bfloat16", "float16"))
 
 
 def test_disable_tf32_turns_tf32_off_in_both_libraries():

@@ -4,12 +4,10 @@ import copy
 
 import pytest
 import torch
-from small_run import make_settings
 from torch.optim.swa_utils import AveragedModel
 
 from sid_core.training import iteration, trained_network
 from sid_core.training.health import TrainingStopped
-from sid_core.training.optimizer import learning_rate
 from sid_core.training.randomness import draw, rng
 from sid_core.training.trained_network import TrainedNetwork
 
@@ -105,13 +103,6 @@ def test_learning_rate_of_both_networks_decays_linearly(make_trainer):
         rates.append([student.optimizer.lr for student in trainer.trained.values()])
     assert rates[0] == pytest.approx([3e-4, 1e-4])
     assert rates[10] == pytest.approx([3e-4 * 0.6, 1e-4 * 0.6])
-
-
-def test_learning_rate_rises_over_the_first_images():
-    settings = make_settings(lr=1e-4, batch=4, lr_warmup_nimg=16).distill
-    assert [learning_rate(settings, 1e-4, nimg) for nimg in (0, 4, 12, 16, 400)] == pytest.approx(
-        [0.25e-4, 0.5e-4, 1e-4, 1e-4, 1e-4]
-    )
 
 
 @pytest.mark.parametrize(

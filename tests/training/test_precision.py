@@ -5,8 +5,7 @@ import os
 import pytest
 import torch
 
-from sid_core.models.teacher import load_backbone
-from sid_core.training.precision import FIRST_SCALE, GROWTH_INTERVAL, UpdateGuard, set_determinism, set_memory_format
+from sid_core.training.precision import FIRST_SCALE, GROWTH_INTERVAL, UpdateGuard, set_determinism
 from sid_core.training.state import StateWriter, load_newest_state
 from sid_core.training.trained_network import TrainedNetwork
 
@@ -48,21 +47,6 @@ def test_step_in_16_bits_gives_gradients_near_float32(make_trainer, monkeypatch,
         assert found[half].norm().item() == pytest.approx(exact[half].norm().item(), rel=0.05)
     for name in ("fake_loss", "teacher_residual", "score_gap", "latent_std"):
         assert metrics_16[name].item() == pytest.approx(metrics[name].item(), rel=0.05), name
-
-
-def test_set_memory_format_changes_16_bit_weights_of_a_gpu_and_all_of_a_cpu(tiny_teacher):
-    for kind, precision in (
-        ("cuda", "bfloat16"),
-        ("cuda", "float16"),
-        ("cuda", "float32"),
-        ("cuda", "tf32"),
-        ("cpu", "bfloat16"),
-        ("cpu", "float32"),
-    ):
-        unet = load_backbone(tiny_teacher).network
-        set_memory_format(unet, precision, torch.device(kind))
-        last = unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
-        assert last == (kind == "cpu" or precision in ("bfloat16", "float16"))
 
 
 def test_set_determinism_is_strict_and_an_iteration_runs(make_trainer, monkeypatch):
