@@ -38,7 +38,7 @@ def changed(**values) -> dict:
 
 def test_load_config_of_the_shipped_file_lists_its_runs():
     parsed = c.load_config(ROOT / "config.yaml")
-    assert [run.name for run in c.runs(parsed)] == ["lsg-1.5", "lsg-2", "lsg-3", "lsg-4.5"]
+    assert [run.name for run in c.runs(parsed)] == ["lsg-1.25", "lsg-1.5", "lsg-2", "lsg-4.5"]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_load_config_of_the_shipped_file_lists_its_runs():
             "resources.score.runtime='12': expected minutes, hours or days, such as",
         ),
         ({"distill__t_init": 1200}, "distill.t_init=1200: expected less than or equal to 999"),
-        ({"distill__lr": 1e-6}, "distill: lr_final=0.0001: expected at most lr=1e-06, which decays to it; or null"),
+        ({"distill__lr": 1e-6}, "distill: lr_final=5e-05: expected at most lr=1e-06, which decays to it; or null"),
         ({"distill__t_min": 980}, "t_min=980, t_max=980: expected t_min < t_max"),
         ({"distill__micro_batch": 5}, "micro_batch=5: expected a divisor of batch=32"),
         (
@@ -393,7 +393,7 @@ def changed_files(**values) -> set[str]:
         ({"distill__lr": 1e-3}, {"runs/settings.yaml"}),
         ({"distill__t_init": 600}, {"runs/settings.yaml", "runs/generate.yaml"}),
         ({"tracking__enabled": False}, set()),
-        ({"guidance_scales": [1.5, 2.0, 3.0, 4.5, 6.0]}, {"runs/settings.yaml", "runs/generate.yaml"}),
+        ({"guidance_scales": [1.25, 1.5, 2.0, 4.5, 6.0]}, {"runs/settings.yaml", "runs/generate.yaml"}),
         ({"teacher": {"source": "local", "path": "x"}, "preset": "sd15"}, {"teacher.settings.yaml"}),
     ],
 )
@@ -403,7 +403,7 @@ def test_stage_settings_after_a_change_differ_in_its_stages_only(values, files):
 
 def test_stage_settings_with_a_new_scale_keep_the_other_runs():
     before = stage_settings(c.parse_config(SHIPPED))
-    after = stage_settings(c.parse_config(changed(guidance_scales=[1.5, 2.0, 2.5, 3.0, 4.5])))
+    after = stage_settings(c.parse_config(changed(guidance_scales=[1.25, 1.5, 2.0, 2.5, 4.5])))
     assert {name for name in after if after[name] != before.get(name)} == {
         "runs/lsg-2.5/settings.yaml",
         "runs/lsg-2.5/generate.yaml",
