@@ -36,10 +36,18 @@ from sid_core.training.randomness import Draw
 
 BATCH, KAPPA, LR, T_INIT = 32, 1.5, 1e-4, 625
 RUN = SimpleNamespace(
-    name="benchmark", objective="sid", fake_train=KAPPA, fake_eval=KAPPA, teacher=KAPPA, alpha=1.0, num_steps=1, seed=0
+    name="benchmark",
+    objective="sid",
+    fake_train=KAPPA,
+    fake_eval=KAPPA,
+    teacher=KAPPA,
+    alpha=1.0,
+    num_steps=1,
+    fake_updates=1,
+    seed=0,
 )
 SETTINGS = SimpleNamespace(
-    train_kimg=1.0, batch=BATCH, micro_batch=BATCH, lr=LR, fake_lr=None, lr_final=None, fake_updates=1,
+    train_kimg=1.0, batch=BATCH, micro_batch=BATCH, lr=LR, fake_lr=None, lr_final=None,
     t_init=T_INIT, t_min=20, t_max=980, prompt_dropout=0.1, ema_halflife_nimg=2000,
     nonfinite="stop", precision="float32", checkpointing=False, offload="none", shard="none", compile=False,
 )  # fmt: skip

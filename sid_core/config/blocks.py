@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 SEEDS = 2**32  # torch's CPU generator reads the low 32 bits of a seed
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Strategy = Literal["lsg", "long", "short", "none", "zero", "anti", "custom"]
 Timestep = Annotated[int, Field(ge=0, le=999)]
 SHA256, COMMIT, NAME, LIMIT = r"^[0-9a-f]{64}$", r"^[0-9a-f]{40}$", r"^[A-Za-z0-9][A-Za-z0-9._-]*$", r"^[1-9]\d*[mhd]$"
 IN_WORDS = {
@@ -67,16 +69,17 @@ class ExtraRun(Block):
     """A distillation beside the sweep: a strategy at a scale, or four scales of its own (`custom`)."""
 
     name: Name | None = Field(None, description="default: <strategy>-<scale>; a custom run needs one")
-    strategy: Literal["lsg", "long", "short", "none", "custom"]
-    objective: Name = Field("sid", description="of the generator: an entry of method.objectives.OBJECTIVES")
-    scale: Positive | None = Field(
-        None, description="kappa of lsg (all), long (teacher > 1) and short (fake_train < 1)"
+    strategy: Strategy
+    objective: Name = Field("sid", description="sid, dmd or diff_instruct: an entry of method.objectives.OBJECTIVES")
+    scale: Finite | None = Field(
+        None, description="kappa of lsg (all), long (teacher > 1), short (fake_train < 1) and anti (fake score < 0)"
     )
-    fake_train: Positive | None = Field(None, description="kappa_1, for strategy: custom")
-    fake_eval: Positive | None = Field(None, description="kappa_2 = kappa_3, for strategy: custom")
+    fake_train: Finite | None = Field(None, description="kappa_1, for strategy: custom")
+    fake_eval: Finite | None = Field(None, description="kappa_2 = kappa_3, for strategy: custom")
     teacher: Positive | None = Field(None, description="kappa_4, for strategy: custom")
     alpha: Positive | None = Field(None, description="default: distill.alpha")
     num_steps: Count | None = Field(None, description="default: distill.num_steps")
+    fake_updates: Count | None = Field(None, description="default: distill.fake_updates")
     train_kimg: Positive | None = Field(None, description="default: distill.train_kimg")
 
     @model_validator(mode="after")
@@ -89,12 +92,18 @@ class ExtraRun(Block):
             raise ValueError(
                 f"fake_train, fake_eval, teacher belong to strategy: custom; {self.strategy} has one scale"
             )
-        elif (self.strategy == "none") == (self.scale is not None):
-            raise ValueError(f"strategy: {self.strategy} {'has no' if self.strategy == 'none' else 'needs a'} scale")
+        elif (self.strategy in ("none", "zero")) == (self.scale is not None):
+            raise ValueError(f"strategy: {self.strategy} {'has no' if self.scale is not None else 'needs a'} scale")
+        if self.strategy == "lsg" and self.scale <= 0:
+            raise ValueError(f"scale={self.scale:g}: long-short guidance guides the teacher too, expected more than 0")
         if self.strategy == "long" and self.scale <= 1:
             raise ValueError(f"scale={self.scale:g}: long guidance strengthens the teacher, expected more than 1")
         if self.strategy == "short" and self.scale >= 1:
             raise ValueError(f"scale={self.scale:g}: short guidance weakens the fake score, expected less than 1")
+        if self.strategy == "anti" and self.scale >= 0:
+            raise ValueError(
+                f"scale={self.scale:g}: Anti-CFG turns the fake score away from the prompt, expected less than 0"
+            )
         return self
 
 

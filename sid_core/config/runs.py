@@ -5,48 +5,59 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from .blocks import Block, Count, Distill, ExtraRun, Imported, Name, Positive, Solver
+from .blocks import Block, Count, Distill, ExtraRun, Finite, Imported, Name, Positive, Solver, Strategy
 
 if TYPE_CHECKING:
     from .schema import Config
 
+OBJECTIVES = {"sid": "SiD", "dmd": "DMD", "diff_instruct": "Diff-Instruct"}
 SOLVERS = {"ddim": "DDIM", "dpm-solver": "DPM-Solver++", "dpm-solver-karras": "DPM-Solver++ Karras"}
-GUIDED = {"lsg": "-LSG", "long": ", long guidance", "short": ", short guidance", "none": ", no guidance", "custom": ""}
+GUIDED = {
+    "lsg": "-LSG", "long": ", long guidance", "short": ", short guidance", "none": ", no guidance",
+    "zero": ", Zero-CFG", "anti": ", Anti-CFG", "custom": "",
+}  # fmt: skip
 
 
 class Run(Block):
     """One distillation: its four guidance scales (kappa_2 = kappa_3 share one), alpha, steps and seed."""
 
     name: Name
-    strategy: Literal["lsg", "long", "short", "none", "custom"]
+    strategy: Strategy
     objective: Name = "sid"
-    fake_train: Positive
-    fake_eval: Positive
+    fake_train: Finite
+    fake_eval: Finite
     teacher: Positive
     alpha: Positive | None = Field(description="null: unknown, of an import")
     num_steps: Count
+    fake_updates: Count = 1
     seed: int | None = Field(description="null: unknown, of an import")
 
     @property
     def scale(self) -> str:
-        """Return the scale that names the strategy: kappa_1 of short, kappa_4 of long, all of a custom one."""
+        """Return the scale that names the strategy: kappa_1 of short and anti, kappa_4 of long, all of a custom one."""
         if self.strategy == "custom":
             return f"{self.fake_train:g}/{self.fake_eval:g}/{self.teacher:g}"
-        return f"{self.fake_train if self.strategy == 'short' else self.teacher:g}"
+        return f"{self.fake_train if self.strategy in ('short', 'anti') else self.teacher:g}"
 
     @property
     def label(self) -> str:
         """Name the run in tables, figures and MLflow: 'SiD-LSG κ = 1.5, seed 1'; a name of the user's own is appended."""
-        method = {"sid": "SiD"}.get(self.objective, self.objective) + GUIDED[self.strategy]
+        method = OBJECTIVES.get(self.objective, self.objective) + GUIDED[self.strategy]
         setting = self.name.removesuffix(f"-seed{self.seed}") if self.seed else self.name
         return "".join(
             [
-                method if self.strategy == "none" else f"{method} κ = {self.scale}",
+                method if self.strategy in ("none", "zero") else f"{method} κ = {self.scale}",
                 f", {self.num_steps} steps" if self.num_steps > 1 else "",
-                "" if setting in (self.strategy, f"{self.strategy}-{self.scale}") else f" ({setting})",
+                "" if setting == run_name(self.objective, self.strategy, self.scale) else f" ({setting})",
                 f", seed {self.seed}" if self.seed else "",
             ]
         )
+
+
+def run_name(objective: str, strategy: str, scale: str | None) -> str:
+    """Return the folder of a run without a name of its own: 'lsg-1.5', 'dmd-long-1.75', 'zero'."""
+    parts = [objective] if objective != "sid" else []
+    return "-".join([*parts, strategy, *([] if scale is None or strategy in ("none", "zero") else [scale])])
 
 
 def scale_name(scale: float) -> str:
@@ -70,9 +81,12 @@ def distillations(config: "Config") -> "list[DistillSettings]":
             "long": (1.0, 1.0, scale),
             "short": (scale, 1.0, 1.0),
             "none": (1.0, 1.0, 1.0),
+            "zero": (0.0, 0.0, 1.0),
+            "anti": (scale, scale, 1.0),
             "custom": (extra.fake_train, extra.fake_eval, extra.teacher),
         }[extra.strategy]
-        base = extra.name or (extra.strategy if extra.scale is None else f"{extra.strategy}-{scale_name(scale)}")
+        named = None if extra.scale is None else scale_name(scale)
+        base = extra.name or run_name(extra.objective, extra.strategy, named)
         distill = config.distill
         if extra.train_kimg is not None:
             distill = distill.model_copy(update={"train_kimg": extra.train_kimg})
@@ -80,7 +94,8 @@ def distillations(config: "Config") -> "list[DistillSettings]":
             run = Run(
                 name=base if seed == 0 else f"{base}-seed{seed}", strategy=extra.strategy, objective=extra.objective,
                 fake_train=fake_train, fake_eval=fake_eval, teacher=teacher, alpha=extra.alpha or distill.alpha,
-                num_steps=extra.num_steps or distill.num_steps, seed=seed,
+                num_steps=extra.num_steps or distill.num_steps,
+                fake_updates=extra.fake_updates or distill.fake_updates, seed=seed,
             )  # fmt: skip
             result.append(DistillSettings(run=run, distill=distill))
     return result

@@ -120,7 +120,7 @@ def _sweep(config: Config) -> set[str]:
     """Name the settings of the sweep over LSG scales: the usual alpha and steps, and the first run of each scale."""
     usual, names = (config.distill.alpha, config.distill.num_steps), {}
     for run in runs(config):
-        if run.strategy == "lsg" and (run.alpha or usual[0], run.num_steps) == usual:
+        if (run.objective, run.strategy) == ("sid", "lsg") and (run.alpha or usual[0], run.num_steps) == usual:
             names.setdefault(run.teacher, base_name(run))
     return set(names.values())
 

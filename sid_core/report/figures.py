@@ -22,7 +22,7 @@ from .theme import LIGHT, new_figure
 Interval = tuple[float, float] | None
 DASHES = (0, (5, 3))
 LINESTYLES = ("-", (0, (4, 1.5)), (0, (1, 1)))
-EXTRA_MARKERS = {"lsg": "D", "none": "D", "long": "^", "short": "v", "custom": "P"}
+EXTRA_MARKERS = {"lsg": "D", "none": "D", "long": "^", "short": "v", "zero": "s", "anti": "<", "custom": "P"}
 
 
 @dataclass(frozen=True)

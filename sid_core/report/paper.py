@@ -24,6 +24,8 @@ STRATEGIES = {  # title, colour, marker
     "long": ("long", LIGHT.extra, "^"),
     "short": ("short", LIGHT.teacher, "v"),
     "lsg": ("long and short (LSG)", LIGHT.generator, "o"),
+    "zero": ("Zero-CFG", LIGHT.ink, "s"),
+    "anti": ("Anti-CFG", LIGHT.ink, "<"),
 }
 APART = {"nfe": lambda steps: "one step" if steps == 1 else f"{steps:g} steps", "alpha": lambda alpha: f"α {alpha:g}"}
 
@@ -101,7 +103,9 @@ def _over_scales(axes: Axes, table: pd.DataFrame, key: str) -> None:
 def strategies(summary: pd.DataFrame) -> Figure:
     """Plot FID against CLIP score over guidance scales, a curve for each strategy of guidance."""
     table = by_setting(summary)
-    table = table[(table["kind"] == "generator") & table["strategy"].isin(list(STRATEGIES))]
+    table = table[
+        (table["kind"] == "generator") & table["strategy"].isin(list(STRATEGIES)) & (table["objective"] == "sid")
+    ]
     present = [strategy for strategy in STRATEGIES if (table["strategy"] == strategy).any()]
     if len(present) < 2:
         raise NoData(f"one strategy alone was trained ({', '.join(present) or 'none'}); extra_runs adds others")

@@ -39,6 +39,7 @@ class Row:
     label: str  # the run's name for people
     kind: str  # generator | teacher | vae | real | published
     teacher: str
+    objective: str | None = None  # of a generator
     strategy: str | None = None
     kappa_fake_train: float | None = None
     kappa_fake_eval: float | None = None
@@ -132,6 +133,7 @@ def _generator_row(config: Config, folder: Path, run: Run, score: dict) -> Row:
         label=run.label,
         kind="generator",
         teacher=_teacher_name(config, run),
+        objective=run.objective,
         strategy=run.strategy,
         kappa_fake_train=run.fake_train,
         kappa_fake_eval=run.fake_eval,

@@ -16,7 +16,8 @@ from .store import first_line, init, later, make_client, resolve_uri
 
 # columns of summary.csv that are settings; the other columns of numbers are metrics
 PARAMS = (
-    *("teacher", "strategy", "kappa_fake_train", "kappa_fake_eval", "kappa_teacher", "seed", "solver", "steps", "nfe"),
+    *("teacher", "objective", "strategy", "kappa_fake_train", "kappa_fake_eval", "kappa_teacher"),
+    *("seed", "solver", "steps", "nfe"),
     *("train_kimg", "whole_kimg", "samples", "protocol", "protocol_hash"),
 )
 NAMES = {"run", "label", "kind", "alpha", "not_comparable", "generator_sha256"}  # alpha is among a run's own settings

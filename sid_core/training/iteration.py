@@ -272,4 +272,4 @@ def make_objective(run: "Run", settings: "Distill") -> "ScoreDistillation":
     if run.objective not in OBJECTIVES:
         raise UserError(f"objective={run.objective}: expected {' or '.join(OBJECTIVES)}")
     guidance = Guidance(run.fake_train, run.fake_eval, run.teacher)
-    return OBJECTIVES[run.objective](guidance, settings.t_init, run.alpha, settings.fake_updates)
+    return OBJECTIVES[run.objective](guidance, settings.t_init, run.alpha, run.fake_updates)

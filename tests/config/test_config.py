@@ -63,7 +63,7 @@ def test_load_config_of_the_shipped_file_lists_its_runs():
             "resources.score.runtime='12': expected minutes, hours or days, such as",
         ),
         ({"distill__t_init": 1200}, "distill.t_init=1200: expected less than or equal to 999"),
-        ({"distill__lr": 1e-6}, "distill: lr_final=5e-05: expected at most lr=1e-06, which decays to it; or null"),
+        ({"distill__lr": 1e-6}, "distill: lr_final=0.0001: expected at most lr=1e-06, which decays to it; or null"),
         ({"distill__t_min": 980}, "t_min=980, t_max=980: expected t_min < t_max"),
         ({"distill__micro_batch": 5}, "micro_batch=5: expected a divisor of batch=32"),
         (
@@ -77,6 +77,8 @@ def test_load_config_of_the_shipped_file_lists_its_runs():
         ({"distill__keep_best": "fid_proxy"}, "proxy_samples=0: expected 2, better hundreds"),
         ({"extra_runs": [{"strategy": "long"}]}, "strategy: long needs a scale"),
         ({"extra_runs": [{"strategy": "short", "scale": 2}]}, "scale=2: short guidance"),
+        ({"extra_runs": [{"strategy": "anti", "scale": 1}]}, "scale=1: Anti-CFG"),
+        ({"extra_runs": [{"strategy": "zero", "scale": 1}]}, "zero has no scale"),
         ({"extra_runs": [{"strategy": "lsg", "scale": 2, "teacher": 3}]}, "belong to strategy: custom"),
         ({"teacher": {"source": "local"}}, "give the diffusers directory"),
         ({"teacher": {"source": "hub", "repo": "a/b"}}, "repo, revision: give both with source: hub"),
@@ -307,6 +309,9 @@ def test_runs_with_more_seeds_keep_their_names():
         ({"strategy": "long", "scale": 3}, "long-3", (1, 1, 3)),
         ({"strategy": "short", "scale": 0.5}, "short-0.5", (0.5, 1, 1)),
         ({"strategy": "none"}, "none", (1, 1, 1)),
+        ({"strategy": "zero"}, "zero", (0, 0, 1)),
+        ({"strategy": "anti", "scale": -1}, "anti--1", (-1, -1, 1)),
+        ({"strategy": "long", "scale": 1.75, "objective": "dmd"}, "dmd-long-1.75", (1, 1, 1.75)),
         ({"strategy": "custom", "name": "x", "fake_train": 1, "fake_eval": 2, "teacher": 3}, "x", (1, 2, 3)),
     ],
 )
@@ -315,9 +320,11 @@ def test_runs_of_a_strategy_have_its_four_scales(extra, name, kappas):
     assert (run.fake_train, run.fake_eval, run.teacher) == kappas
 
 
-def test_distillations_of_an_extra_run_use_its_alpha_and_steps():
-    run = runs_of(extra_runs=[{"strategy": "lsg", "scale": 2, "name": "two", "alpha": 1.2, "num_steps": 2}])["two"]
-    assert (run.alpha, run.num_steps) == (1.2, 2)
+def test_distillations_of_an_extra_run_use_its_alpha_steps_and_updates():
+    run = runs_of(
+        extra_runs=[{"strategy": "lsg", "scale": 2, "name": "two", "alpha": 1.3, "num_steps": 2, "fake_updates": 5}]
+    )["two"]
+    assert (run.alpha, run.num_steps, run.fake_updates) == (1.3, 2, 5)
 
 
 def test_baselines_and_shards_follow_the_settings():
@@ -390,7 +397,7 @@ def changed_files(**values) -> set[str]:
             {"features.settings.yaml", "reference/settings.yaml", "score.settings.yaml"},
         ),
         ({"generate__batch": 100}, {"runs/generate.yaml", "baselines/generate.yaml"}),
-        ({"distill__lr": 1e-3}, {"runs/settings.yaml"}),
+        ({"distill__lr": 2e-3}, {"runs/settings.yaml"}),
         ({"distill__t_init": 600}, {"runs/settings.yaml", "runs/generate.yaml"}),
         ({"tracking__enabled": False}, set()),
         ({"guidance_scales": [1.25, 1.5, 2.0, 4.5, 6.0]}, {"runs/settings.yaml", "runs/generate.yaml"}),

@@ -107,7 +107,15 @@ def test_learning_rate_of_both_networks_decays_linearly(make_trainer):
 
 @pytest.mark.parametrize(
     ("scales", "dropped"),
-    [((1, 1, 3), False), ((1.5, 1.5, 1.5), True), ((1, 1.5, 1), True), ((0.5, 1, 1), True), ((1, 1, 1), False)],
+    [
+        ((1, 1, 3), False),
+        ((1.5, 1.5, 1.5), True),
+        ((1, 1.5, 1), True),
+        ((0.5, 1, 1), True),
+        ((1, 1, 1), False),
+        ((0, 0, 1), False),
+        ((-1, -1, 1), True),
+    ],
 )
 def test_step_with_guidance_drops_prompts_of_the_fake_phase(make_trainer, scales, dropped):
     run = dict(zip(("fake_train", "fake_eval", "teacher"), scales, strict=True))

@@ -1,13 +1,17 @@
 """List the objectives of distillation: one file and one entry of OBJECTIVES each."""
 
 from .base import Batch, Guidance, Networks, Phase, ScoreDistillation, fake_score_loss
+from .diff_instruct import DiffInstruct
+from .dmd import DMD
 from .sid import SiD, generator_loss
 
-OBJECTIVES: dict[str, type[ScoreDistillation]] = {"sid": SiD}
+OBJECTIVES: dict[str, type[ScoreDistillation]] = {"sid": SiD, "dmd": DMD, "diff_instruct": DiffInstruct}
 
 __all__ = [
+    "DMD",
     "OBJECTIVES",
     "Batch",
+    "DiffInstruct",
     "Guidance",
     "Networks",
     "Phase",

@@ -18,7 +18,7 @@ from ..schedule import Schedule
 
 @dataclass(frozen=True)
 class Guidance:
-    """Guidance scales: all equal and above 1 for long-short guidance (LSG), all 1 for no guidance."""
+    """Guidance scales: all equal and above 1 for long-short guidance (LSG), all 1 for no guidance; any sign."""
 
     fake_train: float  # kappa_1, in the fake score's own loss
     fake_eval: float  # kappa_2 = kappa_3, for the fake score in the generator's loss
@@ -89,7 +89,8 @@ class ScoreDistillation:
 
     def phases(self) -> list[Phase]:
         """Return the updates of an iteration in order."""
-        guided = self.guidance.fake_train != 1 or self.guidance.fake_eval != 1
+        # a scale of 0 or 1 evaluates one branch: the other needs no training
+        guided = not {self.guidance.fake_train, self.guidance.fake_eval} <= {0, 1}
         streams = ["", *(f"fake {i}" for i in range(1, self.fake_updates))]
         fake = [Phase("fake", "fake_score", self.fake_backward, guided, stream) for stream in streams]
         return [*fake, Phase("generator", "generator", self.generator_backward)]

@@ -15,6 +15,11 @@ class SiD(ScoreDistillation):
         return generator_loss(x_g, f_teacher, f_fake, self.alpha)
 
 
+def sample_weight(x_g: Tensor, f_teacher: Tensor) -> Tensor:
+    """Return w = 1 / mean |x_g - f_teacher| of each sample, (B, 1, 1, 1), without gradient."""
+    return 1 / (x_g - f_teacher).detach().abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=WEIGHT_FLOOR)
+
+
 def generator_loss(x_g: Tensor, f_teacher: Tensor, f_fake: Tensor, alpha: float = 1.0) -> Tensor:
     """Return w [(1 - a) d^2 + d (f_fake - x_g)] with d = f_teacher - f_fake.
 
@@ -27,6 +32,5 @@ def generator_loss(x_g: Tensor, f_teacher: Tensor, f_fake: Tensor, alpha: float 
         f_fake: the fake score's guided estimate of x_g.
         alpha: a of the paper; 1 in the published LSG runs.
     """
-    d = f_teacher - f_fake
-    w = 1 / (x_g - f_teacher).detach().abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=WEIGHT_FLOOR)
+    d, w = f_teacher - f_fake, sample_weight(x_g, f_teacher)
     return (w * ((1 - alpha) * d**2 + d * (f_fake - x_g))).sum(dim=(1, 2, 3)).mean()

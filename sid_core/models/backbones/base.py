@@ -124,14 +124,17 @@ class Backbone(nn.Module):
             t: noise levels (B,).
             cond: B prompts.
             uncond: the empty prompt, one row; needed where guidance_scale is not 1.
-            guidance_scale: kappa. At 1 only the conditional branch is evaluated.
+            guidance_scale: kappa, of any sign. At 1 only the conditional branch is evaluated, at 0 only the other.
         """
         x, cond = x_t.to(self.dtype), cond.to(self.dtype)
         if guidance_scale == 1:
-            output = self.predict(x, t, cond).float()
+            return self.to_x0(self.predict(x, t, cond).float(), x_t, t)
+        assert uncond is not None, f"guidance_scale={guidance_scale} needs the embedding of the empty prompt"
+        empty = uncond.to(self.dtype).expand(len(cond))
+        if guidance_scale == 0:
+            output = self.predict(x, t, empty).float()
         else:
-            assert uncond is not None, f"guidance_scale={guidance_scale} needs the embedding of the empty prompt"
-            both = self.predict_pair(x, t, uncond.to(self.dtype).expand(len(cond)), cond)
+            both = self.predict_pair(x, t, empty, cond)
             output_uncond, output_cond = both.float().chunk(2)
             output = output_uncond + guidance_scale * (output_cond - output_uncond)
         return self.to_x0(output, x_t, t)

@@ -34,7 +34,7 @@ def to_text(experiment: str, folder: Path, statuses: list[JobStatus]) -> str:
     for stage in dict.fromkeys(status.job.stage for status in statuses):
         count = Counter(status.state for status in statuses if status.job.stage == stage)
         others = ", ".join(f"{count[state]} {state}" for state in STATES[1:] if count[state])
-        lines.append(f"  {stage:18s} {count['done']:4d} of {sum(count.values()):4d}  {others}".rstrip())
+        lines.append(f"  {stage:19s} {count['done']:4d} of {sum(count.values()):4d}  {others}".rstrip())
     for state in LISTED:
         chosen = [status for status in statuses if status.state == state]
         lines += ["", f"{state}:"] if chosen else []

@@ -1,4 +1,4 @@
-"""Check that guidance commutes with the conversion to x_0, and that kappa 1 evaluates once."""
+"""Check that guidance commutes with the conversion to x_0, and that kappa 0 and 1 evaluate once."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def inputs():
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("kappa", [0.5, 1.5, 4.5])
+@pytest.mark.parametrize("kappa", [-1.0, 0.0, 0.5, 1.5, 4.5])
 def test_backbone_with_guidance_equals_guidance_of_x0(inputs, kind, kappa):
     x_t, t, cond, empty = inputs
     f = StableDiffusion(ToyUNet(0), noise_schedule(SD), kind)
@@ -34,12 +34,13 @@ def test_backbone_with_guidance_equals_guidance_of_x0(inputs, kind, kappa):
     )
 
 
-def test_backbone_at_scale_one_evaluates_the_conditional_branch_once(inputs):
+@pytest.mark.parametrize("kappa", [0.0, 1.0])
+def test_backbone_at_scale_zero_or_one_evaluates_one_branch(inputs, kappa):
     x_t, t, cond, empty = inputs
     batches = []
     unet = ToyUNet(0)
     unet.register_forward_hook(lambda module, args, output: batches.append(len(args[0])))
-    StableDiffusion(unet, noise_schedule(SD), "epsilon")(x_t, t, cond, empty, 1.0)
+    StableDiffusion(unet, noise_schedule(SD), "epsilon")(x_t, t, cond, empty, kappa)
     assert batches == [4]
 
 
