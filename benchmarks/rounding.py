@@ -1,6 +1,6 @@
 """Train one run of a finished experiment again under other roundings, and score it.
 
-    python benchmarks/rounding.py [results/shapes [lsg-1.25]] [--variants VARIANT ...]
+    python benchmarks/rounding.py [results/shapes [lsg-1.5]] [--variants VARIANT ...]
 
 Weights of the same seed differ between machines and thread counts, as sums have another order. This shows how far a
 score depends on that alone: each variant is the same seed, settings and captions, on one machine.
@@ -53,7 +53,7 @@ def _call(command: str, variant: Mapping[str, str] = MappingProxyType({}), **opt
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="?", type=Path, default=Path("results/shapes"))
-    parser.add_argument("run", nargs="?", default="lsg-1.25")
+    parser.add_argument("run", nargs="?", default="lsg-1.5")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     given, found = parser.parse_args(), []
     if not given.results.is_dir():

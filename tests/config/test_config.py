@@ -38,7 +38,7 @@ def changed(**values) -> dict:
 
 def test_load_config_of_the_shipped_file_lists_its_runs():
     parsed = c.load_config(ROOT / "config.yaml")
-    assert [run.name for run in c.runs(parsed)] == ["lsg-1.25", "lsg-1.5", "lsg-2", "lsg-4.5"]
+    assert [run.name for run in c.runs(parsed)] == ["lsg-1.5", "lsg-2", "lsg-3", "lsg-4.5"]
 
 
 @pytest.mark.parametrize(
@@ -400,7 +400,7 @@ def changed_files(**values) -> set[str]:
         ({"distill__lr": 2e-3}, {"runs/settings.yaml"}),
         ({"distill__t_init": 600}, {"runs/settings.yaml", "runs/generate.yaml"}),
         ({"tracking__enabled": False}, set()),
-        ({"guidance_scales": [1.25, 1.5, 2.0, 4.5, 6.0]}, {"runs/settings.yaml", "runs/generate.yaml"}),
+        ({"guidance_scales": [1.5, 2.0, 3.0, 4.5, 6.0]}, {"runs/settings.yaml", "runs/generate.yaml"}),
         ({"teacher": {"source": "local", "path": "x"}, "preset": "sd15"}, {"teacher.settings.yaml"}),
     ],
 )
@@ -410,7 +410,7 @@ def test_stage_settings_after_a_change_differ_in_its_stages_only(values, files):
 
 def test_stage_settings_with_a_new_scale_keep_the_other_runs():
     before = stage_settings(c.parse_config(SHIPPED))
-    after = stage_settings(c.parse_config(changed(guidance_scales=[1.25, 1.5, 2.0, 2.5, 4.5])))
+    after = stage_settings(c.parse_config(changed(guidance_scales=[1.5, 2.0, 2.5, 3.0, 4.5])))
     assert {name for name in after if after[name] != before.get(name)} == {
         "runs/lsg-2.5/settings.yaml",
         "runs/lsg-2.5/generate.yaml",
