@@ -51,6 +51,7 @@ class Row:
     nfe: int  # network evaluations per image: a guided step of the teacher counts two
     train_kimg: float | None = None  # images that the weights have seen
     whole_kimg: float | None = None  # of the training, where an earlier point was chosen
+    network_passes: float | None = None  # of the training: `ScoreDistillation.network_passes` times images
     samples: int
     measured: dict[str, float | None]  # by `measured_columns`
     protocol: str
@@ -143,6 +144,7 @@ def _generator_row(config: Config, folder: Path, run: Run, score: dict) -> Row:
         steps=run.num_steps,
         train_kimg=record["train_kimg"],
         whole_kimg=record.get("whole_kimg") if "chosen" in record else None,
+        network_passes=record.get("network_passes"),
         **_measured(score),
     )
 

@@ -168,6 +168,7 @@ def _export(
         "train_kimg": trainer.nimg / 1000,  # seen by these weights
         "whole_kimg": trainer.nimg / 1000,  # seen by the run
         "skipped_updates": trainer.skipped,
+        "network_passes": trainer.nimg * trainer.objective.network_passes(settings.run.num_steps),
         "teacher_sha256": teacher_sha256,
         "trained_from": origin,
     }

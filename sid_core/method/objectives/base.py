@@ -95,6 +95,17 @@ class ScoreDistillation:
         fake = [Phase("fake", "fake_score", self.fake_backward, guided, stream) for stream in streams]
         return [*fake, Phase("generator", "generator", self.generator_backward)]
 
+    def network_passes(self, num_steps: int = 1) -> int:
+        """Count the network passes of an iteration per image, the unit of compute in which objectives are compared.
+
+        A forward counts 1, a backward to weights and input 2, a backward to the input alone 1; guidance evaluates two
+        branches unless its scale is 0 or 1.
+        """
+        scales = (self.guidance.fake_train, self.guidance.fake_eval, self.guidance.teacher)
+        fake_train, fake_eval, teacher = (1 if scale in (0, 1) else 2 for scale in scales)
+        scores = (fake_eval + teacher) * (2 if self.needs_score_gradient else 1)
+        return self.fake_updates * (num_steps + 3 * fake_train) + 3 * num_steps + scores
+
     def fake_backward(self, networks: Networks, batch: Batch, factor: float | Tensor) -> Metrics:
         """Add the gradient of the fake score's loss."""
         with torch.no_grad():

@@ -8,7 +8,7 @@ import torch
 from small_run import PROMPTS, make_settings, make_trainer
 
 from sid_core.errors import UserError
-from sid_core.method import OBJECTIVES, VPSchedule, generator_loss
+from sid_core.method import OBJECTIVES, Guidance, VPSchedule, generator_loss
 from sid_core.storage.states import saved_states
 from sid_core.training.run import Interrupted, distill
 
@@ -83,6 +83,7 @@ def test_distill_interrupted_and_resumed_gives_equal_bits(objective, tiny_teache
     distill(settings, tiny_teacher, PROMPTS, tmp_path / "cut", tmp_path / "b" / "generator")
     record = json.loads((tmp_path / "a" / "generator" / "generator.json").read_text())
     assert record["run"]["objective"] == objective
+    assert record["network_passes"] == 80 * 14  # images, passes with two updates of the fake score
     weights = [next((tmp_path / name).rglob("*.safetensors")).read_bytes() for name in "ab"]
     assert weights[0] == weights[1]
     point = json.loads((tmp_path / "whole" / "training.jsonl").read_text().splitlines()[-1])
@@ -96,6 +97,21 @@ def test_step_of_two_fake_updates_draws_from_separate_streams(tiny_teacher, monk
     trainer.step()
     assert seen == ["fake", "fake 1", "generator"]
     assert [trained.optimizer.steps.item() for trained in trainer.trained.values()] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("objective", "scales", "updates", "passes"),
+    [
+        ("sid", (1.5, 1.5, 1.5), 1, 18),
+        ("sid", (0, 0, 1), 1, 11),
+        ("dmd", (1, 1, 1.75), 1, 10),
+        ("dmd", (1, 1, 1.75), 5, 26),
+        ("sid", (1.5, 1.5, 1.5), 2, 25),
+    ],
+)
+def test_network_passes_count_branches_and_backward(objective, scales, updates, passes):
+    made = OBJECTIVES[objective](Guidance(*scales), 625, fake_updates=updates)
+    assert made.network_passes() == passes
 
 
 def test_make_objective_of_unknown_name_lists_the_known(tiny_teacher):
