@@ -29,6 +29,7 @@ def shipped(**over) -> c.Config:
 CONFIG = shipped(
     guidance_scales=[1.5, 2],
     extra_runs=[{"strategy": "none", "train_kimg": 9.6}],
+    distill={"train_kimg": 19.2},
     baselines={"steps": [8], "guidance_scales": [1], "vae": False, "real": False},
     generate={"samples_per_shard": 2500},
 )
@@ -286,7 +287,7 @@ def test_to_text_names_stages_failures_and_logs(results, capsys):
     assert status("--results", results) == 0
     said = capsys.readouterr().out
     assert re.match(r"shapes: 1 of \d+ jobs done, 1 failed, about .* of work left, and nothing runs\n", said)
-    assert "  prompts               1 of    1\n" in said
+    assert "  prompts                1 of    1\n" in said
     assert f"failed:\n  teacher: teacher: no such folder\n    {results}/logs/teacher.log\n" in said
     assert "\033" not in said
 

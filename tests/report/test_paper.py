@@ -40,7 +40,7 @@ def test_scales_of_extra_runs_leaves_the_sweep_unchanged(make_experiment):
     lsg = {"strategy": "lsg", "scale": 2}
     extra = [
         *(lsg | {"name": "brief", "train_kimg": 5}, lsg | {"name": "four", "num_steps": 4}),
-        *(lsg | {"name": "strong", "alpha": 1.2}, {"strategy": "none"}),
+        *(lsg | {"name": "strong", "alpha": 1.4}, {"strategy": "none"}),
     ]
     config = make_config(guidance_scales=[1.5, 2, 3], extra_runs=extra)
     folder = make_experiment(config)
@@ -55,7 +55,7 @@ def test_scales_of_extra_runs_leaves_the_sweep_unchanged(make_experiment):
     assert drawn == {
         "embedded": [[1.5, 30], [2, 35], [3, 45]],
         "embedded, 4 steps": [[2, 51]],
-        "embedded, α 1.2": [[2, 52]],
+        "embedded, α 1.4": [[2, 52]],
     }
     hollow = [line.get_xydata().tolist() for line in axes.lines if line.get_markerfacecolor() == "none"]
     assert [points for points in hollow if points] == [[[2, 50]]]

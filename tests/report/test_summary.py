@@ -171,7 +171,7 @@ def test_notes_of_rows_of_one_seed_call_them_no_means(make_experiment):
 
 
 def test_make_entries_sweeps_only_runs_of_common_settings(make_experiment):
-    extra = [{"strategy": "none"}, {"strategy": "lsg", "scale": 2, "alpha": 1.2}, {"strategy": "lsg", "scale": 6}]
+    extra = [{"strategy": "none"}, {"strategy": "lsg", "scale": 2, "alpha": 1.4}, {"strategy": "lsg", "scale": 6}]
     extra += [{"strategy": "lsg", "scale": 6, "train_kimg": 40, "name": "lsg-6-longer"}]
     config = make_config(extra_runs=extra)
     entries = read_entries(config, make_experiment(config))

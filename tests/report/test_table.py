@@ -10,7 +10,8 @@ from sid_core.pipeline.inputs import Inputs
 from sid_core.report import columns, entries, table
 
 COLUMNS = (
-    "run,label,kind,teacher,strategy,kappa_fake_train,kappa_fake_eval,kappa_teacher,alpha,seed,solver,steps,nfe,train_kimg,whole_kimg,samples,fid,fid_se,fid_low,"
+    "run,label,kind,teacher,objective,strategy,kappa_fake_train,kappa_fake_eval,kappa_teacher,alpha,seed,solver,steps,nfe,train_kimg,whole_kimg,"
+    "network_passes,samples,fid,fid_se,fid_low,"
     "fid_high,fid_inf,clip,clip_se,clip_low,clip_high,kid,precision,recall,density,coverage,cmmd,vendi,fd_dinov2,hps,pickscore,"
     "teacher_eps_error,images_per_s,protocol,protocol_hash,not_comparable,generator_sha256"
 )
@@ -148,8 +149,8 @@ def test_make_rows_of_other_settings_names_the_key(make_experiment):
     folder = make_experiment(config)
     path = folder / "runs" / "lsg-3" / "generator" / "generator.json"
     record = json.loads(path.read_text())
-    edit(path, run=record["run"] | {"alpha": 1.2})
-    with pytest.raises(UserError, match=r"alpha=1\.2: expected 1\.0") as error:
+    edit(path, run=record["run"] | {"alpha": 1.4})
+    with pytest.raises(UserError, match=r"alpha=1\.4: expected 1\.2") as error:
         read(config, folder)
     assert str(path) in str(error.value)
     path.unlink()
