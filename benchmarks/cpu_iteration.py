@@ -19,7 +19,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import torch
 from diffusers import DDPMScheduler
@@ -31,26 +30,12 @@ from sid_core.models.devices import set_memory_format
 from sid_core.models.scheduler import scheduler_config
 from sid_core.models.teacher import latent_shape, load_backbone
 from sid_core.models.text import TextEncoder
+from sid_core.training.dry_run import make_run, make_settings
 from sid_core.training.iteration import EMA_RAMP, Trainer
 from sid_core.training.randomness import Draw
 
 BATCH, KAPPA, LR, T_INIT = 32, 1.5, 1e-4, 625
-RUN = SimpleNamespace(
-    name="benchmark",
-    objective="sid",
-    fake_train=KAPPA,
-    fake_eval=KAPPA,
-    teacher=KAPPA,
-    alpha=1.0,
-    num_steps=1,
-    fake_updates=1,
-    seed=0,
-)
-SETTINGS = SimpleNamespace(
-    train_kimg=1.0, batch=BATCH, micro_batch=BATCH, lr=LR, fake_lr=None, lr_final=None,
-    t_init=T_INIT, t_min=20, t_max=980, prompt_dropout=0.1, ema_halflife_nimg=2000,
-    nonfinite="stop", precision="float32", checkpointing=False, offload="none", shard="none", compile=False,
-)  # fmt: skip
+SETTINGS = make_settings(train_kimg=1.0, batch=BATCH, micro_batch=BATCH, lr=LR, t_init=T_INIT, ema_halflife_nimg=2000)
 
 
 class PublishedWay:
@@ -166,7 +151,7 @@ def main() -> None:
     encoder, captions = TextEncoder.from_directory(folder), scenes.draw("train", 5000)[1]
     backbone = load_backbone(folder)
     set_memory_format(backbone.network, "float32", torch.device("cpu"))
-    ours = Trainer(backbone, PromptSet(encoder, captions), latent_shape(folder), RUN, SETTINGS)
+    ours = Trainer(backbone, PromptSet(encoder, captions), latent_shape(folder), make_run(KAPPA), SETTINGS)
     config = {k: v for k, v in scheduler_config(folder).items() if not k.startswith("_")}
     scheduler = DDPMScheduler.from_config(config)
     published = PublishedWay(ours, load_backbone(folder).network, encoder, captions, scheduler)
