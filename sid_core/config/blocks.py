@@ -11,6 +11,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Strategy = Literal["lsg", "long", "short", "none", "zero", "anti", "custom"]
+UNSCALED = ("none", "zero")  # strategies without a scale
 Timestep = Annotated[int, Field(ge=0, le=999)]
 SHA256, COMMIT, NAME, LIMIT = r"^[0-9a-f]{64}$", r"^[0-9a-f]{40}$", r"^[A-Za-z0-9][A-Za-z0-9._-]*$", r"^[1-9]\d*[mhd]$"
 IN_WORDS = {
@@ -92,7 +93,7 @@ class ExtraRun(Block):
             raise ValueError(
                 f"fake_train, fake_eval, teacher belong to strategy: custom; {self.strategy} has one scale"
             )
-        elif (self.strategy in ("none", "zero")) == (self.scale is not None):
+        elif (self.strategy in UNSCALED) == (self.scale is not None):
             raise ValueError(f"strategy: {self.strategy} {'has no' if self.scale is not None else 'needs a'} scale")
         if self.strategy == "lsg" and self.scale <= 0:
             raise ValueError(f"scale={self.scale:g}: long-short guidance guides the teacher too, expected more than 0")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from .blocks import Block, Count, Distill, ExtraRun, Finite, Imported, Name, Positive, Solver, Strategy
+from .blocks import UNSCALED, Block, Count, Distill, ExtraRun, Finite, Imported, Name, Positive, Solver, Strategy
 
 if TYPE_CHECKING:
     from .schema import Config
@@ -46,7 +46,7 @@ class Run(Block):
         setting = self.name.removesuffix(f"-seed{self.seed}") if self.seed else self.name
         return "".join(
             [
-                method if self.strategy in ("none", "zero") else f"{method} κ = {self.scale}",
+                method if self.strategy in UNSCALED else f"{method} κ = {self.scale}",
                 f", {self.num_steps} steps" if self.num_steps > 1 else "",
                 "" if setting == run_name(self.objective, self.strategy, self.scale) else f" ({setting})",
                 f", seed {self.seed}" if self.seed else "",
@@ -56,8 +56,8 @@ class Run(Block):
 
 def run_name(objective: str, strategy: str, scale: str | None) -> str:
     """Return the folder of a run without a name of its own: 'lsg-1.5', 'dmd-long-1.75', 'zero'."""
-    parts = [objective] if objective != "sid" else []
-    return "-".join([*parts, strategy, *([] if scale is None or strategy in ("none", "zero") else [scale])])
+    scaled = [] if scale is None or strategy in UNSCALED else [scale]
+    return "-".join([*([] if objective == "sid" else [objective]), strategy, *scaled])
 
 
 def scale_name(scale: float) -> str:
