@@ -191,10 +191,10 @@ def test_slurm_users_short_of_memory_or_disk_recover(copy, cluster, local):
 
     expected = read_scores(local.results)
     assert mine.scores() == theirs.scores() == expected
-    assert [(job["JobState"], job["MinMemoryNode"]) for job in mine.jobs("score")] == [
-        ("FAILED", "500M"),  # without cgroups Slurm does not call it OUT_OF_MEMORY
-        ("COMPLETED", "1000M"),
-    ]
+    # Slurm samples the memory, so 1000M is enough only on some machines; without cgroups it calls the state FAILED
+    *killed, last = [(job["JobState"], job["MinMemoryNode"]) for job in mine.jobs("score")]
+    assert killed in ([("FAILED", "500M")], [("FAILED", "500M"), ("FAILED", "1000M")])
+    assert last == ("COMPLETED", f"{500 * (len(killed) + 1)}M")
     assert {job["UserId"].split("(")[0] for job in theirs.jobs()} == {"nobody"}
 
 
