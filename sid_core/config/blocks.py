@@ -10,6 +10,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 Strategy = Literal["lsg", "long", "short", "none", "zero", "anti", "custom"]
 UNSCALED = ("none", "zero")  # strategies without a scale
 Timestep = Annotated[int, Field(ge=0, le=999)]
@@ -81,6 +82,7 @@ class ExtraRun(Block):
     alpha: Positive | None = Field(None, description="default: distill.alpha")
     num_steps: Count | None = Field(None, description="default: distill.num_steps")
     fake_updates: Count | None = Field(None, description="default: distill.fake_updates")
+    ida: Fraction | None = Field(None, description="default: distill.ida")
     train_kimg: Positive | None = Field(None, description="default: distill.train_kimg")
 
     @model_validator(mode="after")
@@ -239,6 +241,10 @@ class Distill(Block):
     fake_lr: Positive | None = Field(None, description="learning rate of the fake score; null: lr")
     lr_final: Positive | None = Field(None, description="linear decay towards it over the run; null: constant")
     fake_updates: Count = Field(1, description="updates of the fake score in an iteration, each with images of its own")
+    ida: Fraction = Field(
+        0.0,
+        description="r of implicit distribution alignment: psi <- (1 - r) psi + r theta after every iteration; 0: off",
+    )
     alpha: Positive = Field(1.0, description="of the generator loss")
     t_init: Timestep = Field(625, description="noise level the generator starts at")
     t_min: Timestep = Field(20, description="training noise levels: t_min <= t < t_max")

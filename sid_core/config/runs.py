@@ -5,7 +5,20 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from .blocks import UNSCALED, Block, Count, Distill, ExtraRun, Finite, Imported, Name, Positive, Solver, Strategy
+from .blocks import (
+    UNSCALED,
+    Block,
+    Count,
+    Distill,
+    ExtraRun,
+    Finite,
+    Fraction,
+    Imported,
+    Name,
+    Positive,
+    Solver,
+    Strategy,
+)
 
 if TYPE_CHECKING:
     from .schema import Config
@@ -30,6 +43,7 @@ class Run(Block):
     alpha: Positive | None = Field(description="null: unknown, of an import")
     num_steps: Count
     fake_updates: Count = 1
+    ida: Fraction = 0.0
     seed: int | None = Field(description="null: unknown, of an import")
 
     @property
@@ -95,7 +109,8 @@ def distillations(config: "Config") -> "list[DistillSettings]":
                 name=base if seed == 0 else f"{base}-seed{seed}", strategy=extra.strategy, objective=extra.objective,
                 fake_train=fake_train, fake_eval=fake_eval, teacher=teacher, alpha=extra.alpha or distill.alpha,
                 num_steps=extra.num_steps or distill.num_steps,
-                fake_updates=extra.fake_updates or distill.fake_updates, seed=seed,
+                fake_updates=extra.fake_updates or distill.fake_updates,
+                ida=distill.ida if extra.ida is None else extra.ida, seed=seed,
             )  # fmt: skip
             result.append(DistillSettings(run=run, distill=distill))
     return result

@@ -52,6 +52,7 @@ def make_run(kappa: float, seed: int = 0) -> SimpleNamespace:
         alpha=1.0,
         num_steps=1,
         fake_updates=1,
+        ida=0.0,
         seed=seed,
     )
 

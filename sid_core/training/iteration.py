@@ -124,6 +124,8 @@ class Trainer:
             self.metrics |= self._update(phase)
             self.phases_done += 1
         metrics, self.metrics, self.phases_done = self.metrics, {}, 0
+        if self.run.ida:
+            self.trained["fake_score"].align(self.trained["generator"], self.run.ida)
         self._update_ema()
         self.iteration += 1
         return metrics

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..method import DTYPES
 from ..models.backbones import Backbone
 from .distributed import OverlappedAllReduce, World
-from .flat import Layout, norm, placed, with_weights
+from .flat import Layout, norm, on_device, placed, with_weights
 from .optimizer import Adam
 from .precision import UpdateGuard
 
@@ -122,6 +122,17 @@ class TrainedNetwork:
         self.optimizer.step(gradient.parameters[self.own], skip)
         self.refresh()
         return size
+
+    @torch.no_grad()
+    def align(self, other: "TrainedNetwork", r: float) -> None:
+        """Move the float32 weights towards another network's, (1 - r) psi + r theta.
+
+        Of the fake score to the generator: SenseFlow's implicit distribution alignment (arXiv 2506.00523).
+        """
+        device = self._copy.device
+        for rows, (weights,) in on_device(device, self.offloaded, self.master):
+            weights.lerp_(other.master[rows].to(device), r)
+        self.refresh()
 
     def refresh(self) -> None:
         """Copy the float32 weights to the network, all-gathered if sharded."""

@@ -63,6 +63,8 @@ def test_load_config_of_the_shipped_file_lists_its_runs():
             "resources.score.runtime='12': expected minutes, hours or days, such as",
         ),
         ({"distill__t_init": 1200}, "distill.t_init=1200: expected less than or equal to 999"),
+        ({"distill__ida": 1}, "distill.ida=1: expected less than 1"),
+        ({"extra_runs": [{"strategy": "none", "ida": 1}]}, "extra_runs.0.ida=1: expected less than 1"),
         ({"distill__lr": 1e-6}, "distill: lr_final=0.0001: expected at most lr=1e-06, which decays to it; or null"),
         ({"distill__t_min": 980}, "t_min=980, t_max=980: expected t_min < t_max"),
         ({"distill__micro_batch": 5}, "micro_batch=5: expected a divisor of batch=32"),
@@ -325,6 +327,12 @@ def test_distillations_of_an_extra_run_use_its_alpha_steps_and_updates():
         extra_runs=[{"strategy": "lsg", "scale": 2, "name": "two", "alpha": 1.3, "num_steps": 2, "fake_updates": 5}]
     )["two"]
     assert (run.alpha, run.num_steps, run.fake_updates) == (1.3, 2, 5)
+
+
+def test_distillations_follow_ida_unless_a_run_has_its_own():
+    extra = [{"strategy": "none"}, {"strategy": "zero", "ida": 0}]
+    found = runs_of(extra_runs=extra, distill__ida=0.03)
+    assert (found["none"].ida, found["zero"].ida, runs_of(extra_runs=extra)["none"].ida) == (0.03, 0, 0)
 
 
 def test_baselines_and_shards_follow_the_settings():

@@ -203,9 +203,11 @@ def test_distill_with_shard_all_gives_equal_losses(run):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
 
 
-def test_distill_with_shard_optimizer_gives_equal_bits(run):
+@pytest.mark.parametrize("ida", [0.0, 0.03])
+def test_distill_with_shard_optimizer_gives_equal_bits(run, ida):
     """Compare also after an interruption, resumed by a single rank."""
-    whole, shared = (make_settings(**SIZE, **more) for more in ({}, {"shard": "optimizer", "offload": "all"}))
+    apart = {"shard": "optimizer", "offload": "all"}
+    whole, shared = (make_settings(run={"ida": ida}, **SIZE, **more) for more in ({}, apart))
     expected = run(2, "whole", settings=whole).folder
     assert run(2, "stopped", before=interrupt_second, settings=shared).codes == [13, 13]
     assert run(2, "stopped", settings=shared).codes == [0, 0]

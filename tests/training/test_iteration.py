@@ -50,6 +50,37 @@ def test_update_ema_equals_averaged_model_of_torch(make_trainer, monkeypatch):
     torch.testing.assert_close(weights(trainer.ema), weights(reference.module))
 
 
+@pytest.mark.parametrize("more", [{}, {"precision": "bfloat16", "offload": "all"}])
+def test_step_with_ida_moves_the_fake_score_towards_the_generator(make_trainer, monkeypatch, more):
+    plain, aligned = make_trainer(**more), make_trainer(run={"ida": 0.03}, **more)
+    before = {}
+    inner = TrainedNetwork.align
+    monkeypatch.setattr(
+        TrainedNetwork,
+        "align",
+        lambda self, other, r: before.update(psi=self.master.double()) or inner(self, other, r),
+    )
+    for trainer in (plain, aligned):
+        trainer.step()
+    psi, theta = (aligned.trained[name].master for name in ("fake_score", "generator"))
+    assert torch.equal(theta, plain.trained["generator"].master)
+    assert torch.equal(before["psi"].float(), plain.trained["fake_score"].master)
+    expected = 0.97 * before["psi"] + 0.03 * theta.double()
+    torch.testing.assert_close(psi.double(), expected, rtol=1e-6, atol=1e-9)
+    assert not torch.equal(psi, plain.trained["fake_score"].master)
+    computed = aligned.layout.views(psi)
+    for name, parameter in aligned.fake_score.network.named_parameters():
+        assert torch.equal(parameter, computed[name].to(parameter.dtype))
+
+
+def test_step_without_ida_gives_equal_bits(make_trainer, monkeypatch):
+    trainers = make_trainer(), make_trainer(run={"ida": 0.0})
+    monkeypatch.setattr(TrainedNetwork, "align", None)
+    for trainer in (*trainers, *trainers):
+        trainer.step()
+    assert all(torch.equal(*(trainer.trained[name].master for trainer in trainers)) for name in trainers[0].trained)
+
+
 @pytest.mark.parametrize("micro_batch", [1, 2])
 def test_step_in_micro_batches_gives_the_gradient_of_the_batch(make_trainer, micro_batch, monkeypatch):
     def gradients(trainer):
