@@ -3,9 +3,15 @@
 from .base import Batch, Guidance, Networks, Phase, ScoreDistillation, fake_score_loss
 from .diff_instruct import DiffInstruct
 from .dmd import DMD
+from .real_uid import RealUID
 from .sid import SiD, generator_loss
 
-OBJECTIVES: dict[str, type[ScoreDistillation]] = {"sid": SiD, "dmd": DMD, "diff_instruct": DiffInstruct}
+OBJECTIVES: dict[str, type[ScoreDistillation]] = {
+    "sid": SiD,
+    "dmd": DMD,
+    "diff_instruct": DiffInstruct,
+    "real_uid": RealUID,
+}
 
 __all__ = [
     "DMD",
@@ -15,6 +21,7 @@ __all__ = [
     "Guidance",
     "Networks",
     "Phase",
+    "RealUID",
     "ScoreDistillation",
     "SiD",
     "fake_score_loss",

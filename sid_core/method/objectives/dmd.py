@@ -3,8 +3,7 @@
 from torch import Tensor
 
 from ..schedule import Schedule
-from .base import ScoreDistillation
-from .sid import sample_weight
+from .base import ScoreDistillation, sample_weight
 
 
 class DMD(ScoreDistillation):

@@ -3,9 +3,7 @@
 from torch import Tensor
 
 from ..schedule import Schedule
-from .base import ScoreDistillation
-
-WEIGHT_FLOOR = 1e-5  # lower bound of the mean |x_g - f_teacher|, as published
+from .base import ScoreDistillation, sample_weight
 
 
 class SiD(ScoreDistillation):
@@ -13,11 +11,6 @@ class SiD(ScoreDistillation):
 
     def generator_loss(self, x_g: Tensor, f_teacher: Tensor, f_fake: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
         return generator_loss(x_g, f_teacher, f_fake, self.alpha)
-
-
-def sample_weight(x_g: Tensor, f_teacher: Tensor) -> Tensor:
-    """Return w = 1 / mean |x_g - f_teacher| of each sample, (B, 1, 1, 1), without gradient."""
-    return 1 / (x_g - f_teacher).detach().abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=WEIGHT_FLOOR)
 
 
 def generator_loss(x_g: Tensor, f_teacher: Tensor, f_fake: Tensor, alpha: float = 1.0) -> Tensor:

@@ -12,6 +12,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from ...errors import UserError
 from ...method.schedule import Schedule
 from ...storage.files import write_json
 from ..conditioning import Conditioning, Encoder
@@ -52,6 +53,25 @@ class Backbone(nn.Module):
     def predict_pair(self, x_t: Tensor, t: Tensor, uncond: Conditioning, cond: Conditioning) -> Tensor:
         """Return the outputs without and with the prompt, (2B, C, H, W) in this order."""
         return self.predict(torch.cat([x_t, x_t]), torch.cat([t, t]), Conditioning.cat([uncond, cond]))
+
+    def predict_with_logits(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        """Return the outputs for B inputs and B or 2B prompts, and a discriminator's logits of the last B (B, ...)."""
+        raise NotImplementedError
+
+    def predict_logits(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """Return the same logits from the part of the network that they need."""
+        return self.predict_with_logits(x_t, t, cond)[1]
+
+    def check_discriminator(self) -> None:
+        """Reject `adversarial` for a network without logits.
+
+        Raises:
+            UserError: names the family.
+        """
+        raise UserError(
+            f"adversarial: expected a teacher whose family has a discriminator, got {type(self).__name__}. "
+            "Fix: remove it, or define predict_with_logits (docs/contributing/family.md)"
+        )
 
     def to_x0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Convert the network's output to x_0."""
@@ -135,9 +155,30 @@ class Backbone(nn.Module):
             output = self.predict(x, t, empty).float()
         else:
             both = self.predict_pair(x, t, empty, cond)
-            output_uncond, output_cond = both.float().chunk(2)
-            output = output_uncond + guidance_scale * (output_cond - output_uncond)
+            output = guide(both, guidance_scale)
         return self.to_x0(output, x_t, t)
+
+    def with_logits(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Conditioning,
+        uncond: Conditioning | None = None,
+        guidance_scale: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Return x0_hat as `forward` does, and the discriminator's logits (B, ...) float32 of the conditional branch."""
+        if guidance_scale == 0:  # x0_hat evaluates the other branch alone
+            return self(x_t, t, cond, uncond, 0), self.logits(x_t, t, cond)
+        text = cond.to(self.dtype)
+        if guidance_scale != 1:
+            text = Conditioning.cat([uncond.to(self.dtype).expand(len(cond)), text])
+        output, logits = self.predict_with_logits(x_t.to(self.dtype), t, text)
+        output = output.float() if guidance_scale == 1 else guide(output, guidance_scale)
+        return self.to_x0(output, x_t, t), logits.float()
+
+    def logits(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """Return the discriminator's logits (B, ...) float32 alone."""
+        return self.predict_logits(x_t.to(self.dtype), t, cond.to(self.dtype)).float()
 
     def eps(self, x0_hat: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Return the noise that an estimate of x_0 implies: (x_t - alpha x0_hat) / sigma."""
@@ -165,3 +206,9 @@ class Backbone(nn.Module):
         files = {name: (f"{stem}.safetensors",) for name, stem in cls.WEIGHTS.items()}
         needed = (cls.NEEDED | files).items()
         return [name for name, names in needed if not any((folder / name / file).is_file() for file in names)]
+
+
+def guide(pair: Tensor, scale: float) -> Tensor:
+    """Return f(empty) + kappa (f(c) - f(empty)) (B, ...) float32 of outputs without and with the prompt (2B, ...)."""
+    output_uncond, output_cond = pair.float().chunk(2)
+    return output_uncond + scale * (output_cond - output_uncond)

@@ -19,7 +19,7 @@ from ..scheduler import make_solver, noise_schedule, prediction_type, scheduler_
 from ..vae import ImageCodec
 from .base import Backbone
 from .prediction import choose_type, x0_errors
-from .shared_prefix import check_shared_prefix, guided_pair
+from .shared_prefix import check_shared_prefix, decode, encode, guided_pair, shares_prefix
 
 if TYPE_CHECKING:
     from ..text import TextEncoder
@@ -75,6 +75,21 @@ class StableDiffusion(Backbone):
 
     def predict_pair(self, x_t: Tensor, t: Tensor, uncond: Conditioning, cond: Conditioning) -> Tensor:
         return guided_pair(self.network, x_t, t, uncond.tokens, cond.tokens)
+
+    def predict_with_logits(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        """Return the outputs, and the mean over channels of the mid block's output (arXiv 2410.14919), (B, h, w)."""
+        h, skips, emb = encode(self.network, x_t, t, cond.tokens)
+        return decode(self.network, h, skips, emb, cond.tokens), h[-len(x_t) :].float().mean(dim=1)
+
+    def predict_logits(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        return encode(self.network, x_t, t, cond.tokens)[0].float().mean(dim=1)
+
+    def check_discriminator(self) -> None:
+        if not shares_prefix(self.network):
+            raise UserError(
+                "adversarial: expected a UNet of Stable Diffusion's blocks, whose encoder can be evaluated alone. "
+                "Fix: remove it, or use another teacher"
+            )
 
     def blocks(self) -> Iterator[nn.Module]:
         unet = self.network

@@ -32,6 +32,15 @@ def guided_pair(unet: nn.Module, x_t: Tensor, t: Tensor, uncond: Tensor, cond: T
     text = cat([uncond, cond])
     if not shares_prefix(unet):
         return _evaluate_whole(unet, x_t, t, text)
+    return decode(unet, *encode(unet, x_t, t, text), text)
+
+
+def encode(unet: nn.Module, x_t: Tensor, t: Tensor, text: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Evaluate a UNet that `shares_prefix` up to its middle, for B rows of inputs and B or 2B of `text`.
+
+    Returns:
+        The mid block's output (as many rows as `text`, C, h, w), the skip connections, and the embedding of t.
+    """
     emb = unet.time_embedding(unet.time_proj(t).to(x_t.dtype))
     h = unet.conv_in(x_t)
     skips = [h]
@@ -47,6 +56,11 @@ def guided_pair(unet: nn.Module, x_t: Tensor, t: Tensor, uncond: Tensor, cond: T
     for attention, resnet in zip(unet.mid_block.attentions, resnets, strict=True):
         h = _attend(attention, h, text)
         h = resnet(h, _rows(emb, h))
+    return h, skips, emb
+
+
+def decode(unet: nn.Module, h: Tensor, skips: list[Tensor], emb: Tensor, text: Tensor) -> Tensor:
+    """Evaluate the rest of the UNet from the results of `encode`."""
     for block in unet.up_blocks:
         for resnet, attention in _layers(block):
             h = _attend(attention, resnet(cat([h, _rows(skips.pop(), h)], dim=1), _rows(emb, h)), text)
