@@ -32,10 +32,11 @@ PANELS = (  # key in training.jsonl, title, subtitle, logarithmic
 )
 KEYS = ("nimg", "elapsed_s", "skipped", "generator_loss", *(panel[0] for panel in PANELS))
 PROXIES = ("fid_proxy", "clip_proxy")  # at some points, where distill.proxy_samples is set
+OPTIONAL = ("network_passes", *PROXIES)  # an earlier version did not count passes
 
 
 def read_curves(config: Config, trainings: dict[str, Row | State]) -> Curves:
-    """Read the logged points of every run: KEYS and PROXIES, each (points,) float64, NaN where absent or null.
+    """Read the logged points of every run: KEYS and OPTIONAL, each (points,) float64, NaN where absent or null.
 
     Raises:
         UserError: a training.jsonl is missing, empty or damaged; the message names the line.
@@ -57,14 +58,14 @@ def _read_curve(training: Row | State) -> dict[str, np.ndarray]:
     for number, line in enumerate(text.splitlines(), 1):
         try:
             point = json.loads(line)
-            values = [*(point[key] for key in KEYS), *(point.get(key) for key in PROXIES)]
+            values = [*(point[key] for key in KEYS), *(point.get(key) for key in OPTIONAL)]
             points.append([math.nan if value is None else float(value) for value in values])
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             problem = f"no {error}" if isinstance(error, KeyError) else error
             raise UserError(f"{path}, line {number}: not a logged point ({problem}). Fix: rerun distill.") from None
     if not points:
         raise UserError(f"{path}: empty. Fix: rerun distill.")
-    return dict(zip((*KEYS, *PROXIES), np.array(points).T, strict=True))
+    return dict(zip((*KEYS, *OPTIONAL), np.array(points).T, strict=True))
 
 
 def training(alarms: Alarms, curves: Curves) -> Figure:

@@ -138,36 +138,47 @@ def _point(row: dict, text: str) -> Point:
 
 
 def to_convergence_csv(curves: Curves) -> str:
-    """Write CSV text of the proxy evaluations: run, setting and label (without its seed), kimg, fid_proxy, clip_proxy."""
+    """Write CSV text of the proxy evaluations: run, setting and label (without its seed), kimg, proxies, network passes."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", "setting", "label", "kimg", *PROXIES])
+    writer.writerow(["run", "setting", "label", "kimg", *PROXIES, "network_passes"])
     for run, points in curves:
-        for nimg, *proxies in zip(points["nimg"], *(points[key] for key in PROXIES), strict=True):
+        columns = (points[key] for key in ("nimg", "network_passes", *PROXIES))
+        for nimg, passes, *proxies in zip(*columns, strict=True):
             if not np.isnan(proxies).all():
-                writer.writerow([run.name, base_name(run), base_label(run), nimg / 1000, *proxies])
+                writer.writerow([run.name, base_name(run), base_label(run), nimg / 1000, *proxies, passes])
     return text.getvalue()
 
 
 def convergence(table: pd.DataFrame) -> Figure:
-    """Plot the proxy metrics of held-out captions against images seen, on a logarithmic axis."""
+    """Plot the proxy metrics of held-out captions against images seen, and where runs differ in it, against their compute."""
     if table.empty:
         raise NoData("nothing was measured during training, as distill.proxy_samples is 0")
+    table = table.assign(nimg=1000 * table["kimg"])
+    across = {"nimg": "images seen"}
+    if (table["network_passes"] / table["nimg"]).round(6).nunique() > 1:
+        across["network_passes"] = "network passes in training"
     with matplotlib.rc_context(LIGHT.rc()):
-        figure = new_figure(8.8, 3.6)
-        panels = figure.subplots(1, 2, sharex=True)
-        for axes, key, title in zip(panels, PROXIES, TITLES.values(), strict=True):
-            for number, (setting, runs) in enumerate(table.groupby("setting", sort=False)):
-                style = {"color": LIGHT.lines[number % 6], "marker": MARKERS[number % 6], "markersize": 4}
-                style |= {"linewidth": 1.2, "linestyle": "-" if number < 6 else (0, (2, 1))}
-                for position, (_, points) in enumerate(runs.groupby("run", sort=False)):
-                    label = points["label"].iloc[0] if position == 0 else None
-                    axes.plot(1000 * points["kimg"], points[key], label=label, gid=f"run:{setting}", **style)
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-            axes.minorticks_off()
-            axes.set_title(f"{title} (proxy)", loc="left", fontsize=9.5, fontweight="bold")
-            axes.set_xlabel("images seen")
-        panels[0].legend(frameon=False, fontsize=8)
+        figure = new_figure(8.8, 3.6 * len(across))
+        panels = figure.subplots(len(across), 2, sharex="row", squeeze=False)
+        for row, x in zip(panels, across, strict=True):
+            for axes, key, title in zip(row, PROXIES, TITLES.values(), strict=True):
+                _over_training(axes, table, x, key)
+                axes.set_title(f"{title} (proxy)", loc="left", fontsize=9.5, fontweight="bold")
+                axes.set_xlabel(across[x])
+        panels[0][0].legend(frameon=False, fontsize=8)
         return figure
+
+
+def _over_training(axes: Axes, table: pd.DataFrame, x: str, key: str) -> None:
+    """Plot one panel on a logarithmic axis, a line for each run; seeds of a setting share colour and marker."""
+    for number, (setting, runs) in enumerate(table.groupby("setting", sort=False)):
+        style = {"color": LIGHT.lines[number % 6], "marker": MARKERS[number % 6], "markersize": 4}
+        style |= {"linewidth": 1.2, "linestyle": "-" if number < 6 else (0, (2, 1))}
+        for position, (_, points) in enumerate(runs.groupby("run", sort=False)):
+            label = points["label"].iloc[0] if position == 0 else None
+            axes.plot(points[x], points[key], label=label, gid=f"run:{setting}", **style)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.minorticks_off()

@@ -51,7 +51,9 @@ class Row:
     nfe: int  # network evaluations per image: a guided step of the teacher counts two
     train_kimg: float | None = None  # images that the weights have seen
     whole_kimg: float | None = None  # of the training, where an earlier point was chosen
-    network_passes: float | None = None  # of the training: `ScoreDistillation.network_passes` times images
+    network_passes: float | None = None  # of the training, as `ScoreDistillation.network_passes` counts them
+    train_s: float | None = None  # of the training, by the clock
+    train_gpu_s: float | None = None  # the same, times its GPUs; 0 on a CPU
     samples: int
     measured: dict[str, float | None]  # by `measured_columns`
     protocol: str
@@ -144,7 +146,7 @@ def _generator_row(config: Config, folder: Path, run: Run, score: dict) -> Row:
         steps=run.num_steps,
         train_kimg=record["train_kimg"],
         whole_kimg=record.get("whole_kimg") if "chosen" in record else None,
-        network_passes=record.get("network_passes"),
+        **{key: record.get(key) for key in ("network_passes", "train_s", "train_gpu_s")},
         **_measured(score),
     )
 

@@ -110,6 +110,11 @@ class Trainer:
         return self.iteration * self.settings.batch
 
     @property
+    def network_passes(self) -> float:
+        """Return the passes so far, as `ScoreDistillation.network_passes` counts them."""
+        return self.nimg * self.objective.network_passes(self.run.num_steps)
+
+    @property
     def skipped(self) -> int:
         """Return the number of updates skipped because of non-finite values; synchronises the device."""
         return sum(trained.guard.skipped for trained in self.trained.values())

@@ -44,16 +44,14 @@ class TrainingLogger:
         for path, record in _bests(state):
             if record["nimg"] > trainer.nimg:  # from lost iterations of an earlier attempt, perhaps with other code
                 _remove(path)
-        self.clock = Clock(trainer, self.before[-1]["elapsed_s"] if self.before else 0.0)
+        self.clock = Clock(trainer, self.before[-1] if self.before else {})
         if trainer.iteration:
             log.info("%s: continuing at %s of %s images", trainer.run.name, f"{trainer.nimg:,}", f"{self.total_nimg:,}")
         else:
             self.draw()
 
     def log(self, point: dict[str, float | None], quiet: bool) -> None:
-        elapsed_s, images_per_s = self.clock.read(self.trainer.nimg)
-        times = {"elapsed_s": round(elapsed_s, 3), "images_per_s": round(images_per_s, 3)}
-        point = {key: point[key] for key in ("nimg", "iteration")} | times | point
+        point = {key: point[key] for key in ("nimg", "iteration")} | self.clock.read(self.trainer.nimg) | point
         with open(self.path, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(point) + "\n")
         if not quiet:
@@ -120,14 +118,24 @@ def _remove(path: Path) -> None:
 
 
 class Clock:
-    """Seconds of training over all attempts, and images per second of this one."""
+    """Seconds of training over all attempts, those of all its GPUs, and images per second of this attempt.
 
-    def __init__(self, trainer: Trainer, before_s: float):
-        self.first_nimg, self.before_s, self.started = trainer.nimg, before_s, time.monotonic()
+    Args:
+        before: the last logged point of the attempts before; {} without one.
+    """
 
-    def read(self, nimg: int) -> tuple[float, float]:
+    def __init__(self, trainer: Trainer, before: dict[str, float | None]):
+        self.first_nimg, self.before, self.started = trainer.nimg, before, time.monotonic()
+        self.gpus = 0 if trainer.device.type == "cpu" else trainer.world.size
+
+    def read(self, nimg: int) -> dict[str, float]:
         here_s = time.monotonic() - self.started
-        return self.before_s + here_s, (nimg - self.first_nimg) / here_s
+        values = {
+            "elapsed_s": self.before.get("elapsed_s", 0.0) + here_s,
+            "gpu_s": self.before.get("gpu_s", 0.0) + self.gpus * here_s,
+            "images_per_s": (nimg - self.first_nimg) / here_s,
+        }
+        return {name: round(value, 3) for name, value in values.items()}
 
 
 def make_point(trainer: Trainer, window: dict[str, Tensor]) -> dict[str, float | None]:
@@ -138,6 +146,7 @@ def make_point(trainer: Trainer, window: dict[str, Tensor]) -> dict[str, float |
     return {
         "nimg": trainer.nimg,
         "iteration": trainer.iteration,
+        "network_passes": trainer.network_passes,
         **{name: mean if math.isfinite(mean) else None for name, mean in means.items()},
         "ema_drift": trainer.ema_drift(),
         "skipped": trainer.skipped,

@@ -160,6 +160,8 @@ def make_trainer(
 def _export(
     trainer: Trainer, settings: "DistillSettings", teacher_sha256: str, state: Path, out: Path, origin: dict[str, str]
 ) -> None:
+    row, files = Row(out.parent), State(state)
+    last = json.loads(files.training.read_text(encoding="utf-8").splitlines()[-1])
     record = {
         "run": settings.run.model_dump(),
         "t_init": settings.distill.t_init,
@@ -168,7 +170,9 @@ def _export(
         "train_kimg": trainer.nimg / 1000,  # seen by these weights
         "whole_kimg": trainer.nimg / 1000,  # seen by the run
         "skipped_updates": trainer.skipped,
-        "network_passes": trainer.nimg * trainer.objective.network_passes(settings.run.num_steps),
+        "network_passes": trainer.network_passes,
+        "train_s": last["elapsed_s"],
+        "train_gpu_s": last["gpu_s"],
         "teacher_sha256": teacher_sha256,
         "trained_from": origin,
     }
@@ -177,7 +181,6 @@ def _export(
         weights, chosen = load_best(state)
         record["chosen"] = {"rule": f"lowest {settings.distill.keep_best}", **chosen}
         record["train_kimg"] = chosen["nimg"] / 1000
-    row, files = Row(out.parent), State(state)
     with atomic_path(row.training) as temporary:
         shutil.copy(files.training, temporary)
     with atomic_path(row.grids, only=r"\d{8,}\.png") as temporary:

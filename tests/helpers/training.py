@@ -97,7 +97,7 @@ class Training:
         path = self.state / "training.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         return [
-            {key: value for key, value in json.loads(line).items() if key not in ("elapsed_s", "images_per_s")}
+            {key: value for key, value in json.loads(line).items() if key not in ("elapsed_s", "gpu_s", "images_per_s")}
             for line in lines
             if line.endswith("}")
         ]

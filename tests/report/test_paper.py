@@ -104,7 +104,7 @@ def test_convergence_draws_the_proxy_evaluations(make_experiment):
         curves.read_curves(config, Inputs.finished(config, make_experiment(config)).trainings)
     )
     frame = pd.read_csv(io.StringIO(text))
-    assert frame.columns.tolist() == ["run", "setting", "label", "kimg", "fid_proxy", "clip_proxy"]
+    assert frame.columns.tolist() == ["run", "setting", "label", "kimg", "fid_proxy", "clip_proxy", "network_passes"]
     assert frame[frame["run"] == "lsg-3-seed1"].iloc[:, 1:5].to_numpy().tolist() == [
         ["lsg-3", "SiD-LSG κ = 3", 0.64, pytest.approx(73.6)],
         ["lsg-3", "SiD-LSG κ = 3", 1.28, pytest.approx(67.2)],
@@ -114,6 +114,19 @@ def test_convergence_draws_the_proxy_evaluations(make_experiment):
     assert len(figure.axes[0].lines) == 4
     with pytest.raises(paper.NoData, match="proxy_samples"):
         paper.convergence(frame[:0])
+
+
+def test_convergence_of_runs_that_differ_in_passes_draws_them_too():
+    lines = [("lsg-1.5", 18), ("none", 12)]
+    frame = pd.DataFrame(
+        [(name, name, name, kimg, 9 / kimg, 0.1, 1000 * kimg * passes) for name, passes in lines for kimg in (1, 2)],
+        columns=["run", "setting", "label", "kimg", "fid_proxy", "clip_proxy", "network_passes"],
+    )
+    figure = paper.convergence(frame)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["images seen"] * 2 + ["network passes in training"] * 2
+    drawn = [[line.get_xdata().tolist() for line in axes.lines] for axes in figure.axes[::2]]
+    assert drawn == [[[1000, 2000], [1000, 2000]], [[18_000, 36_000], [12_000, 24_000]]]
+    assert len(paper.convergence(frame.assign(network_passes=np.nan)).axes) == 2  # of an earlier version
 
 
 def test_rendered_figure_is_reproducible_and_its_colours_have_names():

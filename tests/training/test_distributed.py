@@ -78,7 +78,7 @@ def run(tiny_teacher, tmp_path):
 
 def points(folder):
     lines = [json.loads(line) for line in (folder / "state" / "training.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("elapsed_s", "images_per_s")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("elapsed_s", "gpu_s", "images_per_s")} for line in lines]
 
 
 def asked_of(folder, size):

@@ -42,7 +42,7 @@ def uninterrupted(tiny_teacher, tmp_path_factory):
 def points(path):
     """Read logged points without their times."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("elapsed_s", "images_per_s")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("elapsed_s", "gpu_s", "images_per_s")} for line in lines]
 
 
 def test_distill_writes_generator_log_and_grids(uninterrupted, tiny_teacher):

@@ -84,10 +84,12 @@ def test_distill_interrupted_and_resumed_gives_equal_bits(objective, ida, tiny_t
     record = json.loads((tmp_path / "a" / "generator" / "generator.json").read_text())
     assert record["run"]["objective"] == objective
     assert record["network_passes"] == 80 * 14  # images, passes with two updates of the fake score
+    assert record["train_s"] > record["train_gpu_s"] == 0  # of a CPU
     weights = [next((tmp_path / name).rglob("*.safetensors")).read_bytes() for name in "ab"]
     assert weights[0] == weights[1]
     point = json.loads((tmp_path / "whole" / "training.jsonl").read_text().splitlines()[-1])
     assert {"fake_loss", "fake_grad_norm", "generator_loss", "score_gap"} <= point.keys()
+    assert (point["network_passes"], point["elapsed_s"]) == (record["network_passes"], record["train_s"])
 
 
 def test_step_of_two_fake_updates_draws_from_separate_streams(tiny_teacher, monkeypatch):
