@@ -40,6 +40,14 @@ def tiny_teacher_source(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_sdxl_source(tmp_path_factory) -> Path:
+    """Write Stable Diffusion XL's layout with random weights: 4 x 8 x 8 latents, 64 x 64 images, 12 tokens of width 24."""
+    from tiny_sdxl import write_teacher
+
+    return write_teacher(tmp_path_factory.mktemp("sdxl") / "source")
+
+
+@pytest.fixture(scope="session")
 def tiny_teacher(tiny_teacher_source, tmp_path_factory) -> Path:
     """Prepare it by the teacher stage: with provenance and manifest."""
     from sid_core.config import Teacher

@@ -62,16 +62,14 @@ def fetch_teacher(settings: "Teacher", path: Path | None, folder: Path) -> dict:
         place = f"teacher.repo={source.name}"
     else:
         source, place = Folder.from_directory(path), f"teacher.path={path}"
-    index = "model_index.json"
-    family = family_of_index(read_json(source.fetch(index)) if index in source.files else {})
+    family = _find_family(source, place)
     family.check_files(source.files, place)
     paths = {name: source.fetch(name).resolve() for name in _config_files(source, family, place)}
     for name, file in paths.items():
         _copy(file, folder / name)
     family.check_configs(folder, place)  # before gigabytes are fetched
     weights = {
-        component: _weight_files(source, component, stem, settings.variant, place)
-        for component, stem in family.WEIGHTS.items()
+        component: _weight_files(source, family, component, settings.variant, place) for component in family.WEIGHTS
     }
     paths |= {name: source.fetch(name).resolve() for names in weights.values() for name in names}
     files = _identified(settings, paths) if path is None else {}
@@ -104,19 +102,31 @@ def _identified(settings: "Teacher", paths: dict[str, Path]) -> dict[str, dict]:
     return files
 
 
+def _find_family(source: Source, place: str) -> type[Backbone]:
+    """Find the family by model_index.json; raises UserError for a pipeline of no family, or a single component."""
+    index, alone = "model_index.json", "config.json"
+    if index not in source.files and alone in source.files:
+        kind = read_json(source.fetch(alone)).get("_class_name") or "model"
+        raise UserError(
+            f"{place}: holds one component, a {kind}: expected a pipeline with {index}. Fix: give the whole model it belongs to"
+        )
+    return family_of_index(read_json(source.fetch(index)) if index in source.files else {}, place)
+
+
 def _config_files(source: Source, family: type[Backbone], place: str) -> list[str]:
     """Return the names of all files but weights."""
     for component, alternatives in family.NEEDED.items():
         names = [f"{component}/{file}" for file in alternatives]
         if not source.files.intersection(names):
-            raise UserError(f"{place}: component {component} is missing ({' or '.join(names)}{_offline(source)})")
+            remedy = _offline(source) or ". Fix: give a teacher with all its folders"
+            raise UserError(f"{place}: component {component} is missing: {' or '.join(names)}{remedy}")
     wanted = [f"{component}/{file}" for component, files in family.CONFIGS.items() for file in files]
     return [name for name in ("model_index.json", *wanted) if name in source.files]
 
 
-def _weight_files(source: Source, component: str, stem: str, variant: str | None, place: str) -> list[str]:
+def _weight_files(source: Source, family: type[Backbone], component: str, variant: str | None, place: str) -> list[str]:
     """Return the names of a component's safetensors: one file, or shards; fp16 where there is no other variant."""
-    stem = f"{component}/{stem}"
+    stem = f"{component}/{family.WEIGHTS[component]}"
     for kind in [variant] if variant else ["", "fp16"]:
         dot = f".{kind}" if kind else ""
         single, index = f"{stem}{dot}.safetensors", f"{stem}.safetensors.index{dot}.json"
@@ -126,7 +136,7 @@ def _weight_files(source: Source, component: str, stem: str, variant: str | None
         if names:
             return names
     name = f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors"
-    raise UserError(_missing(source, component, name, variant, place))
+    raise UserError(_missing(source, family, name, variant, place))
 
 
 def _shards(source: Source, index: str, place: str) -> list[str]:
@@ -151,28 +161,28 @@ def _join(paths: list[Path], target: Path, place: str) -> None:
     save_file(weights, target, metadata={"format": "pt"})
 
 
-def _missing(source: Source, component: str, name: str, variant: str | None, place: str) -> str:
+def _missing(source: Source, family: type[Backbone], name: str, variant: str | None, place: str) -> str:
     """Return the message of weights that cannot be fetched, with the remedy."""
     if offline := _offline(source):
         return f"{place}: {name}{offline}"
-    there = sorted(file for file in source.files if file.startswith(f"{component}/"))
+    there = sorted(file for file in source.files if file.startswith(f"{name.split('/')[0]}/"))
     if any(file.endswith(".safetensors") for file in there):
         remedy = "set teacher.variant to null, or " if variant else ""
         return f"{place}: has no {name} (but {', '.join(there)}). Fix: {remedy}use another teacher"
     if any(file.endswith((".bin", ".ckpt")) for file in there):
         return (
             f"{place}: has no {name}, only pickled weights ({', '.join(there)}), which may contain code. "
-            f"Fix: if you trust them, run {_conversion(source)} and set teacher: {{source: local, path: converted}}"
+            f"Fix: if you trust them, run {_conversion(source, family.PIPELINES[0])} and set teacher: {{source: local, path: converted}}"
         )
     return f"{place}: has no {name}; expected a diffusers repository, with model_index.json"
 
 
-def _conversion(source: Source) -> str:
+def _conversion(source: Source, pipeline: str) -> str:
     """Return the command that converts pickled weights to safetensors with diffusers."""
     local = isinstance(source, Folder)
     origin = repr(str(source.path)) if local else f"{source.name!r}, revision={source.commit!r}"
     code = (
-        f"from diffusers import StableDiffusionPipeline as P; P.from_pretrained({origin}, use_safetensors=False, "
+        f"from diffusers import {pipeline} as P; P.from_pretrained({origin}, use_safetensors=False, "
         "safety_checker=None).save_pretrained('converted')"
     )
     return f"python -c {shlex.quote(code)}"

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import ModelOutput
 from transformers.utils import logging as transformers_logging
 
 from ..cluster.machine import to_device
@@ -24,29 +25,33 @@ class TextEncoder(nn.Module):
         self.tokenizer, self.model = tokenizer, model.eval().requires_grad_(False)
 
     @classmethod
-    def from_directory(cls, folder: Path) -> "TextEncoder":
-        """Load `tokenizer` and `text_encoder` of a teacher directory.
+    def from_directory(cls, folder: Path, suffix: str = "", kind: type[nn.Module] = CLIPTextModel) -> "TextEncoder":
+        """Load `tokenizer` and `text_encoder` of a teacher directory, or those with a suffix such as `_2`.
 
         Raises:
             UserError: a component is damaged.
         """
+        name = f"tokenizer{suffix}"
         try:
-            tokenizer = CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer")
+            tokenizer = CLIPTokenizer.from_pretrained(Path(folder) / name)
         except Exception as error:  # tokenizers' Rust code raises no narrower class
             raise UserError(
-                f"{folder}: tokenizer: cannot be read ({' '.join(str(error).split())[:200]}). Fix: get its files again"
+                f"{folder}: {name}: cannot be read ({' '.join(str(error).split())[:200]}). Fix: get its files again"
             ) from None
-        return cls(tokenizer, load_component(CLIPTextModel, Path(folder) / "text_encoder"))
+        return cls(tokenizer, load_component(kind, Path(folder) / f"text_encoder{suffix}"))
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Return tokens (B, L, D) float32, padded and truncated to the tokenizer's length L."""
+    def evaluate(self, prompts: Sequence[str], **options: bool) -> ModelOutput:
+        """Return the model's output for prompts that are padded and truncated to the tokenizer's length L."""
         length = self.tokenizer.model_max_length
         tokens = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )
-        ids = to_device(tokens.input_ids, self.model.device)
-        return Conditioning(self.model(ids).last_hidden_state.float())
+        return self.model(to_device(tokens.input_ids, self.model.device), **options)
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Return tokens (B, L, D) float32."""
+        return Conditioning(self.evaluate(prompts).last_hidden_state.float())
 
     def empty(self) -> Conditioning:
         """Return the embedding of the empty prompt, one row."""

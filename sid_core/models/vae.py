@@ -17,11 +17,12 @@ class ImageCodec(nn.Module):
 
     Args:
         at_once: images evaluated at a time, to save memory: feature maps have the size of the image. None: all.
+        float32: whether `devices.place` keeps it in float32, with any precision of the other networks.
     """
 
-    def __init__(self, vae: AutoencoderKL, at_once: int | None = None):
+    def __init__(self, vae: AutoencoderKL, at_once: int | None = None, float32: bool = False):
         super().__init__()
-        self.vae, self.at_once = vae.eval().requires_grad_(False), at_once
+        self.vae, self.at_once, self.float32 = vae.eval().requires_grad_(False), at_once, float32
 
     @classmethod
     def from_directory(cls, folder: Path, at_once: int | None = None) -> "ImageCodec":

@@ -2,22 +2,35 @@
 
 from pathlib import Path
 
+from ...errors import UserError
 from ...storage.files import read_json
 from .base import Backbone
 from .sd import StableDiffusion
+from .sdxl import StableDiffusionXL
 
-FAMILIES: list[type[Backbone]] = [StableDiffusion]
+FAMILIES: list[type[Backbone]] = [StableDiffusion, StableDiffusionXL]
 
 
-def family_of_index(index: dict) -> type[Backbone]:
-    """Find a family by `_class_name` of a model_index.json; by default the first, whose checks state what it expects."""
-    return next((family for family in FAMILIES if index.get("_class_name") in family.PIPELINES), FAMILIES[0])
+def family_of_index(index: dict, place: object) -> type[Backbone]:
+    """Find a family by `_class_name` of the model_index.json at `place`; the first one where it states none.
+
+    Raises:
+        UserError: a pipeline of no family.
+    """
+    if (name := index.get("_class_name")) is None:
+        return FAMILIES[0]
+    families = {pipeline: family for family in FAMILIES for pipeline in family.PIPELINES}
+    if name not in families:
+        raise UserError(
+            f"{place}: model_index.json: _class_name={name}: expected {' or '.join(families)}. Fix: give another teacher"
+        )
+    return families[name]
 
 
 def family_of(folder: Path) -> type[Backbone]:
     """Find the family of a diffusers directory."""
     path = Path(folder) / "model_index.json"
-    return family_of_index(read_json(path) if path.is_file() else {})
+    return family_of_index(read_json(path) if path.is_file() else {}, folder)
 
 
-__all__ = ["FAMILIES", "Backbone", "StableDiffusion", "family_of", "family_of_index"]
+__all__ = ["FAMILIES", "Backbone", "StableDiffusion", "StableDiffusionXL", "family_of", "family_of_index"]

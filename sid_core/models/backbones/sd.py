@@ -26,23 +26,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CLASSES = {
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "text_encoder": ("CLIPTextModel",),
-    "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
-}
-OTHER_FAMILIES = ("text_encoder_2", "text_encoder_3", "tokenizer_2", "tokenizer_3", "transformer")
 # components that may be ignored; ignoring any other would drop a part of the model
 UNUSED = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")
-# settings of a UNet with inputs beside latents, timestep and text, which the method does not provide
-UNET = {
-    "addition_embed_type": None, "class_embed_type": None, "num_class_embeds": None, "encoder_hid_dim": None,
-    "encoder_hid_dim_type": None, "time_cond_proj_dim": None, "attention_type": "default",
-}  # fmt: skip
 # settings of a VAE whose latents are not just z * scaling_factor
 VAE = {"shift_factor": None, "latents_mean": None, "latents_std": None}
-EXPECTED = "expected Stable Diffusion's: one CLIP text encoder, a UNet2DConditionModel and an AutoencoderKL"
 LONGEST = 100_000  # tokens; transformers uses 10^30 for a missing length
 TIMESTEPS = 1000  # t_init, t_min, t_max and the epsilon-prediction error refer to these
 
@@ -51,7 +38,23 @@ class StableDiffusion(Backbone):
     """A UNet with one text encoder."""
 
     PIPELINES = ("StableDiffusionPipeline",)
+    EXPECTED = "expected Stable Diffusion's: one CLIP text encoder, a UNet2DConditionModel and an AutoencoderKL"
+    INDEX = {"requires_safety_checker": False, "safety_checker": [None, None]}  # of an exported model_index.json
+    FOREIGN = ("text_encoder_2", "text_encoder_3", "tokenizer_2", "tokenizer_3", "transformer")
     NETWORK = "unet"
+    # endings of the folders of a tokenizer and its text encoder
+    ENCODERS = ("",)
+    CLASSES = {
+        "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+        "text_encoder": ("CLIPTextModel",),
+        "unet": ("UNet2DConditionModel",),
+        "vae": ("AutoencoderKL",),
+    }
+    # settings of a UNet's inputs beside latents, timestep and text
+    UNET = {
+        "addition_embed_type": None, "class_embed_type": None, "num_class_embeds": None, "encoder_hid_dim": None,
+        "encoder_hid_dim_type": None, "time_cond_proj_dim": None, "attention_type": "default",
+    }  # fmt: skip
     WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
     CONFIGS = {
         "tokenizer": (
@@ -140,8 +143,11 @@ class StableDiffusion(Backbone):
     def check_files(cls, files: Collection[str], place: str) -> None:
         """Reject folders of other families, such as SDXL's second text encoder."""
         folders = {name.split("/")[0] for name in files if "/" in name}
-        if foreign := [name for name in OTHER_FAMILIES if name in folders]:
-            raise UserError(f"{place}: has {', '.join(foreign)}; {EXPECTED}. Fix: give another teacher")
+        if foreign := [name for name in cls.FOREIGN if name in folders]:
+            raise UserError(
+                f"{place}: has {', '.join(foreign)}; {cls.EXPECTED}. Fix: give another teacher, or the model_index.json that "
+                "names its family"
+            )
 
     @classmethod
     def check_configs(cls, folder: Path, place: str) -> None:
@@ -151,21 +157,44 @@ class StableDiffusion(Backbone):
             UserError: states file, setting, value and the expected value.
         """
         if (folder / "model_index.json").is_file():
-            _check_index(cls.PIPELINES, read_json(folder / "model_index.json"), place)
-        for component, classes in CLASSES.items():
-            if component != "text_encoder" and (path := folder / component / _config_name(component)).is_file():
-                key = "tokenizer_class" if component == "tokenizer" else "_class_name"
-                _expect(f"{place}: {component}", read_json(path), key, (*classes, None))
+            cls._check_index(read_json(folder / "model_index.json"), place)
+        for component, classes in cls.CLASSES.items():
+            path, key = folder / component / _config_name(component), "_class_name"
+            if component.startswith("tokenizer"):
+                key = "tokenizer_class"
+            elif component.startswith("text_encoder"):
+                key, classes = "model_type", ("clip_text_model", "clip")
+            cls._expect(f"{place}: {component}", read_json(path) if path.is_file() else {}, key, (*classes, None))
         unet, vae = (read_json(folder / name / "config.json") for name in ("unet", "vae"))
-        for key, value in UNET.items():
-            _expect(f"{place}: unet", unet, key, (value,), missing=value)
+        for key, value in cls.UNET.items():
+            cls._expect(f"{place}: unet", unet, key, (value,), missing=value)
         for key, value in VAE.items():
-            _expect(f"{place}: vae", vae, key, (value,), missing=value)
-        _expect(f"{place}: unet", unet, "out_channels", (unet.get("in_channels", 4),), missing=4)
+            cls._expect(f"{place}: vae", vae, key, (value,), missing=value)
+        channels = unet.get("out_channels", 4)
+        if unet.get("in_channels", 4) == 2 * channels + 1:
+            raise UserError(
+                f"{place}: unet: in_channels={2 * channels + 1}: expected {channels}; an inpainting UNet takes a mask and a "
+                "masked image too. Fix: give the text-to-image model"
+            )
+        cls._expect(f"{place}: unet", unet, "out_channels", (unet.get("in_channels", 4),), missing=4)
         if not isinstance(unet.get("cross_attention_dim", 1280), int):
             raise UserError(f"{place}: unet: cross_attention_dim={unet['cross_attention_dim']}: expected one number")
-        text = read_json(folder / "text_encoder" / "config.json")
-        _expect(f"{place}: text_encoder", text, "model_type", ("clip_text_model", "clip", None))
+
+    @classmethod
+    def _check_index(cls, index: dict, place: str) -> None:
+        for component, entry in index.items():
+            if component.startswith("_") or not isinstance(entry, list) or entry in ([], [None, None]):
+                continue
+            if entry[-1] not in cls.CLASSES.get(component, (entry[-1],)) or component not in (*cls.CLASSES, *UNUSED):
+                raise UserError(
+                    f"{place}: model_index.json: {component}={entry[-1]}: {cls.EXPECTED}. Fix: give another teacher"
+                )
+
+    @classmethod
+    def _expect(cls, where: str, config: dict, key: str, allowed: tuple, missing: object = None) -> None:
+        if (value := config.get(key, missing)) not in allowed:
+            expected = " or ".join(str(one) for one in allowed if one is not None) or "none"
+            raise UserError(f"{where}: {key}={value}: expected {expected}; {cls.EXPECTED}. Fix: give another teacher")
 
     @classmethod
     def check(cls, folder: Path, place: str) -> dict:
@@ -181,25 +210,33 @@ class StableDiffusion(Backbone):
                 f"{place}: scheduler: num_train_timesteps={steps}: expected {TIMESTEPS}, to which t_init, t_min and t_max "
                 "refer. Fix: give a teacher of such a schedule"
             )
-        shape, positions = cls.latent_shape(folder), _positions(folder)
-        tokens = resolve_prompt_length(folder, positions, place)
-        backbone, encoder, codec = cls.load(folder), cls.text_encoder(folder), cls.image_codec(folder)
-        for component, model in (("unet", backbone.network), ("text_encoder", encoder.model), ("vae", codec.vae)):
-            check_finite(component, model, place)
-        if (ids := len(encoder.tokenizer)) > (rows := encoder.model.get_input_embeddings().num_embeddings):
+        shape, lengths = cls.latent_shape(folder), [resolve_prompt_length(folder, one, place) for one in cls.ENCODERS]
+        if len(set(lengths)) > 1:
             raise UserError(
-                f"{place}: tokenizer has {ids} tokens, text_encoder expects {rows}; they do not belong together"
+                f"{place}: tokenizers of {' and '.join(map(str, lengths))} tokens, whose embeddings are joined token by token; "
+                "expected equal model_max_length. Fix: give another teacher"
             )
+        backbone, encoder, codec = cls.load(folder), cls.text_encoder(folder), cls.image_codec(folder)
+        encoders = dict(zip(cls.ENCODERS, getattr(encoder, "encoders", [encoder]), strict=True))
+        models = {f"text_encoder{one}": encoder.model for one, encoder in encoders.items()}
+        for component, model in {"unet": backbone.network, **models, "vae": codec.vae}.items():
+            check_finite(component, model, place)
+        for suffix, one in encoders.items():
+            if (ids := len(one.tokenizer)) > (rows := one.model.get_input_embeddings().num_embeddings):
+                raise UserError(
+                    f"{place}: tokenizer{suffix} has {ids} tokens, text_encoder{suffix} expects {rows}; they do not belong together"
+                )
         empty, width = encoder.empty(), backbone.network.config.cross_attention_dim
         if empty.tokens.shape[-1] != width:
             raise UserError(
-                f"{place}: text_encoder gives {empty.tokens.shape[-1]} values a token, unet expects {width}; they do not belong together"
+                f"{place}: {' + '.join(models)} gives {empty.tokens.shape[-1]} values a token, unet expects {width}; they do not belong together"
             )
         if codec.latent_channels != shape[0]:
             raise UserError(
-                f"{place}: vae has {codec.latent_channels} latent channels, unet expects {shape[0]}; they do not belong together"
+                f"{place}: vae has {codec.latent_channels} latent channels, unet expects {shape[0]}; they do not belong together. "
+                "Fix: take the vae of the same model"
             )
-        return {"tokens": tokens, "prediction_type": _resolve_prediction_type(folder, backbone, empty, place)}
+        return {"tokens": lengths[0], "prediction_type": _resolve_prediction_type(folder, backbone, empty, place)}
 
 
 def check_finite(component: str, model: nn.Module, place: str) -> None:
@@ -211,13 +248,15 @@ def check_finite(component: str, model: nn.Module, place: str) -> None:
             )
 
 
-def resolve_prompt_length(folder: Path, positions: int, place: str) -> int:
-    """Return the tokenizer's length of a prompt; a missing one is set to the text encoder's in the prepared copy.
+def resolve_prompt_length(folder: Path, suffix: str, place: str) -> int:
+    """Return a tokenizer's length of a prompt; a missing one is set to its text encoder's in the prepared copy.
 
     Raises:
         UserError: prompts would be longer than the text encoder has positions.
     """
-    path = folder / "tokenizer" / _config_name("tokenizer")
+    text = read_json(folder / f"text_encoder{suffix}" / "config.json")
+    positions = text.get("text_config", text).get("max_position_embeddings", 77)  # transformers' default
+    path = folder / f"tokenizer{suffix}" / _config_name("tokenizer")
     config = read_json(path) if path.is_file() else {"tokenizer_class": "CLIPTokenizer"}
     length = config.get("model_max_length") or LONGEST
     if length >= LONGEST:
@@ -225,35 +264,14 @@ def resolve_prompt_length(folder: Path, positions: int, place: str) -> int:
         return positions
     if not isinstance(length, int) or length > positions:
         raise UserError(
-            f"{place}: tokenizer: model_max_length={length}: expected at most {positions}, the text encoder's positions. "
-            f"Fix: set it to {positions} in tokenizer/{path.name} of a local copy"
+            f"{place}: tokenizer{suffix}: model_max_length={length}: expected at most {positions}, the text encoder's positions. "
+            f"Fix: set it to {positions} in tokenizer{suffix}/{path.name} of a local copy"
         )
     return length
 
 
-def _check_index(pipelines: tuple[str, ...], index: dict, place: str) -> None:
-    _expect(f"{place}: model_index.json", index, "_class_name", (*pipelines, None))
-    for component, entry in index.items():
-        if component.startswith("_") or not isinstance(entry, list) or entry in ([], [None, None]):
-            continue
-        kind = entry[-1]
-        if (component in CLASSES and kind not in CLASSES[component]) or component not in (*CLASSES, *UNUSED):
-            raise UserError(f"{place}: model_index.json: {component}={kind}: {EXPECTED}. Fix: give another teacher")
-
-
 def _config_name(component: str) -> str:
-    return "tokenizer_config.json" if component == "tokenizer" else "config.json"
-
-
-def _expect(where: str, config: dict, key: str, allowed: tuple, missing: object = None) -> None:
-    if (value := config.get(key, missing)) not in allowed:
-        expected = " or ".join(str(one) for one in allowed if one is not None) or "none"
-        raise UserError(f"{where}: {key}={value}: expected {expected}; {EXPECTED}. Fix: give another teacher")
-
-
-def _positions(folder: Path) -> int:
-    config = read_json(folder / "text_encoder" / "config.json")
-    return config.get("text_config", config).get("max_position_embeddings", 77)  # transformers' default
+    return "tokenizer_config.json" if component.startswith("tokenizer") else "config.json"
 
 
 def _resolve_prediction_type(folder: Path, backbone: Backbone, empty: Conditioning, place: str) -> dict:

@@ -13,6 +13,7 @@ from diffusers import EulerDiscreteScheduler
 
 from ...errors import UserError
 from ...storage.files import atomic_path, read_json, verify_manifest, write_json, write_manifest, write_text
+from ..backbones import StableDiffusion, family_of
 from ..generator import generator_folder, generator_sha256
 from ..scheduler import make_solver, prediction_type, scheduler_config
 from ..teacher import latent_shape, teacher_sha256
@@ -46,14 +47,15 @@ def export(generator: Path, teacher: Path, out: Path, score: Path | None = None)
         raise UserError(
             f"--score {score}: of other weights than {generator}. Fix: score this generator, or omit --score"
         )
+    family = family_of(teacher)
     with atomic_path(out, *MARKERS) as folder:
         folder.mkdir()
-        for name in ("tokenizer", "text_encoder", "vae"):
+        for name in family.CONFIGS.keys() - {family.NETWORK, "scheduler"}:
             shutil.copytree(teacher / name, folder / name)
-        shutil.copytree(generator / "unet", folder / "unet")
+        shutil.copytree(generator / family.NETWORK, folder / family.NETWORK)
         shutil.copy(generator / "generator.json", folder)
         one_step_scheduler(teacher, record["t_init"]).save_pretrained(folder / "scheduler")
-        write_model_index(folder, "EulerDiscreteScheduler")
+        write_model_index(folder, "EulerDiscreteScheduler", family)
         levels = len(read_json(teacher / "vae" / "config.json")["block_out_channels"])
         side = latent_shape(teacher)[1] * 2 ** (levels - 1)
         provenance = read_json(teacher / "provenance.json")
@@ -61,22 +63,20 @@ def export(generator: Path, teacher: Path, out: Path, score: Path | None = None)
         write_manifest(folder)
 
 
-def write_model_index(folder: Path, scheduler: str) -> None:
-    """Write model_index.json of a Stable Diffusion directory without safety checker."""
+def write_model_index(folder: Path, scheduler: str, family: type[StableDiffusion] = StableDiffusion) -> None:
+    """Write model_index.json of a family's pipeline, without safety checker and watermark."""
+    components = {
+        name: ["transformers" if name.startswith(("tokenizer", "text_encoder")) else "diffusers", classes[0]]
+        for name, classes in family.CLASSES.items()
+    }
     index = {
-        "_class_name": "StableDiffusionPipeline",
+        "_class_name": family.PIPELINES[0],
         "_diffusers_version": diffusers.__version__,
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
         "scheduler": ["diffusers", scheduler],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
     }
-    write_json(folder / "model_index.json", index)
+    write_json(folder / "model_index.json", dict(sorted((index | family.INDEX | components).items())))
 
 
 def one_step_scheduler(teacher: Path, t_init: int) -> EulerDiscreteScheduler:

@@ -1,0 +1,130 @@
+"""Load Stable Diffusion XL: two CLIP text encoders, a UNet that also takes a pooled text and the image's size, a VAE."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from ...errors import UserError
+from ...storage.files import read_json
+from ..components import load_component
+from ..conditioning import Conditioning
+from ..vae import ImageCodec
+from .base import Backbone
+from .sd import StableDiffusion
+
+if TYPE_CHECKING:
+    from ..text import TextEncoder
+
+PIXELS = 8  # side of a latent in pixels of the image
+SIZES = 6  # time_ids: height and width of the original, of the crop's corner, and of the image
+
+
+class StableDiffusionXL(StableDiffusion):
+    """A UNet with two text encoders, conditioned on the size of images without crop: time_ids (H, W, 0, 0, H, W)."""
+
+    # the second one is how some fine-tunes name themselves; the refiner too, which `check_files` rejects
+    PIPELINES = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline")
+    EXPECTED = "expected Stable Diffusion XL's: two CLIP text encoders, a UNet2DConditionModel and an AutoencoderKL"
+    INDEX = {"force_zeros_for_empty_prompt": True, "add_watermarker": False}  # a watermark would change the image
+    FOREIGN = ("text_encoder_3", "tokenizer_3", "transformer")
+    ENCODERS = ("", "_2")
+    CLASSES = StableDiffusion.CLASSES | {
+        "tokenizer_2": StableDiffusion.CLASSES["tokenizer"],
+        "text_encoder_2": ("CLIPTextModelWithProjection",),
+    }
+    UNET = StableDiffusion.UNET | {"addition_embed_type": "text_time"}
+    WEIGHTS = StableDiffusion.WEIGHTS | {"text_encoder_2": "model"}
+    CONFIGS = StableDiffusion.CONFIGS | {
+        "tokenizer_2": StableDiffusion.CONFIGS["tokenizer"],
+        "text_encoder_2": ("config.json",),
+    }
+    NEEDED = StableDiffusion.NEEDED | {
+        "tokenizer_2": StableDiffusion.NEEDED["tokenizer"],
+        "text_encoder_2": ("config.json",),
+    }
+    BACKWARD_ORDER = StableDiffusion.BACKWARD_ORDER | {"add_embedding": 3}
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        sizes = torch.zeros(len(x_t), SIZES, device=x_t.device)  # filled in place: a copy would synchronise a GPU
+        sizes[:, 0::4], sizes[:, 1::4] = (PIXELS * side for side in x_t.shape[2:])
+        added = {"text_embeds": cond.pooled, "time_ids": sizes}
+        return self.network(x_t, t, encoder_hidden_states=cond.tokens, added_cond_kwargs=added).sample
+
+    # the pooled text enters with the timestep, before the first block: both branches share nothing
+    predict_pair = Backbone.predict_pair
+
+    @classmethod
+    def text_encoder(cls, folder: Path) -> "TextEncoders":
+        from transformers import CLIPTextModelWithProjection
+
+        from ..text import TextEncoder
+
+        second = TextEncoder.from_directory(folder, "_2", CLIPTextModelWithProjection)
+        zeros = read_json(folder / "model_index.json").get("force_zeros_for_empty_prompt", True)  # diffusers' default
+        return TextEncoders(TextEncoder.from_directory(folder), second, zeros)
+
+    @classmethod
+    def image_codec(cls, folder: Path, at_once: int | None = None) -> ImageCodec:
+        vae = load_component(AutoencoderKL, folder / "vae")
+        return ImageCodec(vae, at_once, float32=vae.config.force_upcast)
+
+    @classmethod
+    def check_files(cls, files: Collection[str], place: str) -> None:
+        """Reject the refiner by its single text encoder, and folders of other families."""
+        folders = {name.split("/")[0] for name in files if "/" in name}
+        if "text_encoder_2" in folders and "text_encoder" not in folders:
+            raise UserError(
+                f"{place}: has text_encoder_2 and no text_encoder: SDXL's refiner, which continues samples of another model; "
+                f"{cls.EXPECTED}. Fix: give the base model"
+            )
+        super().check_files(files, place)
+
+    @classmethod
+    def check_configs(cls, folder: Path, place: str) -> None:
+        """Reject another number of time_ids, such as the refiner's five, and VAEs of another image size."""
+        super().check_configs(folder, place)
+        unet, text, vae = (read_json(folder / name / "config.json") for name in ("unet", "text_encoder_2", "vae"))
+        width = unet.get("projection_class_embeddings_input_dim")
+        pooled, size = (
+            text.get("projection_dim", 512),
+            unet.get("addition_time_embed_dim"),
+        )  # 512: transformers' default
+        if None in (width, size) or width != pooled + SIZES * size:
+            refiner = " (SDXL's refiner has 5)" if None not in (width, size) and width == pooled + 5 * size else ""
+            raise UserError(
+                f"{place}: unet: projection_class_embeddings_input_dim={width}: expected text_encoder_2's projection_dim {pooled} "
+                f"and {SIZES} time_ids{refiner} of addition_time_embed_dim {size}. Fix: give the base model"
+            )
+        levels = len(vae.get("block_out_channels", [0]))
+        if 2 ** (levels - 1) != PIXELS:
+            raise UserError(
+                f"{place}: vae: {levels} levels in block_out_channels: expected 4, images of {PIXELS} times the latents' side. "
+                "Fix: take the vae of the same model"
+            )
+
+
+class TextEncoders(nn.Module):
+    """Two text encoders, joined on features; the second one also returns the pooled embedding.
+
+    Args:
+        zeros: whether the unconditional embedding is zero, instead of that of the empty prompt.
+    """
+
+    def __init__(self, first: "TextEncoder", second: "TextEncoder", zeros: bool):
+        super().__init__()
+        self.encoders, self.zeros = nn.ModuleList([first, second]), zeros
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Return tokens (B, L, D1 + D2), from the last hidden layer but one, and pooled (B, P), float32."""
+        outputs = [encoder.evaluate(prompts, output_hidden_states=True) for encoder in self.encoders]
+        tokens = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        return Conditioning(tokens.float(), outputs[1].text_embeds.float())
+
+    def empty(self) -> Conditioning:
+        """Return the unconditional embedding, one row."""
+        empty = self.encode([""])
+        return empty.map(torch.zeros_like) if self.zeros else empty
