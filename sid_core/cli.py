@@ -268,10 +268,11 @@ def _import_official(given: argparse.Namespace) -> None:
 def _plan(given: argparse.Namespace) -> None:
     from .data.captions import check_enough
     from .pipeline.plan import to_text
+    from .training.iteration import passes_an_image
 
     settings = config.load_config("config.yaml", given.configfile)
     check_enough(settings.prompts, settings.generate.samples)
-    print(to_text(settings, int(has_gpu())))
+    print(to_text(settings, int(has_gpu()), passes_an_image))
 
 
 def _plan_memory(given: argparse.Namespace) -> None:

@@ -426,7 +426,9 @@ class Plan(Block):
     """Sizes and throughputs of one GPU (or process) for `sid-core plan`; they change no result."""
 
     unet_million: Positive = Field(description="million parameters of the UNet")
-    train_images_per_s: Positive = Field(description="of a distillation, per GPU")
+    train_images_per_s: Positive = Field(
+        description="of a distillation by long-short guidance, per GPU; others are estimated by their network passes"
+    )
     generate_images_per_s: Positive = Field(description="of a one-step generator with its VAE, per job")
     evaluations_per_s: Positive = Field(description="of the teacher (a guided pair is two), per job")
     feature_images_per_s: Positive = Field(description="per job")

@@ -1,8 +1,10 @@
 """Estimate jobs, hours, GPU hours, memory and disk of each stage from the blocks `plan` and `resources`."""
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..config import Config, JobResources, baselines, distillations, generators, shards
+from ..config import Config, DistillSettings, ExtraRun, JobResources, baselines, distillations, generators, shards
 from ..storage.states import KEEP_STATES
 
 FEATURE_KB = 16  # of a sample, at most: 2,048 features and two CLIP embeddings of 1,024, float32
@@ -24,8 +26,16 @@ class Stage:
         return self.jobs * self.hours * (self.asks.gpu or 0)
 
 
-def make_plan(config: Config, gpus_here: int = 0) -> list[Stage]:
-    """List the stages in their order. `gpus_here`: GPUs of a job where `resources` has null."""
+Passes = Callable[[DistillSettings], float]  # network passes per image
+
+
+def make_plan(config: Config, gpus_here: int = 0, passes: Passes | None = None) -> list[Stage]:
+    """List the stages in their order.
+
+    Args:
+        gpus_here: GPUs of a job where `resources` has null.
+        passes: of a training, in proportion to which its time is estimated; None: all take as long as LSG.
+    """
     plan, count, parts = config.plan, config.generate.samples, len(shards(config))
     asks = {name: block.model_copy(update={"gpu": block.gpus(gpus_here)}) for name, block in config.resources}
     runs, sampled, others = distillations(config), len(generators(config)), baselines(config)
@@ -39,11 +49,14 @@ def make_plan(config: Config, gpus_here: int = 0) -> list[Stage]:
         Stage("teacher", 1 + len(config.teachers), asks["teacher"], 0.0, plan.download_gb),
         Stage("prompts", 1, asks["prompts"], 0.0, 0.0),
     ]
-    for kimg in sorted({run.distill.train_kimg for run in runs}):
-        jobs = sum(run.distill.train_kimg == kimg for run in runs)
+    usual = passes and passes(_usual(config))
+    kinds = Counter((run.distill.train_kimg, passes and passes(run)) for run in runs)
+    for (kimg, each), jobs in sorted(kinds.items()):
         hours = _hours(1000 * kimg, plan.train_images_per_s * max(asks["distill"].gpu or 0, 1))
+        hours *= each / usual if passes else 1
+        name = f"distill {kimg:,g} kimg" + (f" x {each:g} passes" if passes else "")
         state = KEEP_STATES * STATE_WEIGHTS
-        stages.append(Stage(f"distill {kimg:,g} kimg", jobs, asks["distill"], hours, jobs * (1 + state) * weights_gb))
+        stages.append(Stage(name, jobs, asks["distill"], hours, jobs * (1 + state) * weights_gb))
     if config.imports:
         jobs = len(config.imports)
         stages.append(Stage("import", jobs, asks["teacher"], 0.0, jobs * weights_gb))
@@ -61,9 +74,15 @@ def make_plan(config: Config, gpus_here: int = 0) -> list[Stage]:
     ]
 
 
-def to_text(config: Config, gpus_here: int = 0) -> str:
+def _usual(config: Config) -> DistillSettings:
+    """Return the run that `plan.train_images_per_s` is of: long-short guidance with the settings of `distill`."""
+    lsg = [ExtraRun(strategy="lsg", scale=2)]
+    return distillations(config.model_copy(update={"guidance_scales": [], "extra_runs": lsg}))[0]
+
+
+def to_text(config: Config, gpus_here: int = 0, passes: Passes | None = None) -> str:
     """Return the plan as a table for the terminal."""
-    stages = make_plan(config, gpus_here)
+    stages = make_plan(config, gpus_here, passes)
     width = max(34, *(len(stage.name) for stage in stages))
     head = ("stage", "jobs", "GPUs", "memory", "time each", "GPU hours", "disk", "limit")
     total_h, gpu_h = sum(stage.jobs * stage.hours for stage in stages), sum(stage.gpu_hours for stage in stages)

@@ -23,7 +23,7 @@ from .randomness import Draw, draw, rng
 from .trained_network import Gradient, TrainedNetwork
 
 if TYPE_CHECKING:
-    from ..config import Distill, Run
+    from ..config import Distill, DistillSettings, Run
     from ..method.objectives import ScoreDistillation
 
 
@@ -112,7 +112,7 @@ class Trainer:
     @property
     def network_passes(self) -> float:
         """Return the passes so far, as `ScoreDistillation.network_passes` counts them."""
-        return self.nimg * self.objective.network_passes(self.run.num_steps)
+        return self.objective.total_passes(self.run.num_steps, self.nimg)
 
     @property
     def skipped(self) -> int:
@@ -280,3 +280,9 @@ def make_objective(run: "Run", settings: "Distill") -> "ScoreDistillation":
         raise UserError(f"objective={run.objective}: expected {' or '.join(OBJECTIVES)}")
     guidance = Guidance(run.fake_train, run.fake_eval, run.teacher)
     return OBJECTIVES[run.objective](guidance, settings.t_init, run.alpha, run.fake_updates)
+
+
+def passes_an_image(settings: "DistillSettings") -> float:
+    """Return the network passes of a training per image of its generator."""
+    run, nimg = settings.run, round(1000 * settings.distill.train_kimg)
+    return make_objective(run, settings.distill).total_passes(run.num_steps, nimg) / nimg

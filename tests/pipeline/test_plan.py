@@ -6,6 +6,7 @@ import pytest
 
 from sid_core import config as c
 from sid_core.pipeline.plan import make_plan, to_text
+from sid_core.training.iteration import passes_an_image
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,6 +40,19 @@ def test_make_plan_of_a_distillation_estimates_hours_gpu_hours_and_disk():
     assert (long.jobs, long.hours, long.gpu_hours) == (1, pytest.approx(50), pytest.approx(200))
     assert planned["distill 3,600 kimg"].hours == pytest.approx(25)
     assert long.disk_gb == pytest.approx(4 * (1 + 2 * 5))
+
+
+def test_make_plan_of_methods_estimates_hours_by_network_passes():
+    extra = [
+        {"strategy": "zero"},
+        {"strategy": "long", "scale": 1.5},
+        {"strategy": "long", "scale": 1.75, "objective": "dmd", "fake_updates": 5},
+    ]
+    planned = stages(shipped(guidance_scales=[1.5], extra_runs=extra), passes=passes_an_image)
+    hours = {name: stage.hours for name, stage in planned.items() if name.startswith("distill")}
+    lsg = 12_800 / shipped().plan.train_images_per_s / 3600
+    expected = {passes: lsg * passes / 25 for passes in (15, 17, 25, 26)}
+    assert hours == {f"distill 12.8 kimg x {passes} passes": pytest.approx(h) for passes, h in expected.items()}
 
 
 def test_make_plan_counts_a_guided_step_twice():
