@@ -4,10 +4,12 @@ import csv
 from pathlib import Path
 
 import pytest
+from project import Project
 
 from sid_core import config as c
+from sid_core.pipeline.plan import to_text
 from sid_core.report.table import PUBLISHED
-from sid_core.training.iteration import EMA_RAMP
+from sid_core.training.iteration import EMA_RAMP, passes_an_image
 from sid_core.training.optimizer import BETA2, EPS
 
 ROOT = Path(__file__).parents[1]
@@ -66,3 +68,31 @@ def test_evaluation_equals_the_published_protocol(name):
     assert (evaluate.image_size, evaluate.feature_size, evaluate.caption_prefix) == (256, 299, "A photo depicts ")
     assert config.prompts.evaluation == "coco2014-30k"
     assert config.generate.seed == 0
+
+
+PASSES = {  # network passes an image, as the comments of the files state them
+    "shapes-methods": {"lsg": 25, "long": 17, "none": 15, "zero": 15, "anti": 23, "dmd": 26, "diff_instruct": 14},
+    "sd15-methods": {"lsg": 18, "long": 13, "none": 11, "zero": 11, "anti": 16, "dmd": 46, "diff_instruct": 10},
+}
+SCALES = {"lsg": 1.5, "long": 1.5, "none": 1, "zero": 1, "anti": 1, "dmd": 1.75, "diff_instruct": 1.5}
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_methods_have_their_published_scales_and_stated_passes(name):
+    config = load(name)
+    first = [s for s in c.distillations(config) if s.run.seed == 0 and s.run.num_steps == 1]
+    rows = {s.run.strategy if s.run.objective == "sid" else s.run.objective: s for s in first}
+    assert {key: passes_an_image(s) for key, s in rows.items()} == PASSES[name]
+    assert {key: s.run.teacher for key, s in rows.items()} == SCALES
+    assert len({s.distill.train_kimg for s in first}) == 1
+    text = to_text(config, passes=passes_an_image)
+    kimg = f"{config.distill.train_kimg:,g}"
+    assert all(f"distill {kimg} kimg x {passes} passes" in text for passes in PASSES[name].values())
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_dry_run_of_methods_plans_every_run(name, tmp_path):
+    planned = Project(tmp_path).planned("--configfile", str(ROOT / "experiments" / f"{name}.yaml"))
+    config = load(name)
+    assert planned["distill"] == len(c.runs(config))
+    assert planned["score"] == len(c.generators(config)) + len(c.baselines(config))
