@@ -338,7 +338,7 @@ OPTIONS: dict[str, dict] = {
     "t-init": {"type": int, "help": "timestep it starts at (default: the file name's, else 625)"},
     "num-steps": {"type": int, "default": 1, "help": "evaluations per image (default: 1)"},
     "kappa": {"type": float, "default": 2.0, "help": "guidance scale; 1 is no guidance (default: 2)"},
-    "size": {"choices": ("sd15", "sd21-base", "sd21-768", "shapes"), "help": "or one by its name"},
+    "size": {"choices": ("sd15", "sd21-base", "sd21-768", "sdxl", "shapes"), "help": "or one by its name"},
     "precision": {"nargs": "+", "default": ["bfloat16", "float32"], "help": "float16: as bfloat16; tf32: as float32"},
     "gpus": {
         "type": int,

@@ -13,7 +13,8 @@ from safetensors import safe_open
 from ..data import shapes
 from ..errors import UserError
 from ..storage.files import read_json
-from .backbones import Backbone, StableDiffusion
+from .backbones import Backbone, StableDiffusion, StableDiffusionXL, family_of
+from .backbones.sdxl import SIZES
 from .scheduler import noise_schedule, prediction_type, scheduler_config
 from .vae import AT_ONCE, AutoencoderKL, ImageCodec
 
@@ -25,11 +26,24 @@ VAE = {
     "block_out_channels": [128, 256, 512, 512],
     "layers_per_block": 2,
 }
-CLIP_L, OPEN_CLIP_H = 123_060_480, 340_387_840  # parameters of the text encoders
+CLIP_L, OPEN_CLIP_H, OPEN_CLIP_G = 123_060_480, 340_387_840, 694_659_840  # parameters of the text encoders
 UNETS = {
     "sd15": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
     "sd21-base": {"sample_size": 64} | SD21,
     "sd21-768": {"sample_size": 96} | SD21,
+    "sdxl": {
+        "sample_size": 128,
+        "block_out_channels": [320, 640, 1280],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "transformer_layers_per_block": [1, 2, 10],
+        "cross_attention_dim": 2048,
+        "attention_head_dim": [5, 10, 20],
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
     # a small network of Stable Diffusion's blocks: attention on one level of two
     "small": {
         "sample_size": 8,
@@ -51,7 +65,7 @@ class Architecture:
         unet: config of a UNet2DConditionModel.
         latent_shape: (C, H, W).
         text_shape: (L, D), tokens of a prompt and their width.
-        text_parameters: parameters of the text encoder.
+        text_parameters: parameters of the text encoders.
         vae: config of an AutoencoderKL.
     """
 
@@ -62,9 +76,15 @@ class Architecture:
     text_parameters: int
     vae: dict
 
+    @property
+    def pooled(self) -> int | None:
+        """Return the width of SDXL's pooled embedding, None for Stable Diffusion."""
+        width = self.unet.get("projection_class_embeddings_input_dim")
+        return width and width - SIZES * self.unet["addition_time_embed_dim"]
+
 
 def from_name(name: str) -> Architecture:
-    """Return the architecture of sd15, sd21-base, sd21-768, small, or shapes (the embedded teacher).
+    """Return the architecture of sd15, sd21-base, sd21-768, sdxl, small, or shapes (the embedded teacher).
 
     Raises:
         UserError: no such name.
@@ -74,7 +94,11 @@ def from_name(name: str) -> Architecture:
     if name not in UNETS:
         raise UserError(f"size={name}: expected {', '.join(UNETS)} or shapes")
     unet = UNETS[name]
-    length, text_parameters = {"small": (16, 0), "sd15": (77, CLIP_L)}.get(name, (77, OPEN_CLIP_H))
+    length, text_parameters = {
+        "small": (16, 0),
+        "sd15": (77, CLIP_L),
+        "sdxl": (77, CLIP_L + OPEN_CLIP_G),
+    }.get(name, (77, OPEN_CLIP_H))
     prediction = "v_prediction" if name == "sd21-768" else "epsilon"
     size = unet["sample_size"]
     return Architecture(
@@ -90,9 +114,11 @@ def from_directory(folder: Path) -> Architecture:
     folder = Path(folder)
     unet, text = read_json(folder / "unet" / "config.json"), read_json(folder / "text_encoder" / "config.json")
     text_shape = text["max_position_embeddings"], unet["cross_attention_dim"]
-    with safe_open(folder / "text_encoder" / "model.safetensors", "pt") as file:
-        names = file.keys()
-        parameters = sum(torch.Size(file.get_slice(name).get_shape()).numel() for name in names)
+    parameters = 0
+    for suffix in family_of(folder).ENCODERS:
+        with safe_open(folder / f"text_encoder{suffix}" / "model.safetensors", "pt") as file:
+            names = file.keys()
+            parameters += sum(torch.Size(file.get_slice(name).get_shape()).numel() for name in names)
     configs = [
         {key: value for key, value in config.items() if not key.startswith("_")}
         for config in (unet, read_json(folder / "vae" / "config.json"))
@@ -105,7 +131,8 @@ def new_backbone(architecture: Architecture, device: str | torch.device, seed: i
     device = torch.device(device)
     schedule = noise_schedule(architecture.scheduler).to(device)
     unet = new_unet(architecture, device, seed)
-    return StableDiffusion(unet, schedule, prediction_type(architecture.scheduler)).eval()
+    family = StableDiffusionXL if architecture.pooled else StableDiffusion
+    return family(unet, schedule, prediction_type(architecture.scheduler)).eval()
 
 
 def new_codec(architecture: Architecture) -> ImageCodec:

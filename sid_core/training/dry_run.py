@@ -26,12 +26,21 @@ PUBLISHED = {
 
 
 class RandomPrompts:
-    """A PromptSet of random embeddings: `table` (N, L, D) in host memory, `empty` (1, L, D) on the device."""
+    """A PromptSet of random embeddings: `table` of N prompts in host memory, `empty` of one on the device.
 
-    def __init__(self, shape: tuple[int, int], device: torch.device, count: int = 256, seed: int = 0):
+    Args:
+        shape: (L, D) of the tokens.
+        pooled: width of the pooled embedding, if there is one.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int], device: torch.device, pooled: int | None = None, count: int = 256, seed: int = 0
+    ):
         generator = torch.Generator().manual_seed(seed)
-        self.table = Conditioning(torch.randn(count, *shape, generator=generator))
-        self.empty = Conditioning(torch.randn(1, *shape, generator=generator).to(device))
+        shapes = [shape, (pooled,)] if pooled else [shape]
+        parts = [[torch.randn(rows, *one, generator=generator) for rows in (count, 1)] for one in shapes]
+        self.table, empty = (Conditioning(*rows) for rows in zip(*parts, strict=True))
+        self.empty = empty.map(lambda part: part.to(device))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -71,5 +80,5 @@ def make_trainer(architecture: Architecture, device: str | torch.device, kappa: 
     settings = make_settings(**changes)
     set_determinism(settings.deterministic)
     set_memory_format(teacher.network, settings.precision, device)
-    prompts = RandomPrompts(architecture.text_shape, device)
+    prompts = RandomPrompts(architecture.text_shape, device, architecture.pooled)
     return Trainer(teacher, prompts, architecture.latent_shape, make_run(kappa), settings, device=device)

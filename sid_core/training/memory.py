@@ -156,7 +156,7 @@ def predict(
         codec = new_codec(architecture)
     teacher = new_backbone(architecture, "meta")  # counts as host memory: made outside of LiveBytes
     with LiveBytes("meta") as memory, fused_attention():
-        prompts = RandomPrompts(architecture.text_shape, torch.device("meta"))
+        prompts = RandomPrompts(architecture.text_shape, torch.device("meta"), architecture.pooled)
         trainer = Trainer(teacher, prompts, architecture.latent_shape, make_run(kappa), settings)
         for tensor in (encoder, *codec.parameters(), *trainer.teacher.parameters()):
             memory.add(tensor)

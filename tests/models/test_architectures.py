@@ -1,0 +1,39 @@
+"""Build networks by name or from a directory: their sizes are those of the real ones."""
+
+import pytest
+from tiny_sdxl import POOLED, TOKENS, WIDTHS
+
+from sid_core.models import architectures
+from sid_core.models.backbones import StableDiffusion, StableDiffusionXL
+from sid_core.models.teacher import load_backbone, load_text_encoder
+from sid_core.training.dry_run import make_trainer
+from sid_core.training.memory import predict
+
+
+def parameters(module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "count"), [("sd15", StableDiffusion, 859_520_964), ("sdxl", StableDiffusionXL, 2_567_463_684)]
+)
+def test_new_backbone_by_name_has_the_published_parameters(name, kind, count):
+    backbone = architectures.new_backbone(architectures.from_name(name), "meta")
+    assert type(backbone) is kind
+    assert parameters(backbone.network) == count
+
+
+def test_architecture_of_an_sdxl_directory_is_that_of_its_networks(tiny_sdxl_source):
+    architecture = architectures.from_directory(tiny_sdxl_source)
+    assert architecture.text_shape == (TOKENS, sum(WIDTHS))
+    assert architecture.pooled == POOLED
+    assert architecture.text_parameters == parameters(load_text_encoder(tiny_sdxl_source))
+    made = architectures.new_backbone(architecture, "cpu")
+    assert parameters(made.network) == parameters(load_backbone(tiny_sdxl_source).network)
+
+
+def test_predict_of_sdxl_counts_the_weights_of_a_training(tiny_sdxl_source):
+    architecture = architectures.from_directory(tiny_sdxl_source)
+    trainer = make_trainer(architecture, "cpu", batch=2, micro_batch=1)
+    assert set(trainer.step()) >= {"fake_loss", "generator_loss"}
+    assert predict(architecture).averages >= trainer.ema_weights.nbytes
