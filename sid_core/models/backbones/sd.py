@@ -19,7 +19,7 @@ from ..scheduler import make_solver, noise_schedule, prediction_type, scheduler_
 from ..vae import ImageCodec
 from .base import Backbone
 from .prediction import choose_type, x0_errors
-from .shared_prefix import check_shared_prefix, decode, encode, guided_pair, shares_prefix
+from .shared_prefix import check_shared_prefix, decode, encode, guided_pair, shares_prefix, time_embedding
 
 if TYPE_CHECKING:
     from ..text import TextEncoder
@@ -81,14 +81,23 @@ class StableDiffusion(Backbone):
 
     def predict_with_logits(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         """Return the outputs, and the mean over channels of the mid block's output (arXiv 2410.14919), (B, h, w)."""
-        h, skips, emb = encode(self.network, x_t, t, cond.tokens)
+        x, emb = self.embed(x_t, t, cond)
+        h, skips = encode(self.network, x, emb, cond.tokens)
         return decode(self.network, h, skips, emb, cond.tokens), h[-len(x_t) :].float().mean(dim=1)
 
     def predict_logits(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        return encode(self.network, x_t, t, cond.tokens)[0].float().mean(dim=1)
+        return encode(self.network, *self.embed(x_t, t, cond), cond.tokens)[0].float().mean(dim=1)
+
+    def separable(self) -> bool:
+        """Return whether `encode` and `decode` compute what the network does."""
+        return shares_prefix(self.network)
+
+    def embed(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        """Return x_t and the embedding of t, for `encode`."""
+        return x_t, time_embedding(self.network, x_t, t)
 
     def check_discriminator(self) -> None:
-        if not shares_prefix(self.network):
+        if not self.separable():
             raise UserError(
                 "adversarial: expected a UNet of Stable Diffusion's blocks, whose encoder can be evaluated alone. "
                 "Fix: remove it, or use another teacher"

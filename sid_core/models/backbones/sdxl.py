@@ -15,6 +15,7 @@ from ..conditioning import Conditioning
 from ..vae import ImageCodec
 from .base import Backbone
 from .sd import StableDiffusion
+from .shared_prefix import EXTRAS, has_known_blocks, time_embedding
 
 if TYPE_CHECKING:
     from ..text import TextEncoder
@@ -49,13 +50,21 @@ class StableDiffusionXL(StableDiffusion):
     BACKWARD_ORDER = StableDiffusion.BACKWARD_ORDER | {"add_embedding": 3}
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        sizes = torch.zeros(len(x_t), SIZES, device=x_t.device)  # filled in place: a copy would synchronise a GPU
-        sizes[:, 0::4], sizes[:, 1::4] = (PIXELS * side for side in x_t.shape[2:])
-        added = {"text_embeds": cond.pooled, "time_ids": sizes}
+        added = _added_conditions(x_t, cond)
         return self.network(x_t, t, encoder_hidden_states=cond.tokens, added_cond_kwargs=added).sample
 
     # the pooled text enters with the timestep, before the first block: both branches share nothing
     predict_pair = Backbone.predict_pair
+
+    def separable(self) -> bool:
+        return has_known_blocks(self.network, EXTRAS - {"add_embedding"})
+
+    def embed(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        """Return x_t and the embedding of t, pooled text and size, a row of both for each prompt."""
+        branches = len(cond) // len(x_t)
+        x_t, t = torch.cat([x_t] * branches), torch.cat([t] * branches)
+        emb = time_embedding(self.network, x_t, t)
+        return x_t, emb + self.network.get_aug_embed(emb, cond.tokens, _added_conditions(x_t, cond))
 
     @classmethod
     def text_encoder(cls, folder: Path) -> "TextEncoders":
@@ -105,6 +114,12 @@ class StableDiffusionXL(StableDiffusion):
                 f"{place}: vae: {levels} levels in block_out_channels: expected 4, images of {PIXELS} times the latents' side. "
                 "Fix: take the vae of the same model"
             )
+
+
+def _added_conditions(x_t: Tensor, cond: Conditioning) -> dict[str, Tensor]:
+    sizes = torch.zeros(len(x_t), SIZES, device=x_t.device)  # filled in place: a copy would synchronise a GPU
+    sizes[:, 0::4], sizes[:, 1::4] = (PIXELS * side for side in x_t.shape[2:])
+    return {"text_embeds": cond.pooled, "time_ids": sizes}
 
 
 class TextEncoders(nn.Module):

@@ -8,6 +8,7 @@ blocks of Stable Diffusion, calling its modules; other networks are evaluated on
 
 import logging
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, cat, nn
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 
 BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UNetMidBlock2DCrossAttn", "UpBlock2D", "CrossAttnUpBlock2D"}
 # modules of other models of this class, which `guided_pair` does not call
-EXTRAS = ("class_embedding", "add_embedding", "encoder_hid_proj", "time_embed_act")
+EXTRAS = {"class_embedding", "add_embedding", "encoder_hid_proj", "time_embed_act"}
 TOLERANCE = 1e-4  # of the norm of the outputs
 
 
@@ -32,16 +33,21 @@ def guided_pair(unet: nn.Module, x_t: Tensor, t: Tensor, uncond: Tensor, cond: T
     text = cat([uncond, cond])
     if not shares_prefix(unet):
         return _evaluate_whole(unet, x_t, t, text)
-    return decode(unet, *encode(unet, x_t, t, text), text)
+    emb = time_embedding(unet, x_t, t)
+    return decode(unet, *encode(unet, x_t, emb, text), emb, text)
 
 
-def encode(unet: nn.Module, x_t: Tensor, t: Tensor, text: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Evaluate a UNet that `shares_prefix` up to its middle, for B rows of inputs and B or 2B of `text`.
+def time_embedding(unet: nn.Module, x_t: Tensor, t: Tensor) -> Tensor:
+    """Return the embedding (B, E) of t."""
+    return unet.time_embedding(unet.time_proj(t).to(x_t.dtype))
+
+
+def encode(unet: nn.Module, x_t: Tensor, emb: Tensor, text: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Evaluate a UNet that `shares_prefix` up to its middle, for B rows of inputs and `emb`, and B or 2B of `text`.
 
     Returns:
-        The mid block's output (as many rows as `text`, C, h, w), the skip connections, and the embedding of t.
+        The mid block's output (as many rows as `text`, C, h, w), and the skip connections.
     """
-    emb = unet.time_embedding(unet.time_proj(t).to(x_t.dtype))
     h = unet.conv_in(x_t)
     skips = [h]
     for block in unet.down_blocks:
@@ -56,7 +62,7 @@ def encode(unet: nn.Module, x_t: Tensor, t: Tensor, text: Tensor) -> tuple[Tenso
     for attention, resnet in zip(unet.mid_block.attentions, resnets, strict=True):
         h = _attend(attention, h, text)
         h = resnet(h, _rows(emb, h))
-    return h, skips, emb
+    return h, skips
 
 
 def decode(unet: nn.Module, h: Tensor, skips: list[Tensor], emb: Tensor, text: Tensor) -> Tensor:
@@ -101,9 +107,12 @@ def check_shared_prefix(unet: nn.Module) -> None:
 
 def shares_prefix(unet: nn.Module) -> bool:
     """Return whether `guided_pair` shares the prefix: known blocks, and not disabled by `check_shared_prefix`."""
-    if getattr(unet, "shared_prefix_disabled", False):
-        return False
-    if type(unet).__name__ != "UNet2DConditionModel" or any(getattr(unet, name, None) is not None for name in EXTRAS):
+    return not getattr(unet, "shared_prefix_disabled", False) and has_known_blocks(unet)
+
+
+def has_known_blocks(unet: nn.Module, extras: Collection[str] = EXTRAS) -> bool:
+    """Return whether `encode` and `decode` can repeat the forward: Stable Diffusion's blocks, and no module of `extras`."""
+    if type(unet).__name__ != "UNet2DConditionModel" or any(getattr(unet, name, None) is not None for name in extras):
         return False
     blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
     known = {type(block).__name__ for block in blocks} <= BLOCKS

@@ -128,6 +128,21 @@ def test_guided_pair_of_sdxl_equals_two_evaluations(teacher):
     )
 
 
+@pytest.mark.parametrize("kappa", [0.0, 1.0, 3.0])
+def test_logits_of_sdxl_are_the_mean_of_the_middle(teacher, kappa):
+    backbone, encoder, seen = load_backbone(teacher), load_text_encoder(teacher), []
+    cond, empty = encoder.encode(PROMPTS[:2]), encoder.empty()
+    x_t, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([20, 979])
+    backbone.check_discriminator()
+    hook = backbone.network.mid_block.register_forward_hook(lambda *call: seen.append(call[-1]))
+    backbone(x_t, t, cond)
+    hook.remove()
+    x0_hat, logits = backbone.with_logits(x_t, t, cond, empty, kappa)
+    torch.testing.assert_close(x0_hat, backbone(x_t, t, cond, empty, kappa), rtol=1e-4, atol=1e-4)
+    for found in (logits, backbone.logits(x_t, t, cond)):
+        torch.testing.assert_close(found, seen[0].mean(dim=1))
+
+
 @pytest.mark.parametrize("upcast", [True, False])
 def test_image_codec_that_overflows_in_16_bits_stays_in_float32(copy, tmp_path, upcast):
     edit(copy / "vae" / "config.json", force_upcast=upcast)
