@@ -18,3 +18,12 @@ def test_snakemake_and_help_import_no_large_library():
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_bootstrap_of_every_snakemake_call_imports_no_network_library():
+    code = (
+        "import sys, sid_core.pipeline.bootstrap\n"
+        "print([name for name in ('torch', 'mlflow', 'diffusers', 'transformers', 'pandas') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-import torch
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -25,6 +23,8 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
     if workers == 1:
         yield from map(function, items)
         return
+    import torch  # not above: every call of Snakemake imports this module, and torch takes a second
+
     # torch's own threads slow down small tensors
     pool = ThreadPoolExecutor(workers, "images", initializer=torch.set_num_threads, initargs=(1,))
     waiting: deque[Future[Result]] = deque()
