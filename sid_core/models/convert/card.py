@@ -18,25 +18,32 @@ from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("THIS REPOSITORY OR FOLDER")
 seed = torch.Generator().manual_seed(0)
-image = pipeline("a prompt", num_inference_steps=1, guidance_scale=1, generator=seed).images[0]
+image = pipeline("a prompt", {steps}, guidance_scale=1, generator=seed).images[0]
 ```
 
-Both settings matter. It was distilled for one step, and guidance is in its weights: a `guidance_scale` above 1 would take
-two evaluations and apply guidance twice. The scheduler in this folder feeds the network sigma(t_init) z and returns its
-estimate of x_0; another scheduler gives other images."""
+Both settings matter. It was distilled for {count}, and guidance is in its weights: a `guidance_scale` above 1 would take
+two evaluations a step and apply guidance twice. The scheduler in this folder first feeds the network sigma(t_init) z and ends at
+its estimate of x_0; another scheduler, such as LCMScheduler, starts from z and gives other images."""
 
 
-def model_card(record: dict, weights_sha256: str, provenance: dict, score: dict | None, side: int) -> str:
-    """Return Markdown that begins with the hub's metadata, for images of `side` pixels.
+def model_card(
+    record: dict, weights_sha256: str, provenance: dict, score: dict | None, side: int, times: list[int]
+) -> str:
+    """Return Markdown that begins with the hub's metadata.
 
-    The other arguments are the records generator.json, provenance.json of the teacher, and score.json of these weights.
+    Args:
+        record, provenance, score: generator.json, provenance.json of the teacher, and score.json of these weights.
+        side: pixels of an image.
+        times: t of its network evaluations.
     """
+    count = "one step" if len(times) == 1 else f"{len(times)} steps"
+    steps = "num_inference_steps=1" if len(times) == 1 else f"timesteps={times}"
     terms = SHIPPED_LICENSE if provenance.get("source") == "embedded" else provenance.get("license")
     sections = [
         _metadata(terms, provenance.get("repo")),
-        f"# {record['run']['name']}: text to {side} x {side} images in one step",
+        f"# {record['run']['name']}: text to {side} x {side} images in {count}",
         _description(record, provenance),
-        USAGE,
+        USAGE.format(steps=steps, count=count),
         _settings(record, weights_sha256),
         _scores(score),
         _terms(terms, provenance),
@@ -55,8 +62,9 @@ def _metadata(terms: str | None, repo: str | None) -> str:
 def _description(record: dict, provenance: dict) -> str:
     imported = record.get("imported")
     origin = f"The weights are those of the published `{imported['file']}`." if imported else "Distilled by `sid_core`."
+    needs = "one network evaluation" if record["num_steps"] == 1 else f"{record['num_steps']} network evaluations"
     return (
-        f"A generator that needs one network evaluation an image, distilled from {_teacher(provenance)} by Score identity "
+        f"A generator that needs {needs} an image, distilled from {_teacher(provenance)} by Score identity "
         "Distillation with long-short guidance ([arXiv 2406.01561](https://arxiv.org/abs/2406.01561)), without real images. "
         f"{origin}"
     )

@@ -2,7 +2,8 @@
 
 A generator's input is sigma(t_init) z, not z as for most schedulers. diffusers' Euler scheduler works in x / alpha: it starts from
 (sigma / alpha) z, scales the network's input by alpha, and steps to noise level 0, which is x_0. With the teacher's betas cut off
-after t_init, "trailing" spacing puts its one step at t_init.
+after t_init, "trailing" spacing puts its one step at t_init. Between several steps it keeps the implied noise, as `step_noise: ddim`
+does; the pipeline's argument `timesteps` gives it the steps of training, which no spacing of diffusers has.
 """
 
 import shutil
@@ -14,8 +15,8 @@ from diffusers import EulerDiscreteScheduler
 from ...errors import UserError
 from ...storage.files import atomic_path, read_json, verify_manifest, write_json, write_manifest, write_text
 from ..backbones import StableDiffusion, family_of
-from ..generator import generator_folder, generator_sha256
-from ..scheduler import make_solver, prediction_type, scheduler_config
+from ..generator import generator_folder, generator_sha256, recorded_steps
+from ..scheduler import make_solver, noise_schedule, prediction_type, scheduler_config
 from ..teacher import latent_shape, teacher_sha256
 from .card import model_card
 
@@ -23,10 +24,10 @@ MARKERS = ("model_index.json", "generator.json")  # both together distinguish an
 
 
 def export(generator: Path, teacher: Path, out: Path, score: Path | None = None) -> None:
-    """Write the pipeline of a one-step generator (runs/RUN) to `out`: DiffusionPipeline.from_pretrained(out) loads it.
+    """Write the pipeline of a generator (runs/RUN) to `out`: DiffusionPipeline.from_pretrained(out) loads it.
 
     Raises:
-        UserError: a file is missing, damaged or of another generator, or the generator takes several steps.
+        UserError: a file is missing, damaged or of another generator, or it takes several steps with noise other than ddim.
     """
     generator = generator_folder(generator)
     if not teacher.is_dir():
@@ -35,10 +36,11 @@ def export(generator: Path, teacher: Path, out: Path, score: Path | None = None)
     record, weights = read_json(generator / "generator.json"), generator_sha256(generator)
     if record["teacher_sha256"] != teacher_sha256(teacher):
         raise UserError(f"--teacher {teacher}: not the one that {generator} was distilled from. Fix: give that one")
-    if record["num_steps"] != 1:
+    steps = recorded_steps(record)
+    if steps.count > 1 and steps.noise != "ddim":
         raise UserError(
-            f"{generator}: num_steps={record['num_steps']}: expected 1; no scheduler of diffusers draws fresh noise "
-            "between steps as several need"
+            f"{generator}: num_steps={steps.count}, step_noise={steps.noise}: expected 1 step, or step_noise: ddim; no scheduler "
+            "of diffusers adds other noise from this start. Fix: a row of one step by sample_steps: [1], or distil with ddim"
         )
     scores = read_json(score) if score else None
     if score and not (isinstance(scores, dict) and {"generator_sha256", "protocol_hash"} <= set(scores)):
@@ -54,12 +56,13 @@ def export(generator: Path, teacher: Path, out: Path, score: Path | None = None)
             shutil.copytree(teacher / name, folder / name)
         shutil.copytree(generator / family.NETWORK, folder / family.NETWORK)
         shutil.copy(generator / "generator.json", folder)
-        one_step_scheduler(teacher, record["t_init"]).save_pretrained(folder / "scheduler")
+        euler_scheduler(teacher, steps.t_init).save_pretrained(folder / "scheduler")
         write_model_index(folder, "EulerDiscreteScheduler", family)
         levels = len(read_json(teacher / "vae" / "config.json")["block_out_channels"])
         side = latent_shape(teacher)[1] * 2 ** (levels - 1)
         provenance = read_json(teacher / "provenance.json")
-        write_text(folder / "README.md", model_card(record, weights, provenance, scores, side))
+        times = noise_schedule(scheduler_config(teacher)).steps(steps.t_init, steps.count)
+        write_text(folder / "README.md", model_card(record, weights, provenance, scores, side, times))
         write_manifest(folder)
 
 
@@ -79,8 +82,8 @@ def write_model_index(folder: Path, scheduler: str, family: type[StableDiffusion
     write_json(folder / "model_index.json", dict(sorted((index | family.INDEX | components).items())))
 
 
-def one_step_scheduler(teacher: Path, t_init: int) -> EulerDiscreteScheduler:
-    """Make diffusers' Euler scheduler with one step, from t_init of the teacher's schedule to x_0.
+def euler_scheduler(teacher: Path, t_init: int) -> EulerDiscreteScheduler:
+    """Make diffusers' Euler scheduler from t_init of the teacher's schedule to x_0, by default in one step.
 
     Raises:
         UserError: alpha is 0 at t_init, so that x_t / alpha does not exist.
@@ -114,7 +117,7 @@ def push(pipeline: Path, repo: str, private: bool = False) -> str:
     try:
         api = HfApi()
         api.create_repo(repo, private=private, exist_ok=True)
-        commit = api.upload_folder(repo_id=repo, folder_path=pipeline, commit_message="One-step generator by sid_core")
+        commit = api.upload_folder(repo_id=repo, folder_path=pipeline, commit_message="Generator by sid_core")
     except HFValidationError:
         raise UserError(f"--repo {repo}: expected OWNER/NAME, an id on the hub") from None
     except OfflineModeIsEnabled:

@@ -1,6 +1,7 @@
 """Export pipelines that diffusers loads and whose images equal those of `sid-core sample`; model card; upload to a hub."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from sid_core.models.generator import generator_sha256, load_generator, save_gen
 from sid_core.models.scheduler import scheduler_config
 from sid_core.models.teacher import load_backbone, prepare_teacher, teacher_sha256
 from sid_core.models.text import TextEncoder
+from sid_core.sampling.session import InferenceSession
 from sid_core.storage.files import read_json, verify_manifest, write_json, write_manifest
 
 SEED = 3
@@ -36,7 +38,7 @@ def change_scheduler(source: Path, out: Path, **changes: object) -> Path:
     return out / "teacher"
 
 
-def make_generator(teacher: Path, out: Path, t_init: int = 625, num_steps: int = 1) -> Path:
+def make_generator(teacher: Path, out: Path, t_init: int = 625, num_steps: int = 1, noise: str = "fresh") -> Path:
     """Save a generator with small random weights."""
     backbone = load_backbone(teacher)
     scales = {"fake_train": 1.5, "fake_eval": 1.5, "teacher": 1.5, "alpha": 1.0}
@@ -44,6 +46,7 @@ def make_generator(teacher: Path, out: Path, t_init: int = 625, num_steps: int =
         "run": {"name": "lsg-1.5", "strategy": "lsg", **scales, "num_steps": num_steps, "seed": 0},
         "t_init": t_init,
         "num_steps": num_steps,
+        "step_noise": noise,
         "prediction_type": scheduler_config(teacher)["prediction_type"],
         "train_kimg": 12.8,
         "teacher_sha256": teacher_sha256(teacher),
@@ -95,6 +98,23 @@ def test_export_gives_the_latents_of_one_step(exported):
     torch.testing.assert_close(latents.images, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_export_of_several_steps_gives_the_image_of_sample(tiny_teacher_source, tmp_path, prediction):
+    teacher = change_scheduler(tiny_teacher_source, tmp_path, prediction_type=prediction)
+    generator = make_generator(teacher, tmp_path / "g", num_steps=4, noise="ddim")
+    assert export(generator, teacher, tmp_path / "p") == 0
+    card = (tmp_path / "p" / "README.md").read_text()
+    assert "16 x 16 images in 4 steps" in card
+    times = [int(t) for t in re.search(r"timesteps=\[(.*?)\]", card)[1].split(",")]
+    assert times == [625, 468, 312, 156]
+    seed = torch.Generator().manual_seed(SEED)
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "p")
+    image = pipeline(PROMPT, timesteps=times, guidance_scale=1, generator=seed).images[0]
+    expected = InferenceSession(teacher).image(generator, PROMPT, SEED)
+    assert expected.std() > 5
+    assert np.abs(np.asarray(image).astype(int) - expected).max() <= 1
+
+
 def test_export_with_another_scheduler_gives_another_image(exported):
     """Use a scheduler that feeds the network z itself."""
     pipeline = DiffusionPipeline.from_pretrained(exported[2])
@@ -123,7 +143,7 @@ def test_export_to_an_existing_path_replaces_only_an_export(exported, tmp_path, 
 
 
 @pytest.mark.parametrize("t_init", [1, 20, 400, 999])
-def test_one_step_scheduler_at_any_t_init_feeds_sigma_z(tiny_teacher, tmp_path, t_init):
+def test_euler_scheduler_at_any_t_init_feeds_sigma_z(tiny_teacher, tmp_path, t_init):
     assert export(make_generator(tiny_teacher, tmp_path / "g", t_init), tiny_teacher, tmp_path / "p") == 0
     scheduler = EulerDiscreteScheduler.from_pretrained(tmp_path / "p" / "scheduler")
     scheduler.set_timesteps(1)
@@ -145,7 +165,7 @@ def test_export_writes_manifest_record_and_index(exported):
 @pytest.mark.parametrize(
     ("changes", "t_init", "num_steps", "message"),
     [
-        ({}, 625, 2, "num_steps=2: expected 1"),
+        ({}, 625, 2, "num_steps=2, step_noise=fresh: expected 1 step, or step_noise: ddim"),
         ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, 999, 1, "t_init=999: alpha is 0 there"),
     ],
 )
@@ -309,7 +329,7 @@ def test_model_card_of_an_earlier_checkpoint_lists_both_numbers_of_images():
     run = {"name": "x", "fake_train": 2.0, "fake_eval": 2.0, "teacher": 2.0, "alpha": 1.0, "seed": 0}
     record = {"run": run, "t_init": 625, "num_steps": 1, "prediction_type": "epsilon", "train_kimg": 9.6}
     chosen = {"rule": "lowest fid_proxy", "nimg": 9600, "value": 1.0}
-    whole = model_card(record | {"whole_kimg": 9.6}, "abc", {}, None, 32)
+    whole = model_card(record | {"whole_kimg": 9.6}, "abc", {}, None, 32, [625])
     assert "| images seen in training | 9,600 |" in whole
-    early = model_card(record | {"whole_kimg": 12.8, "chosen": chosen}, "abc", {}, None, 32)
+    early = model_card(record | {"whole_kimg": 12.8, "chosen": chosen}, "abc", {}, None, 32, [625])
     assert "| images seen in training | 9,600 of 12,800, chosen by the lowest fid_proxy |" in early
