@@ -36,6 +36,7 @@ rule all:
         rules.prompts.output,
         expand(rules.distill.output, run=NAMES["distilled"]),
         expand(rules.import_official.output, run=NAMES["imported"]),
+        expand(rules.resample.output, run=NAMES["resampled"]),
         expand(rules.generate.output, run=NAMES["runs"], shard=NAMES["shards"]),
         expand(rules.generate_baseline.output, name=NAMES["baselines"], shard=NAMES["shards"]),
         rules.evaluation_networks.output,

@@ -33,11 +33,13 @@ from .loading import load_config, load_settings, merge, parse, parse_config, rea
 from .runs import (
     Baseline,
     DistillSettings,
+    ResampleSettings,
     Run,
     baselines,
     distillations,
     generators,
     imported_run,
+    resamplings,
     runs,
     scale_name,
     shards,

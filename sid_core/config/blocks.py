@@ -13,6 +13,8 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Strategy = Literal["lsg", "long", "short", "none", "zero", "anti", "custom"]
 UNSCALED = ("none", "zero")  # strategies without a scale
+StepsObjective = Literal["last", "mixture"]
+StepNoise = Literal["fresh", "fixed", "ddim"]
 Timestep = Annotated[int, Field(ge=0, le=999)]
 SHA256, COMMIT, NAME, LIMIT = r"^[0-9a-f]{64}$", r"^[0-9a-f]{40}$", r"^[A-Za-z0-9][A-Za-z0-9._-]*$", r"^[1-9]\d*[mhd]$"
 IN_WORDS = {
@@ -81,6 +83,11 @@ class ExtraRun(Block):
     teacher: Positive | None = Field(None, description="kappa_4, for strategy: custom")
     alpha: Positive | None = Field(None, description="default: distill.alpha")
     num_steps: Count | None = Field(None, description="default: distill.num_steps")
+    steps_objective: StepsObjective | None = Field(None, description="default: distill.steps_objective")
+    step_noise: StepNoise | None = Field(None, description="default: distill.step_noise")
+    sample_steps: list[Count] = Field(
+        [], description="further rows of the same generator in fewer evaluations, each a divisor of num_steps"
+    )
     fake_updates: Count | None = Field(None, description="default: distill.fake_updates")
     ida: Fraction | None = Field(None, description="default: distill.ida")
     train_kimg: Positive | None = Field(None, description="default: distill.train_kimg")
@@ -250,6 +257,14 @@ class Distill(Block):
     t_min: Timestep = Field(20, description="training noise levels: t_min <= t < t_max")
     t_max: Annotated[int, Field(ge=1, le=1000)] = 980
     num_steps: Count = Field(1, description="network evaluations per image")
+    steps_objective: StepsObjective = Field(
+        "last",
+        description="last: train the last of several evaluations through all; mixture: a random one, in the memory of one",
+    )
+    step_noise: StepNoise = Field(
+        "fresh",
+        description="before an evaluation but the first: fresh, fixed (the first noise), ddim (the implied noise)",
+    )
     prompt_dropout: float = Field(0.1, ge=0, lt=1, description="in the fake score's phase, where its guidance is not 1")
     ema_halflife_nimg: NonNegative = Field(description="images; at first 5 % of the images seen")
     nonfinite: Literal["stop", "skip"] = Field(

@@ -1,6 +1,7 @@
 """Expand a configuration to its runs and baselines, by name."""
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
@@ -17,6 +18,8 @@ from .blocks import (
     Name,
     Positive,
     Solver,
+    StepNoise,
+    StepsObjective,
     Strategy,
 )
 
@@ -32,7 +35,7 @@ GUIDED = {
 
 
 class Run(Block):
-    """One distillation: its four guidance scales (kappa_2 = kappa_3 share one), alpha, steps and seed."""
+    """One generator: its four guidance scales (kappa_2 = kappa_3 share one), alpha, steps and seed."""
 
     name: Name
     strategy: Strategy
@@ -42,6 +45,9 @@ class Run(Block):
     teacher: Positive
     alpha: Positive | None = Field(description="null: unknown, of an import")
     num_steps: Count
+    of_steps: Count | None = Field(None, description="K of the generator, if this row samples it in fewer evaluations")
+    steps_objective: StepsObjective = "last"
+    step_noise: StepNoise = "fresh"
     fake_updates: Count = 1
     ida: Fraction = 0.0
     seed: int | None = Field(description="null: unknown, of an import")
@@ -58,11 +64,14 @@ class Run(Block):
         """Name the run in tables, figures and MLflow: 'SiD-LSG κ = 1.5, seed 1'; a name of the user's own is appended."""
         method = OBJECTIVES.get(self.objective, self.objective) + GUIDED[self.strategy]
         setting = self.name.removesuffix(f"-seed{self.seed}") if self.seed else self.name
+        setting = setting.removesuffix(f"-in{self.num_steps}") if self.of_steps else setting
+        own = run_name(self.objective, self.strategy, self.scale)
+        steps = f", {self.num_steps} step{'s' * (self.num_steps > 1)}" if self.num_steps > 1 or self.of_steps else ""
         return "".join(
             [
                 method if self.strategy in UNSCALED else f"{method} κ = {self.scale}",
-                f", {self.num_steps} steps" if self.num_steps > 1 else "",
-                "" if setting == run_name(self.objective, self.strategy, self.scale) else f" ({setting})",
+                f"{steps} of {self.of_steps}" if self.of_steps else steps,
+                "" if setting in (own, f"{own}-{self.of_steps or self.num_steps}steps") else f" ({setting})",
                 f", seed {self.seed}" if self.seed else "",
             ]
         )
@@ -85,9 +94,26 @@ def runs(config: "Config") -> list[Run]:
 
 
 def distillations(config: "Config") -> "list[DistillSettings]":
-    """List each run with its settings. Seed 0 has no suffix, so that adding seeds renames nothing."""
-    wanted = [ExtraRun(strategy="lsg", scale=scale) for scale in config.guidance_scales] + list(config.extra_runs)
+    """List each run with its settings."""
+    return [settings for _, settings in _expand(config)]
+
+
+def resamplings(config: "Config") -> "list[ResampleSettings]":
+    """List the further rows of generators in fewer evaluations, with their settings."""
     result = []
+    for extra, settings in _expand(config):
+        run = settings.run
+        seed = f"-seed{run.seed}" if run.seed else ""
+        for count in extra.sample_steps:
+            name = f"{run.name.removesuffix(seed)}-in{count}{seed}"
+            row = run.model_copy(update={"name": name, "num_steps": count, "of_steps": run.num_steps})
+            result.append(ResampleSettings(run=row, source=run.name))
+    return result
+
+
+def _expand(config: "Config") -> "Iterator[tuple[ExtraRun, DistillSettings]]":
+    """Yield each run for each seed. Seed 0 has no suffix, so that adding seeds renames nothing."""
+    wanted = [ExtraRun(strategy="lsg", scale=scale) for scale in config.guidance_scales] + list(config.extra_runs)
     for extra in wanted:
         scale = extra.scale or 1.0
         fake_train, fake_eval, teacher = {
@@ -100,20 +126,27 @@ def distillations(config: "Config") -> "list[DistillSettings]":
             "custom": (extra.fake_train, extra.fake_eval, extra.teacher),
         }[extra.strategy]
         named = None if extra.scale is None else scale_name(scale)
-        base = extra.name or run_name(extra.objective, extra.strategy, named)
         distill = config.distill
+        num_steps = extra.num_steps or distill.num_steps
+        suffix = "" if num_steps == distill.num_steps else f"-{num_steps}steps"
+        base = extra.name or run_name(extra.objective, extra.strategy, named) + suffix
+        # of one evaluation, both are the same
+        objective, noise = (
+            (extra.steps_objective or distill.steps_objective, extra.step_noise or distill.step_noise)
+            if num_steps > 1
+            else ("last", "fresh")
+        )
         if extra.train_kimg is not None:
             distill = distill.model_copy(update={"train_kimg": extra.train_kimg})
         for seed in config.seeds:
             run = Run(
                 name=base if seed == 0 else f"{base}-seed{seed}", strategy=extra.strategy, objective=extra.objective,
                 fake_train=fake_train, fake_eval=fake_eval, teacher=teacher, alpha=extra.alpha or distill.alpha,
-                num_steps=extra.num_steps or distill.num_steps,
+                num_steps=num_steps, steps_objective=objective, step_noise=noise,
                 fake_updates=extra.fake_updates or distill.fake_updates,
                 ida=distill.ida if extra.ida is None else extra.ida, seed=seed,
             )  # fmt: skip
-            result.append(DistillSettings(run=run, distill=distill))
-    return result
+            yield extra, DistillSettings(run=run, distill=distill)
 
 
 def imported_run(imported: Imported) -> Run:
@@ -123,8 +156,9 @@ def imported_run(imported: Imported) -> Run:
 
 
 def generators(config: "Config") -> list[Run]:
-    """List all generators: distillations and imports."""
-    return runs(config) + [imported_run(imported) for imported in config.imports]
+    """List all generators: distillations, further rows in fewer evaluations, and imports."""
+    fewer = [settings.run for settings in resamplings(config)]
+    return runs(config) + fewer + [imported_run(imported) for imported in config.imports]
 
 
 class Baseline(Block):
@@ -180,3 +214,10 @@ class DistillSettings(Block):
         if self.run.alpha is None or self.run.seed is None:
             raise ValueError("run: expected alpha and seed; only an import may leave them unknown")
         return self
+
+
+class ResampleSettings(Block):
+    """Settings of a row that samples the generator of the run `source` in fewer evaluations."""
+
+    run: Run
+    source: Name

@@ -58,6 +58,21 @@ class Config(Block):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two runs would be called {name!r}. Fix: name extra_runs, give seeds and scales once")
+        for extra in self.extra_runs:
+            count = extra.num_steps or self.distill.num_steps
+            if count > max(self.distill.t_init, 1):
+                raise ValueError(f"num_steps={count}: expected at most t_init={self.distill.t_init}")
+            if extra.sample_steps and (extra.steps_objective or self.distill.steps_objective) != "mixture":
+                raise ValueError(
+                    f"sample_steps={extra.sample_steps}: expected steps_objective: mixture; otherwise only the last "
+                    "evaluation is trained. Fix: set it, or omit sample_steps"
+                )
+            for fewer in extra.sample_steps:
+                if count % fewer or fewer == count:
+                    divisors = ", ".join(str(n) for n in range(1, count) if count % n == 0) or "none, of one"
+                    raise ValueError(
+                        f"sample_steps={extra.sample_steps}: expected divisors of num_steps={count}: {divisors}"
+                    )
         if not names:
             raise ValueError("nothing to distil: give guidance_scales, extra_runs or imports")
         for imported in self.imports:

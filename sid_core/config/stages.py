@@ -6,7 +6,18 @@ import yaml
 from pydantic import Field
 
 from ..storage.files import digest
-from .blocks import Block, Count, Evaluate, Imported, Prompts, ReferenceSettings, Sampling, Split, Timestep
+from .blocks import (
+    Block,
+    Count,
+    Evaluate,
+    Imported,
+    Prompts,
+    ReferenceSettings,
+    Sampling,
+    Split,
+    StepNoise,
+    Timestep,
+)
 from .runs import Baseline, Run
 
 
@@ -30,6 +41,7 @@ class GenerateSettings(Block):
 
     t_init: Timestep
     num_steps: Count
+    step_noise: StepNoise = "fresh"
     sampling: Sampling
 
 

@@ -1,6 +1,6 @@
 """Compute the method by pure functions of tensors (arXiv 2406.01561): schedules, generator, objectives."""
 
-from .generator import n_step, one_step
+from .generator import Steps, n_step, one_step
 from .objectives import OBJECTIVES, Batch, Guidance, Networks, Phase, fake_score_loss, generator_loss
 from .precision import DTYPES
 from .schedule import Schedule, VPSchedule
@@ -13,6 +13,7 @@ __all__ = [
     "Networks",
     "Phase",
     "Schedule",
+    "Steps",
     "VPSchedule",
     "fake_score_loss",
     "generator_loss",

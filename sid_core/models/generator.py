@@ -1,15 +1,22 @@
 """Save and load a distilled generator: its network in the layout of diffusers, and generator.json with its sampling."""
 
+import os
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
+from ..method import Steps
 from ..pipeline.paths import Results, Row
-from ..storage.files import atomic_path, read_json, sha256_file, verify_manifest, write_json, write_manifest
+from ..storage.files import MANIFEST, atomic_path, read_json, sha256_file, verify_manifest, write_json, write_manifest
 from .backbones import Backbone, family_of
 from .teacher import recorded_sha256
+
+if TYPE_CHECKING:
+    from ..config import ResampleSettings
 
 
 def save_generator(out: Path, backbone: Backbone, weights: dict[str, Tensor], record: dict) -> None:
@@ -25,6 +32,40 @@ def save_generator(out: Path, backbone: Backbone, weights: dict[str, Tensor], re
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path, metadata={"format": "pt"})
         write_json(folder / "generator.json", record)
         write_manifest(folder)
+
+
+def resample(settings: "ResampleSettings", generator: Path, out: Path) -> None:
+    """Write `generator` to `out` as one that takes fewer evaluations; weights are hard links where the disk has them.
+
+    Raises:
+        UserError: it was not trained for that number of evaluations.
+    """
+    verify_manifest(generator)
+    record, run = read_json(generator / "generator.json"), settings.run
+    if record["run"].get("steps_objective") != "mixture" or record["num_steps"] % run.num_steps:
+        raise UserError(
+            f"{generator}: num_steps={record['num_steps']}, steps_objective={record['run'].get('steps_objective')}: expected "
+            f"a mixture of a multiple of {run.num_steps} steps. Fix: distil it with steps_objective: mixture"
+        )
+    with atomic_path(out, "generator.json") as folder:
+        shutil.copytree(
+            generator, folder, copy_function=_link, ignore=shutil.ignore_patterns("generator.json", MANIFEST)
+        )
+        write_json(folder / "generator.json", record | {"run": run.model_dump(), "num_steps": run.num_steps})
+        write_manifest(folder)
+
+
+def _link(source: str, target: str) -> None:
+    """Link a file, which is replaced and never written to, or copy it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def recorded_steps(record: dict) -> Steps:
+    """Return the network evaluations of a generator by its generator.json."""
+    return Steps(record["t_init"], record["num_steps"], record.get("step_noise", "fresh"))
 
 
 def load_generator(folder: Path, teacher: Path) -> tuple[Backbone, dict]:

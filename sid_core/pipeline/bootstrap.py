@@ -20,6 +20,7 @@ from ..config import (
     generators,
     parse_config,
     read_yaml,
+    resamplings,
     runs,
     shards,
 )
@@ -121,15 +122,21 @@ class Setup:
 
     @cached_property
     def names(self) -> dict[str, list[str]]:
-        """Return the values of the wildcards: `distilled` and `imported` make up the `runs`."""
+        """Return the values of the wildcards: `distilled`, `resampled` and `imported` make up the `runs`."""
         return {
             "distilled": [run.name for run in runs(self.config)],
+            "resampled": list(self.sources),
             "imported": [imported.name for imported in self.config.imports],
             "runs": [run.name for run in generators(self.config)],
             "baselines": [baseline.name for baseline in baselines(self.config)],
             "teachers": [teacher_name(), *map(teacher_name, self.config.teachers)],
             "shards": shards(self.config),
         }
+
+    @cached_property
+    def sources(self) -> dict[str, str]:
+        """Return the runs whose generators further rows sample in fewer evaluations, by the row's name."""
+        return {settings.run.name: settings.source for settings in resamplings(self.config)}
 
     def every(self, pattern: Callable[[Row], Path]) -> list[Path]:
         """Return a file of every run and baseline, in the order of the tables."""

@@ -32,6 +32,7 @@ RULES = {
     "reference": Rule("{reference}", "reference", "evaluation.features"),
     "distill": Rule("distill/{run}", "distill", "training.run"),
     "import_official": Rule("import/{run}", "teacher", "models.convert.official"),
+    "resample": Rule("resample/{run}", _small(2000, "30m"), "models.generator"),
     "generate": Rule("generate/{run}.{shard}", "generate", "sampling.generation"),
     "generate_baseline": Rule("generate/{name}.{shard}", "generate", "sampling.generation"),
     "features": Rule("features/{kind}/{name}.{shard}", "features", "evaluation.features"),

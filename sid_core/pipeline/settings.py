@@ -18,6 +18,7 @@ from ..config import (
     imported_run,
     part,
     reference_settings,
+    resamplings,
 )
 from .paths import Results, settings_beside
 
@@ -46,9 +47,12 @@ def stage_settings(config: Config) -> dict[str, Block]:
     imports = [(imported, imported_run(imported)) for imported in config.imports]
     sampled = [(settings, settings.run, config.distill.t_init) for settings in distillations(config)]
     sampled += [(ImportSettings(run=run, imported=imported), run, imported.t_init) for imported, run in imports]
+    sampled += [(settings, settings.run, config.distill.t_init) for settings in resamplings(config)]
     for settings, run, t_init in sampled:
         files[below.run(run.name).settings] = settings
-        generation = GenerateSettings(t_init=t_init, num_steps=run.num_steps, sampling=sampling)
+        generation = GenerateSettings(
+            t_init=t_init, num_steps=run.num_steps, step_noise=run.step_noise, sampling=sampling
+        )
         files[below.run(run.name).generation] = generation
     for baseline in baselines(config):
         settings = BaselineSettings(baseline=baseline, split=split, sampling=sampling)

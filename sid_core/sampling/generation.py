@@ -25,7 +25,7 @@ from ..method import n_step
 from ..models.backbones import Backbone
 from ..models.conditioning import Conditioning
 from ..models.devices import place
-from ..models.generator import generator_sha256, load_generator
+from ..models.generator import generator_sha256, load_generator, recorded_steps
 from ..models.teacher import load_solver
 from ..storage.progress import Progress
 from ..storage.versions import versions
@@ -91,24 +91,27 @@ def generate_run(
             settings, non-finite images.
     """
     network, record = load_generator(generator, teacher)
-    for key in ("t_init", "num_steps"):
-        if record[key] != getattr(settings, key):
+    steps = recorded_steps(record)
+    for key, found in (("t_init", steps.t_init), ("num_steps", steps.count), ("step_noise", steps.noise)):
+        if found != getattr(settings, key):
             raise UserError(
-                f"{generator}: {key}={record[key]}: expected {getattr(settings, key)}, as in the settings. Fix: distil it again"
+                f"{generator}: {key}={found}: expected {getattr(settings, key)}, as in the settings. Fix: distil it again"
             )
     inputs = Inputs(settings.sampling, teacher, captions)
     network = place(network, settings.sampling.precision)
 
     def latents(noises: Tensor, cond: Conditioning) -> Tensor:
-        return n_step(network, noises.unbind(1), settings.t_init, cond)
+        return n_step(network, noises.unbind(1), steps, cond)
 
     def networks(indices: Tensor, noises: Tensor) -> tuple[Tensor, Tensor]:
         x_g = inputs.by_block(latents, noises, inputs.prompts(indices))
         return inputs.by_block(inputs.codec.decode, x_g), x_g
 
-    sampler = Sampler(lambda indices: inputs.noises(indices, settings.num_steps), networks)
+    sampler = Sampler(lambda indices: inputs.noises(indices, steps.noises), networks)
     identity = {"settings_sha256": settings_digest(settings), "generator_sha256": generator_sha256(generator)}
     how = {"t_init": settings.t_init, "num_steps": settings.num_steps}
+    if settings.num_steps > 1:
+        how["step_noise"] = settings.step_noise
     _write(inputs, sampler, start, stop, out, identity | {"nfe": settings.num_steps, "sampler": how}, workers)
 
 

@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..method import n_step
 from ..models.backbones import Backbone, family_of
 from ..models.devices import place
-from ..models.generator import find_teacher, generator_folder, load_generator
+from ..models.generator import find_teacher, generator_folder, load_generator, recorded_steps
 from ..models.teacher import latent_shape, load_backbone, load_image_codec, load_solver, load_text_encoder
 from ..storage.files import atomic_path, check_place
 from .generation import solve
@@ -110,8 +110,9 @@ class InferenceSession:
     def image(self, generator: Path, prompt: str, seed: int) -> np.ndarray:
         """Sample an image (H, W, 3) uint8 of `prompt` by a generator."""
         network, record = self.generator(generator)
-        noises = self._noises(seed, record["num_steps"])
-        return self._decode(n_step(network, noises, record["t_init"], self._encoder.encode([prompt])))
+        steps = recorded_steps(record)
+        noises = self._noises(seed, steps.noises)
+        return self._decode(n_step(network, noises, steps, self._encoder.encode([prompt])))
 
     @torch.inference_mode()
     def teacher_image(self, prompt: str, seed: int, steps: int, guidance_scale: float) -> np.ndarray:

@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from ..config import DistillSettings, ImportSettings, load_settings
+from ..config import DistillSettings, ImportSettings, ResampleSettings, load_settings, read_yaml
 from ..errors import HIDDEN, UserError
 from ..pipeline.inputs import load_frozen
 from ..pipeline.paths import Results, Row, State
@@ -90,7 +90,8 @@ def _sync_row(store: dict, row: dict[str, str], results: Results) -> str:
     name, kind = row["run"], row["kind"]
     if kind == "generator":
         of = results.run(name)
-        kept = DistillSettings if of.training.is_file() else ImportSettings
+        kinds = {"distill": DistillSettings, "source": ResampleSettings, "imported": ImportSettings}
+        kept = kinds[next(filter(kinds.__contains__, read_yaml(of.settings)))]
         run = generator_run(store, load_settings(kept, of.settings), row["protocol_hash"], of.record)
         run.points(of.training)
         run.grids(of.grids)

@@ -5,7 +5,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from ..config import DistillSettings, ImportSettings
+from ..config import DistillSettings, ImportSettings, ResampleSettings
 from ..storage.files import digest, flat, read_json, sha256_file
 from ..storage.states import trained_from
 from .store import make_client
@@ -129,7 +129,10 @@ def _read_points(path: Path) -> list[dict]:
 
 
 def generator_run(
-    store: dict, settings: DistillSettings | ImportSettings, protocol_hash: str | None = None, *sources: Path
+    store: dict,
+    settings: DistillSettings | ImportSettings | ResampleSettings,
+    protocol_hash: str | None = None,
+    *sources: Path,
 ) -> MirroredRun:
     """Return the MLflow run of a distillation or an import, with its settings as params.
 

@@ -50,9 +50,9 @@ class RandomPrompts:
         return cond if dropped is None else cond.replace(dropped, self.empty)
 
 
-def make_run(kappa: float, seed: int = 0) -> SimpleNamespace:
-    """Make a run of a one-step generator with all guidance scales `kappa`."""
-    return SimpleNamespace(
+def make_run(kappa: float, seed: int = 0, **changes) -> SimpleNamespace:
+    """Make a run of a one-step generator with all guidance scales `kappa`, with `changes`."""
+    run = SimpleNamespace(
         name="dry-run",
         objective="sid",
         fake_train=kappa,
@@ -60,10 +60,14 @@ def make_run(kappa: float, seed: int = 0) -> SimpleNamespace:
         teacher=kappa,
         alpha=1.0,
         num_steps=1,
+        steps_objective="last",
+        step_noise="fresh",
         fake_updates=1,
         ida=0.0,
         seed=seed,
     )
+    vars(run).update(changes)
+    return run
 
 
 def make_settings(**changes) -> SimpleNamespace:
@@ -73,12 +77,22 @@ def make_settings(**changes) -> SimpleNamespace:
     return SimpleNamespace(**PUBLISHED | changes)
 
 
-def make_trainer(architecture: Architecture, device: str | torch.device, kappa: float = 2.0, **changes) -> Trainer:
-    """Make a Trainer of `architecture` on `device` by the published settings with `changes`."""
+def make_trainer(
+    architecture: Architecture,
+    device: str | torch.device,
+    kappa: float = 2.0,
+    run: SimpleNamespace | None = None,
+    **changes,
+) -> Trainer:
+    """Make a Trainer of `architecture` on `device` by the published settings with `changes`.
+
+    Args:
+        run: made by `make_run`; None: of a one-step generator with all guidance scales `kappa`.
+    """
     device = torch.device(device)
     teacher = new_backbone(architecture, "meta" if device.type == "meta" else "cpu")
     settings = make_settings(**changes)
     set_determinism(settings.deterministic)
     set_memory_format(teacher.network, settings.precision, device)
     prompts = RandomPrompts(architecture.text_shape, device, architecture.pooled)
-    return Trainer(teacher, prompts, architecture.latent_shape, make_run(kappa), settings, device=device)
+    return Trainer(teacher, prompts, architecture.latent_shape, run or make_run(kappa), settings, device=device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..method import DTYPES, OBJECTIVES, Batch, Guidance, Networks, Phase, n_step
+from ..method import DTYPES, OBJECTIVES, Batch, Guidance, Networks, Phase, Steps, n_step
 from ..models.backbones import Backbone
 from ..models.conditioning import Conditioning, PromptSet
 from .blocks import checkpoint_blocks, compile_blocks
@@ -112,7 +112,7 @@ class Trainer:
     @property
     def network_passes(self) -> float:
         """Return the passes so far, as `ScoreDistillation.network_passes` counts them."""
-        return self.objective.total_passes(self.run.num_steps, self.nimg)
+        return self.objective.total_passes(self.nimg)
 
     @property
     def skipped(self) -> int:
@@ -131,6 +131,9 @@ class Trainer:
         metrics, self.metrics, self.phases_done = self.metrics, {}, 0
         if self.run.ida:
             self.trained["fake_score"].align(self.trained["generator"], self.run.ida)
+        if self.objective.steps.objective == "mixture":
+            loss, walked = metrics["generator_loss"], self._walked()
+            metrics |= {f"generator_loss_k{walked}": loss, f"iterations_k{walked}": torch.ones_like(loss)}
         self._update_ema()
         self.iteration += 1
         return metrics
@@ -155,7 +158,7 @@ class Trainer:
         for start in range(0, len(prompts), self.settings.micro_batch):
             rows = slice(start, start + self.settings.micro_batch)
             z = list(noises[:, rows].to(self.device))
-            yield n_step(self.ema, z, self.settings.t_init, self.prompts(prompts[rows]))
+            yield n_step(self.ema, z, self.objective.steps, self.prompts(prompts[rows]))
 
     @torch.no_grad()
     def gather_ema(self) -> None:
@@ -205,7 +208,7 @@ class Trainer:
         trained, networks = self.trained[phase.network], Networks(self.teacher, self.fake_score, self.generator)
         dropout = self.settings.prompt_dropout if phase.drops_prompts else 0.0
         batch = self._draw(phase.stream or phase.name, self.iteration, self.settings.batch, dropout)
-        totals = None
+        totals, walked = None, self._walked()
         trained.enable_grad(self.gradient)
         for rows in self.micro_batches:
             if self.should_interrupt():
@@ -214,7 +217,7 @@ class Trainer:
             if rows is self.micro_batches[-1]:
                 self.gradient.begin_sum()
             fraction = (rows.stop - rows.start) / self.settings.batch
-            inputs = self._inputs(batch[rows].to(self.device), phase)
+            inputs = self._inputs(batch[rows].to(self.device), phase, walked)
             values = phase.backward(networks, inputs, fraction * trained.guard.scale)
             means = torch.stack(list(values.values()))
             totals = (torch.zeros_like(means) if totals is None else totals).add_(means, alpha=fraction)
@@ -228,9 +231,16 @@ class Trainer:
             self.raise_if_stopped()
         return metrics | {f"{phase.name}_grad_norm": size}
 
-    def _inputs(self, part: Draw, phase: Phase) -> Batch:
+    def _inputs(self, part: Draw, phase: Phase, walked: int) -> Batch:
         cond: Conditioning = self.prompts(part.prompts, part.dropped if phase.drops_prompts else None)
-        return Batch(cond, self.prompts.empty, list(part.noises), part.eps, part.t)
+        return Batch(cond, self.prompts.empty, list(part.noises), part.eps, part.t, walked=walked)
+
+    def _walked(self) -> int:
+        """Draw the generator's evaluation that this iteration trains, the same in all phases and processes."""
+        count = self.objective.steps.count
+        if self.objective.steps.objective == "last":
+            return count
+        return int(torch.randint(1, count + 1, (), generator=rng(self.run.seed, self.iteration, "walked")))
 
     def _draw(self, purpose: str, iteration: int, batch: int, dropout: float) -> Draw:
         return draw(
@@ -238,7 +248,7 @@ class Trainer:
             batch=batch,
             latent_shape=self.latent_shape,
             num_prompts=len(self.prompts) - self.held_out,
-            num_steps=self.run.num_steps,
+            noises=self.objective.steps.noises,
             draw_t=lambda stream: self.teacher.schedule.draw(stream, batch, self.settings.t_min, self.settings.t_max),
             dropout=dropout,
         )
@@ -279,10 +289,11 @@ def make_objective(run: "Run", settings: "Distill") -> "ScoreDistillation":
     if run.objective not in OBJECTIVES:
         raise UserError(f"objective={run.objective}: expected {' or '.join(OBJECTIVES)}")
     guidance = Guidance(run.fake_train, run.fake_eval, run.teacher)
-    return OBJECTIVES[run.objective](guidance, settings.t_init, run.alpha, run.fake_updates)
+    steps = Steps(settings.t_init, run.num_steps, run.step_noise, run.steps_objective)
+    return OBJECTIVES[run.objective](guidance, steps, run.alpha, run.fake_updates)
 
 
 def passes_an_image(settings: "DistillSettings") -> float:
     """Return the network passes of a training per image of its generator."""
     run, nimg = settings.run, round(1000 * settings.distill.train_kimg)
-    return make_objective(run, settings.distill).total_passes(run.num_steps, nimg) / nimg
+    return make_objective(run, settings.distill).total_passes(nimg) / nimg

@@ -139,9 +139,17 @@ class Clock:
 
 
 def make_point(trainer: Trainer, window: dict[str, Tensor]) -> dict[str, float | None]:
-    """Make a logged point: means over the iterations since the last one, null if not finite (nonfinite: skip)."""
-    iterations = float(window["iterations"])
-    means = {name: float(total) / iterations for name, total in window.items() if name != "iterations"}
+    """Make a logged point: means over the iterations since the last one, null if not finite (nonfinite: skip).
+
+    With `steps_objective: mixture` also the generator's loss by its evaluation in training, null without iterations.
+    """
+    steps = trainer.objective.steps
+    by_step = [f"generator_loss_k{k}" for k in range(1, steps.count + 1)] if steps.objective == "mixture" else []
+    means = dict.fromkeys(by_step, math.nan)
+    for name, total in window.items():
+        if not name.startswith("iterations"):
+            count = name.replace("generator_loss", "iterations") if name in by_step else "iterations"
+            means[name] = float(total) / float(window[count])
     scales = {f"{phase.name}_loss_scale": trainer.trained[phase.network].guard.scale for phase in trainer.phases}
     return {
         "nimg": trainer.nimg,

@@ -20,7 +20,7 @@ class Draw:
 
     prompts: Tensor  # (B,) int64, indices into the prompt set
     dropped: Tensor  # (B,) bool, where the prompt becomes ""
-    noises: Tensor  # (num_steps, B, C, H, W), z of every generator step
+    noises: Tensor  # (n, B, C, H, W), of the generator's evaluations
     eps: Tensor  # (B, C, H, W), the noise added to x_g
     t: Tensor  # (B,), the t of that noise
 
@@ -44,7 +44,7 @@ def draw(
     batch: int,
     latent_shape: tuple[int, int, int],
     num_prompts: int,
-    num_steps: int,
+    noises: int,
     draw_t: Callable[[torch.Generator], Tensor],
     dropout: float = 0.0,
 ) -> Draw:
@@ -56,7 +56,7 @@ def draw(
     return Draw(
         prompts=torch.randint(num_prompts, (batch,), generator=stream),
         dropped=torch.rand(batch, generator=stream) < dropout,
-        noises=torch.randn(num_steps, batch, *latent_shape, generator=stream),
+        noises=torch.randn(noises, batch, *latent_shape, generator=stream),
         eps=torch.randn(batch, *latent_shape, generator=stream),
         t=draw_t(stream),
     )

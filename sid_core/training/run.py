@@ -166,6 +166,7 @@ def _export(
         "run": settings.run.model_dump(),
         "t_init": settings.distill.t_init,
         "num_steps": settings.run.num_steps,
+        "step_noise": settings.run.step_noise,
         "prediction_type": trainer.teacher.prediction_type,
         "train_kimg": trainer.nimg / 1000,  # seen by these weights
         "whole_kimg": trainer.nimg / 1000,  # seen by the run
@@ -332,7 +333,7 @@ def _claim_state(state: Path, settings: "DistillSettings", identity: dict[str, o
     remove_partial_writes(state)
     files = State(state)
     path, mark = files.identity, files.ended
-    before = read_json(path) if path.is_file() else identity | {"code": code}
+    before = _defaults(settings) | read_json(path) if path.is_file() else identity | {"code": code}
     rounding = {f"distill.{key}" for key in ROUNDING}
     changes = {
         key: f"{key} ({before.get(key)} -> {value})" for key, value in identity.items() if before.get(key) != value
@@ -363,6 +364,16 @@ def _claim_state(state: Path, settings: "DistillSettings", identity: dict[str, o
             shutil.rmtree(stale, ignore_errors=True)
     mark.unlink(missing_ok=True)
     write_json(path, identity | {"code": code})
+
+
+def _defaults(settings: "DistillSettings") -> dict[str, object]:
+    """Return the defaults of settings, which a state from before such a setting was trained with."""
+    return {
+        f"{block}.{key}": field.default
+        for block, values in settings
+        for key, field in type(values).model_fields.items()
+        if not field.is_required()
+    }
 
 
 def _iterations(distill: "Distill") -> int:

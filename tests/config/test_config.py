@@ -492,3 +492,47 @@ def test_proxy_reference_shares_no_scene_with_any_score(split):
     assert (files["watch/settings.yaml"].split, files["reference/settings.yaml"].split) == ("watch", split)
     drawn = [scenes.draw(name, 8)[0].tobytes() for name in scenes.SPLITS]
     assert len(set(drawn)) == len(scenes.SPLITS)
+
+
+# --- several evaluations ---------------------------------------------------------------------------------------------
+
+
+def test_generators_of_several_steps_have_rows_in_fewer():
+    extra = {"strategy": "long", "scale": 1.5, "num_steps": 4, "steps_objective": "mixture", "sample_steps": [1, 2]}
+    config = c.parse_config(changed(guidance_scales=[], extra_runs=[extra], seeds=[0, 1]))
+    assert [(run.name, run.label) for run in c.generators(config)] == [
+        ("long-1.5-4steps", "SiD, long guidance κ = 1.5, 4 steps"),
+        ("long-1.5-4steps-seed1", "SiD, long guidance κ = 1.5, 4 steps, seed 1"),
+        ("long-1.5-4steps-in1", "SiD, long guidance κ = 1.5, 1 step of 4"),
+        ("long-1.5-4steps-in2", "SiD, long guidance κ = 1.5, 2 steps of 4"),
+        ("long-1.5-4steps-in1-seed1", "SiD, long guidance κ = 1.5, 1 step of 4, seed 1"),
+        ("long-1.5-4steps-in2-seed1", "SiD, long guidance κ = 1.5, 2 steps of 4, seed 1"),
+    ]
+    assert [settings.source for settings in c.resamplings(config)] == ["long-1.5-4steps"] * 2 + [
+        "long-1.5-4steps-seed1"
+    ] * 2
+
+
+def test_run_of_one_step_ignores_how_several_are_trained():
+    config = c.parse_config(
+        changed(guidance_scales=[2], distill__steps_objective="mixture", distill__step_noise="ddim")
+    )
+    assert (c.runs(config)[0].steps_objective, c.runs(config)[0].step_noise) == ("last", "fresh")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sample_steps": [3]}, r"sample_steps=\[3\]: expected divisors of num_steps=4: 1, 2"),
+        ({"sample_steps": [4]}, r"sample_steps=\[4\]: expected divisors of num_steps=4: 1, 2"),
+        ({"sample_steps": [2], "steps_objective": "last"}, r"sample_steps=\[2\]: expected steps_objective: mixture"),
+        ({"num_steps": 626}, "num_steps=626: expected at most t_init=625"),
+        ({"step_noise": "old"}, "step_noise"),
+        ({"strategy": "anti", "scale": 1.5}, "expected less than 0"),
+        ({"fake_updates": 0}, "fake_updates"),
+    ],
+)
+def test_config_with_impossible_steps_raises(changes, message):
+    extra = {"strategy": "long", "scale": 1.5, "num_steps": 4, "steps_objective": "mixture"}
+    with pytest.raises(UserError, match=message):
+        c.parse_config(changed(extra_runs=[extra | changes]))

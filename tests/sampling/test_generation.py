@@ -11,7 +11,7 @@ from small import CAPTIONS, SAMPLES, baseline_settings, generate_settings, sampl
 from sid_core.data.images import shrink
 from sid_core.data.shards import read_shard
 from sid_core.errors import UserError
-from sid_core.method import n_step
+from sid_core.method import Steps, n_step
 from sid_core.models.backbones import StableDiffusion
 from sid_core.models.conditioning import Conditioning
 from sid_core.models.generator import load_generator
@@ -155,7 +155,7 @@ def test_generate_run_of_one_sample_depends_on_its_caption_and_seed(tiny_generat
     z = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(1000 + 13))
     cond = TextEncoder.from_directory(tiny_teacher).encode([CAPTIONS[13]])
     with torch.no_grad():
-        x_g = n_step(load_generator(tiny_generator, tiny_teacher)[0], [z[None]], 625, cond)
+        x_g = n_step(load_generator(tiny_generator, tiny_teacher)[0], [z[None]], Steps(625), cond)
         [expected] = quantise(ImageCodec.from_directory(tiny_teacher).decode(x_g))
     difference = np.abs(pixels(out)[13].astype(int) - expected)
     assert difference.max() <= 1

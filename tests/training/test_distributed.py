@@ -118,7 +118,7 @@ def test_distill_on_two_ranks_slices_the_draw_of_the_whole_batch(run):
                 batch=8,
                 latent_shape=(4, 8, 8),
                 num_prompts=len(PROMPTS),
-                num_steps=1,
+                noises=1,
                 draw_t=lambda stream: torch.randint(20, 980, (4,), generator=stream),
             )
             expected.append(d.prompts.tolist())
@@ -290,3 +290,25 @@ def test_micro_batches_of_a_rank_gives_its_rows(size, rank, batch, micro_batch, 
 def test_micro_batches_of_an_indivisible_batch_raises(size, micro_batch):
     with pytest.raises(UserError, match=r"distill\.batch=8.*expected a multiple"):
         World(0, size).micro_batches(8, micro_batch)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": "dmd", "fake_updates": 2},
+        {"objective": "diff_instruct"},
+        {"num_steps": 3, "steps_objective": "mixture"},
+    ],
+    ids=["dmd", "diff_instruct", "mixture"],
+)
+def test_distill_of_every_objective_on_two_ranks_equals_one(run, changes):
+    settings = make_settings(run=changes, **SIZE | {"train_kimg": 0.032})
+    one, two = (run(size, str(size), settings=settings) for size in (1, 2))
+    assert two.codes == [0, 0]
+    weights = load_file(one.folder / WEIGHTS)
+    for a, b in zip(points(two.folder), points(one.folder), strict=True):
+        assert a.keys() == b.keys()
+        measured = {key: value for key, value in b.items() if value is not None}  # null: a step without an iteration
+        assert {key: a[key] for key in measured} == pytest.approx(measured, rel=1e-3, abs=1e-5)
+    for name, tensor in load_file(two.folder / WEIGHTS).items():
+        torch.testing.assert_close(tensor, weights[name], rtol=1e-2, atol=5e-4)

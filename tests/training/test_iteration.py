@@ -171,9 +171,7 @@ def levels(batch):
 
 def test_draw_depends_only_on_seed_iteration_and_phase():
     def make(*key):
-        return draw(
-            rng(*key), batch=6, latent_shape=(2, 3, 3), num_prompts=50, num_steps=2, draw_t=levels(6), dropout=0.5
-        )
+        return draw(rng(*key), batch=6, latent_shape=(2, 3, 3), num_prompts=50, noises=2, draw_t=levels(6), dropout=0.5)
 
     a, b = make(0, 3, "fake"), make(0, 3, "fake")
     assert torch.equal(a.noises, b.noises)
@@ -191,7 +189,7 @@ def test_draw_covers_the_range_of_t_with_normal_noise():
         batch=200_000,
         latent_shape=(1, 1, 1),
         num_prompts=3,
-        num_steps=1,
+        noises=1,
         draw_t=levels(200_000),
         dropout=0.1,
     )
@@ -243,3 +241,44 @@ def test_grid_latents_use_the_ema_and_constant_noise(make_trainer):
     assert not torch.equal(first, trainer.grid_latents(4))
     trainer.ema.network.load_state_dict(before)
     assert torch.equal(first, trainer.grid_latents(4))
+
+
+# --- several evaluations ---------------------------------------------------------------------------------------------
+
+MIXTURE = {"num_steps": 4, "steps_objective": "mixture"}
+
+
+def test_step_of_a_mixture_trains_each_evaluation_equally_often(make_trainer):
+    trainer = make_trainer(run=MIXTURE)
+    walked = []
+    for trainer.iteration in range(4000):
+        walked.append(trainer._walked())
+    counts = torch.bincount(torch.tensor(walked), minlength=5)[1:]
+    assert ((counts - 1000).abs() < 5 * (4000 * 0.25 * 0.75) ** 0.5).all()
+    other = make_trainer(run=MIXTURE | {"seed": 1})
+    assert [other._walked() for other.iteration in range(30)] != walked[:30]
+
+
+def test_step_of_a_mixture_shares_the_evaluation_among_phases_and_micro_batches(make_trainer, monkeypatch):
+    trainer = make_trainer(run=MIXTURE | {"fake_updates": 2}, micro_batch=2)
+    seen, inner = [], trainer._inputs
+
+    def record(*given):
+        batch = inner(*given)
+        seen.append(batch.walked)
+        return batch
+
+    monkeypatch.setattr(trainer, "_inputs", record)
+    for _ in range(3):
+        expected = trainer._walked()
+        metrics = trainer.step()
+        assert seen == [expected] * 6
+        assert torch.equal(metrics[f"generator_loss_k{expected}"], metrics["generator_loss"])
+        seen.clear()
+
+
+def test_step_of_one_evaluation_is_the_same_for_any_objective_of_steps(make_trainer):
+    one, mixture = (make_trainer(run={"steps_objective": how}) for how in ("last", "mixture"))
+    for _ in range(2):
+        one.step(), mixture.step()
+    assert torch.equal(one.ema_weights, mixture.ema_weights)

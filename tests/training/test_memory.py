@@ -101,6 +101,20 @@ def test_predict_peak_is_linear_in_the_micro_batch():
     assert live.peak + CODEC == pytest.approx(predicted.fixed + 5 * predicted.per_image, rel=0.01)
 
 
+@pytest.mark.parametrize("walked", [1, 4])
+def test_peak_of_a_mixture_of_four_steps_equals_that_of_one(walked, monkeypatch):
+    def peak(**changes) -> int:
+        with memory.LiveBytes("meta") as live, memory.fused_attention():
+            run = dry_run.make_run(2.0, **changes)
+            trainer = dry_run.make_trainer(SMALL, "meta", run=run, batch=4, micro_batch=4)
+            monkeypatch.setattr(trainer, "_walked", lambda: walked)
+            live.restart()
+            trainer.step()
+        return live.peak
+
+    assert peak(num_steps=4, steps_objective="mixture") <= 1.02 * peak()
+
+
 def test_places_cover_every_offload_and_shard():
     for i, name in enumerate(("offload", "shard")):
         ways = {place[i] for place in (*memory.PLACES, *memory.SHARED_PLACES)}

@@ -244,6 +244,18 @@ def test_distill_of_unfinished_run_with_other_settings_names_them(half_done, tin
     assert sorted(p.name for p in half_done.state.iterdir()) == before
 
 
+def test_distill_of_unfinished_run_from_before_a_setting_resumes_at_its_default(half_done, uninterrupted, tiny_teacher):
+    path = half_done.state / "identity.json"
+    identity = json.loads(path.read_text())
+    del identity["run.step_noise"], identity["distill.step_noise"]
+    path.write_text(json.dumps(identity))
+    changed = make_settings(run={"num_steps": 2, "step_noise": "ddim"})
+    with pytest.raises(UserError, match=r"run\.num_steps \(1 -> 2\), run\.step_noise \(fresh -> ddim\)"):
+        distill(changed, tiny_teacher, PROMPTS, half_done.state, half_done.out)
+    distill(make_settings(), tiny_teacher, PROMPTS, half_done.state, half_done.out)
+    assert sha256_file(half_done.out / WEIGHTS) == sha256_file(uninterrupted / "run" / "generator" / WEIGHTS)
+
+
 def test_distill_of_unfinished_run_with_fewer_images_raises(half_done, tiny_teacher):
     with pytest.raises(UserError, match="already seen 40 images"):
         distill(make_settings(train_kimg=0.02), tiny_teacher, PROMPTS, half_done.state, half_done.out)

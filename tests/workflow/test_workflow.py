@@ -270,22 +270,31 @@ def test_stage_with_a_truncated_input_names_it(finished):
     os.utime(path, ns=times)
 
 
-def test_snakemake_with_a_new_scale_trains_that_run_only(finished):
+def test_snakemake_with_a_new_run_of_two_steps_trains_it_and_samples_it_twice(finished):
     before = {
         path: path.stat().st_mtime_ns for path in (finished.results / "runs" / "lsg-1.5").rglob("*") if path.is_file()
     }
-    finished.configure(guidance_scales=[1.5, 1.52])
+    two = {"strategy": "lsg", "scale": 1.52, "num_steps": 2, "steps_objective": "mixture", "sample_steps": [1]}
+    finished.configure(extra_runs=[two])
     planned = finished.planned()
     assert {rule: planned[rule] for rule in planned if rule not in ("pairs", "report", "track")} == {
-        "settings": 3,  # the run's two, and the whole configuration for the comparison
+        "settings": 5,  # two of each row, and the whole configuration for the comparison
         "distill": 1,
-        "generate": 1,
-        "features": 1,
-        "score": 2,
+        "resample": 1,
+        "generate": 2,
+        "features": 2,
+        "score": 3,
     }
     finished.run()
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    assert {path.name for path in (finished.results / "runs").iterdir()} == {"lsg-1.5", "lsg-1.52"}
+    rows = {path.name: path for path in (finished.results / "runs").iterdir()}
+    assert rows.keys() == {"lsg-1.5", "lsg-1.52-2steps", "lsg-1.52-2steps-in1"}
+    scores = [json.loads((rows[f"lsg-1.52-2steps{end}"] / "score.json").read_text()) for end in ("", "-in1")]
+    assert [score["nfe"] for score in scores] == [2, 1]
+    assert scores[0]["generator_sha256"] == scores[1]["generator_sha256"]
+    assert scores[0]["protocol_hash"] == scores[1]["protocol_hash"]
+    assert scores[0]["fid"] != scores[1]["fid"]
+    assert "SiD-LSG κ = 1.52, 1 step of 2" in (finished.results / "summary.md").read_text()
     assert "Nothing to be done" in finished.run()
 
 
@@ -304,19 +313,29 @@ def mirrored(finished):
 def test_mlflow_has_each_run_once(mirrored):
     names = [run.data.tags["run"] for run in mirrored[1]]
     assert len(names) == len(set(names))
-    assert {"lsg-1.5", "lsg-1.52", "teacher-dpm-solver-karras-cfg1.5-1steps"} <= set(names)
+    assert {"lsg-1.5", "lsg-1.52-2steps", "lsg-1.52-2steps-in1", "teacher-dpm-solver-karras-cfg1.5-1steps"} <= set(
+        names
+    )
     assert {run.data.tags["kind"] for run in mirrored[1]} == {"generator", "teacher", "published"}
     assert {run.info.status for run in mirrored[1]} == {"FINISHED"}
 
 
 def test_mlflow_has_every_point_and_the_scores(finished, mirrored):
     client, runs = mirrored
+    two = "SiD-LSG κ = 1.52"
+    labels = {
+        "lsg-1.5": "SiD-LSG κ = 1.5",
+        "lsg-1.52-2steps": f"{two}, 2 steps",
+        "lsg-1.52-2steps-in1": f"{two}, 1 step of 2",
+    }
     for run in runs:
         if run.data.tags["kind"] != "generator":
             continue
         folder = finished.results / "runs" / run.data.tags["run"]
-        assert run.info.run_name == f"SiD-LSG κ = {run.data.tags['scale']}"
-        points = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+        assert run.info.run_name == labels[folder.name]
+        log = folder / "training.jsonl"
+        assert log.is_file() != folder.name.endswith("-in1")
+        points = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
         logged = client.get_metric_history(run.info.run_id, "training/score_gap")
         assert [(metric.step, metric.value) for metric in logged] == [
             (point["nimg"], point["score_gap"]) for point in points
@@ -324,9 +343,11 @@ def test_mlflow_has_every_point_and_the_scores(finished, mirrored):
         score = json.loads((folder / "score.json").read_text())
         assert run.data.metrics["fid"] == score["fid"]
         assert run.data.params["protocol_hash"] == score["protocol_hash"]
-        assert float(run.data.params["kappa_teacher"]) == float(run.data.tags["run"].removeprefix("lsg-"))
+        assert (
+            float(run.data.params["kappa_teacher"]) == float(run.data.tags["scale"]) == float(folder.name.split("-")[1])
+        )
         artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
-        assert {"generator", "images", "settings.yaml"} <= artifacts
+        assert {"generator", "settings.yaml", *(["images"] if points else [])} <= artifacts
 
 
 def test_snakemakes_own_report_needs_no_network(finished):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..generator import n_step
+from ..generator import Steps, n_step
 from ..schedule import Schedule
 from .adversarial import SHARE, Adversarial, adversarial_loss, discriminator_loss, logit_metrics
 
@@ -43,12 +43,13 @@ class Batch:
 
     cond: Any  # embeddings of B prompts
     empty: Any  # embedding of the empty prompt, one row
-    noises: Sequence[Tensor]  # z of every generator step, each (B, C, H, W)
+    noises: Sequence[Tensor]  # of the generator's evaluations, each (B, C, H, W)
     eps: Tensor  # (B, C, H, W), the noise added to x_g
     t: Tensor  # (B,), the t of that noise
     nimg: int = 0  # images seen by the generator
     real: Tensor | None = None  # latents of real images (B, C, H, W), if the objective needs them
     real_cond: Any = None  # embeddings of their captions
+    walked: int | None = None  # the generator's evaluation in training, 1 to K; None: the last
 
 
 Metrics = dict[str, Tensor]  # scalars without gradient, means over the batch: micro-batches are averaged
@@ -79,6 +80,7 @@ class ScoreDistillation:
     A subclass implements `generator_loss`, and overrides `phases` for another sequence of updates.
 
     Args:
+        steps: the generator's network evaluations.
         alpha: a of SiD's loss.
         fake_updates: updates of the fake score before each of the generator ("two time-scale", arXiv 2405.14867).
         adversarial: adds a GAN on real images.
@@ -91,13 +93,13 @@ class ScoreDistillation:
     def __init__(
         self,
         guidance: Guidance,
-        t_init: int,
+        steps: Steps,
         alpha: float = 1.0,
         fake_updates: int = 1,
         adversarial: Adversarial | None = None,
         real_uid: Any = None,
     ):
-        self.guidance, self.t_init, self.alpha, self.fake_updates = guidance, t_init, alpha, fake_updates
+        self.guidance, self.steps, self.alpha, self.fake_updates = guidance, steps, alpha, fake_updates
         self.adversarial, self.real_uid = adversarial, real_uid
 
     @property
@@ -117,11 +119,12 @@ class ScoreDistillation:
         fake = [Phase("fake", "fake_score", self.fake_backward, guided, stream) for stream in streams]
         return [*fake, Phase("generator", "generator", self.generator_backward)]
 
-    def network_passes(self, num_steps: int = 1, nimg: int = 0) -> float:
+    def network_passes(self, nimg: int = 0) -> float:
         """Count the network passes of an iteration per image, the unit of compute in which objectives are compared.
 
         A forward counts 1, a backward to weights and input 2, a backward to the input alone 1; guidance evaluates two
-        branches unless its scale is 0 or 1. Half of a network counts half: the discriminator is its encoder.
+        branches unless its scale is 0 or 1. Half of a network counts half: the discriminator is its encoder. Where the
+        number of the generator's evaluations is random, its mean counts.
 
         Args:
             nimg: images seen by the generator before the iteration; its GAN may start later than its training.
@@ -135,7 +138,8 @@ class ScoreDistillation:
             scores += 1  # the encoder of the conditional branch, forward and backward
         elif gan and not self.needs_score_gradient:
             scores += fake_eval / 2  # backward through the encoder
-        return self.fake_updates * (num_steps + fake) + 3 * num_steps + scores
+        walked, trained = self.steps.mean_walked, self.steps.trained
+        return self.fake_updates * (walked + fake) + walked + 2 * trained + scores
 
     def real_passes(self) -> float:
         """Count the passes of an update of the fake score that are due to real images."""
@@ -143,16 +147,19 @@ class ScoreDistillation:
             return 0
         return 3 / 2 if self.guidance.fake_train else 3  # Zero-CFG: logits of samples need the other branch, too
 
-    def total_passes(self, num_steps: int, nimg: int) -> float:
+    def total_passes(self, nimg: int) -> float:
         """Count the network passes of a training of `nimg` images."""
         start = nimg if self.adversarial is None else min(self.adversarial.start_nimg, nimg)
-        before, after = self.network_passes(num_steps), self.network_passes(num_steps, start)
-        return start * before + (nimg - start) * after
+        return start * self.network_passes() + (nimg - start) * self.network_passes(start)
+
+    def sample(self, networks: Networks, batch: Batch) -> Tensor:
+        """Return the generator's samples x_g (B, C, H, W)."""
+        return n_step(networks.generator, batch.noises, self.steps, batch.cond, batch.walked)
 
     def fake_backward(self, networks: Networks, batch: Batch, factor: float | Tensor) -> Metrics:
         """Add the gradient of the fake score's loss."""
         with torch.no_grad():
-            x_g = n_step(networks.generator, batch.noises, self.t_init, batch.cond)
+            x_g = self.sample(networks, batch)
         loss, metrics = self.fake_loss(networks.fake_score, batch, x_g)
         (loss * factor).backward()
         return metrics
@@ -174,7 +181,7 @@ class ScoreDistillation:
 
     def generator_backward(self, networks: Networks, batch: Batch, factor: float | Tensor) -> Metrics:
         """Add the gradient of the generator's loss."""
-        x_g = n_step(networks.generator, batch.noises, self.t_init, batch.cond)
+        x_g = self.sample(networks, batch)
         # a leaf: the graphs of both scores are freed before backward through the generator
         leaf, schedule, logits = x_g.detach().requires_grad_(), networks.teacher.schedule, None
         gan = self.adversarial is not None and batch.nimg >= self.adversarial.start_nimg

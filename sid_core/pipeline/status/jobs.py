@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...config import Config, baselines, distillations, shards
+from ...config import Config, baselines, distillations, resamplings, shards
 from ...storage.files import sidecar
 from ..paths import Results, teacher_name
 from ..rules import RULES
@@ -41,11 +41,14 @@ def jobs(config: Config) -> list[Job]:
         add("reference", below.reference("watch").record, "watch", reference="watch")
     distilled = {settings.run.name: settings.distill.train_kimg for settings in distillations(config)}
     imported = [imported.name for imported in config.imports]
+    resampled = [settings.run.name for settings in resamplings(config)]
     for name, kimg in distilled.items():
         add("distill", below.run(name).record, name, kimg, run=name)
     for name in imported:
         add("import_official", below.run(name).record, name, run=name)
-    sampled = [("generate", "runs", name) for name in [*distilled, *imported]]
+    for name in resampled:
+        add("resample", below.run(name).record, name, run=name)
+    sampled = [("generate", "runs", name) for name in [*distilled, *resampled, *imported]]
     sampled += [("generate_baseline", "baselines", baseline.name) for baseline in baselines(config)]
     for rule, kind, name in sampled:
         for shard in shards(config):

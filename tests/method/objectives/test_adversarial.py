@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sid_core.method import OBJECTIVES, Batch, Guidance, Networks
+from sid_core.method import OBJECTIVES, Batch, Guidance, Networks, Steps
 from sid_core.method.objectives.adversarial import adversarial_loss, discriminator_loss, logit_metrics
 from sid_core.models.conditioning import Conditioning
 from sid_core.models.teacher import load_backbone
@@ -91,7 +91,7 @@ def ours(backbone, backward):
 
 
 def make(name="sid", strategy="lsg", **options):
-    return OBJECTIVES[name](Guidance(*STRATEGIES[strategy]), T_INIT, 1.2, **options)
+    return OBJECTIVES[name](Guidance(*STRATEGIES[strategy]), Steps(T_INIT), 1.2, **options)
 
 
 def gan(start_nimg=0, weight=0.01):
@@ -198,9 +198,9 @@ def test_network_passes_count_the_discriminator(objective, strategy, nimg, passe
 
 def test_total_passes_of_a_late_start_count_both_parts():
     made = make("sid", "zero", adversarial=gan(100))
-    assert made.total_passes(1, 300) == 100 * 14 + 200 * 15
-    assert made.total_passes(1, 40) == 40 * 14
-    assert make().total_passes(1, 40) == 40 * 18
+    assert made.total_passes(300) == 100 * 14 + 200 * 15
+    assert made.total_passes(40) == 40 * 14
+    assert make().total_passes(40) == 40 * 18
 
 
 # --- RealUID -----------------------------------------------------------------------------------------------------------

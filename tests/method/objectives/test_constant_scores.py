@@ -8,7 +8,7 @@ import torch
 from small_run import PROMPTS, make_settings, make_trainer
 
 from sid_core.errors import UserError
-from sid_core.method import OBJECTIVES, Guidance, VPSchedule, generator_loss
+from sid_core.method import OBJECTIVES, Guidance, Steps, VPSchedule, generator_loss
 from sid_core.storage.states import saved_states
 from sid_core.training.run import Interrupted, distill
 
@@ -29,7 +29,7 @@ def gradient(loss, x_g):
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 1.2])
 def test_generator_loss_of_sid_with_constant_scores_has_the_gradient_of_dmd(scores, alpha):
     x_g, f_teacher, f_fake = scores
-    dmd = OBJECTIVES["dmd"](None, 625)
+    dmd = OBJECTIVES["dmd"](None, Steps(625))
     found = gradient(lambda x: dmd.generator_loss(x, f_teacher, f_fake, None, SCHEDULE), x_g)
     weight = (x_g - f_teacher).abs().mean(dim=(1, 2, 3), keepdim=True)
     torch.testing.assert_close(found, (f_fake - f_teacher) / weight / len(x_g))
@@ -39,7 +39,7 @@ def test_generator_loss_of_sid_with_constant_scores_has_the_gradient_of_dmd(scor
 
 def test_generator_loss_of_diff_instruct_has_the_published_gradient(scores):
     x_g, f_teacher, f_fake = scores
-    t, objective = torch.tensor([20, 300, 625, 979]), OBJECTIVES["diff_instruct"](None, 625)
+    t, objective = torch.tensor([20, 300, 625, 979]), OBJECTIVES["diff_instruct"](None, Steps(625))
     found = gradient(lambda x: objective.generator_loss(x, f_teacher, f_fake, t, SCHEDULE), x_g)
     abar = torch.linspace(0.999, 0.01, 1000).double()[t].view(-1, 1, 1, 1)
     expected = (abar * (1 - abar)).sqrt() * (f_fake - f_teacher) / len(x_g)
@@ -68,9 +68,15 @@ def test_step_with_constant_scores_moves_samples_along_the_difference_of_scores(
     torch.testing.assert_close(seen["found"], -weight * d / len(d), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(("objective", "ida"), [("dmd", 0.03), ("diff_instruct", 0.0)])
-def test_distill_interrupted_and_resumed_gives_equal_bits(objective, ida, tiny_teacher, tmp_path):
-    settings = make_settings(run=LONG | {"objective": objective, "fake_updates": 2, "ida": ida})
+MIXTURE = {"num_steps": 3, "steps_objective": "mixture", "step_noise": "ddim"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [({"objective": "dmd", "ida": 0.03}, 14), ({"objective": "diff_instruct"}, 14), (MIXTURE, 20)],
+)
+def test_distill_interrupted_and_resumed_gives_equal_bits(changes, passes, tiny_teacher, tmp_path):
+    settings = make_settings(run=LONG | changes | {"fake_updates": 2})
     distill(settings, tiny_teacher, PROMPTS, tmp_path / "whole", tmp_path / "a" / "generator")
 
     def stop(nimg, latents):
@@ -82,14 +88,20 @@ def test_distill_interrupted_and_resumed_gives_equal_bits(objective, ida, tiny_t
     assert saved_states(tmp_path / "cut")
     distill(settings, tiny_teacher, PROMPTS, tmp_path / "cut", tmp_path / "b" / "generator")
     record = json.loads((tmp_path / "a" / "generator" / "generator.json").read_text())
-    assert record["run"]["objective"] == objective
-    assert record["network_passes"] == 80 * 14  # images, passes with two updates of the fake score
+    assert record["run"].items() >= changes.items()
+    assert record["network_passes"] == 80 * passes  # images, passes with two updates of the fake score
     assert record["train_s"] > record["train_gpu_s"] == 0  # of a CPU
     weights = [next((tmp_path / name).rglob("*.safetensors")).read_bytes() for name in "ab"]
     assert weights[0] == weights[1]
-    point = json.loads((tmp_path / "whole" / "training.jsonl").read_text().splitlines()[-1])
-    assert {"fake_loss", "fake_grad_norm", "generator_loss", "score_gap"} <= point.keys()
-    assert (point["network_passes"], point["elapsed_s"]) == (record["network_passes"], record["train_s"])
+    points = [
+        [json.loads(line) for line in (tmp_path / name / "training.jsonl").read_text().splitlines()]
+        for name in ("whole", "cut")
+    ]
+    last = points[0][-1]
+    assert {"fake_loss", "fake_grad_norm", "generator_loss", "score_gap"} <= last.keys()
+    assert (last["network_passes"], last["elapsed_s"]) == (record["network_passes"], record["train_s"])
+    losses = [[{k: v for k, v in point.items() if "loss" in k} for point in series] for series in points]
+    assert losses[0] == losses[1]
 
 
 def test_step_of_two_fake_updates_draws_from_separate_streams(tiny_teacher, monkeypatch):
@@ -102,17 +114,19 @@ def test_step_of_two_fake_updates_draws_from_separate_streams(tiny_teacher, monk
 
 
 @pytest.mark.parametrize(
-    ("objective", "scales", "updates", "passes"),
+    ("objective", "scales", "updates", "steps", "passes"),
     [
-        ("sid", (1.5, 1.5, 1.5), 1, 18),
-        ("sid", (0, 0, 1), 1, 11),
-        ("dmd", (1, 1, 1.75), 1, 10),
-        ("dmd", (1, 1, 1.75), 5, 26),
-        ("sid", (1.5, 1.5, 1.5), 2, 25),
+        ("sid", (1.5, 1.5, 1.5), 1, (), 18),
+        ("sid", (0, 0, 1), 1, (), 11),
+        ("dmd", (1, 1, 1.75), 1, (), 10),
+        ("dmd", (1, 1, 1.75), 5, (), 26),
+        ("sid", (1.5, 1.5, 1.5), 2, (), 25),
+        ("sid", (1.5, 1.5, 1.5), 1, (4, "fresh", "last"), 30),
+        ("sid", (1.5, 1.5, 1.5), 1, (4, "fresh", "mixture"), 21),  # 2.5 evaluations, of which one has a backward
     ],
 )
-def test_network_passes_count_branches_and_backward(objective, scales, updates, passes):
-    made = OBJECTIVES[objective](Guidance(*scales), 625, fake_updates=updates)
+def test_network_passes_count_branches_and_backward(objective, scales, updates, steps, passes):
+    made = OBJECTIVES[objective](Guidance(*scales), Steps(625, *steps), fake_updates=updates)
     assert made.network_passes() == passes
 
 

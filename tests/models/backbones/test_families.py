@@ -14,7 +14,7 @@ from tiny_sdxl import BETAS
 from sid_core.config import Teacher
 from sid_core.data.shards import read_shard
 from sid_core.method import one_step
-from sid_core.models.convert.pipeline import one_step_scheduler
+from sid_core.models.convert.pipeline import euler_scheduler
 from sid_core.models.teacher import load_backbone, load_solver, load_text_encoder, prepare_teacher
 from sid_core.sampling import generation
 from sid_core.sampling import inputs as inputs_module
@@ -101,6 +101,6 @@ def test_generate_baseline_equals_the_pipeline_to_one_level(teacher, sample, tmp
 @torch.inference_mode()
 def test_one_step_equals_the_pipeline_with_the_exported_scheduler(family, z):
     teacher, pipeline = family
-    pipeline.scheduler = one_step_scheduler(teacher, 625)
+    pipeline.scheduler = euler_scheduler(teacher, 625)
     latents = pipeline(PROMPTS, num_inference_steps=1, guidance_scale=1, latents=z, output_type="latent").images
     assert_equal(one_step(load_backbone(teacher), z, 625, load_text_encoder(teacher).encode(PROMPTS)), latents)
