@@ -31,6 +31,7 @@ from .blocks import (
 )
 from .loading import load_config, load_settings, merge, parse, parse_config, read_yaml
 from .runs import (
+    OBJECTIVES,
     Baseline,
     DistillSettings,
     ResampleSettings,

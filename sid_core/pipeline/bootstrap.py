@@ -6,12 +6,14 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 
 from ..cluster.gpus import visible_gpus
 from ..cluster.machine import has_gpu, mark_submitting_process, prepend_python_to_path
 from ..cluster.slurm import adapt
 from ..config import (
+    OBJECTIVES,
     Config,
     DistillResources,
     JobResources,
@@ -51,6 +53,7 @@ def bootstrap(workflow, config: dict) -> "Setup":
         adapt(checked.experiment)
         if workflow.is_main_process:  # jobs run this Snakefile too
             check_enough(checked.prompts, checked.generate.samples)
+            _check_objectives(checked)
             mark_submitting_process()
             _limit_gpus(workflow, checked.resources.distill)
     except UserError as error:
@@ -59,6 +62,14 @@ def bootstrap(workflow, config: dict) -> "Setup":
         print(to_text(checked, int(has_gpu())), file=sys.stderr)
     complete_rules(workflow, setup.directives)
     return setup
+
+
+def _check_objectives(config: Config) -> None:
+    """Raise UserError for an unknown objective; torch is imported for one of the user's own alone."""
+    for name in {run.objective for run in runs(config)} - OBJECTIVES.keys():
+        registered = import_module("sid_core.method").OBJECTIVES
+        if name not in registered:
+            raise UserError(f"config: objective={name}: expected {' or '.join(registered)}")
 
 
 def _limit_gpus(workflow, asks: DistillResources) -> None:

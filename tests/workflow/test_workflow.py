@@ -108,6 +108,10 @@ def test_snakemake_with_a_name_read_as_a_number_raises(project, name, message):
             ["teacher.path=nowhere: no such file or folder"],
         ),
         (
+            {"extra_runs": [{"strategy": "zero", "objective": "rectified"}]},
+            ["config: objective=rectified: expected sid or dmd or diff_instruct"],
+        ),
+        (
             {"imports": [{"name": "mine", "file": "nowhere.pkl", "scale": 2, "train_kimg": 1}]},
             ["imports.mine.file=nowhere.pkl: no such file or folder"],
         ),
