@@ -11,6 +11,11 @@ from small import CAPTIONS, SAMPLES
 from sid_core.config import Evaluate, ScoreSettings
 
 
+def pytest_collection_modifyitems(items):
+    """Run the folders of the longest files first: the last file to end keeps one of two processes waiting."""
+    items.sort(key=lambda item: item.path.parent.name not in ("training", "workflow"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
