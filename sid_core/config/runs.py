@@ -60,21 +60,29 @@ class Run(Block):
         return f"{self.fake_train if self.strategy in ('short', 'anti') else self.teacher:g}"
 
     @property
+    def method(self) -> str:
+        """Name what runs of several scales share: 'SiD-LSG', 'DMD, long guidance, 4 steps'."""
+        return self._describe("")
+
+    @property
     def label(self) -> str:
         """Name the run in tables, figures and MLflow: 'SiD-LSG κ = 1.5, seed 1'; a name of the user's own is appended."""
-        method = OBJECTIVES.get(self.objective, self.objective) + GUIDED[self.strategy]
         setting = self.name.removesuffix(f"-seed{self.seed}") if self.seed else self.name
         setting = setting.removesuffix(f"-in{self.num_steps}") if self.of_steps else setting
         own = run_name(self.objective, self.strategy, self.scale)
-        steps = f", {self.num_steps} step{'s' * (self.num_steps > 1)}" if self.num_steps > 1 or self.of_steps else ""
         return "".join(
             [
-                method if self.strategy in UNSCALED else f"{method} κ = {self.scale}",
-                f"{steps} of {self.of_steps}" if self.of_steps else steps,
+                self._describe("" if self.strategy in UNSCALED else f" κ = {self.scale}"),
                 "" if setting in (own, f"{own}-{self.of_steps or self.num_steps}steps") else f" ({setting})",
                 f", seed {self.seed}" if self.seed else "",
             ]
         )
+
+    def _describe(self, scale: str) -> str:
+        """Return objective, strategy, `scale` and steps."""
+        steps = f", {self.num_steps} step{'s' * (self.num_steps > 1)}" if self.num_steps > 1 or self.of_steps else ""
+        of = f" of {self.of_steps}" if self.of_steps else ""
+        return f"{OBJECTIVES.get(self.objective, self.objective)}{GUIDED[self.strategy]}{scale}{steps}{of}"
 
 
 def run_name(objective: str, strategy: str, scale: str | None) -> str:

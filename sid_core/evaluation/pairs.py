@@ -40,7 +40,11 @@ class Difference:
         """Describe `run`, which is `a` or `b`: 'worse by 0.60 [0.50, 0.70]', 'no difference shown (0.1 [-0.2, 0.4])'."""
         if self.better:
             return f"{'better' if self.better == run else 'worse'} by {self.format_difference()}"
-        return f"no difference shown ({self._signed(1 if run == self.a else -1)})"
+        return f"no difference shown ({self.relative(run)})"
+
+    def relative(self, run: str) -> str:
+        """Return the difference of `run`, which is `a` or `b`, from the other one: '-0.60 [-0.70, -0.50]'."""
+        return self._signed(1 if run == self.a else -1)
 
     def format_difference(self) -> str:
         """Return the difference as '0.60 [0.50, 0.70]', positive where the interval excludes 0."""

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from ..config import Config
 from ..pipeline.inputs import Inputs
 from ..storage.files import write_text
-from . import curves, entries, figures, health, page, paper, samples, summary, table
+from . import curves, entries, figures, health, methods, page, paper, samples, summary, table
 from .theme import RenderedFigure, to_png, write_png
 
 
@@ -24,6 +24,7 @@ def write_report(config: Config, inputs: Inputs) -> None:
     rows = table.make_rows(config, folder, scores)
     settings = entries.make_entries(config, rows, scores, entries.read_intervals(out.seeds))
     differences = entries.read_differences(out.pairs, settings)
+    compared = methods.compare(settings, differences)
     logs = curves.read_curves(config, inputs.trainings)
     grid = samples.read_grid(config, folder, settings)
     condition = health.examine(config.distill.alarms, logs, folder)
@@ -39,11 +40,12 @@ def write_report(config: Config, inputs: Inputs) -> None:
         "fid_clip": lambda: figures.fid_clip(settings),
         "training": lambda: curves.training(config.distill.alarms, logs),
         "scales": lambda: paper.scales(whole),
-        "strategies": lambda: paper.strategies(whole),
         "convergence": lambda: paper.convergence(convergence),
     }
+    if compared:
+        draw["methods"] = lambda: methods.draw(compared.methods)
     rendered, reasons = _render(draw)
-    content = page.Content(headline, notes, terms, warnings, reasons, condition, differences, grid, progress)
+    content = page.Content(headline, notes, terms, warnings, reasons, condition, differences, grid, progress, compared)
     html = page.render(config, settings, scores, rendered, content)
     del rendered["overview"]  # of the page alone
     sheet = to_png(samples.draw(grid))

@@ -12,6 +12,7 @@ from .columns import RUN, Column, further, is_best, main, with_interval
 from .entries import Differences, Entry
 from .health import COLUMNS, Health
 from .markup import EXACT, grid_uri, image_uri, inline, unbroken
+from .methods import Comparison
 from .provenance import provenance
 from .samples import Grid
 from .summary import not_comparable
@@ -34,6 +35,7 @@ class Content:
     differences: Differences
     grid: Grid
     progress: list[tuple[Run, list[Path]]]
+    methods: Comparison | None
 
 
 def render(
@@ -43,7 +45,7 @@ def render(
     rendered: dict[str, RenderedFigure],
     content: Content,
 ) -> str:
-    """Fill the page with the figures overview, fid_clip, training, scales, strategies, convergence, and everything else."""
+    """Fill the page with the figures overview, fid_clip, training, scales, convergence, methods if there, and everything else."""
     numbers = [astuple(difference) for difference in content.differences.values()]
     compared = {name for number in numbers for name in number[:2]}
     foreign = [entry for entry in entries if not entry.comparable]
@@ -51,6 +53,8 @@ def render(
     strip = [row for row in content.grid.rows if row.name in swept]
     if len(strip) < 2:
         strip = [row for row in content.grid.rows if row.kind != "real"]
+    groups = content.methods.methods.values() if content.methods else []
+    first = [group[0].name for group in groups]
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, loader=FileSystemLoader(HERE)
     )
@@ -60,6 +64,7 @@ def render(
         content=content,
         rendered=rendered,
         strip=strip,
+        of_methods=[row for row in content.grid.rows if row.name in first],
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
         groups=_groups([entry for entry in entries if entry.comparable]),

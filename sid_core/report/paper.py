@@ -1,4 +1,4 @@
-"""Plot the paper's other figures from CSV files: scores over scales, strategies of guidance, convergence."""
+"""Plot the paper's other figures from CSV files: scores over scales, convergence."""
 
 import csv
 import io
@@ -10,23 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator
 
-from ..config import scale_name
 from ..errors import UserError
 from .curves import MARKERS, PROXIES, Curves
 from .entries import base_label, base_name
-from .figures import Point, draw_curve, draw_point, trade_off_axes
-from .labels import Label, place
 from .theme import LIGHT, new_figure
 
 TITLES = {"fid": "FID, lower is better", "clip": "CLIP score, higher is better"}
-STRATEGIES = {  # title, colour, marker
-    "none": ("no guidance", LIGHT.faint, "D"),
-    "long": ("long", LIGHT.extra, "^"),
-    "short": ("short", LIGHT.teacher, "v"),
-    "lsg": ("long and short (LSG)", LIGHT.generator, "o"),
-    "zero": ("Zero-CFG", LIGHT.ink, "s"),
-    "anti": ("Anti-CFG", LIGHT.ink, "<"),
-}
 APART = {"nfe": lambda steps: "one step" if steps == 1 else f"{steps:g} steps", "alpha": lambda alpha: f"α {alpha:g}"}
 
 
@@ -57,7 +46,7 @@ def by_setting(summary: pd.DataFrame) -> pd.DataFrame:
         table[key] = groups[key].mean()
         table[f"{key}_low"] = groups[key].min().where(several, table[f"{key}_low"])
         table[f"{key}_high"] = groups[key].max().where(several, table[f"{key}_high"])
-    table["scale"] = table["kappa_fake_train"].where(table["strategy"] == "short", table["kappa_teacher"])
+    table["scale"] = table["kappa_teacher"]
     table["apart"] = ""
     for key, in_words in APART.items():
         usual = table.loc[table["kind"] == "generator", key].mode().tolist()[:1]  # empty if unknown for all
@@ -100,43 +89,6 @@ def _over_scales(axes: Axes, table: pd.DataFrame, key: str) -> None:
     axes.legend(frameon=False, fontsize=8, loc="best")
 
 
-def strategies(summary: pd.DataFrame) -> Figure:
-    """Plot FID against CLIP score over guidance scales, a curve for each strategy of guidance."""
-    table = by_setting(summary)
-    table = table[
-        (table["kind"] == "generator") & table["strategy"].isin(list(STRATEGIES)) & (table["objective"] == "sid")
-    ]
-    present = [strategy for strategy in STRATEGIES if (table["strategy"] == strategy).any()]
-    if len(present) < 2:
-        raise NoData(f"one strategy alone was trained ({', '.join(present) or 'none'}); extra_runs adds others")
-    with matplotlib.rc_context(LIGHT.rc()):
-        figure = new_figure(6.6, 4.9)
-        axes = figure.add_subplot()
-        trade_off_axes(axes, "fid")
-        labels: list[Label] = []
-        for (strategy, apart), group in table.groupby(["strategy", "apart"], sort=False):
-            title, colour, marker = STRATEGIES[strategy]
-            title += apart
-            curve = group.drop_duplicates("scale")
-            points = [_point(row, scale_name(row["scale"])) for row in curve.to_dict("records")]
-            if len(points) > 1:
-                labels += draw_curve(axes, points, title, colour, marker)
-            else:
-                draw_point(axes, points[0], colour, marker)
-                labels.append(Label(((points[0].x, points[0].y),), title, colour, 9.5, bold=True))
-            for point in (_point(row, row["label"]) for row in group.drop(curve.index).to_dict("records")):
-                draw_point(axes, point, colour, marker)
-                labels.append(Label(((point.x, point.y),), point.text, colour, 8))
-        axes.margins(0.18, 0.14)
-        place(axes, labels)
-        return figure
-
-
-def _point(row: dict, text: str) -> Point:
-    bars = [None if np.isnan(row[f"{key}_low"]) else (row[f"{key}_low"], row[f"{key}_high"]) for key in ("clip", "fid")]
-    return Point(row["run"], row["clip"], row["fid"], text, *bars)
-
-
 def to_convergence_csv(curves: Curves) -> str:
     """Write CSV text of the proxy evaluations: run, setting and label (without its seed), kimg, proxies, network passes."""
     text = io.StringIO()
@@ -166,7 +118,8 @@ def convergence(table: pd.DataFrame) -> Figure:
                 _over_training(axes, table, x, key)
                 axes.set_title(f"{title} (proxy)", loc="left", fontsize=9.5, fontweight="bold")
                 axes.set_xlabel(across[x])
-        panels[0][0].legend(frameon=False, fontsize=8)
+        handles = panels[0][0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
         return figure
 
 

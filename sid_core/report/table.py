@@ -39,7 +39,8 @@ class Row:
     label: str  # the run's name for people
     kind: str  # generator | teacher | vae | real | published
     teacher: str
-    objective: str | None = None  # of a generator
+    method: str | None = None  # of a generator: `Run.method`
+    objective: str | None = None
     strategy: str | None = None
     kappa_fake_train: float | None = None
     kappa_fake_eval: float | None = None
@@ -136,6 +137,7 @@ def _generator_row(config: Config, folder: Path, run: Run, score: dict) -> Row:
         label=run.label,
         kind="generator",
         teacher=_teacher_name(config, run),
+        method=run.method,
         objective=run.objective,
         strategy=run.strategy,
         kappa_fake_train=run.fake_train,

@@ -16,7 +16,7 @@ from .store import first_line, init, later, make_client, resolve_uri
 
 # columns of summary.csv that are settings; the other columns of numbers are metrics
 PARAMS = (
-    *("teacher", "objective", "strategy", "kappa_fake_train", "kappa_fake_eval", "kappa_teacher"),
+    *("teacher", "method", "objective", "strategy", "kappa_fake_train", "kappa_fake_eval", "kappa_teacher"),
     *("seed", "solver", "steps", "nfe"),
     *("train_kimg", "whole_kimg", "network_passes", "samples", "protocol", "protocol_hash"),
 )

@@ -1,5 +1,6 @@
 import base64
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -106,10 +107,23 @@ def test_page_of_hostile_captions_escapes_them(experiment):
         assert part in page.text
 
 
-def test_page_without_data_for_a_figure_names_the_reason(experiment):
-    text = Page((experiment / "report.html").read_text(encoding="utf-8")).text
-    assert "Strategies of guidance: one strategy alone was trained (lsg)" in text
-    assert "Not drawn: one strategy alone" in (experiment / "figures" / "strategies.svg").read_text()
+def test_page_without_data_for_a_figure_names_the_reason(tmp_path):
+    config = make_config()
+    folder = write_experiment(tmp_path, config)
+    for log in folder.glob("runs/*/training.jsonl"):
+        points = [json.loads(line) for line in log.read_text().splitlines()]
+        kept = [{key: value for key, value in point.items() if "proxy" not in key} for point in points]
+        log.write_text("".join(json.dumps(point) + "\n" for point in kept))
+    write_report(config, Inputs.finished(config, folder))
+    text = Page((folder / "report.html").read_text(encoding="utf-8")).text
+    assert "Convergence: nothing was measured during training" in text
+    assert "Not drawn: nothing was measured" in (folder / "figures" / "convergence.svg").read_text()
+
+
+def test_page_of_one_method_has_no_section_and_figure_of_methods(experiment):
+    page = Page((experiment / "report.html").read_text(encoding="utf-8"))
+    assert not any({"methods", "#methods"} & {*attrs.values()} for _, attrs in page.tags)
+    assert not list((experiment / "figures").glob("methods.*"))
 
 
 def test_page_embeds_every_image_whole(experiment):

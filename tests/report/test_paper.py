@@ -60,19 +60,6 @@ def test_scales_of_extra_runs_leaves_the_sweep_unchanged(make_experiment):
     hollow = [line.get_xydata().tolist() for line in axes.lines if line.get_markerfacecolor() == "none"]
     assert [points for points in hollow if points] == [[[2, 50]]]
 
-    axes = paper.strategies(summary).axes[0]
-    [curve] = [line for line in axes.lines if len(line.get_xdata()) > 1]
-    assert curve.get_ydata().tolist() == [30, 35, 45]
-    texts = {text.get_text() for text in axes.texts}
-    assert {"long and short (LSG)", "long and short (LSG), 4 steps", "SiD-LSG κ = 2 (brief)"} <= texts
-
-
-def test_strategies_of_short_guidance_joins_its_own_scales(make_experiment):
-    config = make_config(extra_runs=[{"strategy": "short", "scale": scale} for scale in (0.8, 0.2, 0.5)])
-    axes = paper.strategies(read_summary(config, make_experiment(config))).axes[0]
-    [short] = [line for line in axes.lines if len(line.get_xdata()) == 3]
-    np.testing.assert_allclose(short.get_xdata(), [1 / 3 + 0.05 * (1 - scale) for scale in (0.2, 0.5, 0.8)])
-
 
 def test_scales_of_an_equal_protocol_draws_one_panel_a_metric(make_experiment):
     config = make_config()
@@ -87,15 +74,6 @@ def test_scales_of_an_equal_protocol_draws_one_panel_a_metric(make_experiment):
     np.testing.assert_allclose(published[1].get_xydata(), [[1.5, 8.15]])  # trained for longer
     use_published_protocol(folder, samples=2000)
     assert len(paper.scales(read_summary(config, folder)).axes[0].get_legend().texts) == 1
-
-
-def test_strategies_of_one_strategy_raises_no_data(make_experiment):
-    config = make_config(extra_runs=[{"strategy": "none"}, {"strategy": "long", "scale": 2}])
-    summary = read_summary(config, make_experiment(config))
-    texts = [text.get_text() for text in paper.strategies(summary).axes[0].texts]
-    assert {"no guidance", "long", "long and short (LSG)", "1.5", "3"} <= set(texts)
-    with pytest.raises(paper.NoData, match=r"one strategy alone was trained \(lsg\)"):
-        paper.strategies(summary[summary["strategy"].isin(["lsg", np.nan])])
 
 
 def test_convergence_draws_the_proxy_evaluations(make_experiment):

@@ -1,12 +1,15 @@
 # Paired differences, tables, figures and a page over all runs and baselines.
+from sid_core.config import generators
+
 FIGURES = {
     "fid_clip": "Results",
     "scales": "Results",
-    "strategies": "Results",
     "convergence": "Training",
     "training": "Training",
     "samples": "Results",
 }
+if len({run.method for run in generators(CONFIG)}) > 1:
+    FIGURES["methods"] = "Results"
 
 
 # takes a second
