@@ -22,7 +22,7 @@ def sd_repository(source: Path, out: Path, prediction_type: str = "epsilon", saf
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(source, out)
-    _old_tokenizer(out / "tokenizer")
+    old_tokenizer(out / "tokenizer")
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     options = {"set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1, "prediction_type": prediction_type}
     PNDMScheduler(**betas, **options).save_pretrained(out / "scheduler")
@@ -41,13 +41,13 @@ def sd_repository(source: Path, out: Path, prediction_type: str = "epsilon", saf
     return out
 
 
-def _old_tokenizer(folder: Path) -> None:
+def old_tokenizer(folder: Path, pad: str = "<|endoftext|>") -> None:
     """Convert tokenizer.json to the files that older transformers wrote."""
     model = json.loads((folder / "tokenizer.json").read_text())["model"]
     length = json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"]
     shutil.rmtree(folder)
     folder.mkdir()
-    special = {"bos_token": "<|startoftext|>", "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    special = {"bos_token": "<|startoftext|>", "unk_token": "<|endoftext|>", "pad_token": pad}
     special["eos_token"] = "<|endoftext|>"
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
     files = {

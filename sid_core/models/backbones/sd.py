@@ -105,7 +105,7 @@ class StableDiffusion(Backbone):
 
     def blocks(self) -> Iterator[nn.Module]:
         unet = self.network
-        for level in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
+        for level in filter(None, (*unet.down_blocks, unet.mid_block, *unet.up_blocks)):  # a UNet may have no middle
             yield from level.resnets
             yield from getattr(level, "attentions", None) or ()
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from toy import ToyUNet
 
 from sid_core.method import one_step
@@ -42,6 +43,12 @@ def test_backbone_at_scale_zero_or_one_evaluates_one_branch(inputs, kappa):
     unet.register_forward_hook(lambda module, args, output: batches.append(len(args[0])))
     StableDiffusion(unet, noise_schedule(SD), "epsilon")(x_t, t, cond, empty, kappa)
     assert batches == [4]
+
+
+def test_blocks_of_a_network_without_a_middle_are_those_of_its_levels():
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
+    unet = UNet2DConditionModel(**blocks, mid_block_type=None, layers_per_block=1, norm_num_groups=4)
+    assert len(list(StableDiffusion(unet, noise_schedule(SD), "epsilon").blocks())) == 3
 
 
 def test_eps_of_the_estimate_returns_the_networks_output(inputs):

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from serving import Server
 from small_run import PROMPTS
+from tiny_parts import old_tokenizer
 from tiny_sdxl import POOLED, SIZE_WIDTH, TOKENS, WIDTHS, new_pipeline
 
 from recipes import networks
@@ -185,14 +186,17 @@ def test_prepare_teacher_of_sdxl_from_a_hub_fetches_its_components_alone(copy, t
     for unneeded in ("vae_1_0/diffusion_pytorch_model.safetensors", "sd_xl_base_1.0.safetensors", "unet/model.onnx"):
         (copy / unneeded).parent.mkdir(exist_ok=True)
         (copy / unneeded).write_bytes(b"not needed")
+    for name, pad in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!")):
+        old_tokenizer(copy / name, pad)
     with Server(repos={"owner/sdxl": copy}) as hub:
         hub.use_as_hub(monkeypatch, tmp_path / "cache")
         settings = Teacher(source="hub", repo="owner/sdxl", revision=hub.commit("owner/sdxl"))
         prepare_teacher(settings, tmp_path / "out")
-    names = [
-        {path.relative_to(folder).as_posix() for path in folder.rglob("*")} for folder in (tmp_path / "out", teacher)
-    ]
-    assert names[0] == names[1]
+    weights = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").glob("*/*.safetensors")}
+    assert weights == {f"{name}/{stem}.safetensors" for name, stem in StableDiffusionXL.WEIGHTS.items()}
+    found, expected = (load_text_encoder(folder).encode(PROMPTS) for folder in (tmp_path / "out", teacher))
+    assert torch.equal(found.tokens, expected.tokens)
+    assert torch.equal(found.pooled, expected.pooled)
     found, expected = weights_of(tmp_path / "out"), weights_of(teacher)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
