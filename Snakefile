@@ -19,6 +19,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/settings.smk"
 include: "workflow/rules/teacher.smk"
 include: "workflow/rules/prompts.smk"
+include: "workflow/rules/real_pairs.smk"
 include: "workflow/rules/distill.smk"
 include: "workflow/rules/import.smk"
 include: "workflow/rules/generate.smk"
@@ -34,6 +35,7 @@ rule all:
         expand(rules.settings.output, file=SETUP.settings),
         expand(rules.teacher.output, teacher=NAMES["teachers"]),
         rules.prompts.output,
+        rules.real_pairs.output if NAMES["real_images"] else [],
         expand(rules.distill.output, run=NAMES["distilled"]),
         expand(rules.import_official.output, run=NAMES["imported"]),
         expand(rules.resample.output, run=NAMES["resampled"]),

@@ -116,6 +116,7 @@ SAMPLING = "teacher captions start stop out workers"
 CALLS = {
     "teacher": ("models.teacher:prepare_teacher", config.Teacher, "out"),
     "prompts": ("data.prompts:prepare_prompts", config.PromptsSettings, "out teacher"),
+    "real-pairs": ("models.encode_pairs:encode_pairs", config.Real, "out teacher workers"),
     "evaluation-networks": ("evaluation.networks.weights:prepare_networks", config.BuildReferenceSettings, "out"),
     "resample": ("models.generator:resample", config.ResampleSettings, "generator out"),
     "generate": ("sampling.generation:generate_run", config.GenerateSettings, f"generator {SAMPLING}"),
@@ -174,7 +175,7 @@ def _distill(given: argparse.Namespace) -> None:
     try:
         with mirror:
             code = stage_digest(RULES["distill"].code)
-            distill(settings, given.teacher, prompts, given.state, given.out, draw, proxy, code)
+            distill(settings, given.teacher, prompts, given.state, given.out, draw, proxy, code, given.real_pairs)
     except Interrupted as error:
         message = f"{settings.run.name}: interrupted; its state is saved, running again continues"
         sys.exit(print_error(message, 128 + error.signum) if is_first() else 128 + error.signum)
@@ -307,6 +308,7 @@ PATHS = {
     "reference": "the reference features (.safetensors)",
     "distill.reference": "reference features, where distill.proxy_samples is set",
     "reference-settings": "the settings they were made with",
+    "real-pairs": "what real-pairs wrote, for a run that uses real images",
     "results": "results/EXPERIMENT",
     "status.results": "results/EXPERIMENT, by the settings frozen there",
     "configfile": "such as experiments/sd15.yaml (default: config.yaml alone)",
@@ -371,7 +373,7 @@ class Command:
 
 
 SHARD = "settings teacher captions range out gpus?"
-DISTILL = "settings teacher prompts state tracking out reference? reference-settings?"
+DISTILL = "settings teacher prompts state tracking out reference? reference-settings? real-pairs?"
 IMPORT = "teacher out network settings? t-init? num-steps? gpus?"
 MEMORY = "teacher|size kappa? gpus? precision?"
 GROUPS = {
@@ -402,6 +404,7 @@ GROUPS = {
         "tracking-init": Command(_tracking_init, "make MLflow's experiment", "experiment out uri? off? attempt?"),
         "teacher": Command(_call, "fetch the teacher and check it", "settings out gpus?"),
         "prompts": Command(_call, "write the captions", "settings out teacher? gpus?"),
+        "real-pairs": Command(_call, "encode real images with their captions", "settings teacher out gpus?"),
         "evaluation-networks": Command(_call, "fetch evaluation networks and reference images", "settings out gpus?"),
         "reference": Command(_call, "extract features of the reference images", "settings out gpus?"),
         "distill": Command(_distill, "train a generator, or resume", DISTILL),

@@ -5,6 +5,7 @@ from .blocks import (
     COMMIT,
     NAME,
     SEEDS,
+    Adversarial,
     Alarms,
     Baselines,
     Block,
@@ -22,6 +23,8 @@ from .blocks import (
     Network,
     Plan,
     Prompts,
+    Real,
+    RealUID,
     ReferenceSettings,
     Sampling,
     Solver,
@@ -32,6 +35,7 @@ from .blocks import (
 from .loading import load_config, load_settings, merge, parse, parse_config, read_yaml
 from .runs import (
     OBJECTIVES,
+    REAL_IMAGES,
     Baseline,
     DistillSettings,
     ResampleSettings,

@@ -69,12 +69,55 @@ class Teacher(Block):
         return self
 
 
+class Adversarial(Block):
+    """A GAN on real images, whose discriminator is the fake score's encoder (SiDA, arXiv 2410.14919)."""
+
+    weight: Positive = Field(0.01, description="of the generator's GAN loss; published: 0.01, few steps 0.001")
+    start_nimg: int = Field(
+        ge=0,
+        description="images at which the generator's GAN loss starts; the discriminator learns from the first. "
+        "Published: 200,000 and 40,000",
+    )
+
+
+class RealUID(Block):
+    """Weights of samples and real images in `objective: real_uid`; a = b = 1 uses no real images."""
+
+    a: Annotated[float, Field(gt=0, le=1, description="published: 0.85 to 1")]
+    b: Annotated[float, Field(gt=0, le=1, description="published: 0.98 a or 1.02 a; the result is sensitive to it")]
+
+
+class Real(Block):
+    """Real images with captions, for `adversarial` and `objective: real_uid`; encoded once by the teacher's VAE."""
+
+    source: str = Field(
+        "embedded",
+        description="`embedded` draws scenes; else a folder of images, a .tar (webdataset) or .parquet, or a folder of those",
+    )
+    pairs: Count | None = Field(None, description="the first ones in order of names; null: all, 10,000 scenes")
+    captions: str | None = Field(
+        None, description="of a folder: a table with both columns; null: a .txt with the name of each image"
+    )
+    image_column: str = Field("image", description="of a table: file names below the folder; of a .parquet: the bytes")
+    caption_column: str = Field("caption", description="of a table or .parquet")
+
+    @model_validator(mode="after")
+    def _captions_belong_to_a_folder(self) -> "Real":
+        if self.captions is not None and (self.source == "embedded" or self.source.endswith((".tar", ".parquet"))):
+            raise ValueError(f"captions={self.captions}: belongs to a folder of images, not to source={self.source}")
+        if self.captions is not None and not self.captions.lower().endswith(TABLES):
+            raise ValueError(f"captions={self.captions}: expected a table ({', '.join(TABLES)}), or null")
+        return self
+
+
 class ExtraRun(Block):
     """A distillation beside the sweep: a strategy at a scale, or four scales of its own (`custom`)."""
 
     name: Name | None = Field(None, description="default: <strategy>-<scale>; a custom run needs one")
     strategy: Strategy
-    objective: Name = Field("sid", description="sid, dmd or diff_instruct: an entry of method.objectives.OBJECTIVES")
+    objective: Name = Field(
+        "sid", description="sid, dmd, diff_instruct or real_uid: an entry of method.objectives.OBJECTIVES"
+    )
     scale: Finite | None = Field(
         None, description="kappa of lsg (all), long (teacher > 1), short (fake_train < 1) and anti (fake score < 0)"
     )
@@ -90,6 +133,8 @@ class ExtraRun(Block):
     )
     fake_updates: Count | None = Field(None, description="default: distill.fake_updates")
     ida: Fraction | None = Field(None, description="default: distill.ida")
+    adversarial: Adversarial | None = Field(None, description="default: distill.adversarial")
+    real_uid: RealUID | None = Field(None, description="needed by objective: real_uid")
     train_kimg: Positive | None = Field(None, description="default: distill.train_kimg")
 
     @model_validator(mode="after")
@@ -104,6 +149,10 @@ class ExtraRun(Block):
             )
         elif (self.strategy in UNSCALED) == (self.scale is not None):
             raise ValueError(f"strategy: {self.strategy} {'has no' if self.scale is not None else 'needs a'} scale")
+        if (self.objective == "real_uid") != (self.real_uid is not None):
+            raise ValueError("real_uid: give a and b with objective: real_uid, and only there")
+        if self.real_uid and self.adversarial:
+            raise ValueError("adversarial: objective: real_uid has no discriminator; give one of the two")
         if self.strategy == "lsg" and self.scale <= 0:
             raise ValueError(f"scale={self.scale:g}: long-short guidance guides the teacher too, expected more than 0")
         if self.strategy == "long" and self.scale <= 1:
@@ -216,6 +265,9 @@ class Alarms(Block):
     latent_std_min: NonNegative = Field(description="std of x_g; below: the generator collapses")
     latent_std_max: Positive = Field(description="std of x_g; above: it diverges")
     generator_loss_max: Positive = Field(description="|generator loss|")
+    discriminator_accuracy_max: Positive = Field(
+        0.95, description="of the discriminator's logits, once its loss acts on the generator; 0.5: it knows nothing"
+    )
     patience: Count = Field(description="logged points in a row beyond a limit")
     warmup_nimg: int = Field(ge=0, description="images before limits are checked; an untrained generator exceeds them")
 
@@ -252,6 +304,8 @@ class Distill(Block):
         0.0,
         description="r of implicit distribution alignment: psi <- (1 - r) psi + r theta after every iteration; 0: off",
     )
+    real: Real | None = Field(None, description="null: no real images, as `adversarial` and real_uid need them")
+    adversarial: Adversarial | None = Field(None, description="of every run but those of real_uid; null: none")
     alpha: Positive = Field(1.0, description="of the generator loss")
     t_init: Timestep = Field(625, description="noise level the generator starts at")
     t_min: Timestep = Field(20, description="training noise levels: t_min <= t < t_max")

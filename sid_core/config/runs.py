@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from .blocks import (
     UNSCALED,
+    Adversarial,
     Block,
     Count,
     Distill,
@@ -17,6 +18,7 @@ from .blocks import (
     Imported,
     Name,
     Positive,
+    RealUID,
     Solver,
     StepNoise,
     StepsObjective,
@@ -26,7 +28,8 @@ from .blocks import (
 if TYPE_CHECKING:
     from .schema import Config
 
-OBJECTIVES = {"sid": "SiD", "dmd": "DMD", "diff_instruct": "Diff-Instruct"}
+OBJECTIVES = {"sid": "SiD", "dmd": "DMD", "diff_instruct": "Diff-Instruct", "real_uid": "RealUID"}
+REAL_IMAGES = "uses real images"  # in the label of a run, as most distillations use none
 SOLVERS = {"ddim": "DDIM", "dpm-solver": "DPM-Solver++", "dpm-solver-karras": "DPM-Solver++ Karras"}
 GUIDED = {
     "lsg": "-LSG", "long": ", long guidance", "short": ", short guidance", "none": ", no guidance",
@@ -50,7 +53,14 @@ class Run(Block):
     step_noise: StepNoise = "fresh"
     fake_updates: Count = 1
     ida: Fraction = 0.0
+    adversarial: Adversarial | None = None
+    real_uid: RealUID | None = None
     seed: int | None = Field(description="null: unknown, of an import")
+
+    @property
+    def uses_real_images(self) -> bool:
+        """Return whether the training sees real images; all others see the networks' own samples alone."""
+        return self.adversarial is not None or (self.real_uid is not None and self.real_uid != RealUID(a=1, b=1))
 
     @property
     def scale(self) -> str:
@@ -69,7 +79,7 @@ class Run(Block):
         """Name the run in tables, figures and MLflow: 'SiD-LSG κ = 1.5, seed 1'; a name of the user's own is appended."""
         setting = self.name.removesuffix(f"-seed{self.seed}") if self.seed else self.name
         setting = setting.removesuffix(f"-in{self.num_steps}") if self.of_steps else setting
-        own = run_name(self.objective, self.strategy, self.scale)
+        own = run_name(self.objective, self.strategy, self.scale, self.adversarial is not None)
         return "".join(
             [
                 self._describe("" if self.strategy in UNSCALED else f" κ = {self.scale}"),
@@ -79,16 +89,17 @@ class Run(Block):
         )
 
     def _describe(self, scale: str) -> str:
-        """Return objective, strategy, `scale` and steps."""
+        """Return objective, strategy, `scale`, steps and the use of real images."""
         steps = f", {self.num_steps} step{'s' * (self.num_steps > 1)}" if self.num_steps > 1 or self.of_steps else ""
         of = f" of {self.of_steps}" if self.of_steps else ""
-        return f"{OBJECTIVES.get(self.objective, self.objective)}{GUIDED[self.strategy]}{scale}{steps}{of}"
+        real = ", GAN" * bool(self.adversarial) + f", {REAL_IMAGES}" * self.uses_real_images
+        return f"{OBJECTIVES.get(self.objective, self.objective)}{GUIDED[self.strategy]}{scale}{steps}{of}{real}"
 
 
-def run_name(objective: str, strategy: str, scale: str | None) -> str:
-    """Return the folder of a run without a name of its own: 'lsg-1.5', 'dmd-long-1.75', 'zero'."""
+def run_name(objective: str, strategy: str, scale: str | None, gan: bool = False) -> str:
+    """Return the folder of a run without a name of its own: 'lsg-1.5', 'dmd-long-1.75', 'zero-adversarial'."""
     scaled = [] if scale is None or strategy in UNSCALED else [scale]
-    return "-".join([*([] if objective == "sid" else [objective]), strategy, *scaled])
+    return "-".join([*([] if objective == "sid" else [objective]), strategy, *scaled, *["adversarial"] * gan])
 
 
 def scale_name(scale: float) -> str:
@@ -135,9 +146,10 @@ def _expand(config: "Config") -> "Iterator[tuple[ExtraRun, DistillSettings]]":
         }[extra.strategy]
         named = None if extra.scale is None else scale_name(scale)
         distill = config.distill
+        adversarial = extra.adversarial or (None if extra.real_uid else distill.adversarial)
         num_steps = extra.num_steps or distill.num_steps
         suffix = "" if num_steps == distill.num_steps else f"-{num_steps}steps"
-        base = extra.name or run_name(extra.objective, extra.strategy, named) + suffix
+        base = extra.name or run_name(extra.objective, extra.strategy, named, adversarial is not None) + suffix
         # of one evaluation, both are the same
         objective, noise = (
             (extra.steps_objective or distill.steps_objective, extra.step_noise or distill.step_noise)
@@ -152,9 +164,33 @@ def _expand(config: "Config") -> "Iterator[tuple[ExtraRun, DistillSettings]]":
                 fake_train=fake_train, fake_eval=fake_eval, teacher=teacher, alpha=extra.alpha or distill.alpha,
                 num_steps=num_steps, steps_objective=objective, step_noise=noise,
                 fake_updates=extra.fake_updates or distill.fake_updates,
-                ida=distill.ida if extra.ida is None else extra.ida, seed=seed,
+                ida=distill.ida if extra.ida is None else extra.ida,
+                adversarial=adversarial, real_uid=extra.real_uid, seed=seed,
             )  # fmt: skip
-            yield extra, DistillSettings(run=run, distill=distill)
+            # settings of real images are part of the runs that use them alone
+            own = {"adversarial": adversarial, "real": distill.real if run.uses_real_images else None}
+            settings = DistillSettings(run=run, distill=distill.model_copy(update=own))
+            _check_real_images(settings)
+            yield extra, settings
+
+
+def _check_real_images(settings: "DistillSettings") -> None:
+    """Raise a ValueError where a run's settings of real images do not fit each other."""
+    run, distill = settings.run, settings.distill
+    if run.uses_real_images and distill.real is None:
+        what = "adversarial" if run.adversarial else "objective=real_uid"
+        raise ValueError(
+            f"run {run.name}: {what}: expected real images, got distill.real=null. Fix: distill: {{real: {{source: …}}}}"
+        )
+    if distill.real and distill.real.pairs and distill.real.pairs < distill.batch:
+        raise ValueError(
+            f"distill.real.pairs={distill.real.pairs}: expected at least distill.batch={distill.batch}, better thousands"
+        )
+    if run.adversarial and run.adversarial.start_nimg >= 1000 * distill.train_kimg:
+        raise ValueError(
+            f"run {run.name}: adversarial.start_nimg={run.adversarial.start_nimg}: expected less than the "
+            f"{1000 * distill.train_kimg:,.0f} images of the training. Fix: start earlier, or remove adversarial"
+        )
 
 
 def imported_run(imported: Imported) -> Run:

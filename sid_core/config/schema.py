@@ -96,6 +96,11 @@ class Config(Block):
                 f"distill.keep_best={self.distill.keep_best}: expected null with evaluate.reference={self.evaluate.reference}, "
                 "as the generator would be chosen on the images it is scored against"
             )
+        if self.distill.real and self.distill.real.source == "embedded" and self.prompts.source != "embedded":
+            raise ValueError(
+                f"distill.real.source=embedded: expected prompts.source=embedded, got {self.prompts.source}, as scenes have "
+                "captions of their own. Fix: give real images of captions like the prompts"
+            )
         if self.generate.image_size not in (None, self.evaluate.image_size):
             raise ValueError(
                 f"generate.image_size={self.generate.image_size}: expected null or evaluate.image_size="

@@ -116,9 +116,9 @@ class ImageFiles:
         self._archive: tuple[int, zipfile.ZipFile] | None = None  # with its process
         if path.is_dir():
             files = (p.relative_to(path) for p in path.rglob("*") if p.is_file())
-            self._names = sorted(str(name) for name in files if _is_image(name))
+            self._names = sorted(str(name) for name in files if is_image(name))
         else:
-            self._names = sorted(name for name in self._open().namelist() if _is_image(PurePosixPath(name)))
+            self._names = sorted(name for name in self._open().namelist() if is_image(PurePosixPath(name)))
         if not self._names:
             raise UserError(f"evaluate.reference: {path} holds no images ({', '.join(sorted(SUFFIXES))})")
 
@@ -168,6 +168,7 @@ class ImageFiles:
         return self.__dict__ | {"_archive": None}
 
 
-def _is_image(path: PurePosixPath | Path) -> bool:
+def is_image(path: PurePosixPath | Path) -> bool:
+    """Return whether a path is that of an image."""
     # archivers add names that start with a dot, and __MACOSX
     return path.suffix.lower() in SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)

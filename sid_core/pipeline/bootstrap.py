@@ -136,6 +136,7 @@ class Setup:
         """Return the values of the wildcards: `distilled`, `resampled` and `imported` make up the `runs`."""
         return {
             "distilled": [run.name for run in runs(self.config)],
+            "real_images": [run.name for run in runs(self.config) if run.uses_real_images],
             "resampled": list(self.sources),
             "imported": [imported.name for imported in self.config.imports],
             "runs": [run.name for run in generators(self.config)],
@@ -157,6 +158,10 @@ class Setup:
         """Return the provenance of the teacher that a run belongs to."""
         teachers = {imported.name: imported.teacher for imported in self.config.imports}
         return self.results.provenance(teachers.get(wildcards.run))
+
+    def real_pairs_of(self, wildcards) -> list[Path]:
+        """Return the encoded real images, if a run uses them."""
+        return [self.results.real_pairs] * (wildcards.run in self.names["real_images"])
 
     def shard_range(self, wildcards) -> tuple[int, int]:
         """Return the first sample of a shard and the end of its range; sample i has caption i."""

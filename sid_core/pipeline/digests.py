@@ -72,6 +72,9 @@ def data_digests(config: Config) -> dict[str, str]:
         if network.revision is None
     ]
     found = {"prompts": digest(captions), "evaluate": digest(networks), "reference": ""}
+    real = config.distill.real
+    places = {"source": real.source, "captions": real.captions} if real and real.source != "embedded" else {}
+    found["real_pairs"] = digest([_data_digest(f"distill.real.{key}", place) for key, place in places.items() if place])
     if evaluate.reference != "embedded":
         found["reference"] = _data_digest("evaluate.reference", evaluate.reference)
     for name, block in teachers.items():

@@ -64,6 +64,7 @@ class Results:
     train_captions = _below("prompts/train.txt")
     captions = _below("prompts/evaluation.txt")
     prompts_report = _below("prompts/report.json")
+    real_pairs = _below("real-pairs/manifest.json")
     features_settings = _below("features.settings.yaml")
     score_settings = _below("score.settings.yaml")
     summary = _below("summary.csv")

@@ -8,6 +8,7 @@ from ..config import Config, DistillSettings, ExtraRun, JobResources, baselines,
 from ..storage.states import KEEP_STATES
 
 FEATURE_KB = 16  # of a sample, at most: 2,048 features and two CLIP embeddings of 1,024, float32
+REAL_PAIRS = 10_000  # of a source whose number is not in the settings
 STATE_WEIGHTS = 5  # copies of the weights in a training state: three networks, two second moments
 
 
@@ -49,6 +50,10 @@ def make_plan(config: Config, gpus_here: int = 0, passes: Passes | None = None) 
         Stage("teacher", 1 + len(config.teachers), asks["teacher"], 0.0, plan.download_gb),
         Stage("prompts", 1, asks["prompts"], 0.0, 0.0),
     ]
+    if any(settings.run.uses_real_images for settings in runs):
+        pairs = config.distill.real.pairs or REAL_PAIRS
+        hours = _hours(pairs, plan.feature_images_per_s)
+        stages.append(Stage("real pairs", 1, asks["reference"], hours, 0.0))
     usual = passes and passes(_usual(config))
     kinds = Counter((run.distill.train_kimg, passes and passes(run)) for run in runs)
     for (kimg, each), jobs in sorted(kinds.items()):

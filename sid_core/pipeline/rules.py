@@ -28,6 +28,7 @@ RULES = {
     "tracking_init": Rule("tracking_init", _small(2000, "10m")),
     "teacher": Rule("{teacher}", "teacher", "models.teacher"),
     "prompts": Rule("prompts", "prompts", "data.prompts"),
+    "real_pairs": Rule("real_pairs", "reference", "models.encode_pairs"),
     "evaluation_networks": Rule("evaluation_networks", "teacher", "evaluation.networks.weights"),
     "reference": Rule("{reference}", "reference", "evaluation.features"),
     "distill": Rule("distill/{run}", "distill", "training.run"),

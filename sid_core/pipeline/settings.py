@@ -19,6 +19,7 @@ from ..config import (
     part,
     reference_settings,
     resamplings,
+    runs,
 )
 from .paths import Results, settings_beside
 
@@ -39,6 +40,8 @@ def stage_settings(config: Config) -> dict[str, Block]:
         below.features_settings: part(FeatureSettings, evaluate),
         below.score_settings: ScoreSettings(evaluate=evaluate, samples=config.generate.samples, seed=sampling.seed),
     }
+    if any(run.uses_real_images for run in runs(config)):
+        files[settings_beside(below.real_pairs.parent)] = config.distill.real
     if config.distill.proxy_samples:
         watched = "watch" if evaluate.reference == "embedded" else split
         files[below.reference("watch").settings] = reference_settings(evaluate, watched)

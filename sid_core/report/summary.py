@@ -20,7 +20,18 @@ def notes(entries: list[Entry], scores: dict[str, dict]) -> list[str]:
         "than chance explains: pairs.csv. The headline's verdicts are from there, with 95 % intervals in brackets: over seeds of "
         "training where there are several, else over samples of the same captions and noise.",
         *([f"Not computed: {', '.join(missing)}."] if missing else []),
+        *_real_images(entries),
         "Published rows: README of the official SiD-LSG repository, and the paper (arXiv 2406.01561).",
+    ]
+
+
+def _real_images(entries: list[Entry]) -> list[str]:
+    """Name the generators whose training used real images, which the others did without."""
+    named = [entry.label for entry in entries if entry.row.real_images == "yes"]
+    if not named:
+        return []
+    return [
+        f"{len(named)} of the generators saw real images in training: {'; '.join(named)}. All others are data-free."
     ]
 
 

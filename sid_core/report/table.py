@@ -55,6 +55,7 @@ class Row:
     network_passes: float | None = None  # of the training, as `ScoreDistillation.network_passes` counts them
     train_s: float | None = None  # of the training, by the clock
     train_gpu_s: float | None = None  # the same, times its GPUs; 0 on a CPU
+    real_images: str | None = None  # of a generator: yes if its training used them
     samples: int
     measured: dict[str, float | None]  # by `measured_columns`
     protocol: str
@@ -149,6 +150,7 @@ def _generator_row(config: Config, folder: Path, run: Run, score: dict) -> Row:
         train_kimg=record["train_kimg"],
         whole_kimg=record.get("whole_kimg") if "chosen" in record else None,
         **{key: record.get(key) for key in ("network_passes", "train_s", "train_gpu_s")},
+        real_images="yes" if run.uses_real_images else "no",
         **_measured(score),
     )
 

@@ -29,7 +29,7 @@ def trained_from(record: dict) -> dict[str, str] | None:
     if "trained_from" in record:
         return record["trained_from"]
     keys = ("teacher", "prompts", "code")
-    return {key: record[key] for key in keys} if record.keys() >= set(keys) else None
+    return {key: record[key] for key in (*keys, "real_pairs") if key in record} if record.keys() >= set(keys) else None
 
 
 def _is_finished(state: Path) -> bool:

@@ -18,7 +18,7 @@ from .store import first_line, init, later, make_client, resolve_uri
 PARAMS = (
     *("teacher", "method", "objective", "strategy", "kappa_fake_train", "kappa_fake_eval", "kappa_teacher"),
     *("seed", "solver", "steps", "nfe"),
-    *("train_kimg", "whole_kimg", "network_passes", "samples", "protocol", "protocol_hash"),
+    *("train_kimg", "whole_kimg", "network_passes", "real_images", "samples", "protocol", "protocol_hash"),
 )
 NAMES = {"run", "label", "kind", "alpha", "not_comparable", "generator_sha256"}  # alpha is among a run's own settings
 

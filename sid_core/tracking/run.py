@@ -145,6 +145,7 @@ def generator_run(
     run, others = settings.run, flat(settings.model_dump(mode="json", exclude={"run"}))
     identity = settings.model_dump(mode="json") | ({"trained_from": origin} if origin else {})
     strategy_tags = {"kind": "generator", "strategy": run.strategy, "scale": run.scale}
+    strategy_tags["real_images"] = "yes" if run.uses_real_images else "no"
     mirrored = MirroredRun(store, run.name, identity, strategy_tags, protocol_hash, run.label)
     scales = {f"kappa_{key}": getattr(run, key) for key in ("fake_train", "fake_eval", "teacher")}
     named = {key: getattr(run, key) for key in ("strategy", "alpha", "num_steps", "seed")}

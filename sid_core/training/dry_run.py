@@ -64,6 +64,8 @@ def make_run(kappa: float, seed: int = 0, **changes) -> SimpleNamespace:
         step_noise="fresh",
         fake_updates=1,
         ida=0.0,
+        adversarial=None,
+        real_uid=None,
         seed=seed,
     )
     vars(run).update(changes)

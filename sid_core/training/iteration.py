@@ -4,6 +4,7 @@ An iteration never synchronises a GPU: metrics and checks for non-finite values 
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +26,7 @@ from .trained_network import Gradient, TrainedNetwork
 if TYPE_CHECKING:
     from ..config import Distill, DistillSettings, Run
     from ..method.objectives import ScoreDistillation
+    from ..models.real_pairs import RealPairs
 
 
 EMA_RAMP = 0.05  # upper bound of the average's half-life, as a fraction of the images seen
@@ -59,6 +61,7 @@ class Trainer:
         world: World | None = None,
         held_out: int = 0,
         device: torch.device | None = None,
+        real: "RealPairs | None" = None,
     ):
         """Copy the teacher's weights to all networks.
 
@@ -66,12 +69,23 @@ class Trainer:
             teacher: in float32. In host memory it takes no further GPU memory.
             held_out: number of prompts, the last ones, that are not trained on.
             device: by default that of the teacher.
+            real: pairs of real images and captions; needed if the objective uses them.
+
+        Raises:
+            UserError: the objective is unknown, or the teacher or the pairs do not fit it.
         """
         self.held_out = held_out
         self.run, self.settings, self.prompts, self.latent_shape = run, settings, prompts, latent_shape
         self.world = world or World()
         self.micro_batches = self.world.micro_batches(settings.batch, settings.micro_batch)
-        self.objective = make_objective(run, settings)
+        self.objective, self.real = make_objective(run, settings), real
+        if run.adversarial:
+            teacher.check_discriminator()
+        if self.objective.uses_real_images and len(real or ()) < settings.batch:
+            raise UserError(
+                f"{run.name}: uses {len(real or ())} real images, expected at least distill.batch={settings.batch}, better "
+                "thousands. Fix: raise distill.real.pairs, or give --real-pairs"
+            )
         self.phases = self.objective.phases()
         self.device = device or next(teacher.parameters()).device
         set_arithmetic(settings.precision)
@@ -207,7 +221,11 @@ class Trainer:
         """Accumulate one network's gradient over the micro-batches of the phase's draws, and update it."""
         trained, networks = self.trained[phase.network], Networks(self.teacher, self.fake_score, self.generator)
         dropout = self.settings.prompt_dropout if phase.drops_prompts else 0.0
-        batch = self._draw(phase.stream or phase.name, self.iteration, self.settings.batch, dropout)
+        key = phase.stream or phase.name
+        batch = self._draw(key, self.iteration, self.settings.batch, dropout)
+        if self.objective.uses_real_images and phase.network == "fake_score":
+            stream = rng(self.run.seed, self.iteration, f"real {key}")
+            batch = replace(batch, real=torch.randint(len(self.real), (self.settings.batch,), generator=stream))
         totals, walked = None, self._walked()
         trained.enable_grad(self.gradient)
         for rows in self.micro_batches:
@@ -232,8 +250,11 @@ class Trainer:
         return metrics | {f"{phase.name}_grad_norm": size}
 
     def _inputs(self, part: Draw, phase: Phase, walked: int) -> Batch:
-        cond: Conditioning = self.prompts(part.prompts, part.dropped if phase.drops_prompts else None)
-        return Batch(cond, self.prompts.empty, list(part.noises), part.eps, part.t, walked=walked)
+        dropped = part.dropped if phase.drops_prompts else None
+        cond: Conditioning = self.prompts(part.prompts, dropped)
+        # dropped in the same rows: "" must not tell samples from real images
+        real = (None, None) if part.real is None else self.real(part.real, dropped)
+        return Batch(cond, self.prompts.empty, list(part.noises), part.eps, part.t, self.nimg, *real, walked=walked)
 
     def _walked(self) -> int:
         """Draw the generator's evaluation that this iteration trains, the same in all phases and processes."""
@@ -290,7 +311,8 @@ def make_objective(run: "Run", settings: "Distill") -> "ScoreDistillation":
         raise UserError(f"objective={run.objective}: expected {' or '.join(OBJECTIVES)}")
     guidance = Guidance(run.fake_train, run.fake_eval, run.teacher)
     steps = Steps(settings.t_init, run.num_steps, run.step_noise, run.steps_objective)
-    return OBJECTIVES[run.objective](guidance, steps, run.alpha, run.fake_updates)
+    real = (run.adversarial, run.real_uid)
+    return OBJECTIVES[run.objective](guidance, steps, run.alpha, run.fake_updates, *real)
 
 
 def passes_an_image(settings: "DistillSettings") -> float:

@@ -23,14 +23,16 @@ class Draw:
     noises: Tensor  # (n, B, C, H, W), of the generator's evaluations
     eps: Tensor  # (B, C, H, W), the noise added to x_g
     t: Tensor  # (B,), the t of that noise
+    real: Tensor | None = None  # (B,) int64, indices into the real pairs, from a stream of their own
 
     def __getitem__(self, rows: slice) -> "Draw":
-        return Draw(self.prompts[rows], self.dropped[rows], self.noises[:, rows], self.eps[rows], self.t[rows])
+        real = None if self.real is None else self.real[rows]
+        return Draw(self.prompts[rows], self.dropped[rows], self.noises[:, rows], self.eps[rows], self.t[rows], real)
 
     def to(self, device: torch.device) -> "Draw":
-        """Move noises, eps and t to `device`; `prompts` and `dropped` index embeddings in host memory."""
+        """Move noises, eps and t to `device`; the others index tensors in host memory."""
         moved = (to_device(tensor, device) for tensor in (self.noises, self.eps, self.t))
-        return Draw(self.prompts, self.dropped, *moved)
+        return Draw(self.prompts, self.dropped, *moved, self.real)
 
 
 def rng(seed: int, iteration: int, purpose: str) -> torch.Generator:

@@ -24,9 +24,10 @@ from ..errors import UserError
 from ..models.conditioning import PromptSet
 from ..models.devices import set_memory_format
 from ..models.generator import save_generator
+from ..models.real_pairs import RealPairs
 from ..models.teacher import latent_shape, load_backbone, load_text_encoder, teacher_sha256
 from ..pipeline.paths import Row, State
-from ..storage.files import atomic_path, digest, read_json, write_json
+from ..storage.files import MANIFEST, atomic_path, digest, read_json, write_json
 from ..storage.lease import lease
 from ..storage.states import KEEP_STATES, saved_states, trained_from
 from .blocks import shard_blocks
@@ -84,6 +85,7 @@ def distill(
     on_samples: Callable[[int, Tensor], None] | None = None,
     on_held_out: Callable[[Iterator[Tensor]], dict[str, float | None]] | None = None,
     code: str = "",
+    real_pairs: Path | None = None,
 ) -> None:
     """Train or resume one generator and write it to `out` (runs/<run>/generator), with log and grids next to it.
 
@@ -97,6 +99,7 @@ def distill(
         on_held_out: called with latents of the last `distill.proxy_samples` prompts, in micro-batches; returns the
             proxy metrics fid_proxy and clip_proxy, which are logged and may select the generator.
         code: digest of the training code. A finished run of other code is trained again, not exported again.
+        real_pairs: what `encode_pairs` wrote, for a run that uses real images.
 
     Raises:
         TrainingStopped: non-finite numbers, or an alarm.
@@ -107,12 +110,12 @@ def distill(
         check_owner(state)  # before the lease adds a file
     with lease(state) if is_first() else nullcontext(), connected() as (world, device), _Signals(world) as signals:
         sha256 = teacher_sha256(teacher)
-        identity = _identity(settings, sha256, prompts)
+        identity = _identity(settings, sha256, prompts, real_pairs)
         if is_first():
             _claim_state(state, settings, identity, code)
         _agree(world, identity)
         try:
-            trainer = make_trainer(settings, teacher, prompts, world, device)
+            trainer = make_trainer(settings, teacher, prompts, world, device, real_pairs)
             _train(trainer, state, signals, on_samples, on_held_out)
         except TrainingStopped as error:
             if is_first():
@@ -142,16 +145,20 @@ def make_trainer(
     prompts: Sequence[str],
     world: World | None = None,
     device: torch.device | None = None,
+    real_pairs: Path | None = None,
 ) -> Trainer:
-    """Build the Trainer of a run from a prepared teacher directory and its captions."""
+    """Build the Trainer of a run from a prepared teacher directory, its captions and, if it uses them, real pairs."""
     world, device = world or World(), device or torch.device(this_device())
     distill, backbone = settings.distill, load_backbone(teacher)
     set_memory_format(backbone.network, distill.precision, device)
-    prompt_set = PromptSet(load_text_encoder(teacher).to(device), prompts)
+    encoder = load_text_encoder(teacher).to(device)
+    prompt_set = PromptSet(encoder, prompts)
+    real = RealPairs(real_pairs, encoder, teacher) if real_pairs else None
     held_out = distill.proxy_samples
     if held_out >= len(prompts):
         raise UserError(f"distill.proxy_samples={held_out}: expected fewer than the {len(prompts)} training captions")
-    trainer = Trainer(backbone, prompt_set, latent_shape(teacher), settings.run, distill, world, held_out, device)
+    shape = latent_shape(teacher)
+    trainer = Trainer(backbone, prompt_set, shape, settings.run, distill, world, held_out, device, real)
     if distill.shard == "all" and world.size > 1:
         shard_blocks(trainer.teacher, device)
     return trainer
@@ -174,6 +181,7 @@ def _export(
         "network_passes": trainer.network_passes,
         "train_s": last["elapsed_s"],
         "train_gpu_s": last["gpu_s"],
+        "uses_real_images": trainer.objective.uses_real_images,
         "teacher_sha256": teacher_sha256,
         "trained_from": origin,
     }
@@ -271,7 +279,7 @@ def _train(
         )
     trainer.gather_ema()
     logger = TrainingLogger(trainer, state, total * s.batch, on_samples, on_held_out) if is_first() else None
-    watch = AlarmWatch(s.alarms)
+    watch = AlarmWatch(s.alarms, trainer.run.adversarial.start_nimg if trainer.run.adversarial else 0)
     # one point fewer than an alarm needs
     before = logger.before[max(len(logger.before) + 1 - s.alarms.patience, 0) :] if logger else None
     for point in json.loads(world.broadcast_text(json.dumps(before))):
@@ -381,7 +389,9 @@ def _iterations(distill: "Distill") -> int:
     return -(-int(1000 * distill.train_kimg) // distill.batch)
 
 
-def _identity(settings: "DistillSettings", teacher_sha256: str, prompts: Sequence[str]) -> dict[str, object]:
+def _identity(
+    settings: "DistillSettings", teacher_sha256: str, prompts: Sequence[str], real_pairs: Path | None = None
+) -> dict[str, object]:
     """Return everything that the weights depend on, flat; if the learning rate decays, also train_kimg."""
     distill = settings.distill.model_dump()
     free = [key for key in FREE if key != "train_kimg" or distill["lr_final"] is None]
@@ -397,6 +407,7 @@ def _identity(settings: "DistillSettings", teacher_sha256: str, prompts: Sequenc
         "teacher": teacher_sha256[:16],
         # hashing 10 million prompts is slow, so the hash of their file is used if known
         "prompts": (getattr(prompts, "sha256", None) or digest(prompts))[:16],
+        **({"real_pairs": digest(read_json(real_pairs / MANIFEST)["files"])[:16]} if real_pairs else {}),
     }
 
 

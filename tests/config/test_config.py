@@ -21,6 +21,10 @@ ROOT = Path(__file__).parents[2]
 SHIPPED = c.load_config(ROOT / "config.yaml").model_dump(mode="json")
 
 
+LATE = {"strategy": "long", "scale": 1.5}
+UID = {"strategy": "none", "objective": "real_uid", "real_uid": {"a": 0.9, "b": 0.92}}
+
+
 def changed(**values) -> dict:
     """Return the whole shipped configuration with `block__key=value` changed; `...` takes a key away."""
     result = copy.deepcopy(SHIPPED)
@@ -82,6 +86,35 @@ def test_load_config_of_the_shipped_file_lists_its_runs():
         ({"extra_runs": [{"strategy": "anti", "scale": 1}]}, "scale=1: Anti-CFG"),
         ({"extra_runs": [{"strategy": "zero", "scale": 1}]}, "zero has no scale"),
         ({"extra_runs": [{"strategy": "lsg", "scale": 2, "teacher": 3}]}, "belong to strategy: custom"),
+        (
+            {"extra_runs": [LATE | {"adversarial": {"start_nimg": 100}}]},
+            "run long-1.5-adversarial: adversarial: expected real images, got distill.real=null. Fix: distill:",
+        ),
+        (
+            {"extra_runs": [LATE | {"adversarial": {"start_nimg": 10_400}}], "distill__real": {}},
+            "run long-1.5-adversarial: adversarial.start_nimg=10400: expected less than the 10,400 images",
+        ),
+        (
+            {"distill__adversarial": {"start_nimg": 5000}, "distill__real": {"pairs": 31}},
+            "distill.real.pairs=31: expected at least distill.batch=32",
+        ),
+        ({"extra_runs": [LATE | {"objective": "real_uid"}]}, "real_uid: give a and b with objective: real_uid"),
+        (
+            {"extra_runs": [LATE | {"real_uid": {"a": 0.9, "b": 0.9}}]},
+            "real_uid: give a and b with objective: real_uid",
+        ),
+        (
+            {"extra_runs": [UID | {"real_uid": {"a": 0, "b": 1}}]},
+            "extra_runs.0.real_uid.a=0: expected greater than 0",
+        ),
+        ({"extra_runs": [UID | {"adversarial": {"start_nimg": 0}}]}, "objective: real_uid has no discriminator"),
+        ({"extra_runs": [UID]}, "run real_uid-none: objective=real_uid: expected real images, got distill.real=null"),
+        (
+            {"distill__real": {}, "prompts": {"source": "file", "train": "a.txt", "evaluation": "b.txt"}},
+            "distill.real.source=embedded: expected prompts.source=embedded, got file",
+        ),
+        ({"distill__real": {"captions": "x.csv"}}, "distill.real: captions=x.csv: belongs to a folder of images"),
+        ({"distill__real": {"source": "x", "captions": "x.txt"}}, "captions=x.txt: expected a table"),
         ({"teacher": {"source": "local"}}, "give the diffusers directory"),
         ({"teacher": {"source": "hub", "repo": "a/b"}}, "repo, revision: give both with source: hub"),
         ({"teacher": {"source": "embedded", "variant": "fp16"}}, "repo, revision: give both with source: hub"),
@@ -335,6 +368,33 @@ def test_distillations_follow_ida_unless_a_run_has_its_own():
     assert (found["none"].ida, found["zero"].ida, runs_of(extra_runs=extra)["none"].ida) == (0.03, 0, 0)
 
 
+def test_runs_with_real_images_state_it_in_name_and_label():
+    extra = [LATE, LATE | {"adversarial": {"start_nimg": 0}}, UID, UID | {"strategy": "zero"}]
+    extra[3] = extra[3] | {"real_uid": {"a": 1, "b": 1}}
+    found = runs_of(extra_runs=extra, distill__real={})
+    labels = {
+        name: found[name].label for name in ("long-1.5", "long-1.5-adversarial", "real_uid-none", "real_uid-zero")
+    }
+    assert labels == {
+        "long-1.5": "SiD, long guidance κ = 1.5",
+        "long-1.5-adversarial": "SiD, long guidance κ = 1.5, GAN, uses real images",
+        "real_uid-none": "RealUID, no guidance, uses real images",
+        "real_uid-zero": "RealUID, Zero-CFG",
+    }
+    assert runs_of(distill__real={}, distill__adversarial={"start_nimg": 0}).keys() == {
+        f"lsg-{scale}-adversarial" for scale in ("1.5", "2", "3", "4.5")
+    }
+
+
+def test_distillations_without_real_images_keep_their_settings():
+    extra = {"extra_runs": [LATE | {"adversarial": {"start_nimg": 0}}]}
+    with_real = c.distillations(c.parse_config(changed(**extra, distill__real={"pairs": 500})))
+    assert [one.distill.real for one in with_real[:4]] == [None] * 4
+    assert with_real[:4] == c.distillations(c.parse_config(SHIPPED))
+    assert with_real[4].distill.real.pairs == 500
+    assert with_real[4].distill.adversarial == with_real[4].run.adversarial
+
+
 def test_baselines_and_shards_follow_the_settings():
     parsed = c.parse_config(changed(generate__samples=5000, generate__samples_per_shard=2000, baselines__steps=[2, 8]))
     names = [baseline.name for baseline in c.baselines(parsed)]
@@ -408,6 +468,11 @@ def changed_files(**values) -> set[str]:
         ({"distill__lr": 2e-3}, {"runs/settings.yaml"}),
         ({"distill__t_init": 600}, {"runs/settings.yaml", "runs/generate.yaml"}),
         ({"tracking__enabled": False}, set()),
+        ({"distill__real": {"pairs": 500}}, set()),
+        (
+            {"distill__real": {}, "extra_runs": [LATE | {"adversarial": {"start_nimg": 0}}]},
+            {"runs/settings.yaml", "runs/generate.yaml", "real-pairs.settings.yaml"},
+        ),
         ({"guidance_scales": [1.5, 2.0, 3.0, 4.5, 6.0]}, {"runs/settings.yaml", "runs/generate.yaml"}),
         ({"teacher": {"source": "local", "path": "x"}, "preset": "sd15"}, {"teacher.settings.yaml"}),
     ],
@@ -440,6 +505,9 @@ def test_settings_are_all_read_by_the_code():
     code = "\n".join(p.read_text() for p in (ROOT / "sid_core").rglob("*.py") if p != blocks_py)
     blocks = (
         c.ExtraRun,
+        c.Adversarial,
+        c.RealUID,
+        c.Real,
         c.Imported,
         c.Plan,
         c.JobResources,

@@ -54,6 +54,20 @@ def test_data_digests_of_a_replaced_import_change_its_stage_only(tmp_path):
     assert {key for key in before if before[key] != after[key]} == {"imports/mine"}
 
 
+def test_data_digests_of_real_images_follow_their_files(tmp_path):
+    def found(**real):
+        return digests.data_digests(parse_config(SHIPPED | {"distill": SHIPPED["distill"] | {"real": real}}))
+
+    (tmp_path / "a.txt").write_text("one")
+    before, embedded = found(source=str(tmp_path)), found()
+    (tmp_path / "a.txt").write_text("other")
+    after = found(source=str(tmp_path))
+    assert {key for key in before if before[key] != after[key]} == {"real_pairs"}
+    assert embedded == data_digests()
+    with pytest.raises(UserError, match=r"distill\.real\.source=nowhere: no such file or folder"):
+        found(source="nowhere")
+
+
 def test_data_digests_of_a_replaced_reference_change_its_stage_only(tmp_path):
     path = tmp_path / "val2014.zip"
     path.write_bytes(b"one")

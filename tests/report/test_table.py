@@ -7,11 +7,11 @@ from made_up import PROTOCOL_HASH, make_config
 
 from sid_core.errors import UserError
 from sid_core.pipeline.inputs import Inputs
-from sid_core.report import columns, entries, table
+from sid_core.report import columns, entries, summary, table
 
 COLUMNS = (
     "run,label,kind,teacher,method,objective,strategy,kappa_fake_train,kappa_fake_eval,kappa_teacher,alpha,seed,solver,steps,nfe,train_kimg,whole_kimg,"
-    "network_passes,train_s,train_gpu_s,samples,fid,fid_se,fid_low,"
+    "network_passes,train_s,train_gpu_s,real_images,samples,fid,fid_se,fid_low,"
     "fid_high,fid_inf,clip,clip_se,clip_low,clip_high,kid,precision,recall,density,coverage,cmmd,vendi,fd_dinov2,hps,pickscore,"
     "teacher_eps_error,images_per_s,protocol,protocol_hash,not_comparable,generator_sha256"
 )
@@ -34,6 +34,26 @@ def test_row_of_an_earlier_point_shows_its_images_and_the_whole_training(make_ex
     assert (rows["lsg-3"].train_kimg, rows["lsg-3"].whole_kimg) == (9.6, 12.8)
     kimg = {one.row.run: columns.kimg(one) for one in entries.make_entries(config, list(rows.values()), {}, {})}
     assert (kimg["lsg-1.5"], kimg["lsg-3"]) == ("12.8", "9.6 of 12.8")
+
+
+def test_rows_of_runs_with_real_images_state_it(make_experiment):
+    values = make_config().distill.model_dump(mode="json") | {"real": {}}
+    extra = [{"strategy": "long", "scale": 2.5, "adversarial": {"start_nimg": 0}}]
+    config = make_config(extra_runs=extra, distill=values)
+    rows = read(config, make_experiment(config))
+    assert {row.run: row.real_images for row in rows if row.kind in ("generator", "vae")} == {
+        "lsg-1.5": "no",
+        "lsg-3": "no",
+        "long-2.5-adversarial": "yes",
+        "vae": None,
+    }
+    made = entries.make_entries(config, rows, {}, {})
+    scores = {"lsg-3": {"not_computed": {}}}
+    (note,) = [note for note in summary.notes(made, scores) if "real images in" in note]
+    assert note == (
+        "1 of the generators saw real images in training: SiD, long guidance κ = 2.5, GAN, uses real images. "
+        "All others are data-free."
+    )
 
 
 def test_to_csv_writes_the_columns_and_unrounded_numbers(make_experiment):

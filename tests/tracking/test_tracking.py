@@ -159,6 +159,15 @@ def test_generator_run_of_each_strategy_tags_its_scale(store, client, strategy, 
     assert client.get_run(generator_run(store, settings).id).data.tags["scale"] == scale
 
 
+def test_generator_run_with_real_images_is_tagged(store, client):
+    for name, gan, tag in (("plain", None, "no"), ("gan", c.Adversarial(start_nimg=0), "yes")):
+        settings = make_settings()
+        run = settings.run.model_copy(update={"name": name, "adversarial": gan})
+        run_id = generator_run(store, settings.model_copy(update={"run": run})).id
+        assert client.get_run(run_id).data.tags["real_images"] == tag
+        assert client.get_run(run_id).info.run_name.endswith("uses real images (gan)" if gan else "(plain)")
+
+
 def test_attempt_after_a_failure_is_another_until_one_succeeds(tmp_path, capsys):
     first = tmp_path / "state" / "tracking.json"
     assert places.attempt(tmp_path) == 1

@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import load_file
 from small_run import PROMPTS, load_state, make_settings
 
+from sid_core.config import Adversarial, Real, RealUID
 from sid_core.errors import UserError
 from sid_core.models import architectures
 from sid_core.models.conditioning import PromptSet
+from sid_core.models.encode_pairs import encode_pairs
 from sid_core.storage.states import saved_states
 from sid_core.training import dry_run, state
 from sid_core.training.distributed import PeerLost, World
@@ -31,7 +33,7 @@ WEIGHTS = Path("generator") / "unet" / "diffusion_pytorch_model.safetensors"
 CODES = {None: 0, TrainingStopped: 11, PeerLost: 12, Interrupted: 13, UserError: 14}
 
 
-def member(rank, size, port, teacher, folder, settings, before):
+def member(rank, size, port, teacher, folder, settings, before, real_pairs=None):
     """Run one rank, as torchrun would start it."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
@@ -46,7 +48,7 @@ def member(rank, size, port, teacher, folder, settings, before):
     if before:
         before(rank)
     try:
-        distill(settings, teacher, PROMPTS, folder / "state", folder / "generator")
+        distill(settings, teacher, PROMPTS, folder / "state", folder / "generator", real_pairs=real_pairs)
     except tuple(kind for kind in CODES if kind) as error:
         (folder / f"error-{rank}.txt").write_text(str(error))
         os._exit(CODES[type(error)])
@@ -57,14 +59,14 @@ def member(rank, size, port, teacher, folder, settings, before):
 def run(tiny_teacher, tmp_path):
     """Return run(size, folder name), which returns exit codes; every rank calls `before(rank)` first."""
 
-    def start(size, name="run", before=None, settings=None):
+    def start(size, name="run", before=None, settings=None, real_pairs=None):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
         fork = multiprocessing.get_context("fork")
-        given = (size, port, tiny_teacher, folder, settings or make_settings(**SIZE), before)
+        given = (size, port, tiny_teacher, folder, settings or make_settings(**SIZE), before, real_pairs)
         processes = [fork.Process(target=member, args=(rank, *given)) for rank in range(size)]
         for process in processes:
             process.start()
@@ -106,6 +108,24 @@ def test_distill_on_any_world_size_gives_equal_results(run):
         for name, tensor in load_file(done.folder / WEIGHTS).items():
             torch.testing.assert_close(tensor, weights[name], rtol=1e-2, atol=5e-4)
         assert [p.name for p in saved_states(done.folder / "state")] == [p.name for p in saved_states(one / "state")]
+
+
+REAL = (
+    {"adversarial": Adversarial(weight=0.5, start_nimg=40)},
+    {"objective": "real_uid", "real_uid": RealUID(a=0.9, b=0.92)},
+)
+
+
+@pytest.mark.parametrize("objective", REAL)
+def test_distill_with_real_images_on_two_ranks_gives_equal_results(run, tiny_teacher, tmp_path, objective):
+    encode_pairs(Real(pairs=24), tmp_path / "pairs", tiny_teacher)
+    settings = make_settings(run=objective, **SIZE)
+    both = [run(size, str(size), settings=settings, real_pairs=tmp_path / "pairs") for size in (1, 2)]
+    assert [done.codes for done in both] == [[0], [0, 0]]
+    one, two = (points(done.folder) for done in both)
+    assert one[0] == pytest.approx(two[0], rel=3e-5)
+    for a, b in zip(one, two, strict=True):  # Adam's early steps are signs: rounding grows
+        assert a == pytest.approx(b, rel=1e-2, abs=1e-3)
 
 
 def test_distill_on_two_ranks_slices_the_draw_of_the_whole_batch(run):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 import pytest
-from project import ROOT, Project
+from project import ROOT, SMALLEST, Project
 
 
 @pytest.fixture(scope="module")
@@ -374,3 +374,32 @@ def test_keep_going_with_a_diverging_run_reports_the_finished_ones(finished):
     assert "Unfinished: not scored so far, and missing here: SiD κ = 1/1/1e+38 (diverges)." in text
     assert "lsg-1.5" in (finished.results / "so-far" / "summary.csv").read_text()
     assert (finished.results / "so-far" / "report.html").is_file()
+
+
+# --- real images -----------------------------------------------------------------------------------------------------------------
+
+
+def test_snakemake_with_real_images_encodes_them_for_the_runs_that_use_them(finished):
+    finished.configure()
+    finished.run()
+    before = {path: path.stat().st_mtime_ns for path in (finished.results / "runs" / "lsg-1.5").rglob("*")}
+    gan = {"strategy": "long", "scale": 1.5, "adversarial": {"weight": 0.01, "start_nimg": 16}}
+    distill = SMALLEST["distill"] | {"real": {"pairs": 40}}
+    finished.configure(extra_runs=[gan], distill=distill)
+    planned = finished.planned()
+    assert {rule: planned[rule] for rule in planned if rule not in ("pairs", "report", "track")} == {
+        "settings": 4,  # the run's two, those of its pairs, and the whole configuration for the comparison
+        "real_pairs": 1,
+        "distill": 1,
+        "generate": 1,
+        "features": 1,
+        "score": 1,
+    }
+    finished.run()
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert len((finished.results / "real-pairs" / "captions.txt").read_text().splitlines()) == 40
+    for name in ("summary.md", "summary.csv", "report.html"):
+        assert "GAN, uses real images" in (finished.results / name).read_text(), name
+    finished.configure(extra_runs=[gan], distill=distill | {"real": {"pairs": 48}})
+    planned = finished.planned()
+    assert (planned["real_pairs"], planned["distill"]) == (1, 1)

@@ -11,6 +11,7 @@ rule distill:
         teacher=RESULTS.provenance(),
         prompts=RESULTS.train_captions,
         watch=WATCH,
+        real_pairs=SETUP.real_pairs_of,
     output:
         record=RUN.record,
         training=RUN.training,
@@ -21,6 +22,7 @@ rule distill:
     params:
         teacher=subpath(input.teacher, parent=True),
         out=subpath(output.record, parent=True),
+        real_pairs=lambda wildcards: [f"--real-pairs {path.parent}" for path in SETUP.real_pairs_of(wildcards)],
     shell:
         "exec python -m sid_core.cluster.launch --gpus {resources.processes} --nodes {resources.nodes} --threads {threads}"
         f" --state {RESULTS.state('{wildcards.run}').folder}"
@@ -28,4 +30,4 @@ rule distill:
         " -- distill --settings {input.settings} --teacher {params.teacher} --prompts {input.prompts}"
         f" --state {RESULTS.state('{wildcards.run}').folder} --out {{params.out}} --tracking {RESULTS.store}"
         + (" --reference {input.watch[0]} --reference-settings {input.watch[1]}" if WATCH else "")
-        + " --threads {threads} > {log} 2>&1"
+        + " {params.real_pairs} --threads {threads} > {log} 2>&1"

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from . import captions
 
-# references: `watch` of proxy metrics, `validation-reference` of `validation` (to choose settings), `reference` of `evaluation`
-SPLITS = ("train", "watch", "validation", "validation-reference", "evaluation", "reference")
+# references: `watch` of proxy metrics, `validation-reference` of `validation` (to choose settings), `reference` of `evaluation`;
+# `real-images` of distillations
+SPLITS = ("train", "watch", "validation", "validation-reference", "evaluation", "reference", "real-images")
 IMAGE_SIZE = 32
 BLOCK = 256
 

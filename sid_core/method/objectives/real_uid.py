@@ -21,13 +21,17 @@ class RealUID(ScoreDistillation):
     Published: b/a of 0.98 or 1.02, with a and b in [0.85, 1]; the result is sensitive to both.
     """
 
-    uses_real_images = True
+    @property
+    def uses_real_images(self) -> bool:
+        return self.real_uid.a < 1 or self.real_uid.b < 1
 
     def fake_loss(self, fake_score: Any, batch: Batch, x_g: Tensor) -> tuple[Tensor, Metrics]:
         """Return a |f(x_t^g) - (b/a) x_g|^2 + (1-a) |f(x_t^r) - ((1-b)/(1-a)) x_r|^2, weighted as the fake score's loss.
 
         At a = 1 the second term is its limit without the part that f does not change, -2 (1-b) f(x_t^r) x_r.
         """
+        if not self.uses_real_images:
+            return super().fake_loss(fake_score, batch, x_g)
         a, b, schedule = self.real_uid.a, self.real_uid.b, fake_score.schedule
         weight = schedule.fake_weight(batch.t)
 
@@ -44,6 +48,8 @@ class RealUID(ScoreDistillation):
         return loss, {"fake_loss": loss.detach() / x_g[0].numel()}
 
     def real_passes(self) -> float:
+        if not self.uses_real_images:
+            return 0
         return 3 if self.guidance.fake_train in (0, 1) else 6
 
     def generator_loss(self, x_g: Tensor, f_teacher: Tensor, f_fake: Tensor, t: Tensor, schedule: Schedule) -> Tensor:

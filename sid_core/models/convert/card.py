@@ -63,10 +63,10 @@ def _description(record: dict, provenance: dict) -> str:
     imported = record.get("imported")
     origin = f"The weights are those of the published `{imported['file']}`." if imported else "Distilled by `sid_core`."
     needs = "one network evaluation" if record["num_steps"] == 1 else f"{record['num_steps']} network evaluations"
+    real = "in a training that uses real images" if record.get("uses_real_images") else "without real images"
     return (
         f"A generator that needs {needs} an image, distilled from {_teacher(provenance)} by Score identity "
-        "Distillation with long-short guidance ([arXiv 2406.01561](https://arxiv.org/abs/2406.01561)), without real images. "
-        f"{origin}"
+        f"Distillation with long-short guidance ([arXiv 2406.01561](https://arxiv.org/abs/2406.01561)), {real}. {origin}"
     )
 
 
@@ -77,6 +77,7 @@ def _settings(record: dict, weights_sha256: str) -> str:
         "kappa_2 = kappa_3 (fake score, evaluation)": run["fake_eval"],
         "kappa_4 (teacher)": run["teacher"],
         "alpha": run["alpha"],
+        "real images": "used" if record.get("uses_real_images") else "not used",
         "images seen in training": _images(record),
         "t_init": record["t_init"],
         "network evaluations": record["num_steps"],

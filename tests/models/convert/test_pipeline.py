@@ -221,6 +221,16 @@ def test_model_card_with_a_score_lists_settings_and_scores(exported, tmp_path):
         assert line in card
 
 
+@pytest.mark.parametrize(
+    ("used", "sentence"), [(True, "in a training that uses real images"), (None, "without real images")]
+)
+def test_model_card_states_the_use_of_real_images(exported, used, sentence):
+    record = json.loads((exported[1] / "generator.json").read_text()) | {"uses_real_images": used}
+    card = model_card(record, "0" * 64, {"source": "embedded"}, None, 32, [625])
+    assert f"(https://arxiv.org/abs/2406.01561)), {sentence}. " in card
+    assert f"| real images | {'used' if used else 'not used'} |" in card
+
+
 def test_export_with_a_score_of_other_weights_raises(exported, tmp_path, capsys):
     teacher, generator, _ = exported
     write_json(tmp_path / "score.json", SCORE | {"generator_sha256": "0" * 64})

@@ -1,0 +1,39 @@
+"""Read pairs of real images and captions, as `encode_pairs` wrote them, in training."""
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..cluster.machine import to_device
+from ..errors import UserError
+from ..storage.files import read_lines, verify_manifest
+from .conditioning import Conditioning, Encoder, PromptSet
+from .teacher import teacher_sha256
+
+LATENTS, CAPTIONS = "latents.safetensors", "captions.txt"
+TEACHER = "teacher_sha256"  # in the manifest's record
+
+
+class RealPairs:
+    """Encoded pairs by index."""
+
+    def __init__(self, folder: Path, encoder: Encoder, teacher: Path):
+        """Open the files of `encode_pairs`.
+
+        Raises:
+            UserError: they are missing, changed, or of another teacher.
+        """
+        record = verify_manifest(folder)
+        if record.get(TEACHER) != teacher_sha256(teacher):
+            raise UserError(f"--real-pairs {folder}: encoded by another teacher. Fix: encode them by {teacher}")
+        self.latents = load_file(folder / LATENTS)["latents"]  # mapped, not read
+        self._prompts = PromptSet(encoder, read_lines(folder / CAPTIONS, "caption"))
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __call__(self, indices: Tensor, dropped: Tensor | None = None) -> tuple[Tensor, Conditioning]:
+        """Return latents (B, C, H, W) and embeddings at `indices` (B,); of the empty prompt where `dropped` (B,) bool."""
+        cond = self._prompts(indices, dropped)
+        return to_device(self.latents[indices], cond.tokens.device), cond
