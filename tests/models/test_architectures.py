@@ -6,8 +6,6 @@ from tiny_sdxl import POOLED, TOKENS, WIDTHS
 from sid_core.models import architectures
 from sid_core.models.backbones import StableDiffusion, StableDiffusionXL
 from sid_core.models.teacher import load_backbone, load_text_encoder
-from sid_core.training.dry_run import make_trainer
-from sid_core.training.memory import predict
 
 
 def parameters(module) -> int:
@@ -30,10 +28,3 @@ def test_architecture_of_an_sdxl_directory_is_that_of_its_networks(tiny_sdxl_sou
     assert architecture.text_parameters == parameters(load_text_encoder(tiny_sdxl_source))
     made = architectures.new_backbone(architecture, "cpu")
     assert parameters(made.network) == parameters(load_backbone(tiny_sdxl_source).network)
-
-
-def test_predict_of_sdxl_counts_the_weights_of_a_training(tiny_sdxl_source):
-    architecture = architectures.from_directory(tiny_sdxl_source)
-    trainer = make_trainer(architecture, "cpu", batch=2, micro_batch=1)
-    assert set(trainer.step()) >= {"fake_loss", "generator_loss"}
-    assert predict(architecture).averages >= trainer.ema_weights.nbytes

@@ -179,3 +179,10 @@ def test_predict_of_sd15_fits_24_gb():
     smallest = MEMORY["smallest"]
     needed = predicted.placed(smallest["offload"]).needed(smallest["micro_batch"])
     assert needed / memory.GB == pytest.approx(14.2, abs=0.05)  # docs/performance.md
+
+
+def test_predict_of_sdxl_counts_the_weights_of_a_training(tiny_sdxl_source):
+    architecture = architectures.from_directory(tiny_sdxl_source)
+    trainer = dry_run.make_trainer(architecture, "cpu", batch=2, micro_batch=1)
+    assert set(trainer.step()) >= {"fake_loss", "generator_loss"}
+    assert memory.predict(architecture).averages >= trainer.ema_weights.nbytes
