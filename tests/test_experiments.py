@@ -80,7 +80,9 @@ SCALES = {"lsg": 1.5, "long": 1.5, "none": 1, "zero": 1, "anti": 1, "dmd": 1.75,
 @pytest.mark.parametrize("name", PASSES)
 def test_methods_have_their_published_scales_and_stated_passes(name):
     config = load(name)
-    first = [s for s in c.distillations(config) if s.run.seed == 0 and s.run.num_steps == 1]
+    first = [
+        s for s in c.distillations(config) if s.run.seed == 0 and s.run.num_steps == 1 and not s.run.uses_real_images
+    ]
     rows = {s.run.strategy if s.run.objective == "sid" else s.run.objective: s for s in first}
     assert {key: passes_an_image(s) for key, s in rows.items()} == PASSES[name]
     assert {key: s.run.teacher for key, s in rows.items()} == SCALES

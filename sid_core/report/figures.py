@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import cycle, pairwise
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -70,6 +71,13 @@ def draw_curve(
     labels = [Label((at,), point.text, colour, 8) for at, point in zip(places, points, strict=True) if point.text]
     middles = [((a[0] + b[0]) / 2, (a[1] + b[1]) / 2) for a, b in pairwise(places)]
     return [Label((*middles, *places), title, colour, size, bold=True), *labels]
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
+    """Put a legend below all panels, in up to four columns of the longest label's width."""
+    column = 0.065 * max(map(len, labels)) + 0.6  # inches at this size
+    columns = max(min(int(figure.get_figwidth() / column), 4), 1)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
 
 
 def trade_off_axes(axes: Axes, key: str) -> None:

@@ -14,7 +14,7 @@ from ..evaluation.metrics.catalogue import METRICS
 from .columns import kimg
 from .curves import MARKERS
 from .entries import Differences, Entry, pair
-from .figures import Point, draw_point
+from .figures import Point, draw_point, legend_below
 from .labels import Label, place
 from .theme import LIGHT, new_figure
 
@@ -47,7 +47,6 @@ def compare(entries: list[Entry], differences: Differences) -> Comparison | None
         "Method": [entry.label for entry in settings],
         ALIGNMENT: [f"{_value(entry, ALIGNMENT):g}" for entry in settings],
         "kimg": [kimg(entry) for entry in settings],
-        "Passes an image": [_passes_an_image(entry) for entry in settings],
         "Passes": [_mean(entry, "network_passes", lambda passes: f"{passes / 1e6:,.3g} M") for entry in settings],
         "Time": [_mean(entry, "train_s", _time) for entry in settings],
         "GPU hours": [_mean(entry, "train_gpu_s", lambda seconds: f"{seconds / 3600:,.3g}") for entry in settings],
@@ -79,12 +78,6 @@ def _time(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:,.1f} h"
 
 
-def _passes_an_image(entry: Entry) -> str:
-    row = entry.row
-    seen = 1000 * (row.whole_kimg or row.train_kimg)
-    return "—" if row.network_passes is None else f"{row.network_passes / seen:.3g}"
-
-
 def _difference(entry: Entry, first: Entry, differences: Differences, key: str) -> str:
     found = differences.get(pair(first.name, entry.name, key))
     return f"{_number(entry, key)} ({found.relative(entry.name) if found else 'not compared'})"
@@ -111,7 +104,7 @@ def draw(methods: dict[str, list[Entry]]) -> Figure:
         panels = figure.subplots(1, len(PANELS))
         styles = {name: (COLOURS[i % 8], MARKERS[(i + i // 8) % 6]) for i, name in enumerate(methods)}
         handles = [Line2D([], [], color=colour, marker=marker) for colour, marker in styles.values()]
-        figure.legend(handles, styles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+        legend_below(figure, handles, list(styles))
         labels = [
             [label for name, group in methods.items() for label in _draw_method(axes, group, *styles[name], *keys)]
             for axes, keys in zip(panels, PANELS, strict=True)

@@ -13,6 +13,7 @@ from matplotlib.ticker import EngFormatter, LogLocator
 from ..errors import UserError
 from .curves import MARKERS, PROXIES, Curves
 from .entries import base_label, base_name
+from .figures import legend_below
 from .theme import LIGHT, new_figure
 
 TITLES = {"fid": "FID, lower is better", "clip": "CLIP score, higher is better"}
@@ -118,8 +119,7 @@ def convergence(table: pd.DataFrame) -> Figure:
                 _over_training(axes, table, x, key)
                 axes.set_title(f"{title} (proxy)", loc="left", fontsize=9.5, fontweight="bold")
                 axes.set_xlabel(across[x])
-        handles = panels[0][0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+        legend_below(figure, *panels[0][0].get_legend_handles_labels())
         return figure
 
 
