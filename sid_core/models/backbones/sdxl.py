@@ -98,12 +98,10 @@ class StableDiffusionXL(StableDiffusion):
         super().check_configs(folder, place)
         unet, text, vae = (read_json(folder / name / "config.json") for name in ("unet", "text_encoder_2", "vae"))
         width = unet.get("projection_class_embeddings_input_dim")
-        pooled, size = (
-            text.get("projection_dim", 512),
-            unet.get("addition_time_embed_dim"),
-        )  # 512: transformers' default
-        if None in (width, size) or width != pooled + SIZES * size:
-            refiner = " (SDXL's refiner has 5)" if None not in (width, size) and width == pooled + 5 * size else ""
+        pooled = text.get("projection_dim", 512)  # transformers' default
+        size = unet.get("addition_time_embed_dim")
+        if not size or width != pooled + SIZES * size:
+            refiner = " (SDXL's refiner has 5)" if size and width == pooled + 5 * size else ""
             raise UserError(
                 f"{place}: unet: projection_class_embeddings_input_dim={width}: expected text_encoder_2's projection_dim {pooled} "
                 f"and {SIZES} time_ids{refiner} of addition_time_embed_dim {size}. Fix: give the base model"
