@@ -32,7 +32,7 @@ PANELS = (  # key in training.jsonl, title, subtitle, logarithmic
 )
 KEYS = ("nimg", "elapsed_s", "skipped", "generator_loss", *(panel[0] for panel in PANELS))
 PROXIES = ("fid_proxy", "clip_proxy")  # at some points, where distill.proxy_samples is set
-OPTIONAL = ("network_passes", *PROXIES)  # an earlier version did not count passes
+OPTIONAL = ("network_passes", "discriminator_accuracy", *PROXIES)  # an earlier version did not count passes
 
 
 def read_curves(config: Config, trainings: dict[str, Row | State]) -> Curves:
@@ -146,10 +146,13 @@ def _legend(axes: Axes, styles: dict[str, dict], curves: Curves) -> None:
         text.set_gid(f"run:{name}")
 
 
-def exceeds_limit(alarms: Alarms, points: dict[str, np.ndarray]) -> np.ndarray:
-    """Return (points,) bool: the logged points after the warm-up that exceed a limit of the alarms."""
+def exceeds_limit(alarms: Alarms, run: Run, points: dict[str, np.ndarray]) -> np.ndarray:
+    """Return (points,) bool: the logged points of a run after the warm-up that exceed a limit of the alarms."""
     gap, std, loss = (points[key] for key in ("score_gap", "latent_std", "generator_loss"))
     with np.errstate(invalid="ignore"):
         inside = (np.abs(gap) <= alarms.score_gap_max) & (np.abs(loss) <= alarms.generator_loss_max)
         inside &= (std >= alarms.latent_std_min) & (std <= alarms.latent_std_max)
+        if run.adversarial:
+            learns_alone = points["nimg"] < run.adversarial.start_nimg
+            inside &= learns_alone | (points["discriminator_accuracy"] <= alarms.discriminator_accuracy_max)
     return ~inside & (points["nimg"] >= alarms.warmup_nimg)

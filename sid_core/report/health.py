@@ -70,7 +70,7 @@ def examine(alarms: Alarms, curves: Curves, folder: Path) -> list[Health]:
                 nimg=int(points["nimg"][-1]),
                 elapsed_s=float(points["elapsed_s"][-1]),
                 skipped=int(points["skipped"][-1]),
-                exceeded=int(np.sum(exceeds_limit(alarms, points))),
+                exceeded=int(np.sum(exceeds_limit(alarms, run, points))),
                 score_gap=float(points["score_gap"][-1]),
                 latent_std=float(points["latent_std"][-1]),
             )

@@ -1,9 +1,11 @@
 import json
 import math
 
+import numpy as np
 import pytest
 from made_up import make_config, make_score, read_entries, use_published_protocol, write_csv
 
+from sid_core.config import Adversarial, runs
 from sid_core.evaluation.metrics.catalogue import METRICS
 from sid_core.pipeline.inputs import Inputs
 from sid_core.report import columns, curves, health, page, summary
@@ -239,6 +241,17 @@ def test_warnings_name_trainings_in_bad_health(make_experiment):
     )
     assert "Skipped: SiD-LSG κ = 1.5, seed 1 left out 1 updates" in text
     assert "Alarms: SiD-LSG κ = 3 was beyond a limit at 1 logged points" in text
+
+
+def test_exceeds_limit_of_a_discriminator_counts_from_the_start_of_the_gan():
+    gan = Adversarial(start_nimg=100)
+    config = make_config(distill=make_config().distill.model_dump() | {"real": {}, "adversarial": gan.model_dump()})
+    points = {key: np.ones(4) for key in ("score_gap", "latent_std", "generator_loss")}
+    points |= {"nimg": np.array([40, 80, 120, 160]), "discriminator_accuracy": np.array([0.9, 0.97, 0.97, 0.6])}
+    alarms = config.distill.alarms.model_copy(update={"warmup_nimg": 0, "score_gap_max": 2})
+    (with_gan, *_), (without, *_) = runs(config), runs(make_config())
+    assert curves.exceeds_limit(alarms, with_gan, points).tolist() == [False, False, True, False]
+    assert not curves.exceeds_limit(alarms, without, points).any()
 
 
 def test_published_rows_of_an_equal_protocol_are_comparable(make_experiment):
