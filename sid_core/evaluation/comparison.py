@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..config import REAL_IMAGES
 from ..errors import UserError
+from ..pipeline.paths import Row
+from ..storage.files import read_json
 from .metrics.catalogue import METRICS
 from .metrics.uncertainty import Estimate
 from .pairs import Scored, better, check_comparable, differences_of, read, with_interval
@@ -32,8 +35,15 @@ def compare_runs(folders: Sequence[Path]) -> str:
     score = scored[0].score
     head = f"protocol {score['protocol']['name']} ({score['protocol_hash'][:12]}), {score['samples']} samples each"
     missing = sorted({f"{name} ({why})" for one in scored for name, why in one.score["not_computed"].items()})
-    foot = [NOTE, *([f"Not computed: {', '.join(missing)}."] if missing else [])]
+    real = [one.name for folder, one in zip(folders, scored, strict=True) if _uses_real_images(folder)]
+    foot = [NOTE, *(f"{name} {REAL_IMAGES}." for name in real)]
+    foot += [f"Not computed: {', '.join(missing)}."] if missing else []
     return "\n".join([head, "", *_aligned(rows), "", *foot])
+
+
+def _uses_real_images(folder: Path) -> bool:
+    record = Row(folder).record
+    return record.is_file() and bool(read_json(record).get("uses_real_images"))
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -75,6 +75,14 @@ def compare(capsys, *folders) -> tuple[int, str, str]:
     return code, *capsys.readouterr()
 
 
+def test_compare_names_the_runs_that_use_real_images(runs, capsys):
+    for folder, used in zip(runs[:2], (True, False), strict=True):
+        write_json(folder / "generator" / "generator.json", {"uses_real_images": used})
+    code, said, _ = compare(capsys, *runs)
+    assert code == 0
+    assert [line for line in said.splitlines() if "real images" in line] == ["good uses real images."]
+
+
 def test_compare_prints_intervals_and_winners(runs, capsys):
     code, table, _ = compare(capsys, *runs[:2])
     assert code == 0
