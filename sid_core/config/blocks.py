@@ -494,6 +494,7 @@ class Evaluate(ReferenceSettings):
 class Plan(Block):
     """Sizes and throughputs of one GPU (or process) for `sid-core plan`; they change no result."""
 
+    speeds: str = Field("unknown", description="origin of the throughputs, printed with the plan; change it with them")
     unet_million: Positive = Field(description="million parameters of the UNet")
     train_images_per_s: Positive = Field(
         description="of a distillation by long-short guidance, per GPU; others are estimated by their network passes"

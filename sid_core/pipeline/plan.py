@@ -9,6 +9,7 @@ from ..storage.states import KEEP_STATES
 
 FEATURE_KB = 16  # of a sample, at most: 2,048 features and two CLIP embeddings of 1,024, float32
 REAL_PAIRS = 10_000  # of a source whose number is not in the settings
+TOGETHER = (1, 4, 8)  # GPUs of one distillation, to choose from
 STATE_WEIGHTS = 5  # copies of the weights in a training state: three networks, two second moments
 
 
@@ -92,7 +93,7 @@ def to_text(config: Config, gpus_here: int = 0, passes: Passes | None = None) ->
     head = ("stage", "jobs", "GPUs", "memory", "time each", "GPU hours", "disk", "limit")
     total_h, gpu_h = sum(stage.jobs * stage.hours for stage in stages), sum(stage.gpu_hours for stage in stages)
     lines = [
-        f"plan of {config.experiment} (estimates from config `plan`, limits from `resources`)",
+        f"plan of {config.experiment} (speeds of config `plan`: {config.plan.speeds}; limits from `resources`)",
         f"{head[0]:{width}s} {'{:>5s} {:>5s} {:>8s} {:>10s} {:>10s} {:>9s} {:>6s}'.format(*head[1:])}",
         *(
             f"{stage.name:{width}s} {stage.jobs:5d} {stage.asks.gpu or 0:5d} {stage.asks.mem_mb / 1000:5.0f} GB "
@@ -102,6 +103,10 @@ def to_text(config: Config, gpus_here: int = 0, passes: Passes | None = None) ->
         f"{'all':{width}s} {sum(stage.jobs for stage in stages):5d} {'':5s} {'':8s} {_duration(total_h):>10s} "
         f"{gpu_h:10,.1f} {sum(stage.disk_gb for stage in stages):6,.1f} GB",
     ]
+    trained_h = sum(stage.gpu_hours for stage in stages if stage.name.startswith("distill "))
+    if trained_h:
+        times = (f"{_duration(trained_h / gpus)} on {gpus}" for gpus in TOGETHER)
+        lines.append(f"distillations in sequence: {', '.join(times)} GPUs, if n GPUs train n times as fast")
     sources = {"reference": config.evaluate.reference}
     sources |= {key: network.source for key, network in config.evaluate.networks().items()}
     embedded = [f"evaluate.{key}" for key, source in sources.items() if source == "embedded"]

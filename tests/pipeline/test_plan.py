@@ -74,6 +74,20 @@ def test_to_text_names_every_stage_and_the_sum():
     assert text.splitlines()[-1].startswith("all")
 
 
+def test_to_text_states_the_origin_of_its_speeds():
+    assert "one CPU core, measured;" in to_text(shipped()).splitlines()[0]
+    assert (
+        "one H200, estimated, not measured;"
+        in to_text(c.load_config(ROOT / "experiments" / "sd15.yaml")).splitlines()[0]
+    )
+
+
+def test_to_text_with_gpus_divides_the_time_of_distillations():
+    config = shipped(guidance_scales=[2], distill={"train_kimg": 7200}, plan={"train_images_per_s": 10})
+    assert "distillations in sequence" not in to_text(config)
+    assert "distillations in sequence: 8.3 d on 1, 2.1 d on 4, 25.0 h on 8 GPUs" in to_text(config, gpus_here=1)
+
+
 def test_to_text_with_the_longest_name_keeps_its_columns():
     lines = to_text(shipped(baselines={"steps": [100], "guidance_scales": [1.25]})).splitlines()
     assert any("teacher-dpm-solver-karras-cfg1.25-100steps" in line for line in lines)
