@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -147,9 +148,17 @@ class Prediction:
 
 
 def predict(
-    architecture: Architecture, kappa: float = 2.0, precision: str = "float32", checkpointing: bool = False
+    architecture: Architecture,
+    kappa: float = 2.0,
+    precision: str = "float32",
+    checkpointing: bool = False,
+    run: SimpleNamespace | None = None,
 ) -> Prediction:
-    """Trace iterations of micro-batch 1 and 2 on the device meta; about ten seconds at SD 1.5's size."""
+    """Trace iterations of micro-batch 1 and 2 on the device meta; about ten seconds at SD 1.5's size.
+
+    Args:
+        run: as in `dry_run.make_trainer`.
+    """
     settings = make_settings(precision=precision, checkpointing=checkpointing, batch=1, micro_batch=1)
     with torch.device("meta"):
         encoder = torch.empty(architecture.text_parameters)
@@ -157,7 +166,7 @@ def predict(
     teacher = new_backbone(architecture, "meta")  # counts as host memory: made outside of LiveBytes
     with LiveBytes("meta") as memory, fused_attention():
         prompts = RandomPrompts(architecture.text_shape, torch.device("meta"), architecture.pooled)
-        trainer = Trainer(teacher, prompts, architecture.latent_shape, make_run(kappa), settings)
+        trainer = Trainer(teacher, prompts, architecture.latent_shape, run or make_run(kappa), settings)
         for tensor in (encoder, *codec.parameters(), *trainer.teacher.parameters()):
             memory.add(tensor)
         static = memory.live
