@@ -63,7 +63,9 @@ def test_report_page_opens_fast_and_complete(open_report, report):
     assert page.locator("#overview img").count() == 3 * 6  # the teacher and each scale of SiD-LSG
     assert page.locator("#training img").count() == 2 + 3
     assert page.eval_on_selector_all("img", broken) == 0
-    assert page.locator("#figures svg").count() == 3
+    assert page.locator("#figures svg").count() == 2
+    assert page.locator("#methods svg").count() == 1
+    assert page.locator("#methods img").count() == 3 * 4  # the first of each strategy
 
 
 def test_pointing_at_a_point_names_run_scale_and_intervals(open_report):
