@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config import generators
+from ..config import REAL_IMAGES, generators
 from ..errors import UserError
 from ..pipeline.inputs import load_frozen
 from ..pipeline.paths import Results
@@ -45,8 +45,10 @@ class Gallery:
         runs = []
         for name, row in ((name, self.results.run(name)) for name in self.runs):
             score = read_json(row.score) if row.score.is_file() else {}
-            seed = read_json(row.record)["run"]["seed"] or 0
-            runs.append({"name": name, "seed": seed, "fid": score.get("fid"), "clip": score.get("clip")})
+            record = read_json(row.record)
+            note = REAL_IMAGES if record.get("uses_real_images") else ""
+            values = {key: score.get(key) for key in ("fid", "clip")}
+            runs.append({"name": name, "seed": record["run"]["seed"] or 0, **values, "note": note})
         return {"experiment": self.experiment, "runs": runs, "examples": list(dict.fromkeys(examples))[:EXAMPLES]}
 
     def draw(self, name: str, prompt: str, seed: int) -> tuple[bytes, float, float]:

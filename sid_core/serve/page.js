@@ -25,7 +25,7 @@ const start = async () => {
   const fewest = Math.min(...about.runs.map((run) => run.seed));
   for (const run of about.runs) {
     const box = element("input", { type: "checkbox", name: "run", value: run.name, checked: run.seed === fewest });
-    box.dataset.score = [score(run.fid, 2, "FID"), score(run.clip, 3, "CLIP")].filter(Boolean).join(", ");
+    box.dataset.score = [score(run.fid, 2, "FID"), score(run.clip, 3, "CLIP"), run.note].filter(Boolean).join(", ");
     at("runs").append(element("label", {}, box, ` ${run.name}`));
   }
 };

@@ -25,7 +25,7 @@ from sid_core.sampling.generation import solve
 from sid_core.sampling.session import InferenceSession
 from sid_core.serve.gallery import Gallery
 from sid_core.serve.server import make_server
-from sid_core.storage.files import write_json
+from sid_core.storage.files import write_json, write_manifest
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,6 +40,9 @@ def results(tiny_teacher, tmp_path_factory):
     (folder / "prompts").mkdir()
     (folder / "prompts" / "evaluation.txt").write_text("a cat\na dog\na cat\n")
     write_json(folder / "runs" / "lsg-2" / "score.json", {"fid": 3.25, "clip": 0.5})
+    record = folder / "runs" / "lsg-2" / "generator" / "generator.json"
+    write_json(record, json.loads(record.read_text()) | {"uses_real_images": True})
+    write_manifest(record.parent)
     return folder
 
 
@@ -108,8 +111,8 @@ def test_describe_lists_finished_generators_with_their_scores(ask):
     about = json.loads(ask("/experiment.json")[1])
     assert about["experiment"] == "x"
     assert about["runs"] == [
-        {"name": "lsg-1.5", "seed": 0, "fid": None, "clip": None},
-        {"name": "lsg-2", "seed": 0, "fid": 3.25, "clip": 0.5},
+        {"name": "lsg-1.5", "seed": 0, "fid": None, "clip": None, "note": ""},
+        {"name": "lsg-2", "seed": 0, "fid": 3.25, "clip": 0.5, "note": "uses real images"},
     ]
     assert about["examples"] == ["a cat", "a dog"]
 
