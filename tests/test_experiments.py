@@ -74,6 +74,7 @@ PASSES = {  # network passes an image, as the comments of the files state them
     "shapes-methods": {"lsg": 25, "long": 17, "none": 15, "zero": 15, "anti": 23, "dmd": 26, "diff_instruct": 14},
     "sd15-methods": {"lsg": 18, "long": 13, "none": 11, "zero": 11, "anti": 16, "dmd": 46, "diff_instruct": 10},
 }
+OTHERS = {"shapes-methods": {4: 21.5, "GAN": 20}, "sd15-methods": {4: 14}}  # by steps, or with a GAN
 SCALES = {"lsg": 1.5, "long": 1.5, "none": 1, "zero": 1, "anti": 1, "dmd": 1.75, "diff_instruct": 1.5}
 
 
@@ -86,6 +87,8 @@ def test_methods_have_their_published_scales_and_stated_passes(name):
     rows = {s.run.strategy if s.run.objective == "sid" else s.run.objective: s for s in first}
     assert {key: passes_an_image(s) for key, s in rows.items()} == PASSES[name]
     assert {key: s.run.teacher for key, s in rows.items()} == SCALES
+    others = [s for s in c.distillations(config) if s.run.seed == 0 and s not in first]
+    assert {"GAN" if s.run.adversarial else s.run.num_steps: passes_an_image(s) for s in others} == OTHERS[name]
     assert len({s.distill.train_kimg for s in first}) == 1
     text = to_text(config, passes=passes_an_image)
     kimg = f"{config.distill.train_kimg:,g}"

@@ -178,7 +178,7 @@ def _export(
         "train_kimg": trainer.nimg / 1000,  # seen by these weights
         "whole_kimg": trainer.nimg / 1000,  # seen by the run
         "skipped_updates": trainer.skipped,
-        "network_passes": trainer.network_passes,
+        "network_passes": round(trainer.network_passes),
         "train_s": last["elapsed_s"],
         "train_gpu_s": last["gpu_s"],
         "uses_real_images": trainer.objective.uses_real_images,
