@@ -277,6 +277,18 @@ def _plan(given: argparse.Namespace) -> None:
     print(to_text(settings, int(has_gpu()), passes_an_image))
 
 
+def _doctor(given: argparse.Namespace) -> None:
+    from .pipeline.doctor import ERROR, diagnose
+
+    blockers = []
+    for finding in diagnose(config.load_config("config.yaml", given.configfile), tracking.check):
+        print(finding, flush=True)  # a server may take seconds to answer the next
+        if finding.level == ERROR:
+            blockers.append(finding.part)
+    if blockers:
+        raise UserError(f"doctor: {len(blockers)} blockers: {', '.join(blockers)}. Fix: as printed with each")
+
+
 def _plan_memory(given: argparse.Namespace) -> None:
     from .models import architectures
     from .training import memory
@@ -393,6 +405,7 @@ GROUPS = {
         "serve": Command(_call, "serve a page on this machine to try prompts on generators", "results port?"),
     },
     "Plan": {
+        "doctor": Command(_doctor, "check machine, hub, Slurm and tracking for an experiment", "configfile?"),
         "plan": Command(_plan, "estimate jobs, GPU hours, memory and disk of an experiment", "configfile?"),
         "plan-memory": Command(_plan_memory, "estimate the GPU memory of a training by its settings", MEMORY),
     },
@@ -420,7 +433,7 @@ COMMANDS = {name: command for commands in GROUPS.values() for name, command in c
 # all other commands, also new ones, disable TF32
 WITHOUT_NETWORKS = {
     *("prompts", "evaluation-networks", "pairs", "report", "compare", "tracking-init", "track", "status", "push"),
-    *("plan", "plan-memory"),
+    *("plan", "plan-memory", "doctor"),
 }
 
 

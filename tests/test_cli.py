@@ -75,7 +75,7 @@ def test_without_networks_lists_known_commands():
     """List the stages without networks: a new one has exact arithmetic unless it is named here."""
     assert {
         *("prompts", "evaluation-networks", "pairs", "report", "compare", "tracking-init", "track", "status", "push"),
-        *("plan", "plan-memory"),
+        *("plan", "plan-memory", "doctor"),
     } == cli.WITHOUT_NETWORKS
 
 

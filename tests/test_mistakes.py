@@ -84,7 +84,7 @@ def cases() -> list[tuple[str, str]]:
     found = []
     for stage, command in cli.COMMANDS.items():
         names = [name for name in command.needs if name not in OUTPUTS | {"range", "prompt"}] + optional(stage)
-        if stage in ("plan", "status"):
+        if stage in ("plan", "doctor", "status"):
             names.append("configfile")
         found += [(stage, name) for name in names]
     return found

@@ -59,7 +59,7 @@ class Repository:
         return (metadata_load(self.fetch("README.md")) or {}).get("license")
 
 
-def find(name: str, revision: str, keys: tuple[str, str]) -> Repository:
+def find(name: str, revision: str, keys: tuple[str, str], timeout_s: float = 30) -> Repository:
     """Find a repository at a commit, branch or tag, or its cached copy if the hub does not answer.
 
     Raises:
@@ -69,7 +69,7 @@ def find(name: str, revision: str, keys: tuple[str, str]) -> Repository:
     from huggingface_hub.errors import HFValidationError, HTTPError
 
     try:
-        info = HfApi().model_info(name, revision=revision, timeout=30)
+        info = HfApi().model_info(name, revision=revision, timeout=timeout_s)
     except (HTTPError, HFValidationError, OSError) as error:
         refused = isinstance(error, HFValidationError) or _status(error) in REFUSED
         known = None if refused else cached(name, revision, keys)
@@ -83,6 +83,17 @@ def find(name: str, revision: str, keys: tuple[str, str]) -> Repository:
         with suppress(OSError):  # for later runs without a connection; a shared cache may be read-only
             write_text(cache / "refs" / revision, info.sha)
     return Repository(name, info.sha, frozenset(sibling.rfilename for sibling in info.siblings), keys)
+
+
+def check_access(repository: Repository) -> None:
+    """Raise UserError if this user may not download a repository: the hub lists the files of gated ones to everyone."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        HfApi().auth_check(repository.name)
+    except (HTTPError, OSError) as error:
+        raise _user_error(error, repository.name, repository.commit, repository.keys) from None
 
 
 def cached(name: str, revision: str, keys: tuple[str, str]) -> Repository | None:

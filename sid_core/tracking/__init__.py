@@ -7,6 +7,6 @@ jobs continue their run.
 
 from .mirror import Mirror
 from .record import sync, track
-from .store import attempt, init, resolve_uri
+from .store import attempt, check, init, resolve_uri
 
-__all__ = ["Mirror", "attempt", "init", "resolve_uri", "sync", "track"]
+__all__ = ["Mirror", "attempt", "check", "init", "resolve_uri", "sync", "track"]

@@ -73,6 +73,23 @@ def init(experiment: str, uri: str | None, out: Path, attempt: int = 1) -> dict:
     return record
 
 
+def check(configured: str | None) -> tuple[str, str | None]:
+    """Return the store's URI without password, and why it cannot be used, if so; a server is asked, nothing is created."""
+    uri = resolve_uri(configured)
+    database = _database(uri)
+    try:
+        if database is None:
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+            make_client(uri).search_experiments(max_results=1)
+        else:
+            _check_local(database)
+            if not os.access(database if database.exists() else database.parent, os.W_OK):
+                raise UserError("no such folder, or no permission to write there")
+    except Exception as error:
+        return uri, first_line(error)
+    return uri, None
+
+
 def attempt(results: Path) -> int:
     """Return the number of the next attempt to open the store: the last one, plus one if that failed."""
     paths = (Results(results).store, Results(results).mirrored)
@@ -112,11 +129,8 @@ def _alone(database: Path | None) -> Iterator[None]:
 
 def _open_experiment(name: str, uri: str) -> str:
     database = _database(uri)
-    if database and (where := shared_file_system(database, Path("/proc/mounts").read_text())):
-        raise UserError(
-            f"{where} is shared between machines, where SQLite's locks do not hold and the file would be destroyed; set "
-            f"MLFLOW_TRACKING_URI to a server (mlflow server --host …), or tracking.uri to {SQLITE}/PATH on a local disk"
-        )
+    if database:
+        _check_local(database)
     client = make_client(uri)
     experiment = client.get_experiment_by_name(name)
     if database:
@@ -133,6 +147,14 @@ def _open_experiment(name: str, uri: str) -> str:
             _check_not_moved(database, experiment.artifact_location, files)
         experiment_id = experiment.experiment_id
     return experiment_id
+
+
+def _check_local(database: Path) -> None:
+    if where := shared_file_system(database, Path("/proc/mounts").read_text()):
+        raise UserError(
+            f"{where} is shared between machines, where SQLite's locks do not hold and the file would be destroyed; set "
+            f"MLFLOW_TRACKING_URI to a server (mlflow server --host …), or tracking.uri to {SQLITE}/PATH on a local disk"
+        )
 
 
 def _check_not_moved(database: Path, recorded: str, expected: str) -> None:
