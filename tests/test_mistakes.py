@@ -41,6 +41,8 @@ def inputs(tiny_teacher, tmp_path_factory):
     }
     for stage, name in files.items():
         (folder / f"{stage}.yaml").write_text(c.dump(blocks[name]))
+    (folder / "real-pairs.yaml").write_text(c.dump(c.Real()))
+    (folder / "resample.yaml").write_text(c.dump(c.ResampleSettings(run=c.runs(config)[0], source="lsg-2")))
     results = folder / "results" / "shapes"
     generator = results / "runs" / "lsg-2" / "generator"
     shutil.copytree(tiny_teacher / "unet", generator / "unet")
