@@ -31,9 +31,10 @@ $(READY): requirements.lock pyproject.toml
 slurm: setup ## add what `snakemake --profile workflow/profiles/slurm` needs
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --require-hashes --compile-bytecode -r requirements-slurm.lock
 
-# Snakemake's and matplotlib's caches go below .venv too
+# Snakemake's and matplotlib's caches go below .venv too. Two processes of one thread: a file's tests stay together, since they share
+# fixtures, and files start in the order of tests/conftest.py
 test: setup ## run the fast tests; changes nothing outside of .venv but temporary files
-	XDG_CACHE_HOME=$(CURDIR)/.venv/.cache $(BIN)/python -m pytest
+	XDG_CACHE_HOME=$(CURDIR)/.venv/.cache OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: test chromium ## also test in Chromium and on Slurm; installs both by apt-get (root, Debian)
 	$(BIN)/python -m pytest -m 'system and not slow'
