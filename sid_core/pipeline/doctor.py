@@ -66,6 +66,7 @@ def diagnose(config: Config, check_store: Callable[[str | None], tuple[str, str 
 
 def _check_python() -> Finding:
     found, expected = platform.python_version(), metadata.metadata("sid_core")["Requires-Python"]
+    expected = ",".join(sorted(expected.split(","), reverse=True))  # the lower bound first
     if not SpecifierSet(expected).contains(found, prereleases=True):
         return Finding(ERROR, "Python", f"expected {expected}, got {found}. Fix: make setup PYTHON=python3.12")
     return Finding(OK, "Python", f"{found}, expected {expected}")
