@@ -72,12 +72,9 @@ def n_step(
             if i == 0:  # no estimate to add noise to
                 x_t = schedule.sigma(t) * noises[0]
             else:
-                implied = steps.noise == "ddim"
-                eps = (
-                    (x_t - schedule.alpha(before) * x_g) / schedule.sigma(before)
-                    if implied
-                    else noises[i % len(noises)]
-                )
+                eps = noises[i % len(noises)]
+                if steps.noise == "ddim":
+                    eps = (x_t - schedule.alpha(before) * x_g) / schedule.sigma(before)
                 x_t = schedule.add_noise(x_g, eps, t)
             x_g, before = generator(x_t, t, cond), t
     return x_g

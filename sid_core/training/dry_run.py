@@ -52,24 +52,12 @@ class RandomPrompts:
 
 def make_run(kappa: float, seed: int = 0, **changes) -> SimpleNamespace:
     """Make a run of a one-step generator with all guidance scales `kappa`, with `changes`."""
-    run = SimpleNamespace(
-        name="dry-run",
-        objective="sid",
-        fake_train=kappa,
-        fake_eval=kappa,
-        teacher=kappa,
-        alpha=1.0,
-        num_steps=1,
-        steps_objective="last",
-        step_noise="fresh",
-        fake_updates=1,
-        ida=0.0,
-        adversarial=None,
-        real_uid=None,
-        seed=seed,
-    )
-    vars(run).update(changes)
-    return run
+    usual = {
+        "name": "dry-run", "objective": "sid", "fake_train": kappa, "fake_eval": kappa, "teacher": kappa, "alpha": 1.0,
+        "num_steps": 1, "steps_objective": "last", "step_noise": "fresh", "fake_updates": 1, "ida": 0.0,
+        "adversarial": None, "real_uid": None, "seed": seed,
+    }  # fmt: skip
+    return SimpleNamespace(**usual | changes)
 
 
 def make_settings(**changes) -> SimpleNamespace:
