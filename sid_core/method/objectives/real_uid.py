@@ -1,6 +1,6 @@
 """Compute the losses of RealUID (ICLR 2026): real images without a discriminator."""
 
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -8,17 +8,11 @@ from ..schedule import Schedule
 from .base import Batch, Metrics, ScoreDistillation, fake_score_loss
 
 
-class RealUIDWeights(Protocol):
-    """The settings of RealUID: a = b = 1 uses no real image, and is twice SiD with alpha 0.5 and without w."""
-
-    a: float
-    b: float
-
-
 class RealUID(ScoreDistillation):
     """RealUID, which differentiates through both scores; its fake score fits samples and real images.
 
-    Published: b/a of 0.98 or 1.02, with a and b in [0.85, 1]; the result is sensitive to both.
+    a = b = 1 uses no real image, and is twice SiD with alpha 0.5 and without w. Published: b/a of 0.98 or 1.02, with
+    a and b in [0.85, 1]; the result is sensitive to both.
     """
 
     @property
