@@ -484,10 +484,25 @@ class ReferenceSettings(FeatureSettings):
     reference_samples: Count = Field(description="reference images; a folder or zip must hold exactly as many")
 
 
+COCO = {
+    "evaluate.caption_prefix": "A photo depicts ",
+    "evaluate.feature_size": 299,
+    "evaluate.feature_network.sha256": "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",  # Inception's
+    "evaluate.precision": "float32",
+}
+COCO_2014 = COCO | {"prompts.evaluation": COCO2014_30K, "evaluate.reference_samples": 40_504}
+# settings that a protocol's name guarantees (docs/explanation/protocol.md); other names are free
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "coco2014-30k": COCO_2014 | {"generate.samples": 30_000, "evaluate.image_size": 256},
+    "coco2014-10k": COCO_2014 | {"generate.samples": 10_000, "evaluate.image_size": 512},
+    "coco2017-5k": COCO | {"generate.samples": 5_000, "evaluate.reference_samples": 5_000, "evaluate.image_size": 512},
+}
+
+
 class Evaluate(ReferenceSettings):
     """A protocol: features, reference images and the formulas of the scores."""
 
-    protocol: Name
+    protocol: Name = Field(description=f"a name of your own; {', '.join(PROTOCOLS)} guarantee settings")
     neighbours: Count = Field(3, description="k of precision, recall, density and coverage")
 
 

@@ -1,11 +1,13 @@
 """Define the whole configuration and the checks between its blocks."""
 
+from functools import reduce
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from .blocks import (
     COCO2014_30K,
+    PROTOCOLS,
     SEEDS,
     Baselines,
     Block,
@@ -109,5 +111,17 @@ class Config(Block):
         if (self.baselines.vae or self.baselines.real) and self.prompts.source != "embedded":
             raise ValueError(
                 "baselines.vae, baselines.real: need real images of the captions. Fix: set both to false without embedded prompts"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_its_protocol_guarantees(self) -> "Config":
+        guaranteed = PROTOCOLS.get(self.evaluate.protocol, {})
+        found = {key: reduce(getattr, key.split("."), self) for key in guaranteed}
+        apart = [f"{key}={guaranteed[key]} (got {found[key]})" for key in guaranteed if found[key] != guaranteed[key]]
+        if apart:
+            raise ValueError(
+                f"evaluate.protocol={self.evaluate.protocol}: expected {', '.join(apart)}. Fix: set them so, or give the "
+                "protocol a name of your own, such as evaluate.protocol: mine"
             )
         return self

@@ -280,7 +280,7 @@ OWN = """
 experiment: mine
 preset: {preset}
 teacher: {{source: local, path: /models/mine}}
-prompts: {{source: file, train: train.txt, evaluation: captions.txt}}
+prompts: {{source: file, train: train.txt, evaluation: coco2014-30k}}
 guidance_scales: [1.5]
 """
 
@@ -320,6 +320,41 @@ def test_load_config_of_a_preset_without_a_teacher_raises(tmp_path):
     assert [line.split(";")[0] for line in str(caught.value).splitlines()] == [
         f"{tmp_path / 'mine.yaml'}: {key}: missing" for key in ("teacher", "prompts")
     ]
+
+
+@pytest.mark.parametrize(
+    ("preset", "name"), [("sd15", "coco2014-30k"), ("sd21-768", "coco2014-30k"), ("sdxl", "coco2014-10k")]
+)
+def test_load_config_of_a_preset_has_what_its_protocol_guarantees(tmp_path, preset, name):
+    (tmp_path / "mine.yaml").write_text(OWN.format(preset=preset))
+    config = c.load_config(tmp_path / "mine.yaml")
+    assert config.evaluate.protocol == name
+    assert config.generate.samples == {"coco2014-30k": 30_000, "coco2014-10k": 10_000}[name]
+    assert config.evaluate.image_size == {"coco2014-30k": 256, "coco2014-10k": 512}[name]
+
+
+def test_load_config_of_fewer_samples_than_the_protocols_name_says_names_each_difference(tmp_path):
+    own = OWN.format(preset="sd15").replace("coco2014-30k", "captions.txt") + "generate: {samples: 100}\n"
+    (tmp_path / "mine.yaml").write_text(own)
+    with pytest.raises(UserError) as caught:
+        c.load_config(tmp_path / "mine.yaml")
+    assert str(caught.value).endswith(
+        "evaluate.protocol=coco2014-30k: expected prompts.evaluation=coco2014-30k (got captions.txt), "
+        "generate.samples=30000 (got 100). Fix: set them so, or give the protocol a name of your own, such as "
+        "evaluate.protocol: mine"
+    )
+    (tmp_path / "mine.yaml").write_text(own + "evaluate: {protocol: mine}\n")
+    assert c.load_config(tmp_path / "mine.yaml").generate.samples == 100
+
+
+def test_load_config_of_coco2017_takes_captions_of_its_own(tmp_path):
+    sizes = "generate: {samples: 5000, image_size: 512}\nevaluate: {protocol: coco2017-5k, image_size: 512, reference_samples: "
+    own = OWN.format(preset="sd15").replace("coco2014-30k", "captions.txt") + sizes
+    (tmp_path / "mine.yaml").write_text(own + "5000}\n")
+    assert c.load_config(tmp_path / "mine.yaml").evaluate.protocol == "coco2017-5k"
+    (tmp_path / "mine.yaml").write_text(own + "4999}\n")
+    with pytest.raises(UserError, match=r"coco2017-5k: expected evaluate\.reference_samples=5000 \(got 4999\)\."):
+        c.load_config(tmp_path / "mine.yaml")
 
 
 # --- runs --------------------------------------------------------------------------------------------------------------

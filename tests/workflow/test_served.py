@@ -85,6 +85,7 @@ class Experiment(Project):
             "generate": {"samples": SAMPLES, "samples_per_shard": SAMPLES, "precision": "float32"},
             "baselines": {"steps": [2], "guidance_scales": [1.5]},
             "evaluate": {
+                "protocol": "served",
                 "reference": f"{server.url}/files/val2014.zip",
                 "reference_samples": COCO_IMAGES,
                 "feature_network": {"source": f"{server.url}/files/inception.pt", "sha256": None},
@@ -121,7 +122,7 @@ def test_sd15_runs_from_download_to_comparison(server, cache, tmp_path):
         "teacher-dpm-solver-cfg1.5-2steps",
     ]
     assert rows["lsg-1.5"]["teacher"] == "stable-diffusion-v1-5"
-    assert (rows["lsg-1.5"]["protocol"], rows["lsg-1.5"]["samples"]) == ("coco2014-30k", str(SAMPLES))
+    assert (rows["lsg-1.5"]["protocol"], rows["lsg-1.5"]["samples"]) == ("served", str(SAMPLES))
     provenance = read_json(project.results / "teacher" / "provenance.json")
     assert provenance["license"] == tiny_parts.LICENSE
     assert experiment("sd15").teacher.revision in str(provenance)

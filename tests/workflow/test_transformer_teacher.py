@@ -33,6 +33,7 @@ class FlowProject(Project):
             resources={"distill": {"gpu": 0, "threads": 1}},
             teacher={"source": "local", "path": "teacher/source"},
             prompts={"source": "file", "train": "captions.txt", "evaluation": "captions.txt"},
+            evaluate={"protocol": "mine"},
             tracking={"enabled": False},
         )
         self.record = self.results / "runs" / "lsg-1.5" / "generator" / "generator.json"
