@@ -15,12 +15,14 @@ from ..storage.versions import versions
 from .features import check_captions, load_features, reference_record
 from .metrics.catalogue import METRICS, headline
 from .metrics.compute import Sets, estimates
-from .metrics.samples import check_samples
+from .metrics.samples import check_samples, repeated_captions
 from .pairs import replicates_record
 from .protocol import differences, image_record, protocol_hash, protocol_record
 
 if TYPE_CHECKING:
     from ..config import ScoreSettings
+
+ABSENT = {"repeated": "fewer than two captions occur several times"}
 
 
 def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, captions: Path, out: Path) -> None:
@@ -44,6 +46,8 @@ def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, 
     compared_with = reference_record(reference, records[0], evaluate)
     protocol = protocol_record(settings, lines, weights, compared_with, records[0]["noise_device"])
     sets = _in_order([tensors for tensors, _ in parts]), load_features(reference)[0]
+    if (repeated := repeated_captions(lines[: settings.samples])) is not None:
+        sets[0]["repeated"] = repeated
     on_device = ({key: rows.to(device()) for key, rows in tensors.items()} for tensors in sets)
     found = estimates(Sets(*on_device, evaluate))
     recipes = {key: METRICS[key].recipe | records[0]["extras"].get(METRICS[key].needs, {}) for key in found}
@@ -57,7 +61,11 @@ def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, 
             **{f"{metric.key}_se": found[metric.key].se for metric in headline()},
             "standard_errors": {key: estimate.se for key, estimate in found.items()},
             "intervals": {key: [estimate.low, estimate.high] for key, estimate in found.items()},
-            "not_computed": {key: f"evaluate.{METRICS[key].needs} is null" for key in METRICS if key not in found},
+            "not_computed": {
+                key: ABSENT.get(metric.needs, f"evaluate.{metric.needs} is null")
+                for key, metric in METRICS.items()
+                if key not in found
+            },
             "recipes": {key: recipe for key, recipe in recipes.items() if recipe},
             "teacher_eps_error": sum(errors) / len(errors) if errors else None,
             "images_per_s": _throughput(records),
@@ -80,8 +88,7 @@ def _check_origin(settings: "ScoreSettings", features: Sequence[Path], records: 
     Raises:
         UserError: names the shard and the differences.
     """
-    needed = {metric.needs for metric in METRICS.values() if metric.needs}
-    wanted = {key for key in needed if getattr(settings.evaluate, key) is not None}
+    wanted = settings.evaluate.networks().keys() - {"feature_network", "clip"}
     if set(records[0]["extras"]) != wanted:
         raise UserError(
             f"{features[0]}: made for {', '.join(sorted(records[0]['extras'])) or 'no further metric'}, expected "

@@ -77,13 +77,31 @@ def test_score_eps_error_equals_the_mean_over_the_first_samples(made, scored):
 
 
 def test_score_has_intervals_and_errors(made, scored):
-    names = ["fid", "fid_inf", "clip", "kid", "precision", "recall", "density", "coverage", "cmmd", "vendi"]
+    names = [
+        "fid",
+        "fid_inf",
+        "clip",
+        "kid",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "cmmd",
+        "vendi",
+        "diversity",
+    ]
     assert list(scored["intervals"]) == list(scored["standard_errors"]) == names
     for name in names:
         low, high = scored["intervals"][name]
         assert low <= scored[name] <= high or name == "fid_inf"
         assert scored["standard_errors"][name] >= 0
     assert (scored["fid_se"], scored["clip_se"]) == tuple(scored["standard_errors"][name] for name in ("fid", "clip"))
+
+
+def test_score_diversity_equals_the_mean_over_its_captions(made, scored):
+    features = torch.cat([load_file(path)["features"] for path in made.features]).double()
+    groups = [features[number::7] for number in range(7)]  # of CAPTIONS
+    assert scored["diversity"] == pytest.approx(np.mean([float(torch.pdist(group).mean()) for group in groups]))
 
 
 def test_score_without_a_network_names_its_metrics(scored):

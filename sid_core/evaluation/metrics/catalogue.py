@@ -17,7 +17,8 @@ class Metric:
     title: str  # in tables
     better: Literal["lower", "higher"] | None
     decimals: int  # of a value without an error
-    needs: str | None = None  # setting of its evaluation network, and name of the network's features
+    # setting of its evaluation network, and name of the network's features; or `repeated` captions
+    needs: str | None = None
     # definition beside the protocol (which fixes sizes, neighbours, CLIP and feature network): scores compare if it is equal
     recipe: dict = field(default_factory=dict)
     # `headline`: with errors in summary.csv and the best row in bold; `main`: in the same table
@@ -37,6 +38,9 @@ class Metric:
 PRDC = {"formula": "arXiv 2002.09797, neighbours as of precision"}
 CMMD = {"formula": "arXiv 2401.09603 with the protocol's CLIP", "sigma": CMMD_SIGMA, "scale": CMMD_SCALE}
 VENDI = {"formula": "arXiv 2210.02410, cosine of the protocol's CLIP embeddings"}
+DIVERSITY = {
+    "formula": "mean Euclidean distance of the features of two samples of a caption, mean over repeated captions"
+}
 METRICS = {  # in the order of files and tables
     metric.key: metric
     for metric in (
@@ -50,6 +54,7 @@ METRICS = {  # in the order of files and tables
         Metric("coverage", "Coverage", "higher", 3, recipe=PRDC),
         Metric("cmmd", "CMMD", "lower", 3, recipe=CMMD),
         Metric("vendi", "Vendi", "higher", 2, recipe=VENDI),
+        Metric("diversity", "Diversity", "higher", 2, needs="repeated", recipe=DIVERSITY),
         Metric("fd_dinov2", "FD-DINOv2", "lower", 1, needs="dinov2"),
         Metric("hps", "HPS", "higher", 3, needs="hps"),
         Metric("pickscore", "PickScore", "higher", 2, needs="pickscore"),

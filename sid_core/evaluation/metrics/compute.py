@@ -10,7 +10,7 @@ from .catalogue import METRICS
 from .frechet import Gaussian, Reference, fid
 from .kernels import cmmd, kid
 from .neighbours import neighbours
-from .samples import clip_score, mean, vendi
+from .samples import clip_score, diversity, mean, vendi
 from .uncertainty import GROUPS, Estimate
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class Sets(NamedTuple):
     """Features of the samples and of the reference images, by network, one row an image.
 
     Both have `features` (N, D), `clip_image` (N, E), and `dinov2` (N, F) if it is set; samples also `clip_text` (N, E), and
-    `hps` and `pickscore` (N,) if they are set. CLIP's rows are of unit length.
+    `hps` and `pickscore` (N,) if they are set, and `repeated` (N,), of `repeated_captions`. CLIP's rows are of unit length.
     """
 
     samples: dict[str, Tensor]
@@ -59,6 +59,7 @@ FUNCTIONS: dict[tuple[str, ...], Callable[[Sets], Estimate | Sequence[Estimate]]
     ),
     ("cmmd",): lambda s: cmmd(*s.pair("clip_image"), s.groups),
     ("vendi",): lambda s: vendi(s.samples["clip_image"], s.groups),
+    ("diversity",): lambda s: diversity(s.samples["features"], s.samples["repeated"]),
     ("fd_dinov2",): lambda s: _frechet(s, "dinov2")[0],
     ("hps",): lambda s: mean(s.samples["hps"]),
     ("pickscore",): lambda s: mean(s.samples["pickscore"]),
@@ -66,7 +67,7 @@ FUNCTIONS: dict[tuple[str, ...], Callable[[Sets], Estimate | Sequence[Estimate]]
 
 
 def estimates(sets: Sets) -> dict[str, Estimate]:
-    """Compute every metric whose network was run on the samples, with its uncertainty, in catalogue order."""
+    """Compute every metric whose needs are met by the samples, with its uncertainty, in catalogue order."""
     unlike = METRICS.keys() ^ {key for keys in FUNCTIONS for key in keys}
     assert not unlike, f"{', '.join(sorted(unlike))}: in the catalogue or in FUNCTIONS, expected in both"
     found: dict[str, Estimate] = {}

@@ -1,10 +1,11 @@
-"""Compute the CLIP score, other means over samples and the Vendi score, and validate sample sets.
+"""Compute the CLIP score, other means over samples, Vendi score and diversity, and validate sample sets.
 
 Features and embeddings are float32 (N, D), one row a sample.
 """
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -43,6 +44,22 @@ def vendi(embeddings: Tensor, groups: int) -> Estimate:
         return math.exp(-float(torch.special.xlogy(values, values.clamp(min=1e-300)).sum()))
 
     return jackknife(*with_replicates(embeddings, groups, score))
+
+
+def repeated_captions(captions: Sequence[str]) -> Tensor | None:
+    """Return a number for each caption that occurs several times, -1 for others, (N,) int64; None if fewer than two do."""
+    several = [caption for caption, count in Counter(captions).items() if count > 1]
+    numbers = {caption: number for number, caption in enumerate(several)}
+    return torch.tensor([numbers.get(caption, -1) for caption in captions]) if len(several) > 1 else None
+
+
+def diversity(features: Tensor, captions: Tensor) -> Estimate:
+    """Compute the mean Euclidean distance of two samples of a caption, from features (N, D) and `repeated_captions` (N,).
+
+    Each caption counts alike, however often it occurs. The interval is over captions.
+    """
+    pairs = (torch.pdist(features[captions == number].double()) for number in range(int(captions.max()) + 1))
+    return mean(torch.stack([distances.mean() for distances in pairs]))
 
 
 def check_samples(samples: list[dict], expected: int) -> None:

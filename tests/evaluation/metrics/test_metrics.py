@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import pdist
 
 from sid_core.errors import UserError
 from sid_core.evaluation.features import check_finite
-from sid_core.evaluation.metrics.samples import check_samples, clip_score, mean, vendi
+from sid_core.evaluation.metrics.samples import check_samples, clip_score, diversity, mean, repeated_captions, vendi
 
 
 def normal(n: int, d: int, seed: int) -> torch.Tensor:
@@ -48,6 +50,26 @@ def test_vendi_counts_different_images():
     rows = torch.nn.functional.normalize(normal(40, 16, 0), dim=1).double()
     values = torch.linalg.eigvalsh(rows @ rows.T / 40).clamp(min=1e-300)
     assert vendi(rows, 5).value == pytest.approx(float((-(values * values.log()).sum()).exp()))
+
+
+def test_diversity_equals_the_mean_distance_of_pairs_of_each_caption():
+    captions = ["a", "b", "a", "c", "a", "b", "d"]
+    features = normal(7, 5, 0)
+    distances = {
+        caption: pdist(features.double().numpy()[[i for i, other in enumerate(captions) if other == caption]]).mean()
+        for caption in "ab"
+    }
+    numbers = repeated_captions(captions)
+    assert numbers.tolist() == [0, 1, 0, -1, 0, 1, -1]
+    found = diversity(features, numbers)
+    assert found.value == pytest.approx(np.mean(list(distances.values())), rel=1e-12)
+    # two captions: a resample holds one of them alone, or both
+    assert (found.low, found.high) == pytest.approx(tuple(sorted(distances.values())), rel=1e-12)
+    assert diversity(features[:1].repeat(7, 1), numbers).value == 0
+
+
+def test_repeated_captions_of_fewer_than_two_is_none():
+    assert repeated_captions(["a", "a", "b"]) is None
 
 
 def test_check_finite_names_samples():
