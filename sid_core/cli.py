@@ -128,6 +128,7 @@ CALLS = {
     "serve": ("serve:serve", None, "results port"),
     "export": ("models.convert.pipeline:export", None, "generator teacher out score"),
     "push": ("models.convert.pipeline:push", None, "pipeline repo private"),
+    "vote": ("report.vote:write_vote_page", None, "runs out count seed"),
 }
 
 
@@ -224,6 +225,12 @@ def _compare(given: argparse.Namespace) -> None:
     from .evaluation.comparison import compare_runs
 
     print(compare_runs(given.runs))
+
+
+def _votes(given: argparse.Namespace) -> None:
+    from .evaluation.votes import summarise
+
+    print(summarise(given.files))
 
 
 def _report(given: argparse.Namespace) -> None:
@@ -350,6 +357,8 @@ OPTIONS: dict[str, dict] = {
     "port": {"type": int, "default": 7860, "help": "of 127.0.0.1 (default: 7860; 0: any free one)"},
     "seed": {"type": int, "default": 0, "help": "of the noise (default: 0)"},
     "count": {"type": int, "default": 1, "help": "images, of this seed and the next (default: 1)"},
+    "vote.seed": {"type": int, "default": 0, "help": "of prompts, order and sides (default: 0)"},
+    "vote.count": {"type": int, "default": 50, "help": "prompts, each with a pair of every two runs (default: 50)"},
     "t-init": {"type": int, "help": "timestep it starts at (default: the file name's, else 625)"},
     "num-steps": {"type": int, "default": 1, "help": "evaluations per image (default: 1)"},
     "kappa": {"type": float, "default": 2.0, "help": "guidance scale; 1 is no guidance (default: 2)"},
@@ -366,6 +375,7 @@ OPTIONS: dict[str, dict] = {
 }
 POSITIONAL = {
     "runs": {"nargs": "+", "metavar": "RUN", "help": "folders such as results/shapes/runs/lsg-2, of any experiments"},
+    "files": {"nargs": "+", "metavar": "FILE", "help": "votes that the page saved, one file a voter"},
     "network": {"nargs": "?", "metavar": "NETWORK.pkl", "help": "a pickle of dict(ema=UNet)"},
 }
 
@@ -412,6 +422,8 @@ GROUPS = {
     "Share": {
         "export": Command(_call, "write a diffusers pipeline with a model card", "generator teacher out score?"),
         "push": Command(_call, "upload an exported pipeline to a hub", "pipeline repo private?"),
+        "vote": Command(_call, "write a page to vote on blind pairs of samples", "runs out count? seed?"),
+        "votes": Command(_votes, "print win rates, intervals and agreement of votes", "files"),
     },
     "Internal stages": {
         "tracking-init": Command(_tracking_init, "make MLflow's experiment", "experiment out uri? off? attempt?"),
@@ -433,7 +445,7 @@ COMMANDS = {name: command for commands in GROUPS.values() for name, command in c
 # all other commands, also new ones, disable TF32
 WITHOUT_NETWORKS = {
     *("prompts", "evaluation-networks", "pairs", "report", "compare", "tracking-init", "track", "status", "push"),
-    *("plan", "plan-memory", "doctor"),
+    *("plan", "plan-memory", "doctor", "vote", "votes"),
 }
 
 

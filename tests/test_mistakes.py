@@ -70,6 +70,7 @@ def inputs(tiny_teacher, tmp_path_factory):
         "prompt": "a cat",
         "pipeline": folder / "pipeline",
         "runs": results / "runs" / "lsg-2",
+        "files": folder / "votes.json",
         "network": folder / "network.pkl",
         "configfile": ROOT / "experiments" / "sd15.yaml",
     }
@@ -78,7 +79,8 @@ def inputs(tiny_teacher, tmp_path_factory):
 
 def optional(stage: str) -> list[str]:
     """Return inputs that are no required options."""
-    return {"compare": ["runs"], "import-official": ["network"], "plan-memory": ["teacher"]}.get(stage, [])
+    files = {"compare": ["runs"], "vote": ["runs"], "votes": ["files"], "import-official": ["network"]}
+    return (files | {"plan-memory": ["teacher"]}).get(stage, [])
 
 
 def cases() -> list[tuple[str, str]]:
@@ -106,7 +108,7 @@ def arguments(stage: str, inputs: tuple, tmp_path: Path, **spoilt: object) -> li
             values[name] = right["results"] / "config.yaml"
         value = values[name]
         parts = [str(part) for part in (value if isinstance(value, tuple) else (value,))]
-        line += parts if name in ("runs", "network") else [f"--{name}", *parts]
+        line += parts if name in ("runs", "files", "network") else [f"--{name}", *parts]
     return line
 
 

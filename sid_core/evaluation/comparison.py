@@ -20,9 +20,8 @@ def compare_runs(folders: Sequence[Path]) -> str:
     Raises:
         UserError: fewer than two, one without a score, or scores that are not comparable.
     """
-    if len({folder.resolve() for folder in folders}) < max(len(folders), 2):
-        raise UserError(f"compare: expected two or more different runs, got {', '.join(map(str, folders))}")
-    scored = [read(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
+    names = distinct_names("compare", folders)
+    scored = [read(folder, name) for folder, name in zip(folders, names, strict=True)]
     for other in scored[1:]:
         check_comparable(scored[0], other)
     rows = [["", *(one.name for one in scored), "better"]]
@@ -38,7 +37,7 @@ def compare_runs(folders: Sequence[Path]) -> str:
     real = [one.name for folder, one in zip(folders, scored, strict=True) if _uses_real_images(folder)]
     foot = [NOTE, *(f"{name} {REAL_IMAGES}." for name in real)]
     foot += [f"Not computed: {', '.join(missing)}."] if missing else []
-    return "\n".join([head, "", *_aligned(rows), "", *foot])
+    return "\n".join([head, "", *aligned(rows), "", *foot])
 
 
 def _uses_real_images(folder: Path) -> bool:
@@ -46,9 +45,15 @@ def _uses_real_images(folder: Path) -> bool:
     return record.is_file() and bool(read_json(record).get("uses_real_images"))
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
-    """Return distinct names: those of the runs, if two are equal with the experiment's, else whole paths."""
+def distinct_names(command: str, folders: Sequence[Path]) -> list[str]:
+    """Return distinct names: those of the runs, if two are equal with the experiment's, else whole paths.
+
+    Raises:
+        UserError: fewer than two different folders.
+    """
     paths = [folder.resolve() for folder in folders]
+    if len(set(paths)) < max(len(paths), 2):
+        raise UserError(f"{command}: expected two or more different runs, got {', '.join(map(str, folders))}")
     for names in ([path.name for path in paths], [f"{path.parents[1].name}/{path.name}" for path in paths]):
         if len(set(names)) == len(names):
             return names
@@ -76,6 +81,7 @@ def _formatted(estimate: Estimate, sign: int = 1) -> str:
     return with_interval(sign * estimate.value, sign * estimate.low, sign * estimate.high, estimate.se)
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Return the lines of a table with columns of equal width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

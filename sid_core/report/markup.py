@@ -18,11 +18,11 @@ GRID = 512  # pixels
 EXACT = 64  # pixels; smaller samples are stored losslessly, larger ones compressed
 
 
-def image_uri(image: np.ndarray) -> str:
-    """Encode a sample, uint8 (H, W, 3): small ones losslessly, large ones shrunk and compressed."""
+def image_uri(image: np.ndarray, largest: int = LARGEST) -> str:
+    """Encode a sample, uint8 (H, W, 3): small ones losslessly, large ones compressed, and shrunk to `largest` pixels."""
     data, side = io.BytesIO(), max(image.shape)
     kind, options = ("png", {"optimize": True}) if side <= EXACT else ("webp", {"quality": 85})
-    Image.fromarray(image if side <= LARGEST else fit(image)).save(data, kind, **options)
+    Image.fromarray(image if side <= largest else fit(image, largest)).save(data, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
 
 

@@ -107,13 +107,13 @@ def read_images(shard: Path, indices: list[int], captions: list[str]) -> list[np
     return [images[index] for index in indices]
 
 
-def fit(image: np.ndarray) -> np.ndarray:
-    """Repeat the pixels of a small image up to about TILE, or shrink a large one to LARGEST."""
+def fit(image: np.ndarray, largest: int = LARGEST) -> np.ndarray:
+    """Repeat the pixels of a small image up to about TILE, or shrink a large one to `largest` pixels."""
     side = max(image.shape[:2])
     factor = max(round(TILE / side), 1 if side > TILE // 3 else 3)
     image = image.repeat(factor, axis=0).repeat(factor, axis=1)
-    if max(image.shape[:2]) > LARGEST:
-        scale = LARGEST / max(image.shape[:2])
+    if max(image.shape[:2]) > largest:
+        scale = largest / max(image.shape[:2])
         size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
         image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
     return image
