@@ -122,7 +122,7 @@ CALLS = {
     "generate": ("sampling.generation:generate_run", config.GenerateSettings, f"generator {SAMPLING}"),
     "generate-baseline": ("sampling.generation:generate_baseline", config.BaselineSettings, SAMPLING),
     "features": ("evaluation.features:extract_features", config.FeatureSettings, "samples captions out workers"),
-    "score": ("evaluation.scoring:score", config.ScoreSettings, "features reference captions out"),
+    "score": ("evaluation.scoring:score", config.ScoreSettings, "features reference captions out teacher_scores"),
     "reference": ("evaluation.features:build_reference", config.BuildReferenceSettings, "out workers code"),
     "status": ("pipeline.status:show", None, "results configfile watch"),
     "serve": ("serve:serve", None, "results port"),
@@ -347,6 +347,7 @@ OPTIONS: dict[str, dict] = {
     **{name: {"type": Path, "help": text} for name, text in PATHS.items()},
     **{name: {"action": "store_true", "help": text} for name, text in FLAGS.items()},
     "features": {"type": Path, "nargs": "+", "help": "all feature shards of a run or baseline (.safetensors)"},
+    "teacher-scores": {"type": Path, "nargs": "*", "help": "score.json of the teacher's baselines, for FID-T"},
     "range": {"type": int, "nargs": 2, "metavar": ("START", "STOP"), "help": "samples START to STOP - 1"},
     "experiment": {"help": "name of the MLflow experiment"},
     "attempt": {"type": int, "default": 1, "help": "number of the attempt: Snakemake reruns after a failed one"},
@@ -437,7 +438,9 @@ GROUPS = {
         "generate": Command(_call, "generate a shard of a generator's samples", f"generator {SHARD}"),
         "generate-baseline": Command(_call, "generate a shard of a baseline's samples", SHARD),
         "features": Command(_call, "extract features of a shard of samples", "settings samples captions out gpus?"),
-        "score": Command(_call, "compute all metrics from features", "settings features reference captions out gpus?"),
+        "score": Command(
+            _call, "compute all metrics from features", "settings features reference captions out teacher-scores? gpus?"
+        ),
         "pairs": Command(_pairs, "compute differences of all scores, and means over seeds", "settings results"),
     },
 }

@@ -503,6 +503,9 @@ class Evaluate(ReferenceSettings):
     """A protocol: features, reference images and the formulas of the scores."""
 
     protocol: Name = Field(description=f"a name of your own; {', '.join(PROTOCOLS)} guarantee settings")
+    fid_teacher: bool = Field(
+        False, description="FID-T, to the samples of the teacher's row of the lowest FID; runs wait for these rows"
+    )
     neighbours: Count = Field(3, description="k of precision, recall, density and coverage")
 
 

@@ -108,6 +108,11 @@ class Config(Block):
                 f"generate.image_size={self.generate.image_size}: expected null or evaluate.image_size="
                 f"{self.evaluate.image_size}; an image must not be resized twice"
             )
+        if self.evaluate.fid_teacher and not (self.baselines.steps and self.baselines.guidance_scales):
+            raise ValueError(
+                "evaluate.fid_teacher=true: expected a row of the teacher, got none. Fix: give baselines.steps and "
+                "baselines.guidance_scales"
+            )
         if (self.baselines.vae or self.baselines.real) and self.prompts.source != "embedded":
             raise ValueError(
                 "baselines.vae, baselines.real: need real images of the captions. Fix: set both to false without embedded prompts"

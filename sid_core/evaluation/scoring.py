@@ -1,5 +1,6 @@
 """Compute the score of a run from features: all metrics with their uncertainty, and the protocol."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from torch import Tensor
 from ..cluster.machine import device
 from ..errors import UserError
 from ..pipeline.paths import Row
-from ..storage.files import read_lines, write_json
+from ..storage.files import digest, read_json, read_lines, sha256_file, write_json
 from ..storage.versions import versions
 from .features import check_captions, load_features, reference_record
 from .metrics.catalogue import METRICS, headline
@@ -20,13 +21,27 @@ from .pairs import replicates_record
 from .protocol import differences, image_record, protocol_hash, protocol_record
 
 if TYPE_CHECKING:
-    from ..config import ScoreSettings
+    from ..config import Evaluate, ScoreSettings
 
-ABSENT = {"repeated": "fewer than two captions occur several times"}
+# by what a metric needs, where no setting is the reason
+ABSENT = {
+    "repeated": "fewer than two captions occur several times",
+    "fid_teacher": "no row of this one's teacher to compare with",
+}
 
 
-def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, captions: Path, out: Path) -> None:
+def score(
+    settings: "ScoreSettings",
+    features: Sequence[Path],
+    reference: Path,
+    captions: Path,
+    out: Path,
+    teacher_scores: Sequence[Path] | None = None,
+) -> None:
     """Write score.json of a run or baseline from all of its feature shards, and replicates.json beside it.
+
+    Args:
+        teacher_scores: score.json of baselines of the teacher; FID-T compares with the row of the lowest FID.
 
     Raises:
         UserError: a shard is damaged, missing or of another protocol; samples are missing, repeated or too few.
@@ -48,9 +63,12 @@ def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, 
     sets = _in_order([tensors for tensors, _ in parts]), load_features(reference)[0]
     if (repeated := repeated_captions(lines[: settings.samples])) is not None:
         sets[0]["repeated"] = repeated
+    extras = dict(records[0]["extras"])
+    if teacher_scores and (teacher := _teacher_features(teacher_scores, features, records[0], protocol)):
+        sets[1]["fid_teacher"], extras["fid_teacher"] = teacher
     on_device = ({key: rows.to(device()) for key, rows in tensors.items()} for tensors in sets)
     found = estimates(Sets(*on_device, evaluate))
-    recipes = {key: METRICS[key].recipe | records[0]["extras"].get(METRICS[key].needs, {}) for key in found}
+    recipes = {key: METRICS[key].recipe | extras.get(METRICS[key].needs, {}) for key in found}
     errors = [sample["eps_error"] for sample in samples if sample["eps_error"] is not None]
     write_json(Row(out.parent).replicates, {key: replicates_record(estimate) for key, estimate in found.items()})
     write_json(
@@ -62,9 +80,7 @@ def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, 
             "standard_errors": {key: estimate.se for key, estimate in found.items()},
             "intervals": {key: [estimate.low, estimate.high] for key, estimate in found.items()},
             "not_computed": {
-                key: ABSENT.get(metric.needs, f"evaluate.{metric.needs} is null")
-                for key, metric in METRICS.items()
-                if key not in found
+                key: _reason(metric.needs, evaluate) for key, metric in METRICS.items() if key not in found
             },
             "recipes": {key: recipe for key, recipe in recipes.items() if recipe},
             "teacher_eps_error": sum(errors) / len(errors) if errors else None,
@@ -80,6 +96,32 @@ def score(settings: "ScoreSettings", features: Sequence[Path], reference: Path, 
             "versions": versions(),
         },
     )
+
+
+def _teacher_features(
+    paths: Sequence[Path], features: Sequence[Path], made: dict, protocol: dict
+) -> tuple[Tensor, dict] | None:
+    """Return the features (N, D) of the teacher's row of the lowest FID, and its record; None for a row of another teacher.
+
+    Raises:
+        UserError: that row was measured by another protocol, or its features are damaged.
+    """
+    scores = {path: read_json(path) for path in paths}
+    best = min(paths, key=lambda path: scores[path]["fid"])
+    if apart := differences(scores[best]["protocol"], protocol):
+        raise UserError(f"{best}: of another protocol ({apart}). Fix: delete it and run again")
+    shards = [Row(best.parent).features(path.stem) for path in features]
+    parts = [load_features(shard) for shard in shards]
+    if parts[0][1]["teacher_sha256"] != made["teacher_sha256"]:
+        return None
+    record = {"row": best.parent.name, "features_sha256": digest([sha256_file(shard) for shard in shards])}
+    return _in_order([tensors for tensors, _ in parts])["features"], record
+
+
+def _reason(need: str, evaluate: "Evaluate") -> str:
+    """Return why a metric is not computed that needs a setting or repeated captions."""
+    value = getattr(evaluate, need, True)
+    return ABSENT[need] if value else f"evaluate.{need} is {json.dumps(value)}"
 
 
 def _check_origin(settings: "ScoreSettings", features: Sequence[Path], records: list[dict], lines: list[str]) -> None:

@@ -163,6 +163,12 @@ class Setup:
         """Return the encoded real images, if a run uses them."""
         return [self.results.real_pairs] * (wildcards.run in self.names["real_images"])
 
+    def teacher_scores(self, wildcards) -> list[Path]:
+        """Return the scores of the teacher's rows, if a run is compared with the best of them."""
+        wanted = self.config.evaluate.fid_teacher and wildcards.kind == "runs"
+        rows = [baseline for baseline in baselines(self.config) if baseline.kind == "teacher"]
+        return [self.results.baseline(row.name).score for row in rows] if wanted else []
+
     def shard_range(self, wildcards) -> tuple[int, int]:
         """Return the first sample of a shard and the end of its range; sample i has caption i."""
         generate = self.config.generate

@@ -51,6 +51,7 @@ def test_load_config_of_the_shipped_file_lists_its_runs():
         ({"distill__train_kimgs": 1}, "unknown key 'distill.train_kimgs'; did you mean 'train_kimg'?"),
         ({"guidance_scale": [1]}, "unknown key 'guidance_scale'; did you mean 'guidance_scales'?"),
         ({"distill__lr": ..., "preset": None}, "distill.lr: missing"),
+        ({"evaluate__fid_teacher": True, "baselines__steps": []}, "evaluate.fid_teacher=true: expected a row of the"),
         ({"preset": "sd1.5"}, "preset=sd1.5: expected one of sd15, sd21-768, sd21-base, sdxl, shapes, or null"),
         (
             {"teacher": {"source": "local", "path": "x"}},

@@ -2,11 +2,13 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -19,6 +21,7 @@ from sid_core.evaluation.features import extract_features
 from sid_core.evaluation.metrics.samples import clip_score
 from sid_core.evaluation.networks.required import Clip
 from sid_core.evaluation.scoring import score
+from sid_core.pipeline.paths import Row
 from sid_core.sampling import generation
 from sid_core.sampling.generation import generate_baseline, generate_run
 from sid_core.storage.files import read_json, sidecar, write_sidecar
@@ -104,8 +107,67 @@ def test_score_diversity_equals_the_mean_over_its_captions(made, scored):
     assert scored["diversity"] == pytest.approx(np.mean([float(torch.pdist(group).mean()) for group in groups]))
 
 
+@pytest.fixture(scope="module")
+def teacher_scores(made, tiny_teacher, evaluate_settings):
+    """Score two rows of the teacher, in the shards of the samples; the second has the lower FID."""
+    paths = []
+    for name, scale in (("cfg-1", 1.0), ("cfg-4", 4.0)):
+        row = Row(made.reference.parents[1] / name)
+        kind = baseline_settings("teacher", solver="ddim", steps=2, guidance_scale=scale)
+        for path, span in zip(made.features, ((0, 13), (13, SAMPLES)), strict=True):
+            generate_baseline(kind, tiny_teacher, made.captions, *span, row.samples(path.stem))
+            extract_features(
+                evaluate_settings().evaluate, row.samples(path.stem), made.captions, row.features(path.stem)
+            )
+        features = [row.features(path.stem) for path in made.features]
+        score(evaluate_settings(), features, made.reference, made.captions, row.score)
+        paths.append(row.score)
+    low, high = sorted(read_json(path)["fid"] for path in paths)
+    assert low < high
+    return paths
+
+
+def test_score_fid_teacher_equals_scipys_distance_to_the_lowest_row(made, teacher_scores, evaluate_settings, tmp_path):
+    out = tmp_path / "score.json"
+    score(evaluate_settings(), made.features, made.reference, made.captions, out, teacher_scores)
+    found, best = read_json(out), min(teacher_scores, key=lambda path: read_json(path)["fid"])
+    ours, theirs = (
+        np.concatenate([load_file(path)["features"].double().numpy() for path in paths])
+        for paths in (made.features, [Row(best.parent).features(path.stem) for path in made.features])
+    )
+    (mean, covariance), (mean_t, covariance_t) = ((x.mean(0), np.cov(x, rowvar=False)) for x in (ours, theirs))
+    root = np.trace(scipy.linalg.sqrtm(covariance @ covariance_t)).real
+    expected = ((mean - mean_t) ** 2).sum() + np.trace(covariance) + np.trace(covariance_t) - 2 * root
+    assert found["fid_teacher"] == pytest.approx(expected, rel=1e-6)
+    assert found["recipes"]["fid_teacher"]["row"] == best.parent.name
+    score(evaluate_settings(), made.features, made.reference, made.captions, tmp_path / "off.json")
+    off = read_json(tmp_path / "off.json")
+    changed = {key for key in found if found[key] != off[key]}
+    assert changed == {"fid_teacher", "recipes", "not_computed", "standard_errors", "intervals"}
+
+
+def test_score_of_another_teacher_or_protocol_has_no_fid_teacher(made, teacher_scores, evaluate_settings, tmp_path):
+    settings, rest = evaluate_settings(fid_teacher=True), (made.reference, made.captions, tmp_path / "score.json")
+    foreign = []
+    for path in made.features:
+        foreign.append(shutil.copy(path, tmp_path / path.name))
+        record = read_json(sidecar(path))
+        record["record"]["teacher_sha256"] = "0" * 64
+        sidecar(foreign[-1]).write_text(json.dumps(record))
+    score(settings, foreign, *rest, teacher_scores)
+    reason = "no row of this one's teacher to compare with"
+    assert read_json(tmp_path / "score.json")["not_computed"]["fid_teacher"] == reason
+    score(settings, made.features, *rest)  # a baseline: no row is given
+    assert read_json(tmp_path / "score.json")["not_computed"]["fid_teacher"] == reason
+    with pytest.raises(
+        UserError, match=r"cfg-\d/score\.json: of another protocol \(precision_recall\.neighbours: 3, 4\)"
+    ):
+        score(evaluate_settings(neighbours=4), made.features, *rest, teacher_scores)
+
+
 def test_score_without_a_network_names_its_metrics(scored):
     assert scored["not_computed"] == {
+        "fid_teacher": "evaluate.fid_teacher is false",
         "fd_dinov2": "evaluate.dinov2 is null",
         "hps": "evaluate.hps is null",
         "pickscore": "evaluate.pickscore is null",

@@ -50,6 +50,15 @@ def test_bootstrap_prints_the_plan_in_a_dry_run_alone(project):
     assert "plan of smallest" not in project.snakemake("--summary").stdout
 
 
+def test_score_of_a_run_waits_for_the_teachers_rows_where_fid_t_is_wanted(project):
+    said = project.snakemake("-n", "--printshellcmds", "--config", "evaluate={fid_teacher: true}").stdout
+    commands = re.findall(
+        r"-m sid_core score .*--out results/smallest/(\w+)/.* --teacher-scores ?(\S*) +--threads", said
+    )
+    row = "results/smallest/baselines/teacher-dpm-solver-karras-cfg1.5-1steps/score.json"
+    assert sorted(set(commands)) == [("baselines", ""), ("runs", row)]
+
+
 def test_rules_have_the_names_of_the_subcommands():
     assert set(TEXTS) - {"all", "settings"} == set(RULES)
     commands = {name.replace("_", "-") for name in RULES}

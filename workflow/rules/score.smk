@@ -58,10 +58,11 @@ rule score:
         records=expand(rules.features.output.record, shard=NAMES["shards"], allow_missing=True),
         captions=RESULTS.captions,
         reference=RESULTS.reference("reference").features,
+        teacher_scores=SETUP.teacher_scores,
     output:
         score=ROW.score,
         replicates=ROW.replicates,
     shell:
         "python -m sid_core score --settings {input.settings} --features {input.features}"
-        " --captions {input.captions} --reference {input.reference} --out {output.score}"
+        " --captions {input.captions} --reference {input.reference} --out {output.score} --teacher-scores {input.teacher_scores}"
         " --threads {threads} --gpus {resources.gpu} > {log} 2>&1"

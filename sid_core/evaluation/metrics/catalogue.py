@@ -17,7 +17,7 @@ class Metric:
     title: str  # in tables
     better: Literal["lower", "higher"] | None
     decimals: int  # of a value without an error
-    # setting of its evaluation network, and name of the network's features; or `repeated` captions
+    # setting of its evaluation network or of its own, and name of the features; or `repeated` captions
     needs: str | None = None
     # definition beside the protocol (which fixes sizes, neighbours, CLIP and feature network): scores compare if it is equal
     recipe: dict = field(default_factory=dict)
@@ -41,6 +41,9 @@ VENDI = {"formula": "arXiv 2210.02410, cosine of the protocol's CLIP embeddings"
 DIVERSITY = {
     "formula": "mean Euclidean distance of the features of two samples of a caption, mean over repeated captions"
 }
+FID_TEACHER = {
+    "formula": "FID's, to the samples of the teacher's row of the lowest FID, by the same captions and noise"
+}
 METRICS = {  # in the order of files and tables
     metric.key: metric
     for metric in (
@@ -55,6 +58,7 @@ METRICS = {  # in the order of files and tables
         Metric("cmmd", "CMMD", "lower", 3, recipe=CMMD),
         Metric("vendi", "Vendi", "higher", 2, recipe=VENDI),
         Metric("diversity", "Diversity", "higher", 2, needs="repeated", recipe=DIVERSITY),
+        Metric("fid_teacher", "FID-T", "lower", 2, needs="fid_teacher", recipe=FID_TEACHER),
         Metric("fd_dinov2", "FD-DINOv2", "lower", 1, needs="dinov2"),
         Metric("hps", "HPS", "higher", 3, needs="hps"),
         Metric("pickscore", "PickScore", "higher", 2, needs="pickscore"),

@@ -21,7 +21,8 @@ class Sets(NamedTuple):
     """Features of the samples and of the reference images, by network, one row an image.
 
     Both have `features` (N, D), `clip_image` (N, E), and `dinov2` (N, F) if it is set; samples also `clip_text` (N, E), and
-    `hps` and `pickscore` (N,) if they are set, and `repeated` (N,), of `repeated_captions`. CLIP's rows are of unit length.
+    `hps` and `pickscore` (N,) if they are set, and `repeated` (N,), of `repeated_captions`. The reference has
+    `fid_teacher` (N, D), the features of the teacher's samples, if it is set. CLIP's rows are of unit length.
     """
 
     samples: dict[str, Tensor]
@@ -38,9 +39,9 @@ class Sets(NamedTuple):
         return self.samples[network], self.reference[network]
 
 
-def _frechet(sets: Sets, network: str) -> Sequence[Estimate]:
-    samples, reference = sets.pair(network)
-    return fid(samples, Reference(Gaussian.fit(reference)), sets.groups)
+def _frechet(sets: Sets, network: str, reference: str | None = None) -> Sequence[Estimate]:
+    compared_with = sets.reference[reference or network]
+    return fid(sets.samples[network], Reference(Gaussian.fit(compared_with)), sets.groups)
 
 
 def _kid(sets: Sets) -> Estimate:
@@ -60,6 +61,7 @@ FUNCTIONS: dict[tuple[str, ...], Callable[[Sets], Estimate | Sequence[Estimate]]
     ("cmmd",): lambda s: cmmd(*s.pair("clip_image"), s.groups),
     ("vendi",): lambda s: vendi(s.samples["clip_image"], s.groups),
     ("diversity",): lambda s: diversity(s.samples["features"], s.samples["repeated"]),
+    ("fid_teacher",): lambda s: _frechet(s, "features", "fid_teacher")[0],
     ("fd_dinov2",): lambda s: _frechet(s, "dinov2")[0],
     ("hps",): lambda s: mean(s.samples["hps"]),
     ("pickscore",): lambda s: mean(s.samples["pickscore"]),
@@ -72,7 +74,7 @@ def estimates(sets: Sets) -> dict[str, Estimate]:
     assert not unlike, f"{', '.join(sorted(unlike))}: in the catalogue or in FUNCTIONS, expected in both"
     found: dict[str, Estimate] = {}
     for keys, function in FUNCTIONS.items():
-        if METRICS[keys[0]].needs in (None, *sets.samples):
+        if METRICS[keys[0]].needs in (None, *sets.samples, *sets.reference):
             result = function(sets)
             found |= zip(keys, [result] if isinstance(result, Estimate) else result, strict=True)
     return {key: found[key] for key in METRICS if key in found}
