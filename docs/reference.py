@@ -39,7 +39,7 @@ def config_page() -> str:
     lines = [
         *(MADE, "", "# Settings", ""),
         "Every key of config.yaml and of a file given with `--configfile`. A missing key takes its value from the file's `preset`",
-        "(`sid_core/config/presets`, with a reason beside each value; sd21-base, sd21-768 and sdxl list the differences from sd15), else the default.",
+        "(`sid_core/config/presets`, with a reason beside each value; others list their differences from another one), else the default.",
         "A --configfile with a preset replaces config.yaml; one without is laid over it. Unknown keys and values out of range are",
         "errors before anything starts. Editors check both files by `workflow/schemas/config.schema.json`, the same as a JSON schema.",
     ]

@@ -53,6 +53,14 @@ def tiny_sdxl_source(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_sd3_source(tmp_path_factory) -> Path:
+    """Write Stable Diffusion 3's layout with random weights: 4 x 8 x 8 latents, 64 x 64 images, 12 + 256 tokens of width 32."""
+    from tiny_sd3 import write_teacher
+
+    return write_teacher(tmp_path_factory.mktemp("sd3") / "source")
+
+
+@pytest.fixture(scope="session")
 def tiny_teacher(tiny_teacher_source, tmp_path_factory) -> Path:
     """Prepare it by the teacher stage: with provenance and manifest."""
     from sid_core.config import Teacher

@@ -16,6 +16,7 @@ UNSCALED = ("none", "zero")  # strategies without a scale
 StepsObjective = Literal["last", "mixture"]
 StepNoise = Literal["fresh", "fixed", "ddim"]
 Timestep = Annotated[int, Field(ge=0, le=999)]
+InitialTimestep = Annotated[int, Field(ge=0, le=1000)]
 SHA256, COMMIT, NAME, LIMIT = r"^[0-9a-f]{64}$", r"^[0-9a-f]{40}$", r"^[A-Za-z0-9][A-Za-z0-9._-]*$", r"^[1-9]\d*[mhd]$"
 IN_WORDS = {
     SHA256: "64 digits 0-9 a-f",
@@ -307,7 +308,9 @@ class Distill(Block):
     real: Real | None = Field(None, description="null: no real images, as `adversarial` and real_uid need them")
     adversarial: Adversarial | None = Field(None, description="of every run but those of real_uid; null: none")
     alpha: Positive = Field(1.0, description="of the generator loss")
-    t_init: Timestep = Field(625, description="noise level the generator starts at")
+    t_init: InitialTimestep = Field(
+        625, description="noise level the generator starts at; 1000 with flow matching: noise alone"
+    )
     t_min: Timestep = Field(20, description="training noise levels: t_min <= t < t_max")
     t_max: Annotated[int, Field(ge=1, le=1000)] = 980
     num_steps: Count = Field(1, description="network evaluations per image")
@@ -404,14 +407,16 @@ class Generate(Sampling):
     samples_per_shard: Count = Field(description="images per file and job; more samples add shards")
 
 
-Solver = Literal["ddim", "dpm-solver", "dpm-solver-karras"]
+Solver = Literal["ddim", "dpm-solver", "dpm-solver-karras", "flow-euler"]
 
 
 class Baselines(Block):
     """Rows without distillation: the teacher at several steps and guidance scales, its VAE, real images."""
 
     solver: Solver = Field(
-        "dpm-solver", description="DDIM (eta 0), DPM-Solver++ (2M), or the latter on Karras' noise levels"
+        "dpm-solver",
+        description="DDIM (eta 0), DPM-Solver++ (2M), or the latter on Karras' noise levels; with flow matching dpm-solver or "
+        "flow-euler",
     )
     steps: list[Count] = Field(description="of the teacher's solver; a guided step is two network evaluations")
     guidance_scales: list[Positive]

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 OBJECTIVES = {"sid": "SiD", "dmd": "DMD", "diff_instruct": "Diff-Instruct", "real_uid": "RealUID"}
 REAL_IMAGES = "uses real images"  # in the label of a run, as most distillations use none
-SOLVERS = {"ddim": "DDIM", "dpm-solver": "DPM-Solver++", "dpm-solver-karras": "DPM-Solver++ Karras"}
+SOLVERS = {
+    "ddim": "DDIM", "dpm-solver": "DPM-Solver++", "dpm-solver-karras": "DPM-Solver++ Karras", "flow-euler": "Euler",
+}  # fmt: skip
 GUIDED = {
     "lsg": "-LSG", "long": ", long guidance", "short": ", short guidance", "none": ", no guidance",
     "zero": ", Zero-CFG", "anti": ", Anti-CFG", "custom": "",

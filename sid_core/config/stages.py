@@ -11,12 +11,12 @@ from .blocks import (
     Count,
     Evaluate,
     Imported,
+    InitialTimestep,
     Prompts,
     ReferenceSettings,
     Sampling,
     Split,
     StepNoise,
-    Timestep,
 )
 from .runs import Baseline, Run
 
@@ -39,7 +39,7 @@ class ImportSettings(Block):
 class GenerateSettings(Block):
     """Settings of the samples of a generator."""
 
-    t_init: Timestep
+    t_init: InitialTimestep
     num_steps: Count
     step_noise: StepNoise = "fresh"
     sampling: Sampling

@@ -1,5 +1,7 @@
 """Add noise by a schedule: x_t = alpha_t x_0 + sigma_t eps, where t is an index or a time."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,12 @@ class Schedule(nn.Module):
 
     A subclass decides the type and the range of t. Settings give t in thousandths of that range: t_init = 625,
     t_min = 20, t_max = 980.
+
+    Attributes:
+        limits: the first and the last t of settings.
     """
+
+    limits = (0, 999)
 
     def alpha(self, t: Tensor) -> Tensor:
         """Return alpha_t, the factor of x_0."""
@@ -83,3 +90,49 @@ class VPSchedule(Schedule):
     def steps(self, t_init: int, num_steps: int) -> list[int]:
         """Return t_i = floor(t_init (1 - i / n)) for i = 0..n-1, in exact integer arithmetic."""
         return [t_init * (num_steps - i) // num_steps for i in range(num_steps)]
+
+
+class FlowSchedule(Schedule):
+    """The straight path of flow matching, x_t = (1 - t) x_0 + t eps with t in [0, 1] (arXiv 2403.03206, equation 4).
+
+    The generator starts at t = 1 from noise alone. No formula divides by alpha, which is 0 there.
+
+    Args:
+        shift: s of a grid's noise levels, u -> s u / (1 + (s - 1) u), which spends more steps at high noise.
+        last_time: the network's time input at t = 1.
+    """
+
+    limits = (1, 1000)
+    LOCATION, SCALE = math.log(2), 1.6  # of the logit of t in training, as SiD-DiT draws it
+
+    def __init__(self, shift: float = 1.0, last_time: float = 1000):
+        super().__init__()
+        self.shift, self.last_time = shift, last_time
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Return 1 - t."""
+        return (1 - t).view(-1, 1, 1, 1)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return t."""
+        return t.view(-1, 1, 1, 1)
+
+    def fake_weight(self, t: Tensor) -> Tensor:
+        """Return 1 / t^2, which turns the x_0 error into the error of the velocity eps - x_0."""
+        return 1 / self.sigma(t) ** 2
+
+    def draw(self, stream: torch.Generator, batch: int, low: int, high: int) -> Tensor:
+        """Draw t (B,) float32 from a logit-normal distribution, clamped to [low, high] / 1000."""
+        t = torch.sigmoid(self.SCALE * torch.randn(batch, generator=stream) + self.LOCATION)
+        return t.clamp(low / 1000, high / 1000)
+
+    def steps(self, t_init: int, num_steps: int) -> list[float]:
+        """Return the shifted grid of n equal steps from t_init; without a shift, t_i = t_init / 1000 (1 - i / n)."""
+        start = t_init / 1000
+        u = start / (self.shift - (self.shift - 1) * start)  # the shift takes u to t_init
+        levels = [u * ((num_steps - i) / num_steps) for i in range(num_steps)]
+        return [start, *(self.shift * u / (1 + (self.shift - 1) * u) for u in levels[1:])]
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """Return t times `last_time`."""
+        return self.last_time * t

@@ -115,8 +115,8 @@ def from_directory(folder: Path) -> Architecture:
     unet, text = read_json(folder / "unet" / "config.json"), read_json(folder / "text_encoder" / "config.json")
     text_shape = text["max_position_embeddings"], unet["cross_attention_dim"]
     parameters = 0
-    for suffix in family_of(folder).ENCODERS:
-        with safe_open(folder / f"text_encoder{suffix}" / "model.safetensors", "pt") as file:
+    for encoder in family_of(folder).encoder_names(folder):
+        with safe_open(folder / encoder / "model.safetensors", "pt") as file:
             names = file.keys()
             parameters += sum(torch.Size(file.get_slice(name).get_shape()).numel() for name in names)
     configs = [

@@ -4,6 +4,7 @@ import logging
 import os
 import shlex
 import shutil
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..config import Teacher
 
 log = logging.getLogger(__name__)
+INDEX = "model_index.json"
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,20 @@ def fetch_teacher(settings: "Teacher", path: Path | None, folder: Path) -> dict:
         place = f"teacher.repo={source.name}"
     else:
         source, place = Folder.from_directory(path), f"teacher.path={path}"
-    family = _find_family(source, place)
+    index = read_json(source.fetch(INDEX)) if INDEX in source.files else {}
+    family = _find_family(source, index, place)
     family.check_files(source.files, place)
-    paths = {name: source.fetch(name).resolve() for name in _config_files(source, family, place)}
+    absent = family.absent(source.files, index)
+    if absent:
+        log.info("%s: no %s, which %s does not need", place, ", ".join(sorted(absent)), family.__name__)
+    paths = {name: source.fetch(name).resolve() for name in _config_files(source, family, absent, place)}
     for name, file in paths.items():
         _copy(file, folder / name)
     family.check_configs(folder, place)  # before gigabytes are fetched
     weights = {
-        component: _weight_files(source, family, component, settings.variant, place) for component in family.WEIGHTS
+        component: _weight_files(source, family, component, settings.variant, place)
+        for component in family.WEIGHTS
+        if component not in absent
     }
     paths |= {name: source.fetch(name).resolve() for names in weights.values() for name in names}
     files = _identified(settings, paths) if path is None else {}
@@ -102,26 +110,27 @@ def _identified(settings: "Teacher", paths: dict[str, Path]) -> dict[str, dict]:
     return files
 
 
-def _find_family(source: Source, place: str) -> type[Backbone]:
+def _find_family(source: Source, index: dict, place: str) -> type[Backbone]:
     """Find the family by model_index.json; raises UserError for a pipeline of no family, or a single component."""
-    index, alone = "model_index.json", "config.json"
-    if index not in source.files and alone in source.files:
+    alone = "config.json"
+    if INDEX not in source.files and alone in source.files:
         kind = read_json(source.fetch(alone)).get("_class_name") or "model"
         raise UserError(
-            f"{place}: holds one component, a {kind}: expected a pipeline with {index}. Fix: give the whole model it belongs to"
+            f"{place}: holds one component, a {kind}: expected a pipeline with {INDEX}. Fix: give the whole model it belongs to"
         )
-    return family_of_index(read_json(source.fetch(index)) if index in source.files else {}, place)
+    return family_of_index(index, place)
 
 
-def _config_files(source: Source, family: type[Backbone], place: str) -> list[str]:
-    """Return the names of all files but weights."""
+def _config_files(source: Source, family: type[Backbone], absent: Collection[str], place: str) -> list[str]:
+    """Return the names of all files but weights, of the components that the teacher has."""
     for component, alternatives in family.NEEDED.items():
         names = [f"{component}/{file}" for file in alternatives]
-        if not source.files.intersection(names):
+        if component not in absent and not source.files.intersection(names):
             remedy = _offline(source) or ". Fix: give a teacher with all its folders"
             raise UserError(f"{place}: component {component} is missing: {' or '.join(names)}{remedy}")
-    wanted = [f"{component}/{file}" for component, files in family.CONFIGS.items() for file in files]
-    return [name for name in ("model_index.json", *wanted) if name in source.files]
+    configs = [(component, files) for component, files in family.CONFIGS.items() if component not in absent]
+    wanted = [f"{component}/{file}" for component, files in configs for file in files]
+    return [name for name in (INDEX, *wanted) if name in source.files]
 
 
 def _weight_files(source: Source, family: type[Backbone], component: str, variant: str | None, place: str) -> list[str]:

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
 from ..errors import UserError
@@ -119,6 +119,11 @@ def make_solver(name: str, folder: Path, steps: int) -> DDIMScheduler | DPMSolve
     Only the noise schedule comes from the teacher's config, so that baselines do not depend on the teacher's default
     scheduler: it may have another order or spacing, clip x_0, or let DDIM end at abar_0 instead of x_0.
     """
+    if name == "flow-euler":
+        raise UserError(
+            f"solver={name}: expected ddim, dpm-solver or dpm-solver-karras for a teacher without flow matching. "
+            "Fix: set baselines.solver"
+        )
     config = scheduler_config(folder)
     schedule = {key: config[key] for key in SCHEDULE_KEYS if key in config}
     if name == "ddim":
@@ -137,3 +142,29 @@ def make_solver(name: str, folder: Path, steps: int) -> DDIMScheduler | DPMSolve
     except ValueError as error:
         raise UserError(f"steps={steps}: {' '.join(str(error).split())[:200]}") from None
     return solver
+
+
+def euler_scheduler(teacher: Path, t_init: int) -> EulerDiscreteScheduler:
+    """Make diffusers' Euler scheduler from t_init of the teacher's schedule to x_0, by default in one step.
+
+    A generator's input is sigma(t_init) z, not z as for most schedulers. diffusers' Euler scheduler works in x / alpha: it
+    starts from (sigma / alpha) z, scales the network's input by alpha, and steps to noise level 0, which is x_0. With the
+    teacher's betas cut off after t_init, "trailing" spacing puts its one step at t_init. Between several steps it keeps the
+    implied noise, as `step_noise: ddim` does; the pipeline's argument `timesteps` gives it the steps of training, which no
+    spacing of diffusers has.
+
+    Raises:
+        UserError: alpha is 0 at t_init, so that x_t / alpha does not exist.
+    """
+    betas = make_solver("ddim", teacher, 1).betas[: t_init + 1].tolist()
+    if betas[-1] >= 1:
+        raise UserError(
+            f"t_init={t_init}: alpha is 0 there, and diffusers' schedulers divide by it. Fix: distil from a lower t_init"
+        )
+    return EulerDiscreteScheduler(
+        num_train_timesteps=t_init + 1,
+        trained_betas=betas,
+        prediction_type=prediction_type(scheduler_config(teacher)),
+        timestep_spacing="trailing",
+        steps_offset=1,  # unused, but the pipeline warns of any other value
+    )

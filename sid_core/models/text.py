@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 from transformers.utils import logging as transformers_logging
 
@@ -18,14 +18,26 @@ transformers_logging.disable_progress_bar()  # it counts the tensors of one file
 
 
 class TextEncoder(nn.Module):
-    """The teacher's tokenizer and text encoder, frozen."""
+    """The teacher's tokenizer and text encoder, frozen.
 
-    def __init__(self, tokenizer: CLIPTokenizer, model: CLIPTextModel):
+    Args:
+        length: tokens of a prompt; None: the tokenizer's.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: nn.Module, length: int | None = None):
         super().__init__()
         self.tokenizer, self.model = tokenizer, model.eval().requires_grad_(False)
+        self.length = tokenizer.model_max_length if length is None else length
 
     @classmethod
-    def from_directory(cls, folder: Path, suffix: str = "", kind: type[nn.Module] = CLIPTextModel) -> "TextEncoder":
+    def from_directory(
+        cls,
+        folder: Path,
+        suffix: str = "",
+        kind: type[nn.Module] = CLIPTextModel,
+        tokenizer_kind: type[PreTrainedTokenizerBase] = CLIPTokenizer,
+        length: int | None = None,
+    ) -> "TextEncoder":
         """Load `tokenizer` and `text_encoder` of a teacher directory, or those with a suffix such as `_2`.
 
         Raises:
@@ -33,19 +45,18 @@ class TextEncoder(nn.Module):
         """
         name = f"tokenizer{suffix}"
         try:
-            tokenizer = CLIPTokenizer.from_pretrained(Path(folder) / name)
+            tokenizer = tokenizer_kind.from_pretrained(Path(folder) / name)
         except Exception as error:  # tokenizers' Rust code raises no narrower class
             raise UserError(
                 f"{folder}: {name}: cannot be read ({' '.join(str(error).split())[:200]}). Fix: get its files again"
             ) from None
-        return cls(tokenizer, load_component(kind, Path(folder) / f"text_encoder{suffix}"))
+        return cls(tokenizer, load_component(kind, Path(folder) / f"text_encoder{suffix}"), length)
 
     @torch.no_grad()
     def evaluate(self, prompts: Sequence[str], **options: bool) -> ModelOutput:
-        """Return the model's output for prompts that are padded and truncated to the tokenizer's length L."""
-        length = self.tokenizer.model_max_length
+        """Return the model's output for prompts that are padded and truncated to L tokens."""
         tokens = self.tokenizer(
-            list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+            list(prompts), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
         )
         return self.model(to_device(tokens.input_ids, self.model.device), **options)
 

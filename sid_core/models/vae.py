@@ -1,4 +1,4 @@
-"""Encode images to latents and decode them, with the VAE's scaling factor applied here and nowhere else."""
+"""Encode images to latents and decode them, with the VAE's scaling and shift applied here and nowhere else."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,17 +33,23 @@ class ImageCodec(nn.Module):
     def latent_channels(self) -> int:
         return self.vae.config.latent_channels
 
+    @property
+    def shift(self) -> float:
+        """Return the mean of the VAE's own latents, which scaled ones do not have; 0 for Stable Diffusion and SDXL."""
+        return self.vae.config.shift_factor or 0.0
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Decode scaled latents (B, C, h, w) to images, whose values may slightly exceed [-1, 1]."""
-        scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+        scaled = (latents / self.vae.config.scaling_factor + self.shift).to(self.vae.dtype)
         return cat([self.vae.decode(part).sample.float() for part in self._parts(scaled)])
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Encode images to scaled latents (B, C, h, w), the mean of the posterior without noise."""
         parts = self._parts(images.to(self.vae.dtype))
-        return cat([self.vae.encode(part).latent_dist.mean.float() for part in parts]) * self.vae.config.scaling_factor
+        means = cat([self.vae.encode(part).latent_dist.mean.float() for part in parts])
+        return (means - self.shift) * self.vae.config.scaling_factor
 
     def _parts(self, batch: Tensor) -> Sequence[Tensor]:
         return batch.split(self.at_once or len(batch))

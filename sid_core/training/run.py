@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ..cluster.machine import device as this_device
 from ..errors import UserError
+from ..models.backbones import Backbone
 from ..models.conditioning import PromptSet
 from ..models.devices import set_memory_format
 from ..models.generator import save_generator
@@ -150,6 +151,7 @@ def make_trainer(
     """Build the Trainer of a run from a prepared teacher directory, its captions and, if it uses them, real pairs."""
     world, device = world or World(), device or torch.device(this_device())
     distill, backbone = settings.distill, load_backbone(teacher)
+    check_times(distill, backbone)
     set_memory_format(backbone.network, distill.precision, device)
     encoder = load_text_encoder(teacher).to(device)
     prompt_set = PromptSet(encoder, prompts)
@@ -162,6 +164,17 @@ def make_trainer(
     if distill.shard == "all" and world.size > 1:
         shard_blocks(trainer.teacher, device)
     return trainer
+
+
+def check_times(distill: "Distill", teacher: Backbone) -> None:
+    """Reject noise levels that the teacher's schedule does not have."""
+    first, last = teacher.schedule.limits
+    for key in ("t_init", "t_min"):
+        if not first <= (value := getattr(distill, key)) <= last:
+            raise UserError(
+                f"distill.{key}={value}: expected {first} to {last} for {type(teacher).__name__}. Fix: set it, or take the preset of "
+                "the teacher's size"
+            )
 
 
 def _export(

@@ -52,7 +52,10 @@ def test_load_config_of_the_shipped_file_lists_its_runs():
         ({"guidance_scale": [1]}, "unknown key 'guidance_scale'; did you mean 'guidance_scales'?"),
         ({"distill__lr": ..., "preset": None}, "distill.lr: missing"),
         ({"evaluate__fid_teacher": True, "baselines__steps": []}, "evaluate.fid_teacher=true: expected a row of the"),
-        ({"preset": "sd1.5"}, "preset=sd1.5: expected one of sd15, sd21-768, sd21-base, sdxl, shapes, or null"),
+        (
+            {"preset": "sd1.5"},
+            "preset=sd1.5: expected one of sd15, sd21-768, sd21-base, sd35-medium, sdxl, shapes, or null",
+        ),
         (
             {"teacher": {"source": "local", "path": "x"}},
             "preset=shapes: expected another one with teacher.source=local",
@@ -67,7 +70,7 @@ def test_load_config_of_the_shipped_file_lists_its_runs():
             {"resources__score": {"runtime": "12"}},
             "resources.score.runtime='12': expected minutes, hours or days, such as",
         ),
-        ({"distill__t_init": 1200}, "distill.t_init=1200: expected less than or equal to 999"),
+        ({"distill__t_init": 1200}, "distill.t_init=1200: expected less than or equal to 1000"),
         ({"distill__ida": 1}, "distill.ida=1: expected less than 1"),
         ({"extra_runs": [{"strategy": "none", "ida": 1}]}, "extra_runs.0.ida=1: expected less than 1"),
         ({"distill__lr": 1e-6}, "distill: lr_final=0.0001: expected at most lr=1e-06, which decays to it; or null"),

@@ -10,35 +10,12 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from sid_core.method.schedule import Schedule
+from sid_core.method.schedule import FlowSchedule
 from sid_core.models.backbones import Backbone
 from sid_core.models.conditioning import Conditioning
 
 WIDTH, PATCH, CHANNELS, SIDE, TOKENS = 16, 2, 3, 8, 6
 FOLDERS = {"text_encoder": "model", "transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
-
-
-class FlowSchedule(Schedule):
-    """Flow matching with t in [0, 1]; settings count thousandths."""
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return (1 - t).view(-1, 1, 1, 1)
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return t.view(-1, 1, 1, 1)
-
-    def fake_weight(self, t: Tensor) -> Tensor:
-        return 1 / self.sigma(t) ** 2
-
-    def draw(self, stream: torch.Generator, batch: int, low: int, high: int) -> Tensor:
-        t = torch.sigmoid(1.6 * torch.randn(batch, generator=stream) + 0.6931)
-        return t.clamp(low / 1000, high / 1000)
-
-    def steps(self, t_init: int, num_steps: int) -> list[float]:
-        return [t_init / 1000 * (1 - i / num_steps) for i in range(num_steps)]
-
-    def network_time(self, t: Tensor) -> Tensor:
-        return 1000 * t
 
 
 class Transformer(nn.Module):
@@ -119,9 +96,6 @@ class TinyFlow(Backbone):
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         return self.network(x_t, self.schedule.network_time(t), cond.tokens)
-
-    def to_x0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        return x_t - self.schedule.sigma(t) * output
 
     def blocks(self):
         yield self.network.block

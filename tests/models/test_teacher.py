@@ -247,7 +247,7 @@ def test_load_generator_with_another_teacher_names_both_hashes(tiny_teacher, cop
             {"tokenizer_class": "T5Tokenizer"},
             "tokenizer: tokenizer_class=T5Tokenizer",
         ),
-        ("model_index.json", {"_class_name": "StableDiffusion3Pipeline"}, "_class_name=StableDiffusion3Pipeline"),
+        ("model_index.json", {"_class_name": "WanPipeline"}, "_class_name=WanPipeline"),
         ("model_index.json", {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}, "text_encoder_2="),
         ("model_index.json", {"unet": ["diffusers", "UNetSpatioTemporalConditionModel"]}, "unet=UNetSpatio"),
     ],

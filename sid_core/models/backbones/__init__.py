@@ -6,9 +6,10 @@ from ...errors import UserError
 from ...storage.files import read_json
 from .base import Backbone
 from .sd import StableDiffusion
+from .sd3 import StableDiffusion3
 from .sdxl import StableDiffusionXL
 
-FAMILIES: list[type[Backbone]] = [StableDiffusion, StableDiffusionXL]
+FAMILIES: list[type[Backbone]] = [StableDiffusion, StableDiffusionXL, StableDiffusion3]
 
 
 def family_of_index(index: dict, place: object) -> type[Backbone]:
@@ -33,4 +34,12 @@ def family_of(folder: Path) -> type[Backbone]:
     return family_of_index(read_json(path) if path.is_file() else {}, folder)
 
 
-__all__ = ["FAMILIES", "Backbone", "StableDiffusion", "StableDiffusionXL", "family_of", "family_of_index"]
+__all__ = [
+    "FAMILIES",
+    "Backbone",
+    "StableDiffusion",
+    "StableDiffusion3",
+    "StableDiffusionXL",
+    "family_of",
+    "family_of_index",
+]

@@ -27,7 +27,7 @@ class Backbone(nn.Module):
     Args:
         network: the diffusion network.
         schedule: the teacher's noise schedule.
-        prediction_type: 'epsilon', 'v_prediction', or what a family adds.
+        prediction_type: 'epsilon', 'v_prediction', 'flow' (the velocity eps - x_0), or what a family adds.
     """
 
     # --- defined by a family -----------------------------------------------------------------------------------------
@@ -36,6 +36,9 @@ class Backbone(nn.Module):
     WEIGHTS: ClassVar[dict[str, str]]  # components with weights, and the stem of their file
     CONFIGS: ClassVar[dict[str, tuple[str, ...]]]  # files beside the weights
     NEEDED: ClassVar[dict[str, tuple[str, ...]]]  # the required ones of CONFIGS: any of the alternatives suffices
+    OPTIONAL: ClassVar[
+        tuple[str, ...]
+    ] = ()  # endings of the folders of a text encoder and its tokenizer that may be absent
     # class names of the modules that training compiles, and whose parameters it shards
     COMPILED: ClassVar[Collection[str]] = ()
     SHARDED: ClassVar[Collection[str]] = ()
@@ -78,6 +81,8 @@ class Backbone(nn.Module):
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         if self.prediction_type == "epsilon":
             return (x_t - sigma * output) / alpha
+        if self.prediction_type == "flow":
+            return x_t - sigma * output
         return alpha * x_t - sigma * output
 
     def blocks(self) -> Iterator[nn.Module]:
@@ -201,10 +206,22 @@ class Backbone(nn.Module):
         write_json(folder / "config.json", {key: value for key, value in config.items() if key != "_name_or_path"})
 
     @classmethod
+    def absent(cls, files: Collection[str], index: dict) -> set[str]:
+        """Return the optional components that a teacher lacks, by its files and its model_index.json."""
+        folders = {file.split("/")[0] for file in files}
+        endings = [
+            ending
+            for ending in cls.OPTIONAL
+            if f"text_encoder{ending}" not in folders or index.get(f"text_encoder{ending}") == [None, None]
+        ]
+        return {f"{name}{ending}" for ending in endings for name in ("text_encoder", "tokenizer")}
+
+    @classmethod
     def missing(cls, folder: Path) -> list[str]:
         """Return the components that a prepared directory lacks."""
         files = {name: (f"{stem}.safetensors",) for name, stem in cls.WEIGHTS.items()}
-        needed = (cls.NEEDED | files).items()
+        absent = cls.absent([path.name for path in folder.iterdir()], {}) if folder.is_dir() else ()
+        needed = [(name, names) for name, names in (cls.NEEDED | files).items() if name not in absent]
         return [name for name, names in needed if not any((folder / name / file).is_file() for file in names)]
 
 

@@ -14,6 +14,7 @@ from ..components import load_component
 from ..conditioning import Conditioning
 from ..vae import ImageCodec
 from .base import Backbone
+from .layout import UNUSED_INDEX
 from .sd import StableDiffusion
 from .shared_prefix import EXTRAS, has_known_blocks, time_embedding
 
@@ -30,14 +31,18 @@ class StableDiffusionXL(StableDiffusion):
     # the second one is how some fine-tunes name themselves; the refiner too, which `check_files` rejects
     PIPELINES = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline")
     EXPECTED = "expected Stable Diffusion XL's: two CLIP text encoders, a UNet2DConditionModel and an AutoencoderKL"
-    INDEX = {"force_zeros_for_empty_prompt": True, "add_watermarker": False}  # a watermark would change the image
+    INDEX = UNUSED_INDEX | {
+        "force_zeros_for_empty_prompt": True,
+        "add_watermarker": False,
+    }  # a watermark would change the image
     FOREIGN = ("text_encoder_3", "tokenizer_3", "transformer")
-    ENCODERS = ("", "_2")
     CLASSES = StableDiffusion.CLASSES | {
         "tokenizer_2": StableDiffusion.CLASSES["tokenizer"],
         "text_encoder_2": ("CLIPTextModelWithProjection",),
     }
-    UNET = StableDiffusion.UNET | {"addition_embed_type": "text_time"}
+    SETTINGS = StableDiffusion.SETTINGS | {
+        "unet": StableDiffusion.SETTINGS["unet"] | {"addition_embed_type": "text_time"}
+    }
     WEIGHTS = StableDiffusion.WEIGHTS | {"text_encoder_2": "model"}
     CONFIGS = StableDiffusion.CONFIGS | {
         "tokenizer_2": StableDiffusion.CONFIGS["tokenizer"],

@@ -2,6 +2,8 @@
 
 import json
 
+from ..backbones.layout import Usage
+
 SHIPPED_LICENSE = "apache-2.0"  # license of the embedded teacher, which ships with sid_core
 CITATION = """@inproceedings{zhou2025guided,
   title={Guided Score identity Distillation for Data-Free One-Step Text-to-Image Generation},
@@ -16,9 +18,9 @@ USAGE = """## How to use
 import torch
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("THIS REPOSITORY OR FOLDER")
+pipeline = DiffusionPipeline.from_pretrained("THIS REPOSITORY OR FOLDER"{load})
 seed = torch.Generator().manual_seed(0)
-image = pipeline("a prompt", {steps}, guidance_scale=1, generator=seed).images[0]
+image = pipeline("a prompt", {call}, guidance_scale=1, generator=seed).images[0]
 ```
 
 Both settings matter. It was distilled for {count}, and guidance is in its weights: a `guidance_scale` above 1 would take
@@ -26,24 +28,21 @@ two evaluations a step and apply guidance twice. The scheduler in this folder fi
 its estimate of x_0; another scheduler, such as LCMScheduler, starts from z and gives other images."""
 
 
-def model_card(
-    record: dict, weights_sha256: str, provenance: dict, score: dict | None, side: int, times: list[int]
-) -> str:
+def model_card(record: dict, weights_sha256: str, provenance: dict, score: dict | None, side: int, usage: Usage) -> str:
     """Return Markdown that begins with the hub's metadata.
 
     Args:
         record, provenance, score: generator.json, provenance.json of the teacher, and score.json of these weights.
         side: pixels of an image.
-        times: t of its network evaluations.
+        usage: arguments of the pipeline.
     """
-    count = "one step" if len(times) == 1 else f"{len(times)} steps"
-    steps = "num_inference_steps=1" if len(times) == 1 else f"timesteps={times}"
+    count = "one step" if record["num_steps"] == 1 else f"{record['num_steps']} steps"
     terms = SHIPPED_LICENSE if provenance.get("source") == "embedded" else provenance.get("license")
     sections = [
         _metadata(terms, provenance.get("repo")),
         f"# {record['run']['name']}: text to {side} x {side} images in {count}",
         _description(record, provenance),
-        USAGE.format(steps=steps, count=count),
+        USAGE.format(load=usage.load, call=usage.call, count=count),
         _settings(record, weights_sha256),
         _scores(score),
         _terms(terms, provenance),

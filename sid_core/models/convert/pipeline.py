@@ -1,22 +1,15 @@
-"""Export a generator as a self-contained diffusers pipeline directory with a model card, and upload it to a hub.
-
-A generator's input is sigma(t_init) z, not z as for most schedulers. diffusers' Euler scheduler works in x / alpha: it starts from
-(sigma / alpha) z, scales the network's input by alpha, and steps to noise level 0, which is x_0. With the teacher's betas cut off
-after t_init, "trailing" spacing puts its one step at t_init. Between several steps it keeps the implied noise, as `step_noise: ddim`
-does; the pipeline's argument `timesteps` gives it the steps of training, which no spacing of diffusers has.
-"""
+"""Export a generator as a self-contained diffusers pipeline directory with a model card, and upload it to a hub."""
 
 import shutil
 from pathlib import Path
 
 import diffusers
-from diffusers import EulerDiscreteScheduler
 
 from ...errors import UserError
 from ...storage.files import atomic_path, read_json, verify_manifest, write_json, write_manifest, write_text
 from ..backbones import StableDiffusion, family_of
+from ..backbones.layout import DiffusersLayout
 from ..generator import generator_folder, generator_sha256, recorded_steps
-from ..scheduler import make_solver, noise_schedule, prediction_type, scheduler_config
 from ..teacher import latent_shape, teacher_sha256
 from .card import model_card
 
@@ -53,53 +46,34 @@ def export(generator: Path, teacher: Path, out: Path, score: Path | None = None)
     with atomic_path(out, *MARKERS) as folder:
         folder.mkdir()
         for name in family.CONFIGS.keys() - {family.NETWORK, "scheduler"}:
-            shutil.copytree(teacher / name, folder / name)
+            if (teacher / name).is_dir():
+                shutil.copytree(teacher / name, folder / name)
         shutil.copytree(generator / family.NETWORK, folder / family.NETWORK)
         shutil.copy(generator / "generator.json", folder)
-        euler_scheduler(teacher, steps.t_init).save_pretrained(folder / "scheduler")
-        write_model_index(folder, "EulerDiscreteScheduler", family)
+        scheduler, usage = family.exported(teacher, steps)
+        scheduler.save_pretrained(folder / "scheduler")
+        write_model_index(folder, type(scheduler).__name__, family)
         levels = len(read_json(teacher / "vae" / "config.json")["block_out_channels"])
         side = latent_shape(teacher)[1] * 2 ** (levels - 1)
         provenance = read_json(teacher / "provenance.json")
-        times = noise_schedule(scheduler_config(teacher)).steps(steps.t_init, steps.count)
-        write_text(folder / "README.md", model_card(record, weights, provenance, scores, side, times))
+        write_text(folder / "README.md", model_card(record, weights, provenance, scores, side, usage))
         write_manifest(folder)
 
 
-def write_model_index(folder: Path, scheduler: str, family: type[StableDiffusion] = StableDiffusion) -> None:
-    """Write model_index.json of a family's pipeline, without safety checker and watermark."""
+def write_model_index(folder: Path, scheduler: str, family: type[DiffusersLayout] = StableDiffusion) -> None:
+    """Write model_index.json of a family's pipeline with the components in `folder`."""
     components = {
         name: ["transformers" if name.startswith(("tokenizer", "text_encoder")) else "diffusers", classes[0]]
+        if (folder / name).is_dir()
+        else [None, None]
         for name, classes in family.CLASSES.items()
     }
     index = {
         "_class_name": family.PIPELINES[0],
         "_diffusers_version": diffusers.__version__,
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
         "scheduler": ["diffusers", scheduler],
     }
     write_json(folder / "model_index.json", dict(sorted((index | family.INDEX | components).items())))
-
-
-def euler_scheduler(teacher: Path, t_init: int) -> EulerDiscreteScheduler:
-    """Make diffusers' Euler scheduler from t_init of the teacher's schedule to x_0, by default in one step.
-
-    Raises:
-        UserError: alpha is 0 at t_init, so that x_t / alpha does not exist.
-    """
-    betas = make_solver("ddim", teacher, 1).betas[: t_init + 1].tolist()
-    if betas[-1] >= 1:
-        raise UserError(
-            f"t_init={t_init}: alpha is 0 there, and diffusers' schedulers divide by it. Fix: distil from a lower t_init"
-        )
-    return EulerDiscreteScheduler(
-        num_train_timesteps=t_init + 1,
-        trained_betas=betas,
-        prediction_type=prediction_type(scheduler_config(teacher)),
-        timestep_spacing="trailing",
-        steps_offset=1,  # unused, but the pipeline warns of any other value
-    )
 
 
 def push(pipeline: Path, repo: str, private: bool = False) -> str:

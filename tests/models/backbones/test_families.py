@@ -6,24 +6,42 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from small import baseline_settings
 from small_run import PROMPTS
 from tiny_sdxl import BETAS
 
 from sid_core.config import Teacher
 from sid_core.data.shards import read_shard
-from sid_core.method import one_step
-from sid_core.models.convert.pipeline import euler_scheduler
+from sid_core.method import Steps, one_step
+from sid_core.models.backbones import family_of
 from sid_core.models.teacher import load_backbone, load_solver, load_text_encoder, prepare_teacher
 from sid_core.sampling import generation
 from sid_core.sampling import inputs as inputs_module
 
+
+class UnroundedDPMSolver(DPMSolverMultistepScheduler):
+    """diffusers' solver at the network times of its noise levels, which it rounds to integers."""
+
+    def set_timesteps(self, *args, **options):
+        super().set_timesteps(*args, **options)
+        self.timesteps = 1000 * self.sigmas[:-1]
+
+
 # fixture of the source, and what its model_index.json states
-FAMILIES = {
+DIFFUSION = {
     "Stable Diffusion": ("tiny_teacher_source", {}),
     "SDXL": ("tiny_sdxl_source", {"force_zeros_for_empty_prompt": True}),
     "SDXL, the empty prompt encoded": ("tiny_sdxl_source", {"force_zeros_for_empty_prompt": False}),
+}
+FLOWS = {
+    "SD 3": ("tiny_sd3_source", {}),
+    "SD 3 without T5": ("tiny_sd3_source", {name: [None, None] for name in ("text_encoder_3", "tokenizer_3")}),
 }
 # what scheduler_config.json states
 PREDICTIONS = {
@@ -31,31 +49,43 @@ PREDICTIONS = {
     "v": {"prediction_type": "v_prediction"},
     "v, zero terminal SNR": {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
 }
+SHIFTS = {"flow": {"shift": 3.0}, "flow, dynamic shift": {"use_dynamic_shifting": True, "shift": 1.0}}
+TRAILING = BETAS | {"timestep_spacing": "trailing"}
 # diffusers' scheduler of each solver, and the tolerance: DPM-Solver++ takes 2^-24 for the last abar of zero terminal SNR
 SOLVERS = {
-    "ddim": (DDIMScheduler, {"clip_sample": False}, 1e-5),
-    "dpm-solver": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"}, 5e-5),
+    "ddim": (DDIMScheduler, TRAILING | {"clip_sample": False}, 1e-5),
+    "dpm-solver": (
+        DPMSolverMultistepScheduler,
+        TRAILING | {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"},
+        5e-5,
+    ),
 }
+FLOW_SOLVERS = {
+    "flow-euler": (FlowMatchEulerDiscreteScheduler, {}, 1e-5),
+    "dpm-solver": (UnroundedDPMSolver, {"prediction_type": "flow_prediction", "use_flow_sigmas": True}, 1e-5),
+}
+CASES = [
+    (families[name], (scheduler, solvers), f"{name}, {prediction}")
+    for families, predictions, solvers in ((DIFFUSION, PREDICTIONS, SOLVERS), (FLOWS, SHIFTS, FLOW_SOLVERS))
+    for name in families
+    for prediction, scheduler in predictions.items()
+]
 STEPS, GUIDANCE = 4, 3.0
 
 
-@pytest.fixture(scope="module", params=PREDICTIONS)
-def prediction(request):
-    return PREDICTIONS[request.param]
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request, prediction, tmp_path_factory):
-    """Return a prepared teacher, and diffusers' pipeline of its source."""
-    name, index = FAMILIES[request.param]
+@pytest.fixture(scope="module", params=[case[:2] for case in CASES], ids=[case[2] for case in CASES])
+def family(request, tmp_path_factory):
+    """Return a prepared teacher, diffusers' pipeline of its source, its scheduler's settings, and its solvers."""
+    (name, index), (scheduler, solvers) = request.param
     folder = tmp_path_factory.mktemp("family")
     source = shutil.copytree(request.getfixturevalue(name), folder / "source")
-    for path, changes in (("model_index.json", index), ("scheduler/scheduler_config.json", prediction)):
+    for path, changes in (("model_index.json", index), ("scheduler/scheduler_config.json", scheduler)):
         (source / path).write_text(json.dumps(json.loads((source / path).read_text()) | changes))
     prepare_teacher(Teacher(source="local", path=str(source)), folder / "teacher")
-    pipeline = DiffusionPipeline.from_pretrained(source)
+    absent = {component: None for component, entry in index.items() if entry == [None, None]}
+    pipeline = DiffusionPipeline.from_pretrained(source, **absent)
     pipeline.set_progress_bar_config(disable=True)
-    return folder / "teacher", pipeline
+    return folder / "teacher", pipeline, scheduler, solvers
 
 
 @pytest.fixture
@@ -63,16 +93,24 @@ def teacher(family):
     return family[0]
 
 
-@pytest.fixture(params=SOLVERS)
-def solver(request):
-    return request.param
+@pytest.fixture(params=[0, 1], ids=["first order", "DPM-Solver++"])
+def solver(request, family):
+    return list(family[3])[request.param]
 
 
 @pytest.fixture
-def sample(family, prediction, solver, z):
+def tolerance(family, solver):
+    return family[3][solver][-1]
+
+
+@pytest.fixture
+def sample(family, solver, z):
     """Return a function that samples diffusers' pipeline from the noise z, for the given output type."""
-    pipeline, (scheduler, settings, _) = family[1], SOLVERS[solver]
-    pipeline.scheduler = scheduler(**BETAS, **prediction, **settings, timestep_spacing="trailing")
+    teacher, pipeline, given, solvers = family
+    scheduler, settings, _ = solvers[solver]
+    if scheduler is UnroundedDPMSolver:
+        given = {"flow_shift": family_of(teacher).load_schedule(teacher).shift}
+    pipeline.scheduler = scheduler(**given, **settings)
     options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "latents": z}
     return lambda kind: pipeline(PROMPTS, **options, output_type=kind).images
 
@@ -90,11 +128,11 @@ def assert_equal(latents: torch.Tensor, expected: torch.Tensor, tolerance: float
 
 
 @torch.inference_mode()
-def test_solve_equals_the_pipeline(teacher, solver, sample, z):
+def test_solve_equals_the_pipeline(teacher, solver, tolerance, sample, z):
     encoder, steps = load_text_encoder(teacher), load_solver(solver, teacher, STEPS)
     cond, empty = encoder.encode(PROMPTS), encoder.empty()
     latents = generation.solve(steps, load_backbone(teacher), z, cond, empty, GUIDANCE)
-    assert_equal(latents, sample("latent"), SOLVERS[solver][-1])
+    assert_equal(latents, sample("latent"), tolerance)
 
 
 def test_generate_baseline_equals_the_pipeline_to_one_level(teacher, solver, sample, tmp_path, monkeypatch):
@@ -110,7 +148,9 @@ def test_generate_baseline_equals_the_pipeline_to_one_level(teacher, solver, sam
 
 @torch.inference_mode()
 def test_one_step_equals_the_pipeline_with_the_exported_scheduler(family, z):
-    teacher, pipeline = family
-    pipeline.scheduler = euler_scheduler(teacher, 625)
+    teacher, pipeline, *_ = family
+    backbone = load_backbone(teacher)
+    t_init = 1000 if backbone.prediction_type == "flow" else 625
+    pipeline.scheduler = family_of(teacher).exported(teacher, Steps(t_init))[0]
     latents = pipeline(PROMPTS, num_inference_steps=1, guidance_scale=1, latents=z, output_type="latent").images
-    assert_equal(one_step(load_backbone(teacher), z, 625, load_text_encoder(teacher).encode(PROMPTS)), latents)
+    assert_equal(one_step(backbone, z, t_init, load_text_encoder(teacher).encode(PROMPTS)), latents)

@@ -17,6 +17,7 @@ from PIL import Image
 from sid_core import cli
 from sid_core.config import Teacher
 from sid_core.method import one_step
+from sid_core.models.backbones.layout import Usage
 from sid_core.models.convert.card import model_card
 from sid_core.models.generator import generator_sha256, load_generator, save_generator
 from sid_core.models.scheduler import scheduler_config
@@ -226,7 +227,7 @@ def test_model_card_with_a_score_lists_settings_and_scores(exported, tmp_path):
 )
 def test_model_card_states_the_use_of_real_images(exported, used, sentence):
     record = json.loads((exported[1] / "generator.json").read_text()) | {"uses_real_images": used}
-    card = model_card(record, "0" * 64, {"source": "embedded"}, None, 32, [625])
+    card = model_card(record, "0" * 64, {"source": "embedded"}, None, 32, Usage("num_inference_steps=1"))
     assert f"(https://arxiv.org/abs/2406.01561)), {sentence}. " in card
     assert f"| real images | {'used' if used else 'not used'} |" in card
 
@@ -339,7 +340,9 @@ def test_model_card_of_an_earlier_checkpoint_lists_both_numbers_of_images():
     run = {"name": "x", "fake_train": 2.0, "fake_eval": 2.0, "teacher": 2.0, "alpha": 1.0, "seed": 0}
     record = {"run": run, "t_init": 625, "num_steps": 1, "prediction_type": "epsilon", "train_kimg": 9.6}
     chosen = {"rule": "lowest fid_proxy", "nimg": 9600, "value": 1.0}
-    whole = model_card(record | {"whole_kimg": 9.6}, "abc", {}, None, 32, [625])
+    whole = model_card(record | {"whole_kimg": 9.6}, "abc", {}, None, 32, Usage("num_inference_steps=1"))
     assert "| images seen in training | 9,600 |" in whole
-    early = model_card(record | {"whole_kimg": 12.8, "chosen": chosen}, "abc", {}, None, 32, [625])
+    early = model_card(
+        record | {"whole_kimg": 12.8, "chosen": chosen}, "abc", {}, None, 32, Usage("num_inference_steps=1")
+    )
     assert "| images seen in training | 9,600 of 12,800, chosen by the lowest fid_proxy |" in early

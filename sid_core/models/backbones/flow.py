@@ -1,0 +1,152 @@
+"""Share what families of transformers with flow matching have in common: the schedule and its solvers."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import diffusers
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor, nn
+
+from ...errors import UserError
+from ...method import Steps
+from ...method.schedule import FlowSchedule
+from ...storage.files import read_json
+from ..components import load_component
+from ..scheduler import scheduler_config
+from .layout import DiffusersLayout, Usage
+
+SHIFT_KEYS = ("num_train_timesteps", "use_dynamic_shifting", "time_shift_type")
+SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+# those of diffusers' other schedulers that can follow a flow, if `use_flow_sigmas` is set
+SOLVERS = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler")
+
+
+class FlowTransformer(DiffusersLayout):
+    """A transformer that predicts the velocity eps - x_0 on the straight path of flow matching."""
+
+    NETWORK = "transformer"
+
+    def blocks(self) -> Iterator[nn.Module]:
+        yield from self.network.transformer_blocks
+
+    @classmethod
+    def load_network(cls, weights: Path, teacher: Path) -> Self:
+        kind = getattr(diffusers, cls.CLASSES[cls.NETWORK][0])
+        return cls(load_component(kind, weights), cls.load_schedule(teacher), "flow").frozen()
+
+    @classmethod
+    def load_schedule(cls, folder: Path) -> FlowSchedule:
+        """Return the noise schedule of a prepared directory, whose shift is the scheduler's."""
+        config = scheduler_config(folder)
+        return FlowSchedule(flow_shift(config, cls.image_tokens(folder)), config.get("num_train_timesteps", 1000))
+
+    @classmethod
+    def image_tokens(cls, folder: Path) -> int:
+        """Return the number of patches of an image, on which a dynamic shift depends."""
+        _, height, width = cls.latent_shape(folder)
+        patch = read_json(Path(folder) / cls.NETWORK / "config.json")["patch_size"]
+        return height // patch * (width // patch)
+
+    @classmethod
+    def noise_levels(cls, steps: int) -> list[float] | None:
+        """Return the noise levels of the pipeline's Euler steps before the shift; None: those of its scheduler."""
+        return None
+
+    @classmethod
+    def solver(cls, name: str, folder: Path, steps: int) -> "FlowEuler | FlowDPMSolver":
+        if name == "flow-euler":
+            config, tokens = scheduler_config(folder), cls.image_tokens(folder)
+            settings = {key: config[key] for key in SHIFT_KEYS if key in config} | {"shift": static_shift(config)}
+            solver = FlowEuler(**settings)
+            solver.mu, solver.noise_levels = dynamic_shift(config, tokens), cls.noise_levels
+        elif name == "dpm-solver":
+            shift = cls.load_schedule(folder).shift
+            solver = FlowDPMSolver(prediction_type="sample", use_flow_sigmas=True, flow_shift=shift)
+        else:
+            raise UserError(
+                f"solver={name}: expected flow-euler or dpm-solver for {cls.__name__}, a teacher with flow matching. "
+                "Fix: set baselines.solver"
+            )
+        solver.set_timesteps(steps)
+        return solver
+
+    @classmethod
+    def exported(cls, folder: Path, steps: Steps) -> tuple[FlowMatchEulerDiscreteScheduler, Usage]:
+        """Return diffusers' Euler scheduler without a shift: one step from t = 1 is z - v(z, 1, c), further ones are given."""
+        schedule = cls.load_schedule(folder)
+        if steps.t_init != schedule.limits[1]:
+            raise UserError(
+                f"t_init={steps.t_init}: expected {schedule.limits[1]}; diffusers' pipelines of flow matching start from noise "
+                "alone. Fix: distil with t_init: 1000"
+            )
+        levels = schedule.steps(steps.t_init, steps.count)
+        call = "num_inference_steps=1" if steps.count == 1 else f"sigmas={levels}"
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=int(schedule.last_time)), Usage(call)
+
+    @classmethod
+    def check(cls, folder: Path, place: str) -> dict:
+        """Load the fetched components, and check that they fit the method and each other."""
+        check_scheduler(scheduler_config(folder), place)
+        found = cls.check_components(folder, place)[-1]
+        return found | {"prediction_type": {"value": "flow", "stated": True}}
+
+
+class FlowEuler(FlowMatchEulerDiscreteScheduler):
+    """diffusers' Euler solver, stepping with x_0; its times are t."""
+
+    init_noise_sigma = 1.0
+
+    def set_timesteps(self, steps: int, device: str | None = None) -> None:
+        super().set_timesteps(steps, device, sigmas=self.noise_levels(steps), mu=self.mu)
+        self.timesteps = self.sigmas[:-1]
+        self.set_begin_index(0)
+
+    def scale_model_input(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return x_t
+
+    def step(self, x0_hat: Tensor, t: Tensor, x_t: Tensor) -> object:
+        return super().step((x_t - x0_hat) / t, t, x_t)
+
+
+class FlowDPMSolver(DPMSolverMultistepScheduler):
+    """diffusers' DPM-Solver++ (2M) on a flow, stepping with x_0; its times are t, which diffusers rounds to thousandths."""
+
+    def set_timesteps(self, steps: int, device: str | None = None) -> None:
+        super().set_timesteps(steps, device)
+        self.timesteps = self.sigmas[:-1].to(device)
+        self.set_begin_index(0)
+
+
+def flow_shift(config: dict, tokens: int) -> float:
+    """Return s of a scheduler_config.json, of an image of `tokens` patches where the shift depends on them."""
+    mu = dynamic_shift(config, tokens)
+    if mu is None:
+        return static_shift(config)
+    return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+
+
+def static_shift(config: dict) -> float:
+    return config.get("flow_shift", config.get("shift", 1.0))
+
+
+def dynamic_shift(config: dict, tokens: int) -> float | None:
+    """Return mu, which is linear in the number of patches; None where the shift does not depend on it."""
+    if not config.get("use_dynamic_shifting", False):
+        return None
+    first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return low + (high - low) * (tokens - first) / (last - first)
+
+
+def check_scheduler(config: dict, place: str) -> None:
+    """Reject a scheduler that follows no flow from t = 1 to 0."""
+    name = config.get("_class_name")
+    if name not in (*SCHEDULERS, None) and not (name in SOLVERS and config.get("use_flow_sigmas", False)):
+        raise UserError(
+            f"{place}: scheduler: _class_name={name}: expected one of flow matching, such as {SCHEDULERS[0]}. "
+            "Fix: take the scheduler of the same model"
+        )
+    if config.get("invert_sigmas", False):
+        raise UserError(f"{place}: scheduler: invert_sigmas=true: expected false. Fix: give another teacher")

@@ -1,0 +1,210 @@
+"""Check and load what families share whose teachers are pipelines of diffusers: classes, configs and sizes of components."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from diffusers import SchedulerMixin
+from torch import nn
+
+from ...errors import UserError
+from ...method import Steps
+from ...storage.files import read_json, write_json
+from ..conditioning import Encoder
+from ..vae import ImageCodec
+from .base import Backbone
+
+# components that may be ignored; ignoring any other would drop a part of the model
+UNUSED = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")
+UNUSED_INDEX = {"feature_extractor": [None, None], "image_encoder": [None, None]}  # of pipelines with these arguments
+LONGEST = 100_000  # tokens; transformers uses 10^30 for a missing length
+# `model_type` in the config of a text encoder, by the first letters of its class
+MODEL_TYPES = {"CLIP": ("clip_text_model", "clip"), "T5": ("t5",), "Gemma2": ("gemma2",)}
+CLIP_TOKENIZER = (
+    "tokenizer.json", "vocab.json", "merges.txt",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Python arguments that the model card of an exported pipeline states.
+
+    Attributes:
+        call: of the pipeline's call, for the steps of its training.
+        load: further ones of `from_pretrained`, each after a comma.
+    """
+
+    call: str
+    load: str = ""
+
+
+class DiffusersLayout(Backbone):
+    """A family of one of diffusers' pipelines, in the layout of its repositories."""
+
+    EXPECTED: ClassVar[str]  # the components, in words of a message
+    INDEX: ClassVar[dict] = {}  # further entries of an exported model_index.json
+    FOREIGN: ClassVar[tuple[str, ...]] = ()  # folders of other families
+    CLASSES: ClassVar[dict[str, tuple[str, ...]]]  # accepted classes of each component; an export names the first
+    SETTINGS: ClassVar[dict[str, dict]] = {}  # required settings of components; a missing one has this value
+    WIDTHS: ClassVar[dict[str, str]]  # parts of a conditioning, and the network's setting with their width
+
+    @classmethod
+    def image_codec(cls, folder: Path, at_once: int | None = None) -> nn.Module:
+        return ImageCodec.from_directory(folder, at_once)
+
+    @classmethod
+    def latent_shape(cls, folder: Path) -> tuple[int, int, int]:
+        """Return (C, H, W) of the latents the network was trained on.
+
+        Raises:
+            UserError: the network's config does not state their size.
+        """
+        config = read_json(Path(folder) / cls.NETWORK / "config.json")
+        size = config.get("sample_size")
+        sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
+        if not all(isinstance(side, int) and side > 0 for side in sides):
+            raise UserError(
+                f"{folder}: {cls.NETWORK}: sample_size={size}: expected the side of the latents it was trained at. Fix: state it in "
+                f"{cls.NETWORK}/config.json of a local copy (64 for images of 512 pixels)"
+            )
+        return config.get("in_channels", 4), *sides
+
+    @classmethod
+    def encoder_names(cls, folder: Path) -> list[str]:
+        """Return the names of a directory's text encoders, in the order of their numbers."""
+        return [name for name in sorted(cls.CLASSES) if name.startswith("text_encoder") and (folder / name).is_dir()]
+
+    @classmethod
+    def exported(cls, folder: Path, steps: Steps) -> tuple[SchedulerMixin, Usage]:
+        """Return diffusers' scheduler for a generator of a prepared teacher `folder`, and how to use both.
+
+        Raises:
+            UserError: no scheduler of diffusers starts there.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def check_files(cls, files: Collection[str], place: str) -> None:
+        """Reject folders of other families, such as SDXL's second text encoder."""
+        folders = {name.split("/")[0] for name in files if "/" in name}
+        if foreign := [name for name in cls.FOREIGN if name in folders]:
+            raise UserError(
+                f"{place}: has {', '.join(foreign)}; {cls.EXPECTED}. Fix: give another teacher, or the model_index.json that "
+                "names its family"
+            )
+
+    @classmethod
+    def check_configs(cls, folder: Path, place: str) -> None:
+        """Reject a pipeline with unsupported components or settings, by its JSON files.
+
+        Raises:
+            UserError: states file, setting, value and the expected value.
+        """
+        if (folder / "model_index.json").is_file():
+            cls._check_index(read_json(folder / "model_index.json"), place)
+        for component, classes in cls.CLASSES.items():
+            path, key = folder / component / _config_name(component), "_class_name"
+            if component.startswith("tokenizer"):
+                key = "tokenizer_class"
+            elif component.startswith("text_encoder"):
+                key = "model_type"
+                classes = next(types for start, types in MODEL_TYPES.items() if classes[0].startswith(start))
+            cls._expect(f"{place}: {component}", read_json(path) if path.is_file() else {}, key, (*classes, None))
+        for component, settings in cls.SETTINGS.items():
+            config = read_json(folder / component / "config.json")
+            for key, value in settings.items():
+                cls._expect(f"{place}: {component}", config, key, (value,), missing=value)
+
+    @classmethod
+    def _check_index(cls, index: dict, place: str) -> None:
+        for component, entry in index.items():
+            if component.startswith("_") or not isinstance(entry, list) or entry in ([], [None, None]):
+                continue
+            if entry[-1] not in cls.CLASSES.get(component, (entry[-1],)) or component not in (*cls.CLASSES, *UNUSED):
+                raise UserError(
+                    f"{place}: model_index.json: {component}={entry[-1]}: {cls.EXPECTED}. Fix: give another teacher"
+                )
+
+    @classmethod
+    def _expect(cls, where: str, config: dict, key: str, allowed: tuple, missing: object = None) -> None:
+        if (value := config.get(key, missing)) not in allowed:
+            expected = " or ".join(str(one) for one in allowed if one is not None) or "none"
+            raise UserError(f"{where}: {key}={value}: expected {expected}; {cls.EXPECTED}. Fix: give another teacher")
+
+    @classmethod
+    def check_components(cls, folder: Path, place: str) -> tuple[Backbone, Encoder, dict]:
+        """Load the fetched components, and check that they fit each other.
+
+        Returns:
+            The network, the text encoders, and for provenance.json the tokens of a prompt.
+        """
+        shape, names = cls.latent_shape(folder), cls.encoder_names(folder)
+        clip = [name for name in names if cls.CLASSES[name][0].startswith("CLIP")]
+        lengths = [resolve_prompt_length(folder, name.removeprefix("text_encoder"), place) for name in clip]
+        if len(set(lengths)) > 1:
+            raise UserError(
+                f"{place}: tokenizers of {' and '.join(map(str, lengths))} tokens, whose embeddings are joined token by token; "
+                "expected equal model_max_length. Fix: give another teacher"
+            )
+        backbone, encoder, codec = cls.load(folder), cls.text_encoder(folder), cls.image_codec(folder)
+        encoders = dict(zip(names, getattr(encoder, "encoders", [encoder]), strict=True))
+        models = {name: one.model for name, one in encoders.items()}
+        for component, model in {cls.NETWORK: backbone.network, **models, "vae": codec.vae}.items():
+            check_finite(component, model, place)
+        for name, one in encoders.items():
+            if (ids := len(one.tokenizer)) > (rows := one.model.get_input_embeddings().num_embeddings):
+                tokenizer = name.replace("text_encoder", "tokenizer")
+                raise UserError(
+                    f"{place}: {tokenizer} has {ids} tokens, {name} expects {rows}; they do not belong together"
+                )
+        empty = encoder.empty()
+        for part, key in cls.WIDTHS.items():
+            found, width = getattr(empty, part).shape[-1], backbone.network.config[key]
+            if found != width:
+                values = "values a token" if part == "tokens" else f"{part} values"
+                raise UserError(
+                    f"{place}: {' + '.join(models)} gives {found} {values}, {cls.NETWORK} expects {width}; they do not belong together"
+                )
+        if codec.latent_channels != shape[0]:
+            raise UserError(
+                f"{place}: vae has {codec.latent_channels} latent channels, {cls.NETWORK} expects {shape[0]}; they do not belong "
+                "together. Fix: take the vae of the same model"
+            )
+        return backbone, encoder, {"tokens": empty.tokens.shape[1]}
+
+
+def check_finite(component: str, model: nn.Module, place: str) -> None:
+    """Reject NaN or infinite weights: training would fail on them and suggest a lower learning rate."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(
+                f"{place}: {component}: {name} holds values that are NaN or infinite. Fix: fetch the file again, or give another teacher"
+            )
+
+
+def resolve_prompt_length(folder: Path, suffix: str, place: str) -> int:
+    """Return a tokenizer's length of a prompt; a missing one is set to its text encoder's in the prepared copy.
+
+    Raises:
+        UserError: prompts would be longer than the text encoder has positions.
+    """
+    text = read_json(folder / f"text_encoder{suffix}" / "config.json")
+    positions = text.get("text_config", text).get("max_position_embeddings", 77)  # transformers' default
+    path = folder / f"tokenizer{suffix}" / _config_name("tokenizer")
+    config = read_json(path) if path.is_file() else {"tokenizer_class": "CLIPTokenizer"}
+    length = config.get("model_max_length") or LONGEST
+    if length >= LONGEST:
+        write_json(path, config | {"model_max_length": positions})
+        return positions
+    if not isinstance(length, int) or length > positions:
+        raise UserError(
+            f"{place}: tokenizer{suffix}: model_max_length={length}: expected at most {positions}, the text encoder's positions. "
+            f"Fix: set it to {positions} in tokenizer{suffix}/{path.name} of a local copy"
+        )
+    return length
+
+
+def _config_name(component: str) -> str:
+    return "tokenizer_config.json" if component.startswith("tokenizer") else "config.json"
