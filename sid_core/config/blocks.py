@@ -467,6 +467,7 @@ class FeatureSettings(Block):
     dinov2: Network | None = _network("transformers' Dinov2, for fd_dinov2; null: not computed")
     hps: Network | None = _network("HPS_v2.1_compressed.pt, for hps (HPSv2.1); null: not computed")
     pickscore: Network | None = _network("transformers' PickScore, for pickscore; null: not computed")
+    imagereward: Network | None = _network("ImageReward.pt and med_config.json, for imagereward; null: not computed")
     caption_prefix: str = Field("", description="put before a caption for the CLIP score")
     image_size: Count | None = Field(None, description="centre crop and LANCZOS to this side first; null: as stored")
     feature_size: Count | None = Field(

@@ -171,6 +171,7 @@ def test_score_without_a_network_names_its_metrics(scored):
         "fd_dinov2": "evaluate.dinov2 is null",
         "hps": "evaluate.hps is null",
         "pickscore": "evaluate.pickscore is null",
+        "imagereward": "evaluate.imagereward is null",
     }
     assert {scored[name] for name in scored["not_computed"]} == {None}
 

@@ -172,3 +172,84 @@ def hps(out: Path) -> Path:
     checkpoint = {"epoch": 1, "state_dict": open_clip.CLIP(**HPS_SIZES).state_dict()}
     torch.save(checkpoint, out / "HPS_v2.1_compressed.pt")
     return out
+
+
+REWARD_WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "red",
+    "circle",
+    "two",
+    "blue",
+    "square",
+    "##s",
+    ",",
+    ".",
+]
+REWARD_SIZES = {
+    "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 3, "vocab_size": 16,
+    "max_position_embeddings": 40, "hidden_act": "gelu", "layer_norm_eps": 1e-12, "pad_token_id": 0, "encoder_width": 99,
+    "architectures": ["BertModel"], "model_type": "bert", "add_cross_attention": True, "type_vocab_size": 2,
+}  # fmt: skip
+
+
+def imagereward(out: Path) -> Path:
+    """Write THUDM/ImageReward's layout with random weights, 2 layers of 2 and 3 heads, and BERT's vocab.txt beside it."""
+    import torch
+
+    generator, weights = torch.Generator().manual_seed(0), {}
+
+    def random(name: str, *shape: int, scale: float = 0.3) -> None:
+        weights[name] = scale * torch.randn(*shape, generator=generator)
+
+    def linear(name: str, inputs: int, outputs: int) -> None:
+        random(f"{name}.weight", outputs, inputs)
+        random(f"{name}.bias", outputs)
+
+    def norm(name: str, width: int) -> None:
+        random(f"{name}.weight", width)
+        weights[f"{name}.weight"] += 1
+        random(f"{name}.bias", width)
+
+    image, text, wide, narrow = "blip.visual_encoder", "blip.text_encoder", 128, REWARD_SIZES["hidden_size"]
+    random(f"{image}.cls_token", 1, 1, wide)
+    random(f"{image}.pos_embed", 1, 5, wide)
+    random(f"{image}.patch_embed.proj.weight", wide, 3, 16, 16, scale=0.05)
+    random(f"{image}.patch_embed.proj.bias", wide)
+    norm(f"{image}.norm", wide)
+    for block in (f"{image}.blocks.{index}" for index in range(2)):
+        for name, sizes in {"attn.qkv": (wide, 3 * wide), "attn.proj": (wide, wide), "mlp.fc1": (wide, 24)}.items():
+            linear(f"{block}.{name}", *sizes)
+        linear(f"{block}.mlp.fc2", 24, wide)
+        norm(f"{block}.norm1", wide)
+        norm(f"{block}.norm2", wide)
+    weights[f"{text}.embeddings.position_ids"] = torch.arange(40)[None]
+    random(f"{text}.embeddings.word_embeddings.weight", 16, narrow)
+    random(f"{text}.embeddings.position_embeddings.weight", 40, narrow)
+    norm(f"{text}.embeddings.LayerNorm", narrow)
+    for layer in (f"{text}.encoder.layer.{index}" for index in range(2)):
+        for kind, keys in (("attention", narrow), ("crossattention", wide)):
+            for name, inputs in {
+                "self.query": narrow,
+                "self.key": keys,
+                "self.value": keys,
+                "output.dense": narrow,
+            }.items():
+                linear(f"{layer}.{kind}.{name}", inputs, narrow)
+            norm(f"{layer}.{kind}.output.LayerNorm", narrow)
+        linear(f"{layer}.intermediate.dense", narrow, 20)
+        linear(f"{layer}.output.dense", 20, narrow)
+        norm(f"{layer}.output.LayerNorm", narrow)
+    linear("blip.vision_proj", wide, 8)
+    linear("blip.text_proj", narrow, 8)
+    for index, sizes in {0: (narrow, 9), 2: (9, 7), 4: (7, 6), 6: (6, 5), 7: (5, 1)}.items():
+        linear(f"mlp.layers.{index}", *sizes)
+    out.mkdir()
+    torch.save(weights, out / "ImageReward.pt")
+    (out / "med_config.json").write_text(json.dumps(REWARD_SIZES))
+    (out / "vocab.txt").write_text("\n".join(REWARD_WORDS) + "\n")
+    return out

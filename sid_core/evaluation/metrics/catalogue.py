@@ -62,6 +62,7 @@ METRICS = {  # in the order of files and tables
         Metric("fd_dinov2", "FD-DINOv2", "lower", 1, needs="dinov2"),
         Metric("hps", "HPS", "higher", 3, needs="hps"),
         Metric("pickscore", "PickScore", "higher", 2, needs="pickscore"),
+        Metric("imagereward", "ImageReward", "higher", 3, needs="imagereward"),
     )
 }
 

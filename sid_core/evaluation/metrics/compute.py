@@ -21,7 +21,7 @@ class Sets(NamedTuple):
     """Features of the samples and of the reference images, by network, one row an image.
 
     Both have `features` (N, D), `clip_image` (N, E), and `dinov2` (N, F) if it is set; samples also `clip_text` (N, E), and
-    `hps` and `pickscore` (N,) if they are set, and `repeated` (N,), of `repeated_captions`. The reference has
+    `hps`, `pickscore` and `imagereward` (N,) if they are set, and `repeated` (N,), of `repeated_captions`. The reference has
     `fid_teacher` (N, D), the features of the teacher's samples, if it is set. CLIP's rows are of unit length.
     """
 
@@ -65,6 +65,7 @@ FUNCTIONS: dict[tuple[str, ...], Callable[[Sets], Estimate | Sequence[Estimate]]
     ("fd_dinov2",): lambda s: _frechet(s, "dinov2")[0],
     ("hps",): lambda s: mean(s.samples["hps"]),
     ("pickscore",): lambda s: mean(s.samples["pickscore"]),
+    ("imagereward",): lambda s: mean(s.samples["imagereward"]),
 }
 
 

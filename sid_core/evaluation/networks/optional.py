@@ -1,10 +1,11 @@
-"""Run the networks of optional metrics: DINOv2, HPSv2.1 and PickScore.
+"""Run the networks of optional metrics: DINOv2, HPSv2.1, PickScore and ImageReward.
 
 They get the 8-bit image that the required networks start from, and the caption without the protocol's prefix. Each has a
 record of its own: the protocol's hash does not depend on them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,15 +18,18 @@ from ...cluster.machine import device
 from ...data.images import enlarge
 from ...models.devices import DTYPES, autocast
 from .loading import loading
-from .vision import Dinov2, ScoredClip
-from .weights import network_weights
+from .vision import Dinov2, RewardBlip, ScoredClip
+from .weights import bert_vocabulary, network_weights
 
 if TYPE_CHECKING:
+    from transformers import BatchEncoding
+
     from ...config import FeatureSettings
 
 IMAGENET_MEAN, IMAGENET_STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 DINOV2_SIDE = 224  # arXiv 2306.04675
 HPS_MODEL = "ViT-H-14"  # open_clip's name of its architecture
+REWARD_TOKENS = 35  # of a caption, longer ones are truncated; arXiv 2304.05977's code
 
 
 class OptionalNetwork:
@@ -73,17 +77,16 @@ class Dinov2Features(OptionalNetwork):
 
 
 class Preference(OptionalNetwork):
-    """Preference score of an image for its caption: a scaled cosine of a CLIP trained on human choices."""
+    """Score of an image for its caption, trained on human choices; by default a scaled cosine of a CLIP."""
 
-    def __init__(
-        self, settings: "FeatureSettings", network: nn.Module, identity: str, scale: float, side: int, length: int
-    ):
-        from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, SimpleTokenizer, image_transform
+    scale = 1.0
+
+    def __init__(self, settings: "FeatureSettings", network: nn.Module, identity: str, side: int, tokenize: Callable):
+        from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, image_transform
 
         super().__init__(settings, network, identity, "open_clip's preprocessing, the caption as it is")
-        self._scale = scale
         self._transform = image_transform(side, False, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
-        self._tokenize = SimpleTokenizer(context_length=length)
+        self._tokenize = tokenize
 
     def prepare(self, image: np.ndarray) -> Tensor:
         return self._transform(Image.fromarray(image))
@@ -92,8 +95,12 @@ class Preference(OptionalNetwork):
     def rows(self, prepared: Sequence[Tensor], captions: Sequence[str]) -> Tensor:
         images, tokens = torch.stack(list(prepared)).to(device()), self._tokenize(list(captions)).to(device())
         with autocast(device(), self._dtype):
-            seen, read = self._network.encode_image(images).float(), self._network.encode_text(tokens).float()
-        return self._scale * (normalize(seen, dim=-1) * normalize(read, dim=-1)).sum(1).cpu()
+            return self.scores(images, tokens).float().cpu()
+
+    def scores(self, images: Tensor, tokens: Tensor) -> Tensor:
+        """Compute the scores (B,) of images (B, 3, S, S) and the tokenizer's output for their captions."""
+        seen, read = self._network.encode_image(images).float(), self._network.encode_text(tokens).float()
+        return self.scale * (normalize(seen, dim=-1) * normalize(read, dim=-1)).sum(1)
 
 
 class Hps(Preference):
@@ -110,7 +117,8 @@ class Hps(Preference):
             network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
         side, length = network.visual.image_size, network.context_length
         side = side if isinstance(side, int) else side[0]
-        super().__init__(settings, network.eval().requires_grad_(False), identity, 1.0, side, length)
+        tokenize = open_clip.SimpleTokenizer(context_length=length)
+        super().__init__(settings, network.eval().requires_grad_(False), identity, side, tokenize)
 
 
 class PickScore(Preference):
@@ -119,11 +127,34 @@ class PickScore(Preference):
     column = "pickscore"
 
     def __init__(self, settings: "FeatureSettings"):
+        from open_clip import SimpleTokenizer
+
         path, _, identity = network_weights(settings, self.column)
         network = ScoredClip(path.parent, "evaluate.pickscore")
-        super().__init__(settings, network, identity, network.scale, network.image_size, network.context_length)
+        self.scale = network.scale
+        tokenize = SimpleTokenizer(context_length=network.context_length)
+        super().__init__(settings, network, identity, network.image_size, tokenize)
+
+
+class ImageReward(Preference):
+    """ImageReward (arXiv 2304.05977), standardised as published: about 0 on average over generators of 2023."""
+
+    column = "imagereward"
+
+    def __init__(self, settings: "FeatureSettings"):
+        from transformers import BertTokenizer
+
+        path, _, identity = network_weights(settings, self.column)
+        network = RewardBlip(path, "evaluate.imagereward")
+        tokenizer = BertTokenizer(str(bert_vocabulary(path.parent)))
+        shape = {"padding": "max_length", "truncation": True, "max_length": REWARD_TOKENS, "return_tensors": "pt"}
+        super().__init__(settings, network, identity, network.image_size, partial(tokenizer, **shape))
+
+    def scores(self, images: Tensor, tokens: "BatchEncoding") -> Tensor:
+        return self._network(images, tokens.input_ids, tokens.attention_mask)
 
 
 def optional_networks(settings: "FeatureSettings") -> list[OptionalNetwork]:
     """Load the networks of the settings; a UserError names a missing file, another sha256 or another network."""
-    return [kind(settings) for kind in (Dinov2Features, Hps, PickScore) if getattr(settings, kind.column) is not None]
+    kinds = (Dinov2Features, Hps, PickScore, ImageReward)
+    return [kind(settings) for kind in kinds if getattr(settings, kind.column) is not None]

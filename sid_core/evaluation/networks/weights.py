@@ -29,8 +29,13 @@ FILES = {
     "dinov2": TRANSFORMERS,
     "hps": ((), ("HPS_v2.1_compressed.pt",)),
     "pickscore": TRANSFORMERS,
+    "imagereward": (("med_config.json",), ("ImageReward.pt",)),
 }
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+
+
+# ImageReward's tokenizer, which its repository lacks
+BERT, VOCABULARY = ("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594"), "vocab.txt"
 
 
 class Weights(NamedTuple):
@@ -50,6 +55,8 @@ def prepare_networks(settings: "ReferenceSettings", out: Path) -> None:
     for key, network in settings.networks().items():
         weights = network_weights(settings, key)
         record[key] = {"setting": network.source, "path": str(weights.path), "sha256": weights.sha256}
+    if settings.imagereward is not None:
+        bert_vocabulary(Path(record["imagereward"]["path"]).parent)
     record["reference"] = {"setting": settings.reference}
     if settings.reference != "embedded":
         record["reference"]["path"] = str(reference_path(settings))
@@ -83,6 +90,8 @@ def network_weights(settings: "FeatureSettings", key: str) -> Weights:
             )
     if key == "clip" and _has_tokenizer(folder / CLIP_CONFIG):
         beside += tuple(file for file in TOKENIZER if (folder / file).is_file())
+    if key == "imagereward" and (folder / VOCABULARY).is_file():
+        beside += (VOCABULARY,)
     return _verified(folder / name, network.sha256, where, beside)
 
 
@@ -101,6 +110,14 @@ def _fetch(key: str, network: "Network") -> Path:
         for file in set(TOKENIZER) & repository.files:
             repository.fetch(file)
     return repository.fetch(name).parent  # last: if it is cached, so is the rest
+
+
+def bert_vocabulary(folder: Path) -> Path:
+    """Return vocab.txt in a folder, else that of BERT's repository at a fixed commit."""
+    if (folder / VOCABULARY).is_file():
+        return folder / VOCABULARY
+    keys = (f"evaluate.imagereward without {folder / VOCABULARY}", "its commit")
+    return (hub.cached(*BERT, keys) or hub.find(*BERT, keys)).fetch(VOCABULARY)
 
 
 def _has_tokenizer(config: Path) -> bool:

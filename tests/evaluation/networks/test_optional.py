@@ -3,15 +3,17 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from serving import Server
 from small import CAPTIONS, SAMPLES, build, generate_settings
-from tiny_parts import HPS_SIZES, dinov2, hps, pickscore
+from tiny_parts import HPS_SIZES, REWARD_WORDS, dinov2, hps, imagereward, pickscore
 
 from sid_core.config import FeatureSettings
 from sid_core.data.shards import read_shard
@@ -19,12 +21,12 @@ from sid_core.errors import UserError
 from sid_core.evaluation.features import extract_features
 from sid_core.evaluation.features import stored as stored_image
 from sid_core.evaluation.networks import optional
-from sid_core.evaluation.networks.weights import prepare_networks
+from sid_core.evaluation.networks.weights import BERT, prepare_networks
 from sid_core.evaluation.scoring import score
 from sid_core.sampling.generation import generate_run
 from sid_core.storage.files import read_json, sha256_file, sidecar
 
-METRICS = {"dinov2": "fd_dinov2", "hps": "hps", "pickscore": "pickscore"}
+METRICS = {"dinov2": "fd_dinov2", "hps": "hps", "pickscore": "pickscore", "imagereward": "imagereward"}
 TEXTS = ["a red circle", "Two blue squares, on green."]
 
 
@@ -35,6 +37,7 @@ def folders(tmp_path_factory):
         "dinov2": dinov2(folder / "dinov2"),
         "hps": hps(folder / "hps"),
         "pickscore": pickscore(folder / "pickscore"),
+        "imagereward": imagereward(folder / "imagereward"),
     }
 
 
@@ -128,6 +131,67 @@ def test_hps_equals_its_script(folders):
     torch.testing.assert_close(rows(folders, "hps"), expected)
 
 
+def reward(weights: dict[str, torch.Tensor], image: torch.Tensor, words: list[str]) -> float:
+    """Compute ImageReward of one image and the tokens of its caption, unpadded, from the published layout."""
+
+    def linear(x, name):
+        return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    def norm(x, name, eps=1e-12):
+        return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], eps)
+
+    def attend(q, k, v, heads):
+        q, k, v = (x.unflatten(-1, (heads, -1)).transpose(0, 1) for x in (q, k, v))
+        shares = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1)
+        return (shares @ v).transpose(0, 1).flatten(1)
+
+    v, t = "blip.visual_encoder", "blip.text_encoder"
+    projection = [weights[f"{v}.patch_embed.proj.{name}"] for name in ("weight", "bias")]
+    seen = torch.cat([weights[f"{v}.cls_token"][0], F.conv2d(image[None], *projection, stride=16)[0].flatten(1).T])
+    seen = seen + weights[f"{v}.pos_embed"][0]
+    for block in (f"{v}.blocks.0", f"{v}.blocks.1"):
+        attended = attend(*linear(norm(seen, f"{block}.norm1", 1e-6), f"{block}.attn.qkv").chunk(3, dim=-1), heads=2)
+        seen = seen + linear(attended, f"{block}.attn.proj")
+        hidden = F.gelu(linear(norm(seen, f"{block}.norm2", 1e-6), f"{block}.mlp.fc1"))
+        seen = seen + linear(hidden, f"{block}.mlp.fc2")
+    seen = norm(seen, f"{v}.norm", 1e-6)
+    ids = [REWARD_WORDS.index(word) for word in words]
+    x = weights[f"{t}.embeddings.word_embeddings.weight"][ids]
+    x = norm(x + weights[f"{t}.embeddings.position_embeddings.weight"][: len(ids)], f"{t}.embeddings.LayerNorm")
+    for layer in (f"{t}.encoder.layer.0", f"{t}.encoder.layer.1"):
+        for kind in ("attention", "crossattention"):
+            source = x if kind == "attention" else seen
+            q, k, value = (
+                linear(y, f"{layer}.{kind}.self.{name}")
+                for y, name in ((x, "query"), (source, "key"), (source, "value"))
+            )
+            out = linear(attend(q, k, value, heads=3), f"{layer}.{kind}.output.dense")
+            x = norm(out + x, f"{layer}.{kind}.output.LayerNorm")
+        out = linear(F.gelu(linear(x, f"{layer}.intermediate.dense")), f"{layer}.output.dense")
+        x = norm(out + x, f"{layer}.output.LayerNorm")
+    x = x[0]
+    for index in (0, 2, 4, 6, 7):
+        x = linear(x, f"mlp.layers.{index}")
+    return (float(x) - 0.16717362830052426) / 1.0333394966054072
+
+
+def test_imagereward_equals_its_published_forward(folders):
+    weights = torch.load(folders["imagereward"] / "ImageReward.pt", weights_only=True)
+    images = [seen_by_clip(image, 32) for image in pictures()]
+    words = [["a", "red", "circle"], ["two", "blue", "square", "##s", ",", "[UNK]", "[UNK]", "."]]
+    expected = [reward(weights, x, ["[CLS]", *text, "[SEP]"]) for x, text in zip(images, words, strict=True)]
+    assert abs(expected[0] - expected[1]) > 0.01
+    assert abs(reward(weights, images[0], ["[CLS]", *words[1], "[SEP]"]) - expected[0]) > 0.01
+    torch.testing.assert_close(rows(folders, "imagereward"), torch.tensor(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_imagereward_of_a_pickle_with_code_is_rejected(folders, tmp_path):
+    folder = shutil.copytree(folders["imagereward"], tmp_path / "harmful")
+    torch.save({"blip": Path("x")}, folder / "ImageReward.pt")
+    with pytest.raises(UserError, match=r"evaluate\.imagereward: .*UnpicklingError.*get it again"):
+        optional.optional_networks(settings({"imagereward": folder}, "imagereward"))
+
+
 def test_score_with_optional_networks_has_their_metrics(
     folders, tiny_generator, tiny_teacher, captions, evaluate_settings, tmp_path
 ):
@@ -155,7 +219,9 @@ def test_score_with_optional_networks_has_their_metrics(
         assert len(stored[key]) == SAMPLES
     assert scores["full"]["hps"] == pytest.approx(float(stored["hps"].mean()))
     # each image with its own caption, which has no prefix here
-    [hps_network] = optional.optional_networks(full.evaluate.model_copy(update={"dinov2": None, "pickscore": None}))
+    [hps_network] = optional.optional_networks(
+        full.evaluate.model_copy(update={"dinov2": None, "pickscore": None, "imagereward": None})
+    )
     [(_, images)] = read_shard(tmp_path / "00000.tar", SAMPLES)
     prepared = [hps_network.prepare(stored_image(image, full.evaluate)) for image in images]
     torch.testing.assert_close(stored["hps"], hps_network.rows(prepared, CAPTIONS))
@@ -180,7 +246,12 @@ def _other_dinov2(tmp_path, full, folders):
 
 
 def test_optional_networks_from_the_hub_are_fetched_at_a_commit(folders, evaluate_settings, tmp_path, monkeypatch):
-    with Server(repos={f"tiny/{key}": folder for key, folder in folders.items()}) as server:
+    lacking = shutil.copytree(folders["imagereward"], tmp_path / "imagereward")  # as on the hub
+    (tmp_path / "bert").mkdir()
+    shutil.move(lacking / "vocab.txt", tmp_path / "bert" / "vocab.txt")
+    repos = {f"tiny/{key}": folder for key, folder in (folders | {"imagereward": lacking}).items()}
+    with Server(repos=repos | {BERT[0]: tmp_path / "bert"}) as server:
+        server._commits[BERT[0]] = BERT[1]
         server.use_as_hub(monkeypatch, tmp_path / "cache")
         networks = {key: {"source": f"tiny/{key}", "revision": server.commit(f"tiny/{key}")} for key in folders}
         prepare_networks(evaluate_settings(**networks).evaluate, tmp_path / "extractors.json")
@@ -189,7 +260,9 @@ def test_optional_networks_from_the_hub_are_fetched_at_a_commit(folders, evaluat
         assert len(server.requests) == before
     record = read_json(tmp_path / "extractors.json")
     for extra, here in zip(there, optional.optional_networks(settings(folders, *folders)), strict=True):
-        assert extra.record == here.record
+        assert extra.record == here.record or extra.column == "imagereward"  # whose vocabulary is of another place
+        from_hub, from_folder = (one.rows([one.prepare(pictures(1)[0])], TEXTS[:1]) for one in (extra, here))
+        assert torch.equal(from_hub, from_folder)
         assert record[extra.column]["sha256"] == sha256_file(record[extra.column]["path"])
 
 
