@@ -421,7 +421,9 @@ GROUPS = {
         "plan-memory": Command(_plan_memory, "estimate the GPU memory of a training by its settings", MEMORY),
     },
     "Share": {
-        "export": Command(_call, "write a diffusers pipeline with a model card", "generator teacher out score?"),
+        "export": Command(
+            _call, "write a diffusers pipeline with a model card and a demo", "generator teacher out score?"
+        ),
         "push": Command(_call, "upload an exported pipeline to a hub", "pipeline repo private?"),
         "vote": Command(_call, "write a page to vote on blind pairs of samples", "runs out count? seed?"),
         "votes": Command(_votes, "print win rates, intervals and agreement of votes", "files"),

@@ -25,30 +25,55 @@ image = pipeline("a prompt", {call}, guidance_scale=1, generator=seed).images[0]
 
 Both settings matter. It was distilled for {count}, and guidance is in its weights: a `guidance_scale` above 1 would take
 two evaluations a step and apply guidance twice. The scheduler in this folder first feeds the network sigma(t_init) z and ends at
-its estimate of x_0; another scheduler, such as LCMScheduler, starts from z and gives other images."""
+its estimate of x_0; another scheduler, such as LCMScheduler, starts from z and gives other images.
+
+The folder `demo` is a page to try prompts on, by `python demo/app.py` or as a Space."""
 
 
-def model_card(record: dict, weights_sha256: str, provenance: dict, score: dict | None, side: int, usage: Usage) -> str:
+def model_card(
+    record: dict,
+    weights_sha256: str,
+    provenance: dict,
+    score: dict | None,
+    side: int,
+    usage: Usage,
+    comfy: str = "",
+) -> str:
     """Return Markdown that begins with the hub's metadata.
 
     Args:
         record, provenance, score: generator.json, provenance.json of the teacher, and score.json of these weights.
         side: pixels of an image.
         usage: arguments of the pipeline.
+        comfy: section on ComfyUI, if any.
     """
-    count = "one step" if record["num_steps"] == 1 else f"{record['num_steps']} steps"
-    terms = SHIPPED_LICENSE if provenance.get("source") == "embedded" else provenance.get("license")
+    terms = license_of(provenance)
     sections = [
         _metadata(terms, provenance.get("repo")),
-        f"# {record['run']['name']}: text to {side} x {side} images in {count}",
+        f"# {card_title(record, side)}",
         _description(record, provenance),
-        USAGE.format(load=usage.load, call=usage.call, count=count),
+        USAGE.format(load=usage.load, call=usage.call, count=_count(record)),
+        *([comfy] if comfy else []),
         _settings(record, weights_sha256),
         _scores(score),
         _terms(terms, provenance),
         f"## Citation\n\n```bibtex\n{CITATION}\n```",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def card_title(record: dict, side: int) -> str:
+    """Return 'lsg-1.5: text to 64 x 64 images in one step'."""
+    return f"{record['run']['name']}: text to {side} x {side} images in {_count(record)}"
+
+
+def _count(record: dict) -> str:
+    return "one step" if record["num_steps"] == 1 else f"{record['num_steps']} steps"
+
+
+def license_of(provenance: dict) -> str | None:
+    """Return the license of the teacher; None where it was not recorded."""
+    return SHIPPED_LICENSE if provenance.get("source") == "embedded" else provenance.get("license")
 
 
 def _metadata(terms: str | None, repo: str | None) -> str:

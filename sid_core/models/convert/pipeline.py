@@ -11,13 +11,17 @@ from ..backbones import StableDiffusion, family_of
 from ..backbones.layout import DiffusersLayout
 from ..generator import generator_folder, generator_sha256, recorded_steps
 from ..teacher import latent_shape, teacher_sha256
-from .card import model_card
+from .card import card_title, license_of, model_card
+from .comfy import comfy_section
+from .demo import write_demo
 
 MARKERS = ("model_index.json", "generator.json")  # both together distinguish an export from teachers and generators
 
 
 def export(generator: Path, teacher: Path, out: Path, score: Path | None = None) -> None:
-    """Write the pipeline of a generator (runs/RUN) to `out`: DiffusionPipeline.from_pretrained(out) loads it.
+    """Write the pipeline of a generator (runs/RUN) to `out`, with a model card and a demo.
+
+    DiffusionPipeline.from_pretrained(out) loads it.
 
     Raises:
         UserError: a file is missing, damaged or of another generator, or it takes several steps with noise other than ddim.
@@ -56,7 +60,9 @@ def export(generator: Path, teacher: Path, out: Path, score: Path | None = None)
         levels = len(read_json(teacher / "vae" / "config.json")["block_out_channels"])
         side = latent_shape(teacher)[1] * 2 ** (levels - 1)
         provenance = read_json(teacher / "provenance.json")
-        write_text(folder / "README.md", model_card(record, weights, provenance, scores, side, usage))
+        comfy = comfy_section(teacher, record, provenance.get("source"), side)
+        write_text(folder / "README.md", model_card(record, weights, provenance, scores, side, usage, comfy))
+        write_demo(folder / "demo", card_title(record, side), usage, license_of(provenance))
         write_manifest(folder)
 
 

@@ -2,9 +2,11 @@
 
 import json
 import re
+import runpy
 import shutil
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -263,6 +265,103 @@ def test_model_card_states_the_license_of_the_teacher(tiny_teacher, tmp_path):
         metadata = yaml.safe_load(card.split("---")[1])
         assert (metadata["license"], metadata.get("base_model")) == (terms, provenance.get("repo"))
         assert f"`{terms}`, the license of the teacher" in card
+
+
+def test_model_card_python_gives_the_image_of_the_pipeline(exported):
+    card = (exported[2] / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.S)
+    found = {}
+    exec(code.replace("THIS REPOSITORY OR FOLDER", str(exported[2])).replace("a prompt", PROMPT), found)
+    generator = torch.Generator().manual_seed(0)
+    expected = found["pipeline"](PROMPT, num_inference_steps=1, guidance_scale=1, generator=generator).images[0]
+    np.testing.assert_array_equal(np.asarray(found["image"]), np.asarray(expected))
+
+
+def comfy_workflow(folder: Path) -> dict:
+    (text,) = re.findall(r"```json\n(.*?)```", (folder / "README.md").read_text(), flags=re.S)[:1]
+    return json.loads(text)
+
+
+def test_comfy_workflow_gives_the_latents_of_one_step(exported):
+    """Compare with ComfyUI's formulas: x = sigma z, network input x / sqrt(sigma^2 + 1), timestep of the nearest sigma."""
+    teacher, folder, _ = exported
+    nodes = comfy_workflow(exported[2])
+    links = [value for node in nodes.values() for value in node["inputs"].values() if isinstance(value, list)]
+    assert all(source in nodes for source, _ in links)
+    by_class = {node["class_type"]: node["inputs"] for node in nodes.values()}
+    sigma, kind = by_class["SetFirstSigma"]["sigma"], by_class["ModelSamplingDiscrete"]["sampling"]
+    abar = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
+    sigmas = ((1 - abar) / abar).sqrt()
+    t = (np.log(sigma) - sigmas.log()).abs().argmin()
+    assert t == 625
+    backbone, record = load_generator(folder, teacher)
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(SEED))
+    cond = TextEncoder.from_directory(teacher).encode([PROMPT])
+    with torch.inference_mode():
+        expected = one_step(backbone, z, record["t_init"], cond)
+        x = sigma * z
+        output = backbone.network(x / (sigma**2 + 1) ** 0.5, t, encoder_hidden_states=cond.tokens).sample
+    v_prediction = x / (sigma**2 + 1) - output * sigma / (sigma**2 + 1) ** 0.5
+    found = {"eps": x - output * sigma, "v_prediction": v_prediction}[kind]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_model_card_has_a_comfy_workflow_only_where_comfy_has_the_schedule(tiny_teacher, tiny_teacher_source, tmp_path):
+    several = make_generator(tiny_teacher, tmp_path / "several", num_steps=2, noise="ddim")
+    other = change_scheduler(tiny_teacher_source, tmp_path, beta_end=0.013)
+    for number, (generator, teacher) in enumerate(
+        [(several, tiny_teacher), (make_generator(other, tmp_path / "o"), other)]
+    ):
+        assert export(generator, teacher, tmp_path / str(number)) == 0
+        assert "ComfyUI" not in (tmp_path / str(number) / "README.md").read_text()
+
+
+# --- demo --------------------------------------------------------------------------------------------------------------
+
+
+class Gradio(ModuleType):
+    """A replacement of gradio that keeps the function and the title of the page."""
+
+    def __init__(self):
+        super().__init__("gradio")
+        self.Textbox = self.Number = self.Image = lambda *_, **__: None
+
+    def Interface(self, function, inputs, outputs, title):
+        assert len(inputs) == 2
+        self.function, self.title = function, title
+
+
+@pytest.fixture
+def gradio(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", Gradio())
+    monkeypatch.delenv("MODEL", raising=False)
+    return sys.modules["gradio"]
+
+
+def test_demo_app_gives_the_image_of_the_pipeline(exported, gradio):
+    runpy.run_path(str(exported[2] / "demo" / "app.py"))
+    assert gradio.title == "lsg-1.5: text to 16 x 16 images in one step"
+    np.testing.assert_array_equal(
+        np.asarray(gradio.function(PROMPT, SEED)), pixels_of(DiffusionPipeline.from_pretrained(exported[2]))
+    )
+
+
+def test_demo_app_away_from_its_pipeline_needs_the_variable_model(exported, gradio, tmp_path, monkeypatch):
+    shutil.copytree(exported[2] / "demo", tmp_path / "space")
+    with pytest.raises(SystemExit, match="Set the variable MODEL to OWNER/NAME"):
+        runpy.run_path(str(tmp_path / "space" / "app.py"))
+    monkeypatch.setenv("MODEL", str(exported[2]))
+    runpy.run_path(str(tmp_path / "space" / "app.py"))
+    assert np.asarray(gradio.function(PROMPT, SEED)).shape == (16, 16, 3)
+
+
+def test_demo_has_the_metadata_of_a_space_and_requirements(exported):
+    card = (exported[2] / "demo" / "README.md").read_text()
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata == {"title": "lsg-1.5: text to 16 x 16 images in one step", "sdk": "gradio", "app_file": "app.py"}
+    lines = (exported[2] / "demo" / "requirements.txt").read_text().splitlines()
+    assert [re.split(">=", line)[0] for line in lines] == ["gradio", "torch", "diffusers", "transformers"]
+    assert not any("+" in line for line in lines)
 
 
 # --- push --------------------------------------------------------------------------------------------------------------
