@@ -4,11 +4,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..config import Config, DistillSettings, ExtraRun, JobResources, baselines, distillations, generators, shards
+from ..config import Config, DistillSettings, ExtraRun, JobResources, baselines, distillations, generators, runs, shards
 from ..storage.states import KEEP_STATES
 
 FEATURE_KB = 16  # of a sample, at most: 2,048 features and two CLIP embeddings of 1,024, float32
 REAL_PAIRS = 10_000  # of a source whose number is not in the settings
+DMD_UPDATES = 5  # of the fake score for one of the generator (DMD2, arXiv 2405.14867)
 TOGETHER = (1, 4, 8)  # GPUs of one distillation, to choose from
 STATE_WEIGHTS = 5  # copies of the weights in a training state: three networks, two second moments
 
@@ -40,9 +41,9 @@ def make_plan(config: Config, gpus_here: int = 0, passes: Passes | None = None) 
     """
     plan, count, parts = config.plan, config.generate.samples, len(shards(config))
     asks = {name: block.model_copy(update={"gpu": block.gpus(gpus_here)}) for name, block in config.resources}
-    runs, sampled, others = distillations(config), len(generators(config)), baselines(config)
+    trainings, sampled, others = distillations(config), generators(config), baselines(config)
     weights_gb, samples_gb = plan.unet_million * 4 / 1000, count * plan.image_kb / 1e6
-    seen, scored = config.evaluate.reference_samples, sampled + len(others)
+    seen, scored = config.evaluate.reference_samples, len(sampled) + len(others)
 
     def shard_hours(speed: float) -> float:
         return _hours(count / parts, speed)
@@ -51,12 +52,12 @@ def make_plan(config: Config, gpus_here: int = 0, passes: Passes | None = None) 
         Stage("teacher", 1 + len(config.teachers), asks["teacher"], 0.0, plan.download_gb),
         Stage("prompts", 1, asks["prompts"], 0.0, 0.0),
     ]
-    if any(settings.run.uses_real_images for settings in runs):
+    if any(settings.run.uses_real_images for settings in trainings):
         pairs = config.distill.real.pairs or REAL_PAIRS
         hours = _hours(pairs, plan.feature_images_per_s)
         stages.append(Stage("real pairs", 1, asks["reference"], hours, 0.0))
     usual = passes and passes(_usual(config))
-    kinds = Counter((run.distill.train_kimg, passes and passes(run)) for run in runs)
+    kinds = Counter((run.distill.train_kimg, passes and passes(run)) for run in trainings)
     for (kimg, each), jobs in sorted(kinds.items()):
         hours = _hours(1000 * kimg, plan.train_images_per_s * max(asks["distill"].gpu or 0, 1))
         hours *= each / usual if passes else 1
@@ -66,8 +67,11 @@ def make_plan(config: Config, gpus_here: int = 0, passes: Passes | None = None) 
     if config.imports:
         jobs = len(config.imports)
         stages.append(Stage("import", jobs, asks["teacher"], 0.0, jobs * weights_gb))
-    hours = shard_hours(plan.generate_images_per_s)
-    stages.append(Stage("generate", sampled * parts, asks["generate"], hours, sampled * samples_gb))
+    for steps, rows in sorted(Counter(run.num_steps for run in sampled).items()):
+        # the first evaluation is part of the speed with the VAE
+        hours = shard_hours(plan.generate_images_per_s) + (steps - 1) * shard_hours(plan.evaluations_per_s)
+        name = "generate" if steps == 1 else f"generate {steps} evaluations"
+        stages.append(Stage(name, rows * parts, asks["generate"], hours, rows * samples_gb))
     for baseline in others:
         speed = plan.evaluations_per_s / baseline.nfe if baseline.nfe else plan.generate_images_per_s
         stages.append(Stage(f"generate {baseline.name}", parts, asks["generate"], shard_hours(speed), samples_gb))
@@ -115,6 +119,12 @@ def to_text(config: Config, gpus_here: int = 0, passes: Passes | None = None) ->
             f"note: {', '.join(embedded)}: embedded, trained on shapes; their scores of other captions mean nothing "
             "(docs/how-to/own-prompts.md)"
         )
+    lines += [
+        f"note: {run.name}: fake_updates: {run.fake_updates}; published for dmd are {DMD_UPDATES}, for Stable Diffusion 1.5 10, "
+        f"as a fake score that lags behind makes training unstable. Fix: fake_updates: {DMD_UPDATES}, each costs 4 passes"
+        for run in runs(config)
+        if run.objective == "dmd" and run.fake_updates < DMD_UPDATES
+    ]
     return "\n".join(lines)
 
 

@@ -62,6 +62,16 @@ def test_make_plan_counts_a_guided_step_twice():
     )
 
 
+def test_make_plan_counts_every_evaluation_of_a_generator():
+    four = {"strategy": "long", "scale": 1.5, "num_steps": 4, "sample_steps": [2], "steps_objective": "mixture"}
+    plan = {"generate_images_per_s": 10, "evaluations_per_s": 20}
+    planned = stages(shipped(guidance_scales=[1.5], extra_runs=[four], plan=plan))
+    count = shipped().generate.samples
+    seconds = {"generate": count / 10, "generate 2 evaluations": count * 0.15, "generate 4 evaluations": count * 0.25}
+    for name, expected in seconds.items():
+        assert planned[name].jobs * planned[name].hours == pytest.approx(expected / 3600)
+
+
 def test_make_plan_with_null_gpus_takes_those_of_the_machine():
     assert stages(shipped())["distill 12.8 kimg"].gpu_hours == 0
     assert stages(shipped(), gpus_here=1)["distill 12.8 kimg"].gpu_hours > 0
@@ -92,6 +102,13 @@ def test_to_text_with_the_longest_name_keeps_its_columns():
     lines = to_text(shipped(baselines={"steps": [100], "guidance_scales": [1.25]})).splitlines()
     assert any("teacher-dpm-solver-karras-cfg1.25-100steps" in line for line in lines)
     assert len({len(line) for line in lines[1:-1]}) == 1
+
+
+def test_to_text_of_dmd_with_few_fake_updates_warns():
+    dmd = {"strategy": "long", "scale": 1.75, "objective": "dmd"}
+    extra = [dmd, dmd | {"name": "published", "fake_updates": 10}]
+    assert "note: dmd-long-1.75: fake_updates: 2;" in to_text(shipped(extra_runs=extra))
+    assert "fake_updates" not in to_text(shipped(extra_runs=extra[1:]))
 
 
 def test_to_text_with_embedded_networks_and_other_captions_warns():

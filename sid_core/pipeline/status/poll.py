@@ -179,7 +179,7 @@ def _expectations(config: Config, folder: Path, states: dict[Job, tuple[str, str
         expected.setdefault("distill", mean(1000 / rate for rate in rates))
     for planned in make_plan(config):
         name, *rest = planned.name.split()
-        stage = "generate-baseline" if name == "generate" and rest else name
+        stage = "generate-baseline" if name == "generate" and len(rest) == 1 else name
         seconds = 3600 * planned.hours / (float(rest[0].replace(",", "")) if name == "distill" else 1)
         expected.setdefault(stage, seconds or SHORT_S)
     return expected
