@@ -74,6 +74,9 @@ class Adversarial(Block):
     """A GAN on real images, whose discriminator is the fake score's encoder (SiDA, arXiv 2410.14919)."""
 
     weight: Positive = Field(0.01, description="of the generator's GAN loss; published: 0.01, few steps 0.001")
+    discriminator_weight: Positive = Field(
+        1.0, description="of the discriminator's loss beside the fake score's; published: 1, 100 for EDM2's networks"
+    )
     start_nimg: int = Field(
         ge=0,
         description="images at which the generator's GAN loss starts; the discriminator learns from the first. "

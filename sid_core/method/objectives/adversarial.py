@@ -17,6 +17,7 @@ class Adversarial(Protocol):
     """The settings of the GAN."""
 
     weight: float  # lambda of the generator's loss
+    discriminator_weight: float  # of L_D beside the fake score's loss
     start_nimg: int  # images seen by the generator when its loss starts; the discriminator learns from the first
 
 

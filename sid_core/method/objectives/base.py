@@ -177,7 +177,7 @@ class ScoreDistillation:
         real = fake_score.logits(schedule.add_noise(batch.real, batch.eps, batch.t), batch.t, batch.real_cond)
         loss, gan = fake_score_loss(x0_hat, x_g, weight), discriminator_loss(real, fake, elements)
         metrics = {"fake_loss": loss.detach() / elements, "discriminator_loss": gan.detach() / elements}
-        return loss + gan, metrics | logit_metrics(real, fake)
+        return loss + self.adversarial.discriminator_weight * gan, metrics | logit_metrics(real, fake)
 
     def generator_backward(self, networks: Networks, batch: Batch, factor: float | Tensor) -> Metrics:
         """Add the gradient of the generator's loss."""

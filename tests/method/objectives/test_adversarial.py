@@ -94,8 +94,8 @@ def make(name="sid", strategy="lsg", **options):
     return OBJECTIVES[name](Guidance(*STRATEGIES[strategy]), Steps(T_INIT), 1.2, **options)
 
 
-def gan(start_nimg=0, weight=0.01):
-    return SimpleNamespace(start_nimg=start_nimg, weight=weight)
+def gan(start_nimg=0, weight=0.01, discriminator_weight=1.0):
+    return SimpleNamespace(start_nimg=start_nimg, weight=weight, discriminator_weight=discriminator_weight)
 
 
 def close(found, expected):
@@ -119,8 +119,9 @@ def test_logit_metrics_count_logits_on_their_side():
     assert {key: value.item() for key, value in found.items()} == {"logit_gap": 3.0, "discriminator_accuracy": 0.75}
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.1])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_fake_backward_with_discriminator_equals_the_formula(networks, batch, strategy):
+def test_fake_backward_with_discriminator_equals_the_formula(networks, batch, strategy, weight):
     kappa, fake = STRATEGIES[strategy][0], networks.fake_score
 
     def loss():
@@ -131,12 +132,15 @@ def test_fake_backward_with_discriminator_equals_the_formula(networks, batch, st
         snr = (fake.schedule.alpha(batch.t) / fake.schedule.sigma(batch.t)) ** 2
         score = (snr * (x0 - x_g) ** 2).sum() / ROWS
         clamped = bce(of_real.clamp(-10, 10), 1.0).mean() + bce(of_fake.clamp(-10, 10), 0.0).mean()
-        return score + clamped / 2 * 256
+        return score + weight * clamped / 2 * 256
 
     expected, value = gradient(fake, loss)
-    found, metrics = ours(fake, lambda: make(strategy=strategy, adversarial=gan()).fake_backward(networks, batch, 1.0))
+    made = make(strategy=strategy, adversarial=gan(discriminator_weight=weight))
+    found, metrics = ours(fake, lambda: made.fake_backward(networks, batch, 1.0))
     close(found, expected)
-    assert (metrics["fake_loss"] + metrics["discriminator_loss"]).item() * 256 == pytest.approx(value.item(), rel=1e-5)
+    assert (metrics["fake_loss"] + weight * metrics["discriminator_loss"]).item() * 256 == pytest.approx(
+        value.item(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
