@@ -305,7 +305,7 @@ def _plan_memory(given: argparse.Namespace) -> None:
     if not 0 < given.kappa < math.inf:
         raise UserError(f"--kappa {given.kappa:g}: expected more than 0; 1 is no guidance")
     architecture = architectures.from_directory(given.teacher) if given.teacher else architectures.from_name(given.size)
-    rows = memory.search_settings(architecture, given.kappa, given.precision, given.gpus)
+    rows = memory.search_settings(architecture, given.kappa, given.precision, given.gpus, given.gan)
     print(memory.to_markdown(rows), memory.advice(rows), memory.NOTE, sep="\n\n")
 
 
@@ -337,6 +337,7 @@ PATHS = {
     "out": "output, written atomically",
 }
 FLAGS = {
+    "gan": "with distill.adversarial, whose discriminator sees real images",
     "off": "record that tracking is off",
     "sync": "again, also where MLflow was unavailable; nothing is logged twice",
     "so-far": "report the scored runs of an unfinished experiment in RESULTS/so-far",
@@ -398,7 +399,7 @@ class Command:
 SHARD = "settings teacher captions range out gpus?"
 DISTILL = "settings teacher prompts state tracking out reference? reference-settings? real-pairs?"
 IMPORT = "teacher out network settings? t-init? num-steps? gpus?"
-MEMORY = "teacher|size kappa? gpus? precision?"
+MEMORY = "teacher|size kappa? gan? gpus? precision?"
 GROUPS = {
     "Run": {
         "report": Command(_report, "make tables, figures and the page of an experiment", "settings results so-far?"),

@@ -50,6 +50,19 @@ class RandomPrompts:
         return cond if dropped is None else cond.replace(dropped, self.empty)
 
 
+class RandomPairs:
+    """RealPairs without content: captions of `prompts`, and latents of zeros."""
+
+    def __init__(self, prompts: RandomPrompts, latent_shape: tuple[int, int, int]):
+        self.prompts, self.latent = prompts, torch.zeros(1, *latent_shape, device=prompts.empty.tokens.device)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __call__(self, indices: Tensor, dropped: Tensor | None = None) -> tuple[Tensor, Conditioning]:
+        return self.latent.repeat(len(indices), 1, 1, 1), self.prompts(indices, dropped)
+
+
 def make_run(kappa: float, seed: int = 0, **changes) -> SimpleNamespace:
     """Make a run of a one-step generator with all guidance scales `kappa`, with `changes`."""
     usual = {
@@ -85,4 +98,7 @@ def make_trainer(
     set_determinism(settings.deterministic)
     set_memory_format(teacher.network, settings.precision, device)
     prompts = RandomPrompts(architecture.text_shape, device, architecture.pooled)
-    return Trainer(teacher, prompts, architecture.latent_shape, run or make_run(kappa), settings, device=device)
+    real = RandomPairs(prompts, architecture.latent_shape)
+    return Trainer(
+        teacher, prompts, architecture.latent_shape, run or make_run(kappa), settings, device=device, real=real
+    )

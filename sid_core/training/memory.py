@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..method import DTYPES
 from ..models.architectures import Architecture, new_backbone, new_codec
 from .blocks import blocks_to_shard
-from .dry_run import RandomPrompts, make_run, make_settings
+from .dry_run import RandomPairs, RandomPrompts, make_run, make_settings
 from .iteration import Trainer
 
 aten = torch.ops.aten
@@ -40,6 +40,7 @@ MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 PLACES = tuple((offload, "none") for offload in ("none", "ema", "optimizer", "all"))
 SHARED_PLACES = (("none", "none"), ("none", "optimizer"), ("none", "all"), ("all", "all"))
 GOOD = 4  # micro-batch above which throughput grows little
+GAN = SimpleNamespace(weight=0.01, discriminator_weight=1.0, start_nimg=0)  # its loss acts from the first image
 NOTE = (
     "GB = 10^9 bytes; n is distill.micro_batch. float16 takes what bfloat16 takes, tf32 what float32 takes. Predicted by tracing an iteration on the "
     "device meta; not measured on a GPU. Compiled blocks take less."
@@ -166,7 +167,8 @@ def predict(
     teacher = new_backbone(architecture, "meta")  # counts as host memory: made outside of LiveBytes
     with LiveBytes("meta") as memory, fused_attention():
         prompts = RandomPrompts(architecture.text_shape, torch.device("meta"), architecture.pooled)
-        trainer = Trainer(teacher, prompts, architecture.latent_shape, run or make_run(kappa), settings)
+        run, real = run or make_run(kappa), RandomPairs(prompts, architecture.latent_shape)
+        trainer = Trainer(teacher, prompts, architecture.latent_shape, run, settings, real=real)
         for tensor in (encoder, *codec.parameters(), *trainer.teacher.parameters()):
             memory.add(tensor)
         static = memory.live
@@ -207,22 +209,25 @@ class Row:
     prediction: Prediction
 
 
-def search_settings(architecture: Architecture, kappa: float, precisions: Sequence[str], gpus: int = 1) -> list[Row]:
+def search_settings(
+    architecture: Architecture, kappa: float, precisions: Sequence[str], gpus: int = 1, gan: bool = False
+) -> list[Row]:
     """Predict all settings of `precisions`, fastest first: offloading costs less time than recomputing activations.
 
     Args:
         gpus: world size of the run.
+        gan: with `adversarial`, on real images.
 
     Raises:
         UserError: an unknown precision.
     """
-    rows = []
+    rows, run = [], make_run(kappa, adversarial=GAN) if gan else None
     for precision in precisions:
         if precision not in DTYPES:
             raise UserError(f"--precision {precision}: expected {', '.join(DTYPES)}")
     for precision in precisions:
         for checkpointing in (False, True):
-            prediction = predict(architecture, kappa, precision, checkpointing)
+            prediction = predict(architecture, kappa, precision, checkpointing, run)
             for place in PLACES if gpus == 1 else SHARED_PLACES:
                 rows.append(Row(precision, checkpointing, *place, prediction.placed(*place, gpus)))
     return rows

@@ -51,6 +51,25 @@ def test_live_bytes_on_meta_equals_the_peak_on_a_device(precision, checkpointing
     assert predicted.fixed + 3 * predicted.per_image - predicted.static == pytest.approx(rise, rel=0.1)
 
 
+def test_predict_with_a_gan_equals_the_peak_on_a_device():
+    run = dry_run.make_run(2.0, adversarial=memory.GAN)
+    predicted = memory.predict(SMALL, run=run)
+    trainer = dry_run.make_trainer(SMALL, "cpu", run=run, batch=3, micro_batch=3)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        trainer.step()
+    rise = allocated_rise(profiler)
+    assert predicted.fixed + 3 * predicted.per_image - predicted.static == pytest.approx(rise, rel=0.1)
+    assert predicted.per_image > predict("float32").per_image
+
+
+def test_search_settings_with_a_gan_predicts_its_run(monkeypatch):
+    runs = []
+    monkeypatch.setattr(memory, "predict", lambda *given: runs.append(given[-1]) or prediction(26, 4))
+    for gan in (True, False):
+        memory.search_settings(SMALL, 2.0, ["float32"], gan=gan)
+    assert [run and run.adversarial for run in runs] == [memory.GAN, memory.GAN, None, None]
+
+
 def allocated_rise(profiler) -> int:
     """Return the peak of the allocator above its start, in bytes."""
     now = most = 0
