@@ -42,7 +42,8 @@ def model_card(
     """Return Markdown that begins with the hub's metadata.
 
     Args:
-        record, provenance, score: generator.json, provenance.json of the teacher, and score.json of these weights.
+        record, score: generator.json, and score.json of these weights.
+        provenance: provenance.json of the teacher, and `pipeline`, the class of its family in diffusers.
         side: pixels of an image.
         usage: arguments of the pipeline.
         comfy: section on ComfyUI, if any.
@@ -156,7 +157,7 @@ def _teacher(provenance: dict) -> str:
         return f"`{provenance['repo']}` (revision `{provenance['revision']}`)"
     if provenance.get("source") == "embedded":
         return "the small teacher that ships with `sid_core`"
-    return "a local Stable Diffusion"
+    return f"a local teacher of diffusers' `{provenance['pipeline']}`"
 
 
 def _table(what: str, rows: dict[str, object]) -> str:

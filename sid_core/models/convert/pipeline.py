@@ -59,7 +59,7 @@ def export(generator: Path, teacher: Path, out: Path, score: Path | None = None)
         write_model_index(folder, type(scheduler).__name__, family)
         levels = len(read_json(teacher / "vae" / "config.json")["block_out_channels"])
         side = latent_shape(teacher)[1] * 2 ** (levels - 1)
-        provenance = read_json(teacher / "provenance.json")
+        provenance = read_json(teacher / "provenance.json") | {"pipeline": family.PIPELINES[0]}
         comfy = comfy_section(teacher, record, provenance.get("source"), side)
         write_text(folder / "README.md", model_card(record, weights, provenance, scores, side, usage, comfy))
         write_demo(folder / "demo", card_title(record, side), usage, license_of(provenance))

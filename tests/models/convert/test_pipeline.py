@@ -213,6 +213,7 @@ def test_model_card_with_a_score_lists_settings_and_scores(exported, tmp_path):
     assert "license" not in metadata  # unknown for a local teacher
     for line in (
         "# lsg-1.5: text to 16 x 16 images in one step",
+        "distilled from a local teacher of diffusers' `StableDiffusionPipeline` by",
         "| FID | 8.71 ± 0.05 |",
         "| CLIP score | 0.3021 ± 0.0003 |",
         "| protocol | coco2014-30k, `0123456789abcdef` |",
