@@ -56,6 +56,9 @@ def write_report(config: Config, inputs: Inputs) -> None:
     for name, figure in rendered.items():
         write_png(out.figure(f"{name}.png"), figure.png)
         write_text(out.figure(f"{name}.svg"), figure.svg)
+    for name in reasons:  # of an earlier report
+        for suffix in ("png", "svg"):
+            out.figure(f"{name}.{suffix}").unlink(missing_ok=True)
     write_png(out.figure("samples.png"), sheet)
     write_text(out.report, html)
 
@@ -65,9 +68,7 @@ def _render(draw: dict[str, Callable[[], Figure]]) -> tuple[dict[str, RenderedFi
     rendered, reasons = {}, {}
     for name, plot in draw.items():
         try:
-            figure = plot()
+            rendered[name] = RenderedFigure.from_figure(plot())
         except paper.NoData as error:
             reasons[name] = str(error)
-            figure = paper.placeholder(str(error))
-        rendered[name] = RenderedFigure.from_figure(figure)
     return rendered, reasons

@@ -30,6 +30,7 @@ PANELS = (  # key in training.jsonl, title, subtitle, logarithmic
     ("generator_grad_norm", "Generator's gradient", "norm before the optimizer", True),
     ("images_per_s", "Speed", "images per second", False),
 )
+GAN_PANEL = ("discriminator_accuracy", "Discriminator", "accuracy, 0.5 sees no difference", False)
 KEYS = ("nimg", "elapsed_s", "skipped", "generator_loss", *(panel[0] for panel in PANELS))
 PROXIES = ("fid_proxy", "clip_proxy")  # at some points, where distill.proxy_samples is set
 OPTIONAL = ("network_passes", "discriminator_accuracy", *PROXIES)  # an earlier version did not count passes
@@ -71,11 +72,14 @@ def _read_curve(training: Row | State) -> dict[str, np.ndarray]:
 def training(alarms: Alarms, curves: Curves) -> Figure:
     """Plot the curves of every run against images seen, as MLflow does; alarm limits are dashed, the legend is the last panel."""
     limits = {"score_gap": [alarms.score_gap_max], "latent_std": [alarms.latent_std_min, alarms.latent_std_max]}
+    limits["discriminator_accuracy"] = [alarms.discriminator_accuracy_max]
+    shown = [*PANELS, *[GAN_PANEL] * any(run.adversarial is not None for run, _ in curves)]
+    columns = len(shown) // 2 + 1
     with matplotlib.rc_context(LIGHT.rc() | {"font.size": 8, "lines.markersize": 4.5}):
-        figure = new_figure(11, 5.4)
-        panels = figure.subplots(2, 4, sharex=True).ravel()
+        figure = new_figure(2.75 * columns, 5.4)
+        panels = figure.subplots(2, columns, sharex=True).ravel()
         styles = _styles(curves)
-        for axes, (key, title, subtitle, logarithmic) in zip(panels, PANELS, strict=False):
+        for axes, (key, title, subtitle, logarithmic) in zip(panels, shown, strict=False):
             for run, points in curves:
                 style = {"markevery": [-1], "gid": f"run:{base_name(run)}", **styles[run.name]}
                 axes.plot(points["nimg"], points[key], **style)
@@ -86,11 +90,13 @@ def training(alarms: Alarms, curves: Curves) -> Figure:
             axes.set_title(title, loc="left", fontsize=9.5, fontweight="bold", pad=16)
             above = {"xycoords": "axes fraction", "textcoords": "offset points"}
             axes.annotate(subtitle, (0, 1), (0, 5), fontsize=7.5, color=LIGHT.faint, **above)
-        for axes in panels[3:7]:  # the lowest of each column
+        for axes in panels[len(shown) - columns : len(shown)]:  # the lowest of each column
             axes.set_xlabel("images seen")
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             axes.tick_params(labelbottom=True)
-        _legend(panels[7], styles, curves)
+        for axes in panels[len(shown) :]:
+            axes.set_axis_off()
+        _legend(panels[len(shown)], styles, curves)
         return figure
 
 
@@ -132,7 +138,6 @@ def _styles(curves: Curves) -> dict[str, dict]:
 
 
 def _legend(axes: Axes, styles: dict[str, dict], curves: Curves) -> None:
-    axes.set_axis_off()
     labels = {base_name(run): base_label(run) for run, _ in curves}
     handles = {base_name(run): Line2D([], [], **styles[run.name] | {"linewidth": 2, "alpha": 1}) for run, _ in curves}
     seeds = len({run.seed for run, _ in curves})

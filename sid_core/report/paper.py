@@ -24,14 +24,6 @@ class NoData(UserError):
     """Raised where an experiment has no data for a figure."""
 
 
-def placeholder(reason: str) -> Figure:
-    """Plot the reason in place of a figure without data."""
-    with matplotlib.rc_context(LIGHT.rc()):
-        figure = new_figure(6.6, 0.8, layout=None)
-        figure.text(0.02, 0.5, f"Not drawn: {reason}.", color=LIGHT.faint, va="center")
-        return figure
-
-
 def by_setting(summary: pd.DataFrame) -> pd.DataFrame:
     """Average `fid` and `clip` of summary.csv over seeds, and sort by guidance scale (`scale`), the sweep before extra runs.
 

@@ -115,6 +115,22 @@ def test_training_draws_a_line_for_each_run_and_alarm_limit(make_experiment):
     assert gap.lines[0].get_color() == gap.lines[1].get_color() != gap.lines[2].get_color()
 
 
+def test_training_with_a_gan_adds_a_panel_of_its_accuracy(make_experiment):
+    distill = make_config().distill.model_dump(mode="json") | {"real": {}}
+    config = make_config(extra_runs=[{"strategy": "none", "adversarial": {"start_nimg": 0}}], distill=distill)
+    logs = curves.read_curves(config, Inputs.finished(config, make_experiment(config)).trainings)
+    logs[-1][1]["discriminator_accuracy"][:] = 0.6
+    axes = curves.training(config.distill.alarms, logs).axes
+    titles = [one.get_title(loc="left") for one in axes]
+    shown = axes[titles.index("Discriminator")]
+    assert shown.lines[len(logs) - 1].get_ydata().tolist() == [0.6] * len(logs[-1][1]["nimg"])
+    assert shown.lines[-1].get_ydata()[0] == config.distill.alarms.discriminator_accuracy_max
+    assert shown.get_xlabel() == "images seen"
+    assert "Discriminator" not in [
+        one.get_title(loc="left") for one in curves.training(config.distill.alarms, logs[:-1]).axes
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

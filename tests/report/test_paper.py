@@ -10,6 +10,8 @@ from sid_core.report import curves, paper, table
 from sid_core.report.theme import LIGHT, RenderedFigure
 from sid_core.storage.files import read_json, write_json
 
+CONVERGENCE = ["run", "setting", "label", "kimg", "fid_proxy", "clip_proxy", "network_passes"]
+
 
 def read_summary(config, folder):
     rows = table.make_rows(config, folder, table.read_scores(Inputs.finished(config, folder).scores))
@@ -98,7 +100,7 @@ def test_convergence_of_runs_that_differ_in_passes_draws_them_too():
     lines = [("lsg-1.5", 18), ("none", 12)]
     frame = pd.DataFrame(
         [(name, name, name, kimg, 9 / kimg, 0.1, 1000 * kimg * passes) for name, passes in lines for kimg in (1, 2)],
-        columns=["run", "setting", "label", "kimg", "fid_proxy", "clip_proxy", "network_passes"],
+        columns=CONVERGENCE,
     )
     figure = paper.convergence(frame)
     assert [axes.get_xlabel() for axes in figure.axes] == ["images seen"] * 2 + ["network passes in training"] * 2
@@ -108,7 +110,8 @@ def test_convergence_of_runs_that_differ_in_passes_draws_them_too():
 
 
 def test_rendered_figure_is_reproducible_and_its_colours_have_names():
-    figure, again = (RenderedFigure.from_figure(paper.placeholder("nothing was measured")) for _ in range(2))
+    table = pd.DataFrame([["lsg", "lsg", "SiD-LSG", 1, 9, 0.1, 18_000]], columns=CONVERGENCE)
+    figure, again = (RenderedFigure.from_figure(paper.convergence(table)) for _ in range(2))
     assert figure == again
-    assert "nothing was measured" in figure.svg
+    assert "SiD-LSG" in figure.svg
     assert set(LIGHT.names().values()) >= {"paper", "ink", "faint", "line-5"}

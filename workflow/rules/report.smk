@@ -3,11 +3,14 @@ from sid_core.config import generators
 
 FIGURES = {
     "fid_clip": "Results",
-    "scales": "Results",
-    "convergence": "Training",
     "training": "Training",
     "samples": "Results",
 }
+# a figure without data is not written
+if any(run.strategy == "lsg" for run in generators(CONFIG)):
+    FIGURES["scales"] = "Results"
+if NAMES["distilled"] and CONFIG.distill.proxy_samples:
+    FIGURES["convergence"] = "Training"
 if len({run.method for run in generators(CONFIG)}) > 1:
     FIGURES["methods"] = "Results"
 
