@@ -60,6 +60,11 @@ def tsv(captions: list[str]) -> bytes:
 TEXT = "\n".join(FOUR).encode()
 
 
+def short(value: object) -> str | None:
+    """Return an id for pytest in place of a file's contents, which may be megabytes."""
+    return f"{len(value)} bytes" if isinstance(value, bytes) else None
+
+
 @pytest.mark.parametrize(
     ("name", "data", "settings"),
     [
@@ -81,6 +86,7 @@ TEXT = "\n".join(FOUR).encode()
         ("a.tar", archive(good=TEXT, other=b"x\n"), {"member": "folder/good.txt"}),
         ("a.tar.gz", archive("w:gz", good=TEXT, other=b"x\n"), {"member": "good.txt"}),
     ],
+    ids=short,
 )
 def test_read_captions_of_every_format_gives_equal_captions(tmp_path, name, data, settings):
     out = prepare(tmp_path, data, b"a cat\nA DOG.\n", name, **settings)
@@ -197,6 +203,7 @@ def test_read_captions_with_other_blocks_gives_equal_lines(tmp_path, monkeypatch
         ("t.tar", b"not a tar", {"member": "a.txt"}, "truncated or damaged"),
         ("t.txt", TEXT, {"member": "a.txt"}, "is no archive"),
     ],
+    ids=short,
 )
 def test_read_captions_of_bad_files_names_them(tmp_path, name, train, settings, message):
     with pytest.raises(UserError, match=message):

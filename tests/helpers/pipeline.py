@@ -54,7 +54,8 @@ class Pipeline(Project):
             subprocess.run(["chown", "-R", str(self.uid), self.folder], check=True)
         paths = [str(self.plugin), os.environ.get("PYTHONPATH", "")]
         given = {"PYTHONPATH": ":".join(filter(None, paths)), "HOME": str(self.folder), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "snakemake", *PROFILE, *arguments]
+        # with the profile's 30/10s each call of Snakemake ends up to 10 s after its last job
+        command = [sys.executable, "-m", "snakemake", *PROFILE, "--max-jobs-per-timespan", "30/1s", *arguments]
         with open(self.log, "a") as log:
             self.process = self.cluster.popen(
                 ["sh", "-c", 'echo $$ > pid && exec "$@"', "sh", *command],
