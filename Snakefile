@@ -20,6 +20,7 @@ include: "workflow/rules/settings.smk"
 include: "workflow/rules/teacher.smk"
 include: "workflow/rules/prompts.smk"
 include: "workflow/rules/real_pairs.smk"
+include: "workflow/rules/embed_prompts.smk"
 include: "workflow/rules/distill.smk"
 include: "workflow/rules/import.smk"
 include: "workflow/rules/generate.smk"
@@ -36,6 +37,7 @@ rule all:
         expand(rules.teacher.output, teacher=NAMES["teachers"]),
         rules.prompts.output,
         rules.real_pairs.output if NAMES["real_images"] else [],
+        expand(rules.embed_prompts.output, captions=NAMES["embedded"]),
         expand(rules.distill.output, run=NAMES["distilled"]),
         expand(rules.import_official.output, run=NAMES["imported"]),
         expand(rules.resample.output, run=NAMES["resampled"]),

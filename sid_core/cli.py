@@ -111,12 +111,13 @@ def print_error(message: str, code: int = 1) -> int:
 # --- stages ----------------------------------------------------------------------------------------------------------
 
 
-SAMPLING = "teacher captions start stop out workers"
+SAMPLING = "teacher captions start stop out workers embeddings"
 # commands that call a function with its settings, if it has any, and some of their arguments
 CALLS = {
     "teacher": ("models.teacher:prepare_teacher", config.Teacher, "out"),
     "prompts": ("data.prompts:prepare_prompts", config.PromptsSettings, "out teacher"),
     "real-pairs": ("models.encode_pairs:encode_pairs", config.Real, "out teacher workers"),
+    "embed-prompts": ("models.embeddings:embed_prompts", None, "captions teacher out"),
     "evaluation-networks": ("evaluation.networks.weights:prepare_networks", config.BuildReferenceSettings, "out"),
     "resample": ("models.generator:resample", config.ResampleSettings, "generator out"),
     "generate": ("sampling.generation:generate_run", config.GenerateSettings, f"generator {SAMPLING}"),
@@ -176,7 +177,18 @@ def _distill(given: argparse.Namespace) -> None:
     try:
         with mirror:
             code = stage_digest(RULES["distill"].code)
-            distill(settings, given.teacher, prompts, given.state, given.out, draw, proxy, code, given.real_pairs)
+            distill(
+                settings,
+                given.teacher,
+                prompts,
+                given.state,
+                given.out,
+                draw,
+                proxy,
+                code,
+                given.real_pairs,
+                given.embeddings,
+            )
     except Interrupted as error:
         message = f"{settings.run.name}: interrupted; its state is saved, running again continues"
         sys.exit(print_error(message, 128 + error.signum) if is_first() else 128 + error.signum)
@@ -320,6 +332,7 @@ PATHS = {
     "plan-memory.teacher": "a diffusers directory; its weights are not read",
     "prompts": "training captions, one a line",
     "captions": "evaluation captions, one a line",
+    "embed-prompts.captions": "any captions, one a line",
     "state": "folder of the training state; running again continues from it",
     "tracking": "what tracking-init wrote; training mirrors itself to MLflow once it is there",
     "generator": "runs/RUN/generator of a finished distillation",
@@ -328,6 +341,7 @@ PATHS = {
     "distill.reference": "reference features, where distill.proxy_samples is set",
     "reference-settings": "the settings they were made with",
     "real-pairs": "what real-pairs wrote, for a run that uses real images",
+    "embeddings": "what embed-prompts wrote: folders train, evaluation, real; no text encoder is loaded",
     "results": "results/EXPERIMENT",
     "status.results": "results/EXPERIMENT, by the settings frozen there",
     "configfile": "such as experiments/sd15.yaml (default: config.yaml alone)",
@@ -396,8 +410,8 @@ class Command:
         return [word for word in self.arguments.split() if not {"?", "|"} & set(word) and word not in POSITIONAL]
 
 
-SHARD = "settings teacher captions range out gpus?"
-DISTILL = "settings teacher prompts state tracking out reference? reference-settings? real-pairs?"
+SHARD = "settings teacher captions range out embeddings? gpus?"
+DISTILL = "settings teacher prompts state tracking out reference? reference-settings? real-pairs? embeddings?"
 IMPORT = "teacher out network settings? t-init? num-steps? gpus?"
 MEMORY = "teacher|size kappa? gan? gpus? precision?"
 GROUPS = {
@@ -434,6 +448,9 @@ GROUPS = {
         "teacher": Command(_call, "fetch the teacher and check it", "settings out gpus?"),
         "prompts": Command(_call, "write the captions", "settings out teacher? gpus?"),
         "real-pairs": Command(_call, "encode real images with their captions", "settings teacher out gpus?"),
+        "embed-prompts": Command(
+            _call, "encode a caption file by the teacher's text encoders", "captions teacher out gpus?"
+        ),
         "evaluation-networks": Command(_call, "fetch evaluation networks and reference images", "settings out gpus?"),
         "reference": Command(_call, "extract features of the reference images", "settings out gpus?"),
         "distill": Command(_distill, "train a generator, or resume", DISTILL),

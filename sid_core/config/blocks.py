@@ -208,7 +208,7 @@ def caption_format(name: str) -> str:
     return "" if suffix == ".txt" else suffix
 
 
-class Prompts(Block):
+class Captions(Block):
     """Captions: `embedded` draws them with the scenes, `file` reads them, `hub` reads them from a repository's file."""
 
     source: Literal["embedded", "file", "hub"] = "embedded"
@@ -228,7 +228,7 @@ class Prompts(Block):
     )
 
     @model_validator(mode="after")
-    def _kinds_agree(self) -> "Prompts":
+    def _kinds_agree(self) -> "Captions":
         for key in ("train", "evaluation"):
             value = getattr(self, key)
             if isinstance(value, str) != (self.source != "embedded"):
@@ -260,6 +260,14 @@ class Prompts(Block):
                 f"column={self.column!r}: train and evaluation are text of one caption a line, no table. "
                 f"Fix: omit column, or give a table ({', '.join(TABLES)})"
             )
+
+
+class Prompts(Captions):
+    """Captions, and the place of their embeddings."""
+
+    embeddings: Literal["memory", "disk"] = Field(
+        "memory", description="disk: encode all prompts once; training and sampling then load no text encoder"
+    )
 
 
 class Alarms(Block):
@@ -530,6 +538,10 @@ class Plan(Block):
     evaluations_per_s: Positive = Field(description="of the teacher (a guided pair is two), per job")
     feature_images_per_s: Positive = Field(description="per job")
     image_kb: Positive = Field(description="of a stored sample")
+    embedding_kb: Positive = Field(
+        240,
+        description="of a prompt's embedding, float32: 77 x 768 values of Stable Diffusion 1.5; 256 x 4096 are 4,200",
+    )
     download_gb: NonNegative = Field(description="of all downloads")
 
 

@@ -195,6 +195,13 @@ def _check_real_images(settings: "DistillSettings") -> None:
         )
 
 
+def embedded_captions(config: "Config") -> list[str]:
+    """List the captions whose embeddings are stored on disk: `train`, `evaluation`, and `real`, those of real images."""
+    trained = distillations(config)
+    needed = {"train": trained, "evaluation": True, "real": any(settings.run.uses_real_images for settings in trained)}
+    return [name for name, use in needed.items() if use and config.prompts.embeddings == "disk"]
+
+
 def imported_run(imported: Imported) -> Run:
     """Return the run of a published generator; its seed and alpha are unknown."""
     scales = dict.fromkeys(("fake_train", "fake_eval", "teacher"), imported.scale)

@@ -8,11 +8,11 @@ from pydantic import Field
 from ..storage.files import digest
 from .blocks import (
     Block,
+    Captions,
     Count,
     Evaluate,
     Imported,
     InitialTimestep,
-    Prompts,
     ReferenceSettings,
     Sampling,
     Split,
@@ -56,7 +56,7 @@ class BaselineSettings(Block):
 class PromptsSettings(Block):
     """Settings of the prompt files."""
 
-    prompts: Prompts
+    prompts: Captions
 
 
 class ScoreSettings(Block):

@@ -61,6 +61,10 @@ class Conditioning:
         columns = zip(*(block._parts() for block in blocks), strict=True)
         return Conditioning(*(None if parts[0] is None else torch.cat(parts) for parts in columns))
 
+    def parts(self) -> dict[str, Tensor]:
+        """Return the tensors that are not None, by name."""
+        return {name: part for name, part in vars(self).items() if part is not None}
+
     def _parts(self) -> tuple[Tensor | None, ...]:
         return self.tokens, self.pooled, self.mask
 
@@ -87,7 +91,7 @@ class PromptSet:
         self.encoder, self.prompts = encoder, prompts
         self.empty = encoder.empty()
         self._table = None
-        if (rows := _distinct(prompts, cache_size)) is not None:
+        if (rows := distinct(prompts, cache_size)) is not None:
             texts, self._row = rows
             chunks = [encoder.encode(texts[i : i + CHUNK]).map(Tensor.cpu) for i in range(0, len(texts), CHUNK)]
             self._table = Conditioning.cat(chunks)
@@ -104,7 +108,7 @@ class PromptSet:
         return cond if dropped is None else cond.replace(dropped, self.empty)
 
 
-def _distinct(prompts: Sequence[str], most: int) -> tuple[list[str], Tensor] | None:
+def distinct(prompts: Sequence[str], most: int) -> tuple[list[str], Tensor] | None:
     """Return the distinct prompts in order, and for each prompt its index among them; None if there are more than `most`."""
     rows: dict[str, int] = {}
     which = array("q")

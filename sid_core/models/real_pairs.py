@@ -9,6 +9,7 @@ from ..cluster.machine import to_device
 from ..errors import UserError
 from ..storage.files import read_lines, verify_manifest
 from .conditioning import Conditioning, Encoder, PromptSet
+from .embeddings import StoredPrompts
 from .teacher import teacher_sha256
 
 LATENTS, CAPTIONS = "latents.safetensors", "captions.txt"
@@ -18,8 +19,11 @@ TEACHER = "teacher_sha256"  # in the manifest's record
 class RealPairs:
     """Encoded pairs by index."""
 
-    def __init__(self, folder: Path, encoder: Encoder, teacher: Path):
+    def __init__(self, folder: Path, encoder: Encoder | None, teacher: Path, embeddings: Path | None = None):
         """Open the files of `encode_pairs`.
+
+        Args:
+            encoder: of the captions; None: `embed_prompts` wrote them to `embeddings`.
 
         Raises:
             UserError: they are missing, changed, or of another teacher.
@@ -28,7 +32,8 @@ class RealPairs:
         if record.get(TEACHER) != teacher_sha256(teacher):
             raise UserError(f"--real-pairs {folder}: encoded by another teacher. Fix: encode them by {teacher}")
         self.latents = load_file(folder / LATENTS)["latents"]  # mapped, not read
-        self._prompts = PromptSet(encoder, read_lines(folder / CAPTIONS, "caption"))
+        captions = read_lines(folder / CAPTIONS, "caption")
+        self._prompts = PromptSet(encoder, captions) if encoder else StoredPrompts(embeddings, captions, teacher)
 
     def __len__(self) -> int:
         return len(self.latents)

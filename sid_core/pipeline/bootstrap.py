@@ -19,6 +19,7 @@ from ..config import (
     JobResources,
     baselines,
     dump,
+    embedded_captions,
     generators,
     parse_config,
     read_yaml,
@@ -137,6 +138,7 @@ class Setup:
         return {
             "distilled": [run.name for run in runs(self.config)],
             "real_images": [run.name for run in runs(self.config) if run.uses_real_images],
+            "embedded": embedded_captions(self.config),
             "resampled": list(self.sources),
             "imported": [imported.name for imported in self.config.imports],
             "runs": [run.name for run in generators(self.config)],
@@ -168,6 +170,16 @@ class Setup:
         wanted = self.config.evaluate.fid_teacher and wildcards.kind == "runs"
         rows = [baseline for baseline in baselines(self.config) if baseline.kind == "teacher"]
         return [self.results.baseline(row.name).score for row in rows] if wanted else []
+
+    def embeddings_of(self, wildcards) -> list[Path]:
+        """Return the embeddings that a distillation reads, if they are on disk."""
+        names = ["train", *["real"] * (wildcards.run in self.names["real_images"])]
+        return [self.results.embeddings(name) for name in names if name in self.names["embedded"]]
+
+    def sampled_embeddings_of(self, wildcards) -> list[Path]:
+        """Return the embeddings that samples are conditioned on, if they are on disk; they are of `teacher` alone."""
+        own = getattr(wildcards, "run", None) is None or self.teacher_of(wildcards) == self.results.provenance()
+        return [self.results.embeddings("evaluation")] * ("evaluation" in self.names["embedded"] and own)
 
     def shard_range(self, wildcards) -> tuple[int, int]:
         """Return the first sample of a shard and the end of its range; sample i has caption i."""

@@ -81,6 +81,7 @@ class Results:
     baseline = _each("baselines/{}", Row)
     state = _each("state/{}", State)
     reference = _each("{}", Reference)  # `reference` or `watch`
+    embeddings = _each("embeddings/{}/index.json")
     figure = _each("figures/{}")
     log = _each("logs/{}.log")
     benchmark = _each("benchmarks/{}.tsv")

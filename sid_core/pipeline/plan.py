@@ -4,7 +4,19 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..config import Config, DistillSettings, ExtraRun, JobResources, baselines, distillations, generators, runs, shards
+from ..config import (
+    COCO2014_30K,
+    Config,
+    DistillSettings,
+    ExtraRun,
+    JobResources,
+    baselines,
+    distillations,
+    embedded_captions,
+    generators,
+    runs,
+    shards,
+)
 from ..storage.states import KEEP_STATES
 
 FEATURE_KB = 16  # of a sample, at most: 2,048 features and two CLIP embeddings of 1,024, float32
@@ -52,6 +64,11 @@ def make_plan(config: Config, gpus_here: int = 0, passes: Passes | None = None) 
         Stage("teacher", 1 + len(config.teachers), asks["teacher"], 0.0, plan.download_gb),
         Stage("prompts", 1, asks["prompts"], 0.0, 0.0),
     ]
+    for name in embedded_captions(config):
+        prompts = _captions(config, name)
+        hours = _hours(prompts or 0, plan.evaluations_per_s)  # a text encoder is smaller than a teacher
+        title = f"embed-prompts {name}" + ("" if prompts else " (unknown number)")
+        stages.append(Stage(title, 1, asks["reference"], hours, (prompts or 0) * plan.embedding_kb / 1e6))
     if any(settings.run.uses_real_images for settings in trainings):
         pairs = config.distill.real.pairs or REAL_PAIRS
         hours = _hours(pairs, plan.feature_images_per_s)
@@ -82,6 +99,22 @@ def make_plan(config: Config, gpus_here: int = 0, passes: Passes | None = None) 
         Stage("features", scored * parts, asks["features"], feature_hours, scored * count * FEATURE_KB / 1e6),
         Stage("score", scored, asks["score"], 0.0, 0.0),
     ]
+
+
+def _captions(config: Config, name: str) -> int | None:
+    """Count training or evaluation captions, or those of real images; None for a hub's."""
+    from ..data.captions import read_captions  # needs numpy, and files take seconds
+
+    if name == "real":
+        return config.distill.real.pairs or REAL_PAIRS
+    value = getattr(config.prompts, name)
+    if isinstance(value, int) or value == COCO2014_30K:
+        return value if isinstance(value, int) else 30_000
+    if config.prompts.source == "hub" and name == "train":
+        return None
+    return sum(
+        map(len, read_captions(value, config.prompts.column, config.prompts.member if name == "train" else None))
+    )
 
 
 def _usual(config: Config) -> DistillSettings:

@@ -29,6 +29,7 @@ RULES = {
     "teacher": Rule("{teacher}", "teacher", "models.teacher"),
     "prompts": Rule("prompts", "prompts", "data.prompts"),
     "real_pairs": Rule("real_pairs", "reference", "models.encode_pairs"),
+    "embed_prompts": Rule("embed_prompts/{captions}", "reference", "models.embeddings"),
     "evaluation_networks": Rule("evaluation_networks", "teacher", "evaluation.networks.weights"),
     "reference": Rule("{reference}", "reference", "evaluation.features"),
     "distill": Rule("distill/{run}", "distill", "training.run"),

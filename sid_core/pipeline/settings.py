@@ -6,6 +6,7 @@ from ..config import (
     SEEDS,
     BaselineSettings,
     Block,
+    Captions,
     Config,
     FeatureSettings,
     GenerateSettings,
@@ -35,7 +36,7 @@ def stage_settings(config: Config) -> dict[str, Block]:
     sampling = part(Sampling, config.generate).model_copy(update={"seed": first_seed(config)})
     files: dict[Path, Block] = {
         settings_beside(below.teacher()): config.teacher,
-        settings_beside(below.prompts.parent): PromptsSettings(prompts=config.prompts),
+        settings_beside(below.prompts.parent): PromptsSettings(prompts=part(Captions, config.prompts)),
         below.reference("reference").settings: reference_settings(evaluate, split),
         below.features_settings: part(FeatureSettings, evaluate),
         below.score_settings: ScoreSettings(evaluate=evaluate, samples=config.generate.samples, seed=sampling.seed),

@@ -80,11 +80,13 @@ def generate_run(
     stop: int,
     out: Path,
     workers: int = 1,
+    embeddings: Path | None = None,
 ) -> None:
     """Write samples [start, stop) of a distilled generator to the shard `out` (.tar).
 
     Args:
         workers: threads that encode and hash images.
+        embeddings: folder of `evaluation` by `embed_prompts`; None: the text encoder is loaded.
 
     Raises:
         UserError: too few captions, an input that differs from its manifest, a generator distilled with other
@@ -97,7 +99,7 @@ def generate_run(
             raise UserError(
                 f"{generator}: {key}={found}: expected {getattr(settings, key)}, as in the settings. Fix: distil it again"
             )
-    inputs = Inputs(settings.sampling, teacher, captions)
+    inputs = Inputs(settings.sampling, teacher, captions, embeddings)
     network = place(network, settings.sampling.precision)
 
     def latents(noises: Tensor, cond: Conditioning) -> Tensor:
@@ -116,7 +118,14 @@ def generate_run(
 
 
 def generate_baseline(
-    settings: "BaselineSettings", teacher: Path, captions: Path, start: int, stop: int, out: Path, workers: int = 1
+    settings: "BaselineSettings",
+    teacher: Path,
+    captions: Path,
+    start: int,
+    stop: int,
+    out: Path,
+    workers: int = 1,
+    embeddings: Path | None = None,
 ) -> None:
     """Write samples [start, stop) of a baseline to the shard `out` (.tar): teacher, VAE round trip, or real images.
 
@@ -124,7 +133,7 @@ def generate_baseline(
         UserError: as generate_run; captions that differ from those of the real images.
     """
     baseline = settings.baseline
-    inputs = Inputs(settings.sampling, teacher, captions)
+    inputs = Inputs(settings.sampling, teacher, captions, embeddings)
     makers = {"teacher": _teacher_sampler, "vae": _vae_sampler, "real": _real_sampler}
     identity = {"settings_sha256": settings_digest(settings), "generator_sha256": None}
     how = {key: getattr(baseline, key) for key in ("solver", "steps", "guidance_scale")} if baseline.steps else None

@@ -25,6 +25,7 @@ from ..method.randomness import random_stream
 from ..models.backbones import Backbone
 from ..models.conditioning import Conditioning, PromptSet
 from ..models.devices import place
+from ..models.embeddings import StoredPrompts
 from ..models.teacher import latent_shape, load_backbone, load_image_codec, load_text_encoder, teacher_sha256
 from ..storage.files import read_lines
 
@@ -53,13 +54,15 @@ class Inputs:
     Where the number of captions is no multiple of the block, the last block is filled with the first captions.
     """
 
-    def __init__(self, sampling: "Sampling", teacher: Path, captions: Path):
+    def __init__(self, sampling: "Sampling", teacher: Path, captions: Path, embeddings: Path | None = None):
         self.sampling, self._folder, self.device = sampling, teacher, device()
         self.captions = read_lines(captions, "caption")
         self.teacher_sha256 = teacher_sha256(teacher)
         self.codec = place(load_image_codec(teacher), sampling.precision)
-        encoder = place(load_text_encoder(teacher), sampling.precision)
-        self._prompts = PromptSet(encoder, self.captions)
+        if embeddings:
+            self._prompts = StoredPrompts(embeddings / "evaluation", self.captions, teacher)
+        else:
+            self._prompts = PromptSet(place(load_text_encoder(teacher), sampling.precision), self.captions)
         self._latent_shape = latent_shape(teacher)
         self.block = block_size(self._latent_shape)
 

@@ -24,6 +24,7 @@ from ..errors import UserError
 from ..models.backbones import Backbone
 from ..models.conditioning import PromptSet
 from ..models.devices import set_memory_format
+from ..models.embeddings import StoredPrompts
 from ..models.generator import save_generator
 from ..models.real_pairs import RealPairs
 from ..models.teacher import latent_shape, load_backbone, load_text_encoder, teacher_sha256
@@ -87,6 +88,7 @@ def distill(
     on_held_out: Callable[[Iterator[Tensor]], dict[str, float | None]] | None = None,
     code: str = "",
     real_pairs: Path | None = None,
+    embeddings: Path | None = None,
 ) -> None:
     """Train or resume one generator and write it to `out` (runs/<run>/generator), with log and grids next to it.
 
@@ -101,6 +103,7 @@ def distill(
             proxy metrics fid_proxy and clip_proxy, which are logged and may select the generator.
         code: digest of the training code. A finished run of other code is trained again, not exported again.
         real_pairs: what `encode_pairs` wrote, for a run that uses real images.
+        embeddings: folders `train` and, with real_pairs, `real` of `embed_prompts`; None: the text encoder is loaded.
 
     Raises:
         TrainingStopped: non-finite numbers, or an alarm.
@@ -116,7 +119,7 @@ def distill(
             _claim_state(state, settings, identity, code)
         _agree(world, identity)
         try:
-            trainer = make_trainer(settings, teacher, prompts, world, device, real_pairs)
+            trainer = make_trainer(settings, teacher, prompts, world, device, real_pairs, embeddings)
             _train(trainer, state, signals, on_samples, on_held_out)
         except TrainingStopped as error:
             if is_first():
@@ -147,15 +150,16 @@ def make_trainer(
     world: World | None = None,
     device: torch.device | None = None,
     real_pairs: Path | None = None,
+    embeddings: Path | None = None,
 ) -> Trainer:
     """Build the Trainer of a run from a prepared teacher directory, its captions and, if it uses them, real pairs."""
     world, device = world or World(), device or torch.device(this_device())
     distill, backbone = settings.distill, load_backbone(teacher)
     check_times(distill, backbone)
     set_memory_format(backbone.network, distill.precision, device)
-    encoder = load_text_encoder(teacher).to(device)
-    prompt_set = PromptSet(encoder, prompts)
-    real = RealPairs(real_pairs, encoder, teacher) if real_pairs else None
+    encoder = None if embeddings else load_text_encoder(teacher).to(device)
+    prompt_set = StoredPrompts(embeddings / "train", prompts, teacher) if embeddings else PromptSet(encoder, prompts)
+    real = RealPairs(real_pairs, encoder, teacher, embeddings and embeddings / "real") if real_pairs else None
     held_out = distill.proxy_samples
     if held_out >= len(prompts):
         raise UserError(f"distill.proxy_samples={held_out}: expected fewer than the {len(prompts)} training captions")

@@ -104,6 +104,16 @@ def test_to_text_with_the_longest_name_keeps_its_columns():
     assert len({len(line) for line in lines[1:-1]}) == 1
 
 
+def test_make_plan_with_embeddings_on_disk_counts_their_bytes(tmp_path):
+    (tmp_path / "train.txt").write_text("a\nb\nc\n")
+    prompts = {"source": "file", "train": str(tmp_path / "train.txt"), "evaluation": c.COCO2014_30K}
+    over = {"baselines": {"vae": False, "real": False}, "plan": {"embedding_kb": 4200}, "evaluate": {"clip": "folder"}}
+    planned = stages(shipped(prompts=prompts | {"embeddings": "disk"}, **over))
+    found = {name: stage.disk_gb for name, stage in planned.items() if name.startswith("embed-prompts")}
+    assert found == {"embed-prompts train": pytest.approx(0.0126), "embed-prompts evaluation": pytest.approx(126)}
+    assert not any("embed" in name for name in stages(shipped(prompts=prompts, **over)))
+
+
 def test_to_text_of_dmd_with_few_fake_updates_warns():
     dmd = {"strategy": "long", "scale": 1.75, "objective": "dmd"}
     extra = [dmd, dmd | {"name": "published", "fake_updates": 10}]

@@ -12,6 +12,7 @@ rule distill:
         prompts=RESULTS.train_captions,
         watch=WATCH,
         real_pairs=SETUP.real_pairs_of,
+        embeddings=SETUP.embeddings_of,
     output:
         record=RUN.record,
         training=RUN.training,
@@ -30,4 +31,5 @@ rule distill:
         " -- distill --settings {input.settings} --teacher {params.teacher} --prompts {input.prompts}"
         f" --state {RESULTS.state('{wildcards.run}').folder} --out {{params.out}} --tracking {RESULTS.store}"
         + (" --reference {input.watch[0]} --reference-settings {input.watch[1]}" if WATCH else "")
+        + (f" --embeddings {RESULTS.folder}/embeddings" if NAMES["embedded"] else "")
         + " {params.real_pairs} --threads {threads} > {log} 2>&1"

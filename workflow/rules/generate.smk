@@ -5,6 +5,7 @@ rule generate:
         generator=RUN.record,
         teacher=SETUP.teacher_of,
         captions=RESULTS.captions,
+        embeddings=SETUP.sampled_embeddings_of,
     output:
         samples=RUN.samples("{shard}"),
         record=RUN.samples("{shard}").with_suffix(".json"),
@@ -12,10 +13,13 @@ rule generate:
         generator=subpath(input.generator, parent=True),
         teacher=subpath(input.teacher, parent=True),
         range=SETUP.shard_range,
+        embeddings=lambda wildcards: [
+            f"--embeddings {path.parents[1]}" for path in SETUP.sampled_embeddings_of(wildcards)
+        ],
     shell:
         "python -m sid_core generate --settings {input.settings} --generator {params.generator}"
         " --teacher {params.teacher} --captions {input.captions} --range {params.range}"
-        " --out {output.samples} --threads {threads} --gpus {resources.gpu} > {log} 2>&1"
+        " --out {output.samples} {params.embeddings} --threads {threads} --gpus {resources.gpu} > {log} 2>&1"
 
 
 rule generate_baseline:
@@ -23,13 +27,17 @@ rule generate_baseline:
         settings=BASELINE.generation,
         teacher=RESULTS.provenance(),
         captions=RESULTS.captions,
+        embeddings=SETUP.sampled_embeddings_of,
     output:
         samples=BASELINE.samples("{shard}"),
         record=BASELINE.samples("{shard}").with_suffix(".json"),
     params:
         teacher=subpath(input.teacher, parent=True),
         range=SETUP.shard_range,
+        embeddings=lambda wildcards: [
+            f"--embeddings {path.parents[1]}" for path in SETUP.sampled_embeddings_of(wildcards)
+        ],
     shell:
         "python -m sid_core generate-baseline --settings {input.settings} --teacher {params.teacher}"
         " --captions {input.captions} --range {params.range} --out {output.samples}"
-        " --threads {threads} --gpus {resources.gpu} > {log} 2>&1"
+        " {params.embeddings} --threads {threads} --gpus {resources.gpu} > {log} 2>&1"

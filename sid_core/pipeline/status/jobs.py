@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...config import Config, baselines, distillations, resamplings, runs, shards
+from ...config import Config, baselines, distillations, embedded_captions, resamplings, runs, shards
 from ...storage.files import sidecar
 from ..paths import Results, teacher_name
 from ..rules import RULES
@@ -37,6 +37,8 @@ def jobs(config: Config) -> list[Job]:
     add("prompts", below.prompts)
     if any(run.uses_real_images for run in runs(config)):
         add("real_pairs", below.real_pairs)
+    for name in embedded_captions(config):
+        add("embed_prompts", below.embeddings(name), name, captions=name)
     add("evaluation_networks", below.reference("reference").networks)
     add("reference", below.reference("reference").record, reference="reference")
     if config.distill.proxy_samples:
