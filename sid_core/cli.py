@@ -128,6 +128,12 @@ CALLS = {
     "status": ("pipeline.status:show", None, "results configfile watch"),
     "serve": ("serve:serve", None, "results port"),
     "export": ("models.convert.pipeline:export", None, "generator teacher out score"),
+    "export-benchmark": (
+        "evaluation.benchmarks:export_benchmark",
+        None,
+        "benchmark generator prompts out teacher seed workers",
+    ),
+    "import-benchmark": ("evaluation.benchmarks:import_benchmark", None, "benchmark file exported row"),
     "push": ("models.convert.pipeline:push", None, "pipeline repo private"),
     "vote": ("report.vote:write_vote_page", None, "runs out count seed"),
 }
@@ -327,6 +333,10 @@ def _plan_memory(given: argparse.Namespace) -> None:
 PATHS = {
     "settings": "the stage's frozen settings (YAML)",
     "teacher": "a prepared teacher: results/EXPERIMENT/teacher",
+    "export-benchmark.teacher": "default: the one it was distilled from, next to runs/",
+    "export-benchmark.prompts": "GenEval's evaluation_metadata.jsonl, or DPG-Bench's folder of .txt files",
+    "exported": "what export-benchmark wrote",
+    "row": "the run it is of, results/EXPERIMENT/runs/RUN",
     "prompts.teacher": "counts tokens with its tokenizer",
     "sample.teacher": "default: the one it was distilled from, next to runs/",
     "plan-memory.teacher": "a diffusers directory; its weights are not read",
@@ -390,6 +400,8 @@ OPTIONS: dict[str, dict] = {
     "threads": {"type": int, "metavar": "N", "help": "of torch and numpy"},
 }
 POSITIONAL = {
+    "benchmark": {"type": str, "choices": ("geneval", "dpg"), "help": "GenEval or DPG-Bench"},
+    "file": {"metavar": "FILE", "help": "the result file of its program: results.jsonl of GenEval, .txt of DPG-Bench"},
     "runs": {"nargs": "+", "metavar": "RUN", "help": "folders such as results/shapes/runs/lsg-2, of any experiments"},
     "files": {"nargs": "+", "metavar": "FILE", "help": "votes that the page saved, one file a voter"},
     "network": {"nargs": "?", "metavar": "NETWORK.pkl", "help": "a pickle of dict(ema=UNet)"},
@@ -413,6 +425,7 @@ class Command:
 SHARD = "settings teacher captions range out embeddings? gpus?"
 DISTILL = "settings teacher prompts state tracking out reference? reference-settings? real-pairs? embeddings?"
 IMPORT = "teacher out network settings? t-init? num-steps? gpus?"
+BENCHMARK = "benchmark generator prompts out teacher? seed?"
 MEMORY = "teacher|size kappa? gan? gpus? precision?"
 GROUPS = {
     "Run": {
@@ -438,6 +451,10 @@ GROUPS = {
     "Share": {
         "export": Command(
             _call, "write a diffusers pipeline with a model card and a demo", "generator teacher out score?"
+        ),
+        "export-benchmark": Command(_call, "write images in the layout of GenEval or DPG-Bench", BENCHMARK),
+        "import-benchmark": Command(
+            _call, "read a benchmark's results into a run's table", "benchmark file exported row"
         ),
         "push": Command(_call, "upload an exported pipeline to a hub", "pipeline repo private?"),
         "vote": Command(_call, "write a page to vote on blind pairs of samples", "runs out count? seed?"),
@@ -468,6 +485,7 @@ COMMANDS = {name: command for commands in GROUPS.values() for name, command in c
 # all other commands, also new ones, disable TF32
 WITHOUT_NETWORKS = {
     *("prompts", "evaluation-networks", "pairs", "report", "compare", "tracking-init", "track", "status", "push"),
+    "import-benchmark",
     *("plan", "plan-memory", "doctor", "vote", "votes"),
 }
 
@@ -492,7 +510,7 @@ def _parser() -> argparse.ArgumentParser:
             place = added.add_mutually_exclusive_group(required=required) if len(options) > 1 else added
             for option in options:
                 if option in POSITIONAL:
-                    place.add_argument(option, type=Path, **POSITIONAL[option])
+                    place.add_argument(option, **({"type": Path} | POSITIONAL[option]))
                 else:
                     given = OPTIONS.get(f"{name}.{option}") or OPTIONS[option]
                     flags = ["-n"] * (option == "count") + [f"--{option}"]

@@ -59,6 +59,7 @@ def test_main_of_a_stage_with_networks_multiplies_in_float32(stage, monkeypatch)
     required += {"compare": ["a", "b"], "vote": ["a", "b"], "votes": ["a"], "plan-memory": ["--size", "sd15"]}.get(
         stage, []
     )
+    required += {"export-benchmark": ["dpg"], "import-benchmark": ["dpg", "a"]}.get(stage, [])
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     try:
         assert cli.main([stage, *required]) == 0
@@ -77,7 +78,7 @@ def test_without_networks_lists_known_commands():
     """List the stages without networks: a new one has exact arithmetic unless it is named here."""
     assert {
         *("prompts", "evaluation-networks", "pairs", "report", "compare", "tracking-init", "track", "status", "push"),
-        *("plan", "plan-memory", "doctor", "vote", "votes"),
+        *("plan", "plan-memory", "doctor", "vote", "votes", "import-benchmark"),
     } == cli.WITHOUT_NETWORKS
 
 

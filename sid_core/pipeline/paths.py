@@ -28,6 +28,7 @@ class Row:
     grids = _below("grids")
     score = _below("score.json")
     replicates = _below("replicates.json")
+    benchmarks = _below("benchmarks.json")
     samples = _each("samples/{}.tar")
     features = _each("features/{}.safetensors")
 

@@ -6,7 +6,7 @@ The error is the standard deviation over seeds where there are several, else the
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..evaluation.metrics.catalogue import METRICS, Metric
+from ..evaluation.metrics.catalogue import BENCHMARKS, METRICS, Metric
 from ..evaluation.pairs import decimals as decimals_of
 from .entries import Entry, best
 
@@ -91,6 +91,7 @@ def main() -> list[Column]:
 def further(entries: list[Entry]) -> list[Column]:
     """Return the columns of the second table: further metrics that at least one entry has."""
     columns = [_metric(metric) for metric in METRICS.values() if metric.shown == "further"]
+    columns += map(_metric, BENCHMARKS.values())
     columns.append(_metric(Metric("teacher_eps_error", "ε-error", "lower", 3)))
     return [column for column in columns if any(column.value(entry) is not None for entry in entries)]
 

@@ -1,6 +1,7 @@
 """Describe the experiment in words: finding, limits, and summary.md with a line for each setting."""
 
 from ..config import Config, baselines, generators, runs
+from ..evaluation.metrics.catalogue import BENCHMARKS
 from .columns import Column, further, is_best, main, protocol, rounded
 from .entries import Differences, Entry, best, pair
 from .table import PUBLISHED_FACTS
@@ -20,9 +21,20 @@ def notes(entries: list[Entry], scores: dict[str, dict]) -> list[str]:
         "than chance explains: pairs.csv. The headline's verdicts are from there, with 95 % intervals in brackets: over seeds of "
         "training where there are several, else over samples of the same captions and noise.",
         *([f"Not computed: {', '.join(missing)}."] if missing else []),
+        *_imported(scores),
         *_real_images(entries),
         "Published rows: README of the official SiD-LSG repository, and the paper (arXiv 2406.01561).",
     ]
+
+
+def _imported(scores: dict[str, dict]) -> list[str]:
+    """Name the source of the columns that other programs measured."""
+    files = [
+        f"{BENCHMARKS[key].title} of {run}: {file}"
+        for run, score in scores.items()
+        for key, file in score.get("imported", {}).items()
+    ]
+    return [f"Measured by the benchmarks' own programs and imported: {', '.join(files)}."] if files else []
 
 
 def _real_images(entries: list[Entry]) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..config import Baseline, Config, Run, baselines, generators
 from ..errors import UserError
-from ..evaluation.metrics.catalogue import METRICS, headline
+from ..evaluation.metrics.catalogue import BENCHMARKS, METRICS, headline
 from ..pipeline.paths import Results
 from ..storage.files import MANIFEST, flat, read_json
 
@@ -72,12 +72,12 @@ SCORE_KEYS = (
 
 
 def measured_columns() -> list[str]:
-    """Name the measured columns: every metric of the catalogue, headline ones with errors, and two more."""
+    """Name the measured columns: every metric of the catalogue, headline ones with errors, benchmarks, and two more."""
     names = []
     for metric in METRICS.values():
         ends = ("_se", "_low", "_high") if metric.shown == "headline" else ()
         names += [metric.key, *(metric.key + end for end in ends)]
-    return [*names, "teacher_eps_error", "images_per_s"]  # of sampling; None for real images
+    return [*names, *BENCHMARKS, "teacher_eps_error", "images_per_s"]  # of sampling; None for real images
 
 
 def columns() -> list[str]:
@@ -121,7 +121,20 @@ def _read_score(path: Path) -> dict:
     for key in keys:
         if not isinstance(score[key], int | float) or not math.isfinite(score[key]):
             raise UserError(f"{path}: {key}={score[key]!r}: expected a finite number. Fix: delete it and rerun.")
-    return score
+    return score | _imported(score, path.with_name("benchmarks.json"))
+
+
+def _imported(score: dict, path: Path) -> dict:
+    """Return the results of benchmarks as keys of a score, if import-benchmark wrote some."""
+    found = read_json(path) if path.is_file() else {}
+    for key, result in found.items():
+        if result["generator_sha256"] != score["generator_sha256"]:
+            raise UserError(
+                f"{path}: {key} is of other weights than the score. Fix: delete it, or export and import again."
+            )
+    errors = score["standard_errors"] | {key: result["se"] for key, result in found.items()}
+    values = {key: result["value"] for key, result in found.items()}
+    return values | {"standard_errors": errors, "imported": {key: result["file"] for key, result in found.items()}}
 
 
 def make_rows(config: Config, folder: Path, scores: dict[str, dict]) -> list[Row]:
