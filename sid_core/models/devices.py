@@ -15,9 +15,11 @@ def place(network: Network, precision: str) -> Network:
     """Move a network to this machine's device and its weights to the dtype `precision`; buffers stay float32.
 
     The buffers are those of the noise schedule. A network with a true attribute `float32` overflows in 16 bits and stays
-    in float32.
+    in float32; one with `overflows` does so in float16, and takes bfloat16.
     """
     precision = "float32" if getattr(network, "float32", False) else precision
+    if precision == "float16" and getattr(network, "overflows", False):
+        precision = "bfloat16"
     network.to(device())
     for weights in network.parameters():
         weights.data = weights.data.to(DTYPES[precision])

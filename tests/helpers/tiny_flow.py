@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sid_core.method.schedule import FlowSchedule
 from sid_core.models.backbones import Backbone
+from sid_core.models.backbones.flow import FlowEuler
 from sid_core.models.conditioning import Conditioning
 
 WIDTH, PATCH, CHANNELS, SIDE, TOKENS = 16, 2, 3, 8, 6
@@ -67,25 +68,6 @@ class Codec(nn.Module):
         return self.up(latents.to(self.up.weight.dtype)).float()
 
 
-class Euler:
-    """An Euler solver of the flow's ODE, from estimates of x_0."""
-
-    init_noise_sigma = 1.0
-
-    def __init__(self, steps: int):
-        self.set_timesteps(steps)
-
-    def set_timesteps(self, steps: int, device: str = "cpu") -> None:
-        self.timesteps, self.length = torch.arange(steps, 0, -1, device=device) / steps, 1 / steps
-
-    def scale_model_input(self, x_t: Tensor, t: Tensor) -> Tensor:
-        return x_t
-
-    def step(self, x0_hat: Tensor, t: Tensor, x_t: Tensor):
-        self.prev_sample = x_t - self.length * (x_t - x0_hat) / t
-        return self
-
-
 class TinyFlow(Backbone):
     PIPELINES = ("TinyFlowPipeline",)
     NETWORK = "transformer"
@@ -120,8 +102,10 @@ class TinyFlow(Backbone):
         return CHANNELS, SIDE, SIDE
 
     @classmethod
-    def solver(cls, name: str, folder: Path, steps: int) -> Euler:
-        return Euler(steps)
+    def solver(cls, name: str, folder: Path, steps: int) -> FlowEuler:
+        solver = FlowEuler()
+        solver.set_timesteps(steps)
+        return solver
 
 
 def _load(module: nn.Module, folder: Path, stem: str) -> nn.Module:

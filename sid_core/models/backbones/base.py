@@ -39,6 +39,7 @@ class Backbone(nn.Module):
     OPTIONAL: ClassVar[
         tuple[str, ...]
     ] = ()  # endings of the folders of a text encoder and its tokenizer that may be absent
+    GUIDED: ClassVar[bool] = True  # false: distilled from guidance, so that the network has no unconditional estimate
     # class names of the modules that training compiles, and whose parameters it shards
     COMPILED: ClassVar[Collection[str]] = ()
     SHARDED: ClassVar[Collection[str]] = ()
@@ -151,6 +152,11 @@ class Backbone(nn.Module):
             uncond: the empty prompt, one row; needed where guidance_scale is not 1.
             guidance_scale: kappa, of any sign. At 1 only the conditional branch is evaluated, at 0 only the other.
         """
+        if guidance_scale != 1 and not self.GUIDED:
+            raise UserError(
+                f"guidance scale {guidance_scale:g}: expected 1 for {type(self).__name__}, whose guidance is an input of its network. "
+                "Fix: set baselines.guidance_scales: [1], and distil with the strategy none"
+            )
         x, cond = x_t.to(self.dtype), cond.to(self.dtype)
         if guidance_scale == 1:
             return self.to_x0(self.predict(x, t, cond).float(), x_t, t)

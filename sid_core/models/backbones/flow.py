@@ -1,4 +1,4 @@
-"""Share what families of transformers with flow matching have in common: the schedule and its solvers."""
+"""Load transformers with flow matching: what their families share, the schedule and its solvers."""
 
 import math
 from collections.abc import Iterator
@@ -96,7 +96,8 @@ class FlowTransformer(DiffusersLayout):
 class FlowEuler(FlowMatchEulerDiscreteScheduler):
     """diffusers' Euler solver, stepping with x_0; its times are t."""
 
-    init_noise_sigma = 1.0
+    init_noise_sigma, mu = 1.0, None
+    noise_levels = staticmethod(lambda steps: None)
 
     def set_timesteps(self, steps: int, device: str | None = None) -> None:
         super().set_timesteps(steps, device, sigmas=self.noise_levels(steps), mu=self.mu)

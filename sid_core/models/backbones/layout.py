@@ -34,10 +34,12 @@ class Usage:
     Attributes:
         call: of the pipeline's call, for the steps of its training.
         load: further ones of `from_pretrained`, each after a comma.
+        guidance: `guidance_scale` of the call; 1 evaluates the prompt alone.
     """
 
     call: str
     load: str = ""
+    guidance: float = 1
 
 
 class DiffusersLayout(Backbone):

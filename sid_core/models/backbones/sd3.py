@@ -130,6 +130,7 @@ class TextEncoders(nn.Module):
     def __init__(self, encoders: list["TextEncoder"], length: int, width: int):
         super().__init__()
         self.encoders, self.length, self.width = nn.ModuleList(encoders), length, width
+        self.overflows = len(encoders) > 2  # T5 does in float16
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:

@@ -20,12 +20,12 @@ from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("THIS REPOSITORY OR FOLDER"{load})
 seed = torch.Generator().manual_seed(0)
-image = pipeline("a prompt", {call}, guidance_scale=1, generator=seed).images[0]
+image = pipeline("a prompt", {call}, guidance_scale={guidance}, generator=seed).images[0]
 ```
 
-Both settings matter. It was distilled for {count}, and guidance is in its weights: a `guidance_scale` above 1 would take
-two evaluations a step and apply guidance twice. The scheduler in this folder first feeds the network sigma(t_init) z and ends at
-its estimate of x_0; another scheduler, such as LCMScheduler, starts from z and gives other images.
+Both settings matter. It was distilled for {count}, and guidance is in its weights: a larger `guidance_scale` would apply
+it twice, in most pipelines by two evaluations a step. The scheduler in this folder first feeds the network sigma(t_init) z and
+ends at its estimate of x_0; another scheduler, such as LCMScheduler, starts from z and gives other images.
 
 The folder `demo` is a page to try prompts on, by `python demo/app.py` or as a Space."""
 
@@ -53,7 +53,7 @@ def model_card(
         _metadata(terms, provenance.get("repo")),
         f"# {card_title(record, side)}",
         _description(record, provenance),
-        USAGE.format(load=usage.load, call=usage.call, count=_count(record)),
+        USAGE.format(load=usage.load, call=usage.call, guidance=usage.guidance, count=_count(record)),
         *([comfy] if comfy else []),
         _settings(record, weights_sha256),
         _scores(score),

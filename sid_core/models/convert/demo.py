@@ -24,7 +24,7 @@ pipeline = DiffusionPipeline.from_pretrained(MODEL{load}).to("cuda" if torch.cud
 
 def draw(prompt, seed):
     noise = torch.Generator().manual_seed(int(seed))
-    return pipeline(prompt, {call}, guidance_scale=1, generator=noise).images[0]
+    return pipeline(prompt, {call}, guidance_scale={guidance}, generator=noise).images[0]
 
 
 demo = gradio.Interface(
@@ -64,6 +64,6 @@ def write_demo(folder: Path, title: str, usage: Usage, terms: str | None) -> Non
         terms: the license of the teacher, if known.
     """
     required = [f"{name}>={version(name).partition('+')[0]}" for name in LIBRARIES]
-    write_text(folder / "app.py", APP.format(title=title, load=usage.load, call=usage.call))
+    write_text(folder / "app.py", APP.format(title=title, load=usage.load, call=usage.call, guidance=usage.guidance))
     write_text(folder / "requirements.txt", "\n".join(["gradio>=5", *required]) + "\n")
     write_text(folder / "README.md", README.format(title=title, license=f"\nlicense: {terms}" if terms else ""))

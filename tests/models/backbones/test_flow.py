@@ -1,0 +1,156 @@
+"""Prepare, distil, sample and export tiny teachers with flow matching; reject what does not fit them by name."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_run import PROMPTS, make_settings
+from tiny_sd3 import new_pipeline
+
+from recipes import networks
+from sid_core import cli
+from sid_core.config import Teacher
+from sid_core.errors import UserError
+from sid_core.method import Steps
+from sid_core.models.backbones import StableDiffusion3
+from sid_core.models.conditioning import Conditioning
+from sid_core.models.devices import place
+from sid_core.models.teacher import load_backbone, load_solver, load_text_encoder, prepare_teacher
+from sid_core.storage.files import read_json
+from sid_core.training.run import make_trainer
+
+
+@pytest.fixture
+def copy(request, tmp_path):
+    """Return a copy of a source, Stable Diffusion 3's by default."""
+    return shutil.copytree(request.getfixturevalue(getattr(request, "param", "tiny_sd3_source")), tmp_path / "source")
+
+
+def prepare(source, tmp_path):
+    prepare_teacher(Teacher(source="local", path=str(source)), tmp_path / "out")
+    return tmp_path / "out"
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(read_json(path) | changes))
+
+
+def without_t5(source):
+    edit(source / "model_index.json", text_encoder_3=[None, None], tokenizer_3=[None, None], max_sequence_length=0)
+    return source
+
+
+def test_stages_of_sd3_without_t5_end_in_a_pipeline_that_gives_the_image_of_sample(run_stages, copy, tmp_path):
+    teacher, generator = run_stages(without_t5(copy), 64, num_steps=3, t_init=1000, solver="flow-euler")
+    assert type(load_backbone(teacher)) is StableDiffusion3
+    assert not (teacher / "text_encoder_3").exists()
+    folders = {"generator": generator, "teacher": teacher}
+    sample = folders | {"prompt": PROMPTS[0], "seed": 3, "out": tmp_path / "x.png"}
+    for stage, given in (("sample", sample), ("export", folders | {"out": tmp_path / "pipeline"})):
+        assert cli.main([stage, *(text for key, value in given.items() for text in (f"--{key}", str(value)))]) == 0
+    card = (tmp_path / "pipeline" / "README.md").read_text()
+    assert "# lsg-1.5: text to 64 x 64 images in 3 steps" in card
+    # the code of the card itself
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    code = code.replace("THIS REPOSITORY OR FOLDER", str(tmp_path / "pipeline")).replace("a prompt", PROMPTS[0])
+    found = {}
+    exec(code.replace("manual_seed(0)", "manual_seed(3)"), found)
+    pixels = np.asarray(found["image"])
+    assert type(found["pipeline"]).__name__ == "StableDiffusion3Pipeline"
+    assert pixels.std() > 5
+    with Image.open(tmp_path / "x.png") as image:
+        difference = np.asarray(image).astype(int) - pixels.repeat(2, axis=0).repeat(2, axis=1)
+    assert np.abs(difference).max() <= 1
+
+
+def test_encoder_of_sd3_joins_clip_on_features_and_t5_on_tokens(tiny_sd3_source, tmp_path):
+    encoder, pipeline = load_text_encoder(prepare(tiny_sd3_source, tmp_path)), new_pipeline()
+    tokens, empty_tokens, pooled, empty_pooled = pipeline.encode_prompt(PROMPTS, None, None)
+    for found, expected in (
+        (encoder.encode(PROMPTS), Conditioning(tokens, pooled)),
+        (encoder.empty(), Conditioning(empty_tokens[:1], empty_pooled[:1])),
+    ):
+        torch.testing.assert_close(found.tokens, expected.tokens, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.pooled, expected.pooled, rtol=1e-4, atol=1e-4)
+    assert place(encoder, "float16").encoders[2].model.dtype == torch.bfloat16  # T5 overflows in float16
+
+
+def test_prepare_teacher_of_sd3_in_shards_joins_them(copy, tmp_path):
+    whole = prepare(copy, tmp_path)
+    sharded = new_pipeline()
+    sharded.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    assert list((tmp_path / "shards" / "transformer").glob("*.index.json"))
+    prepare_teacher(Teacher(source="local", path=str(tmp_path / "shards")), tmp_path / "joined")
+    weights = [load_backbone(folder).network.state_dict() for folder in (whole, tmp_path / "joined")]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    shard = sorted((tmp_path / "shards" / "transformer").glob("*-00002-of-*.safetensors"))[0]
+    shard.unlink()
+    with pytest.raises(UserError, match=f"lists transformer/{shard.name}, which is missing. Fix: get all shards"):
+        prepare_teacher(Teacher(source="local", path=str(tmp_path / "shards")), tmp_path / "half")
+
+
+# --- mistakes ----------------------------------------------------------------------------------------------------------
+
+SD3 = [
+    ("model_index.json", {"_class_name": "StableDiffusion3ControlNetPipeline"}, "_class_name=StableDiffusion3Control"),
+    ("model_index.json", {"controlnet": ["diffusers", "SD3ControlNetModel"]}, "controlnet=SD3ControlNetModel"),
+    ("model_index.json", {"max_sequence_length": 600}, "max_sequence_length=600: expected 0 to 512 tokens of T5"),
+    ("transformer/config.json", {"_class_name": "WanTransformer3DModel"}, "_class_name=WanTransformer3DModel"),
+    ("transformer/config.json", {"in_channels": 9}, "transformer: in_channels=9: expected 4"),
+    ("transformer/config.json", {"joint_attention_dim": 20}, "give 24 values a token, transformer expects at most 20"),
+    ("vae/config.json", {"_class_name": "AutoencoderDC"}, "vae: _class_name=AutoencoderDC: expected AutoencoderKL"),
+    ("text_encoder_3/config.json", {"model_type": "umt5"}, "text_encoder_3: model_type=umt5: expected t5"),
+    ("scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "scheduler: _class_name=DDIMScheduler"),
+]
+
+
+@pytest.mark.parametrize(("file", "changes", "message"), SD3)
+def test_prepare_teacher_of_another_sd3_names_what_differs(copy, tmp_path, file, changes, message):
+    edit(copy / file, **changes)
+    with pytest.raises(UserError, match=f"{re.escape(message)}.*Fix: (give|take|omit) "):
+        prepare(copy, tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("component", ["text_encoder_2", "tokenizer_3", "vae", "scheduler"])
+def test_prepare_teacher_of_sd3_without_a_component_names_it(copy, tmp_path, component):
+    shutil.rmtree(copy / component)
+    with pytest.raises(
+        UserError, match=rf"component {component} is missing: .*Fix: give a teacher with all its folders"
+    ):
+        prepare(copy, tmp_path)
+
+
+def test_prepare_teacher_of_sd3_with_a_vae_of_other_channels_names_both(copy, tmp_path):
+    networks.new_vae((8,) * 4, 8, 64).save_pretrained(copy / "vae")
+    with pytest.raises(UserError, match=r"vae has 8 latent channels, transformer expects 4.*Fix: take the vae"):
+        prepare(copy, tmp_path)
+
+
+def test_solver_of_the_other_kind_of_teacher_is_named(tiny_teacher, tiny_sd3_source):
+    with pytest.raises(UserError, match=r"solver=ddim: expected flow-euler or dpm-solver .*Fix: set baselines\.solver"):
+        load_solver("ddim", tiny_sd3_source, 4)
+    with pytest.raises(UserError, match=r"solver=flow-euler: expected ddim, .*Fix: set baselines\.solver"):
+        load_solver("flow-euler", tiny_teacher, 4)
+
+
+@pytest.mark.parametrize(
+    ("source", "changes", "message"),
+    [
+        ("tiny_teacher_source", {"t_init": 1000}, "distill.t_init=1000: expected 0 to 999 for StableDiffusion"),
+        ("tiny_sd3_source", {"t_init": 0}, "distill.t_init=0: expected 1 to 1000 for StableDiffusion3"),
+        ("tiny_sd3_source", {"t_min": 0}, "distill.t_min=0: expected 1 to 1000 for StableDiffusion3"),
+    ],
+)
+def test_make_trainer_with_times_of_another_schedule_names_them(request, source, changes, message):
+    with pytest.raises(UserError, match=f"{message}. Fix: "):
+        make_trainer(make_settings(**changes), request.getfixturevalue(source), PROMPTS)
+
+
+def test_export_of_sd3_from_another_t_init_names_it(tiny_sd3_source):
+    with pytest.raises(UserError, match=r"t_init=625: expected 1000; .*Fix: distil with t_init: 1000"):
+        StableDiffusion3.exported(tiny_sd3_source, Steps(625))
