@@ -61,6 +61,14 @@ def tiny_sd3_source(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_sana_source(tmp_path_factory) -> Path:
+    """Write SANA's layout with random weights: 4 x 8 x 8 latents, 32 x 32 images, 300 tokens of width 16."""
+    from tiny_sana import write_teacher
+
+    return write_teacher(tmp_path_factory.mktemp("sana") / "source")
+
+
+@pytest.fixture(scope="session")
 def tiny_teacher(tiny_teacher_source, tmp_path_factory) -> Path:
     """Prepare it by the teacher stage: with provenance and manifest."""
     from sid_core.config import Teacher

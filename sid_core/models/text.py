@@ -67,3 +67,32 @@ class TextEncoder(nn.Module):
     def empty(self) -> Conditioning:
         """Return the embedding of the empty prompt, one row."""
         return self.encode([""])
+
+
+class GemmaEncoder(TextEncoder):
+    """SANA's text encoder: an instruction precedes every prompt but the unconditional one.
+
+    Of the instruction's tokens the network sees the first alone, and padding is masked.
+    """
+
+    overflows = True
+    instruction = ""
+
+    @torch.no_grad()
+    def evaluate(self, prompts: Sequence[str], length: int) -> Conditioning:
+        """Return tokens (B, `length`, D) float32 and their mask."""
+        self.tokenizer.padding_side = "right"
+        tokens = self.tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
+        ids, mask = (to_device(part, self.model.device) for part in (tokens.input_ids, tokens.attention_mask))
+        return Conditioning(self.model(ids, attention_mask=mask)[0].float(), mask=mask)
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Return the embeddings of the first token and the last L - 1, (B, L, D), and their mask (B, L)."""
+        length = len(self.tokenizer.encode(self.instruction)) + self.length - 2
+        whole = self.evaluate([self.instruction + prompt.lower().strip() for prompt in prompts], length)
+        return whole.map(lambda part: torch.cat([part[:, :1], part[:, 1 - self.length :]], dim=1))
+
+    def empty(self) -> Conditioning:
+        return self.evaluate([""], self.length)

@@ -36,7 +36,7 @@ class ImageCodec(nn.Module):
     @property
     def shift(self) -> float:
         """Return the mean of the VAE's own latents, which scaled ones do not have; 0 for Stable Diffusion and SDXL."""
-        return self.vae.config.shift_factor or 0.0
+        return self.vae.config.get("shift_factor") or 0.0
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -48,8 +48,12 @@ class ImageCodec(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Encode images to scaled latents (B, C, h, w), the mean of the posterior without noise."""
         parts = self._parts(images.to(self.vae.dtype))
-        means = cat([self.vae.encode(part).latent_dist.mean.float() for part in parts])
+        means = cat([self.mean(part).float() for part in parts])
         return (means - self.shift) * self.vae.config.scaling_factor
+
+    def mean(self, images: Tensor) -> Tensor:
+        """Return the VAE's own latents of images, without noise."""
+        return self.vae.encode(images).latent_dist.mean
 
     def _parts(self, batch: Tensor) -> Sequence[Tensor]:
         return batch.split(self.at_once or len(batch))

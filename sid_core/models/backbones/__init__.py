@@ -5,11 +5,12 @@ from pathlib import Path
 from ...errors import UserError
 from ...storage.files import read_json
 from .base import Backbone
+from .sana import Sana
 from .sd import StableDiffusion
 from .sd3 import StableDiffusion3
 from .sdxl import StableDiffusionXL
 
-FAMILIES: list[type[Backbone]] = [StableDiffusion, StableDiffusionXL, StableDiffusion3]
+FAMILIES: list[type[Backbone]] = [StableDiffusion, StableDiffusionXL, StableDiffusion3, Sana]
 
 
 def family_of_index(index: dict, place: object) -> type[Backbone]:

@@ -1,11 +1,13 @@
 """Prepare, distil, sample and export tiny teachers with flow matching; reject what does not fit them by name."""
 
+import inspect
 import json
 import re
 import shutil
 
 import numpy as np
 import pytest
+import tiny_sana
 import torch
 from PIL import Image
 from small_run import PROMPTS, make_settings
@@ -93,6 +95,28 @@ def test_prepare_teacher_of_sd3_in_shards_joins_them(copy, tmp_path):
         prepare_teacher(Teacher(source="local", path=str(tmp_path / "shards")), tmp_path / "half")
 
 
+def test_encoder_of_sana_puts_the_instruction_before_prompts_alone(tiny_sana_source, tmp_path):
+    encoder, pipeline = load_text_encoder(prepare(tiny_sana_source, tmp_path)), tiny_sana.new_pipeline()
+    instruction = inspect.signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
+    tokens, mask, empty_tokens, empty_mask = pipeline.encode_prompt(PROMPTS, complex_human_instruction=instruction)
+    found, empty = encoder.encode([prompt.upper() for prompt in PROMPTS]), encoder.empty()
+    for ours, theirs in ((found, (tokens, mask)), (empty, (empty_tokens[:1], empty_mask[:1]))):
+        torch.testing.assert_close(ours.tokens, theirs[0])
+        assert torch.equal(ours.mask, theirs[1])
+    assert len(set(found.mask.sum(1).tolist())) > 1
+
+
+def test_predict_of_sana_ignores_masked_tokens(tiny_sana_source):
+    backbone, encoder = load_backbone(tiny_sana_source), load_text_encoder(tiny_sana_source)
+    cond, x_t, t = encoder.encode(PROMPTS[:2]), torch.randn(2, 4, 8, 8), torch.tensor([0.3, 0.9])
+    changed = Conditioning(torch.where(cond.mask.bool()[..., None], cond.tokens, 1.0), mask=cond.mask)
+    expected = backbone(x_t, t, cond)
+    torch.testing.assert_close(backbone(x_t, t, changed), expected)
+    assert (
+        backbone(x_t, t, Conditioning(changed.tokens, mask=torch.ones_like(cond.mask))) - expected
+    ).abs().max() > 1e-3
+
+
 # --- mistakes ----------------------------------------------------------------------------------------------------------
 
 SD3 = [
@@ -114,6 +138,23 @@ def test_prepare_teacher_of_another_sd3_names_what_differs(copy, tmp_path, file,
     with pytest.raises(UserError, match=f"{re.escape(message)}.*Fix: (give|take|omit) "):
         prepare(copy, tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+SANA = [
+    ("vae/config.json", {"_class_name": "AutoencoderKL"}, "vae: _class_name=AutoencoderKL: expected AutoencoderDC"),
+    ("text_encoder/config.json", {"model_type": "t5"}, "text_encoder: model_type=t5: expected gemma2"),
+    ("transformer/config.json", {"guidance_embeds": True}, "transformer: guidance_embeds=True: expected False"),
+    ("model_index.json", {"_class_name": "SanaVideoPipeline"}, "_class_name=SanaVideoPipeline"),
+    ("scheduler/scheduler_config.json", {"use_flow_sigmas": False}, "_class_name=DPMSolverMultistepScheduler"),
+]
+
+
+@pytest.mark.parametrize("copy", ["tiny_sana_source"], indirect=True)
+@pytest.mark.parametrize(("file", "changes", "message"), SANA)
+def test_prepare_teacher_of_another_sana_names_what_differs(copy, tmp_path, file, changes, message):
+    edit(copy / file, **changes)
+    with pytest.raises(UserError, match=f"{re.escape(message)}.*Fix: (give|take) "):
+        prepare(copy, tmp_path)
 
 
 @pytest.mark.parametrize("component", ["text_encoder_2", "tokenizer_3", "vae", "scheduler"])
