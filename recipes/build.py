@@ -14,7 +14,8 @@ from sid_core.storage.files import atomic_path, check_place, digest, read_json, 
 from .autoencoder import train_autoencoder
 from .clip import train_clip
 from .features import train_features
-from .quality import measure
+from .flow import train_flow
+from .quality import measure, measure_flow
 from .settings import RecipeSettings
 from .teacher import train_teacher
 
@@ -36,12 +37,14 @@ RECIPE_STEPS = {  # by name of the block of RecipeSettings
     "clip": RecipeStep(("clip", "teacher/tokenizer", "teacher/text_encoder"), (), train_clip),
     "features": RecipeStep(("features",), (), train_features),
     "teacher": RecipeStep(("teacher/unet", "teacher/scheduler"), ("autoencoder", "clip"), train_teacher),
+    "flow": RecipeStep(("flow",), ("autoencoder", "clip"), train_flow),
     "quality": RecipeStep((), ("autoencoder", "clip", "features", "teacher"), measure),
+    "flow_quality": RecipeStep((), ("features", "flow"), measure_flow),
 }
 
 
 def make_assets(out: Path, settings: RecipeSettings, only: set[str] | None = None) -> None:
-    """Run every recipe step and assemble `out`: teacher/, clip/, features/, recipe.json.
+    """Run every recipe step and assemble `out`: teacher/, flow/, clip/, features/, recipe.json.
 
     Finished steps are stored in OUT.work until none is missing, so an interrupted call resumes at its step. A non-empty `only`
     restricts the call to these steps.
@@ -54,7 +57,7 @@ def make_assets(out: Path, settings: RecipeSettings, only: set[str] | None = Non
         raise UserError(f"--only {' '.join(sorted(unknown))}: expected some of {', '.join(RECIPE_STEPS)}")
     out = Path(out)
     check_place(out, RECIPE)
-    if (out / RECIPE).is_file() and read_json(out / RECIPE)["digest"] == step_digest("quality", settings):
+    if (out / RECIPE).is_file() and read_json(out / RECIPE)["digest"] == recipe_digest(settings):
         print(f"{out}: made by this recipe already")
         return
     work = out.with_name(out.name + ".work")
@@ -67,6 +70,11 @@ def make_assets(out: Path, settings: RecipeSettings, only: set[str] | None = Non
         _assemble(settings, work, out)
         shutil.rmtree(work)
         print(f"{out}: finished")
+
+
+def recipe_digest(settings: RecipeSettings) -> str:
+    """Hash everything that the assets depend on."""
+    return digest([step_digest(name, settings) for name in ("quality", "flow_quality")])
 
 
 def step_digest(name: str, settings: RecipeSettings) -> str:
@@ -113,7 +121,7 @@ def _assemble(settings: RecipeSettings, work: Path, out: Path) -> None:
     stamps = {name: read_json(_stamp(name, work)) for name in RECIPE_STEPS}
     with atomic_path(out, RECIPE) as folder:
         folder.mkdir()
-        for name in ("teacher", "clip", "features"):
+        for name in ("teacher", "flow", "clip", "features"):
             shutil.copytree(work / name, folder / name)
         files = {
             path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
@@ -121,9 +129,9 @@ def _assemble(settings: RecipeSettings, work: Path, out: Path) -> None:
             if path.is_file()
         }
         record = {
-            "digest": step_digest("quality", settings),
+            "digest": recipe_digest(settings),
             "settings": asdict(settings),
-            "quality": stamps["quality"]["result"],
+            "quality": stamps["quality"]["result"] | stamps["flow_quality"]["result"],
             "seconds": {name: stamp["seconds"] for name, stamp in stamps.items()},
             "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
             "files": files,

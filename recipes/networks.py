@@ -1,7 +1,15 @@
 """Build untrained components of a Stable Diffusion directory at any size."""
 
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from .settings import FlowSettings
 
 
 def new_vae(channels: tuple[int, ...], latent_channels: int, image_size: int) -> AutoencoderKL:
@@ -37,6 +45,29 @@ def new_scheduler() -> DDIMScheduler:
         num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
         set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading", prediction_type="epsilon",
     )  # fmt: skip
+
+
+def new_transformer(
+    settings: FlowSettings, latent_channels: int, latent_size: int, text_width: int, pooled_width: int
+) -> SD3Transformer2DModel:
+    """Make a transformer of Stable Diffusion 3's blocks, which attend to latents and words together."""
+    width = settings.heads * settings.head_width
+    return SD3Transformer2DModel(
+        sample_size=latent_size, patch_size=settings.patch, in_channels=latent_channels, out_channels=latent_channels,
+        num_layers=settings.layers, num_attention_heads=settings.heads, attention_head_dim=settings.head_width,
+        joint_attention_dim=text_width, caption_projection_dim=width, pooled_projection_dim=pooled_width,
+        pos_embed_max_size=latent_size, dual_attention_layers=(), qk_norm="rms_norm",
+    )  # fmt: skip
+
+
+def new_flow_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """Make Stable Diffusion 3's scheduler with evenly spaced steps: shifting them is for larger images."""
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
+
+
+def new_projected_text_encoder(config: CLIPTextConfig) -> CLIPTextModelWithProjection:
+    """Make a CLIP text model whose output is projected, as Stable Diffusion 3's two."""
+    return CLIPTextModelWithProjection(config)
 
 
 def new_text_encoder(width: int, layers: int, heads: int, vocabulary: int, length: int) -> CLIPTextModel:

@@ -1,5 +1,7 @@
 """Measure the trained networks on the validation split, for the record of the recipe."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +24,21 @@ from .settings import QualitySettings
 BATCH = 128
 
 
+def measure_flow(settings: QualitySettings, seed: int, folder: Path) -> dict:
+    """Return the same of the teacher by flow matching, "flow-cfg-SCALE"."""
+    found = measure(settings, seed, folder, "flow", "dpm-solver")
+    return {name: scores for name, scores in found.items() if name.startswith("flow")}
+
+
 @torch.no_grad()
-def measure(settings: QualitySettings, seed: int, folder: Path) -> dict:
+def measure(settings: QualitySettings, seed: int, folder: Path, teacher: str = "teacher", solver: str = "ddim") -> dict:
     """Return {name: {"fid", "clip"}}: Frechet distances to reference images and CLIP scores.
 
-    Names are "real", "vae" (real images, encoded and decoded) and "teacher-cfg-SCALE".
+    Names are "real", "vae" (real images, encoded and decoded) and "TEACHER-cfg-SCALE".
     """
     evaluated = FeatureSettings(feature_network=str(folder / "features"), clip=str(folder / "clip"), batch=BATCH)
     network, clip = Features(evaluated), Clip(evaluated)
-    codec, encoder = load_image_codec(folder / "teacher"), load_text_encoder(folder / "teacher")
+    codec, encoder = load_image_codec(folder / teacher), load_text_encoder(folder / teacher)
     images, texts = draw("validation", settings.samples)
     embeddings = clip.texts(texts)
 
@@ -48,16 +56,23 @@ def measure(settings: QualitySettings, seed: int, folder: Path) -> dict:
     table = {"real": scores(images), "vae": scores(np.concatenate(decoded))}
     prompts = encoder.encode(texts)
     for scale in settings.guidance_scales:
-        sampled = sample(folder / "teacher", codec, prompts, encoder.empty(), scale, settings.sampling_steps, seed)
-        table[f"teacher-cfg-{scale:g}"] = scores(sampled)
+        solvers = partial(load_solver, solver, folder / teacher, settings.sampling_steps)
+        sampled = sample(folder / teacher, solvers, codec, prompts, encoder.empty(), scale, seed)
+        table[f"{teacher}-cfg-{scale:g}"] = scores(sampled)
     return table
 
 
 @torch.no_grad()
 def sample(
-    teacher: Path, codec: ImageCodec, prompts: Conditioning, empty: Conditioning, scale: float, steps: int, seed: int
+    teacher: Path,
+    new_solver: Callable,
+    codec: ImageCodec,
+    prompts: Conditioning,
+    empty: Conditioning,
+    scale: float,
+    seed: int,
 ) -> np.ndarray:
-    """Sample the teacher by DDIM, (n, H, W, 3) uint8, for n prompts."""
+    """Sample the teacher, (n, H, W, 3) uint8, for n prompts."""
     backbone = load_backbone(teacher)
     config = backbone.network.config
     generator = torch.Generator().manual_seed(seed)
@@ -65,7 +80,7 @@ def sample(
     progress = Progress(f"teacher at guidance {scale:g}: samples", len(prompts))
     for cond in prompts.split(BATCH):
         noise = torch.randn(len(cond), config.in_channels, *[config.sample_size] * 2, generator=generator)
-        latents = solve(load_solver("ddim", teacher, steps), backbone, noise, cond, empty, scale)
+        latents = solve(new_solver(), backbone, noise, cond, empty, scale)
         images.append(quantise(codec.decode(latents)))
         progress.update(sum(map(len, images)))
     return np.concatenate(images)

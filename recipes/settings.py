@@ -46,6 +46,19 @@ class TeacherSettings:
 
 
 @dataclass(frozen=True)
+class FlowSettings:
+    layers: int = 4
+    heads: int = 4
+    head_width: int = 24
+    patch: int = 2
+    scenes: int = 100_000  # encoded once
+    steps: int = 18_000
+    batch: int = 64
+    learning_rate: float = 3e-3
+    prompt_dropout: float = 0.1  # for classifier-free guidance
+
+
+@dataclass(frozen=True)
 class QualitySettings:
     samples: int = 5000
     reference: int = 10_000
@@ -60,7 +73,9 @@ class RecipeSettings:
     clip: ClipSettings = field(default_factory=ClipSettings)
     features: FeatureSettings = field(default_factory=FeatureSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    flow: FlowSettings = field(default_factory=FlowSettings)
     quality: QualitySettings = field(default_factory=QualitySettings)
+    flow_quality: QualitySettings = field(default_factory=QualitySettings)
 
 
 SMALLEST = RecipeSettings(
@@ -68,5 +83,7 @@ SMALLEST = RecipeSettings(
     clip=ClipSettings(steps=4, batch=64),
     features=FeatureSettings(steps=10, batch=32),
     teacher=TeacherSettings(scenes=512, steps=10, batch=32),
+    flow=FlowSettings(layers=1, scenes=512, steps=10, batch=32),
     quality=QualitySettings(samples=128, reference=128, sampling_steps=2, guidance_scales=(1.0, 3.0)),
+    flow_quality=QualitySettings(samples=128, reference=128, sampling_steps=2, guidance_scales=(1.0,)),
 )

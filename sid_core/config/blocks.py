@@ -49,7 +49,10 @@ class Block(BaseModel):
 class Teacher(Block):
     """Source of the teacher: `embedded` (in sid_core), `local` (a diffusers directory) or `hub`."""
 
-    source: Literal["embedded", "local", "hub"] = "embedded"
+    source: Literal["embedded", "embedded-flow", "local", "hub"] = Field(
+        "embedded",
+        description="`embedded`: a UNet that predicts the noise; `embedded-flow`: a transformer by flow matching",
+    )
     path: str | None = Field(None, description="the diffusers directory, for source: local")
     repo: str | None = Field(None, description="OWNER/NAME, for source: hub")
     revision: str | None = Field(None, description="commit of repo; a branch or tag is resolved, with a warning")
@@ -65,9 +68,13 @@ class Teacher(Block):
         place = (self.repo, self.revision)
         if None in place if self.source == "hub" else any((*place, self.sha256)):
             raise ValueError("repo, revision: give both with source: hub, and only there; so sha256")
-        if self.source == "embedded" and self.variant is not None:
+        if self.is_embedded and self.variant is not None:
             raise ValueError("repo, revision: give both with source: hub; variant belongs to hub and local")
         return self
+
+    @property
+    def is_embedded(self) -> bool:
+        return self.source.startswith("embedded")
 
 
 class Adversarial(Block):

@@ -51,7 +51,7 @@ class Config(Block):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
-        if self.preset == "shapes" and self.teacher.source != "embedded":
+        if self.preset == "shapes" and not self.teacher.is_embedded:
             raise ValueError(
                 f"preset=shapes: expected another one with teacher.source={self.teacher.source}: its sizes fit the embedded "
                 "teacher. Fix: give the preset of the teacher's size, such as preset: sd15, in the same file"

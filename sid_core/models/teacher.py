@@ -27,7 +27,7 @@ def prepare_teacher(settings: "Teacher", out: Path) -> None:
     """
     path = None
     if settings.source != "hub":
-        path = shapes.ASSETS / "teacher" if settings.source == "embedded" else Path(settings.path).expanduser()
+        path = shapes.teacher(settings.source) if settings.is_embedded else Path(settings.path).expanduser()
     place = f"teacher.repo={settings.repo}" if path is None else str(path)
     with atomic_path(out) as folder:
         folder.mkdir()

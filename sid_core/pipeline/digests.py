@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from ..config import COCO2014_30K, Config
-from ..data.shapes import asset
+from ..data import shapes
 from ..errors import UserError
 from ..storage.downloads import is_url
 from ..storage.files import digest, sha256_file
@@ -78,7 +78,7 @@ def data_digests(config: Config) -> dict[str, str]:
     if evaluate.reference != "embedded":
         found["reference"] = _data_digest("evaluate.reference", evaluate.reference)
     for name, block in teachers.items():
-        place = _place(block.path or "embedded", "teacher")
+        place = shapes.teacher(block.source) if block.is_embedded else block.path
         found[name] = "" if block.source == "hub" else _data_digest(f"{name.replace('/', '.')}.path", place)
     for one in config.imports:
         found[f"imports/{one.name}"] = "" if one.repo else _data_digest(f"imports.{one.name}.file", one.file)
@@ -86,7 +86,7 @@ def data_digests(config: Config) -> dict[str, str]:
 
 
 def _place(setting: str, key: str) -> str | Path:
-    return asset(key) if setting == "embedded" else setting
+    return shapes.asset(key) if setting == "embedded" else setting
 
 
 def _data_digest(key: str, path: str | Path) -> str:

@@ -5,8 +5,10 @@ import logging
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,7 +49,7 @@ def test_make_assets_of_the_smallest_settings_gives_loadable_networks(made):
 def test_make_assets_records_settings_quality_and_files(made):
     recipe = json.loads((made / build.RECIPE).read_text())
     assert recipe["settings"]["teacher"]["steps"] == SMALLEST.teacher.steps
-    assert set(recipe["quality"]) == {"real", "vae", "teacher-cfg-1", "teacher-cfg-3"}
+    assert set(recipe["quality"]) == {"real", "vae", "teacher-cfg-1", "teacher-cfg-3", "flow-cfg-1"}
     on_disk = {path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()}
     assert set(recipe["files"]) == on_disk - {build.RECIPE}
     assert not made.with_name("assets.work").exists()
@@ -66,6 +68,25 @@ def test_make_assets_teacher_loads_in_diffusers(made):
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline("a red circle", num_inference_steps=2, output_type="np", height=32, width=32).images
     assert images.shape == (1, 32, 32, 3)
+
+
+def test_make_assets_flow_teacher_loads_in_diffusers_and_gives_the_same_image(made):
+    from diffusers import StableDiffusion3Pipeline
+
+    from recipes.quality import sample
+    from sid_core.models.teacher import load_image_codec, load_solver, load_text_encoder
+
+    folder = made / "flow"
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    options = {"text_encoder_3": None, "tokenizer_3": None, "torch_dtype": torch.float32}
+    pipeline = StableDiffusion3Pipeline.from_pretrained(folder, low_cpu_mem_usage=False, **options)
+    pipeline.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": 2, "height": 32, "width": 32, "guidance_scale": 2, "max_sequence_length": 0}
+    image = pipeline("a red circle", generator=torch.manual_seed(0), output_type="pil", **settings).images[0]
+    encoder = load_text_encoder(folder)
+    arguments = load_image_codec(folder), encoder.encode(["a red circle"]), encoder.empty(), 2, 0
+    ours = sample(folder, partial(load_solver, "flow-euler", folder, 2), *arguments)[0]
+    assert np.abs(np.asarray(image).astype(int) - ours).max() <= 1
 
 
 def test_make_assets_of_unknown_or_unmet_steps_raises(tmp_path):
@@ -91,7 +112,7 @@ def test_make_assets_with_other_settings_remakes_dependent_steps():
     changed = {
         name for name in build.RECIPE_STEPS if build.step_digest(name, other) != build.step_digest(name, SMALLEST)
     }
-    assert changed == {"clip", "teacher", "quality"}
+    assert changed == {"clip", "teacher", "quality", "flow", "flow_quality"}
 
 
 def test_train_tokenizer_in_every_process_gives_the_same_tokens():

@@ -74,7 +74,7 @@ def _count(record: dict) -> str:
 
 def license_of(provenance: dict) -> str | None:
     """Return the license of the teacher; None where it was not recorded."""
-    return SHIPPED_LICENSE if provenance.get("source") == "embedded" else provenance.get("license")
+    return SHIPPED_LICENSE if _is_embedded(provenance) else provenance.get("license")
 
 
 def _metadata(terms: str | None, repo: str | None) -> str:
@@ -155,9 +155,13 @@ def _terms(terms: str | None, provenance: dict) -> str:
 def _teacher(provenance: dict) -> str:
     if provenance.get("repo"):
         return f"`{provenance['repo']}` (revision `{provenance['revision']}`)"
-    if provenance.get("source") == "embedded":
+    if _is_embedded(provenance):
         return "the small teacher that ships with `sid_core`"
     return f"a local teacher of diffusers' `{provenance['pipeline']}`"
+
+
+def _is_embedded(provenance: dict) -> bool:
+    return provenance.get("source", "").startswith("embedded")
 
 
 def _table(what: str, rows: dict[str, object]) -> str:

@@ -36,10 +36,10 @@ def test_assets_equal_the_recipe_and_take_at_most_20_mb():
 
 
 def test_recipe_of_the_assets_equals_the_code():
-    from recipes.build import step_digest
+    from recipes.build import recipe_digest
     from recipes.settings import RecipeSettings
 
-    assert RECIPE["digest"] == step_digest("quality", RecipeSettings())
+    assert RECIPE["digest"] == recipe_digest(RecipeSettings())
 
 
 def test_recipe_records_the_required_quality():
@@ -49,6 +49,8 @@ def test_recipe_records_the_required_quality():
     assert quality["vae"]["fid"] <= best / 2
     assert teacher[4.5]["fid"] > best
     assert teacher[1.5]["clip"] < teacher[2]["clip"] < teacher[3]["clip"]
+    flow = {float(name.split("-")[-1]): scores for name, scores in quality.items() if name.startswith("flow")}
+    assert flow[1.5]["clip"] < flow[2]["clip"] < flow[3]["clip"]
 
 
 def test_tokenizer_of_the_assets_has_one_token_per_word(tokenizer):
