@@ -59,6 +59,17 @@ def test_score_of_a_run_waits_for_the_teachers_rows_where_fid_t_is_wanted(projec
     assert sorted(set(commands)) == [("baselines", ""), ("runs", row)]
 
 
+def test_rules_with_embeddings_on_disk_give_them_to_the_stages_of_their_teacher(project):
+    said = project.snakemake("-n", "--printshellcmds", "--config", "prompts={embeddings: disk}").stdout
+    captions = re.findall(r"-m sid_core embed-prompts --captions results/smallest/prompts/(\w+)\.txt ", said)
+    assert sorted(captions) == ["evaluation", "train"]
+    stages = re.findall(r"(?:sid_core|--) ((?:distill|generate|generate-baseline) --.*?) --threads", said, re.S)
+    given = {stage for stage in stages if " --embeddings results/smallest/embeddings" in stage}
+    own = {stage for stage in stages if "teachers/other" in stage}
+    assert len(own) == 1
+    assert given == set(stages) - own
+
+
 def test_rules_have_the_names_of_the_subcommands():
     assert set(TEXTS) - {"all", "settings"} == set(RULES)
     commands = {name.replace("_", "-") for name in RULES}
