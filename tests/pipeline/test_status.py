@@ -267,6 +267,20 @@ def test_left_s_follows_the_measured_times(results):
     assert status_of(results, "features", "lsg-2 00001").left_s == pytest.approx(7)
 
 
+def test_left_s_of_a_method_follows_its_own_runs(results):
+    long = [{"strategy": "long", "scale": scale} for scale in (1.5, 2)]
+    config = shipped(guidance_scales=[1.5, 2], extra_runs=long, distill={"train_kimg": 19.2})
+
+    def left() -> dict[str, float]:
+        return {s.job.name: s.left_s for s in poll.job_statuses(config, results) if s.job.stage == "distill"}
+
+    for name, seconds in (("lsg-1.5", 192), ("long-1.5", 96)):
+        (done,) = [one for one in jobs(config) if (one.stage, one.name) == ("distill", name)]
+        write(results, done.output)
+        write(results, done.benchmark, f"s\th:m:s\n{seconds}\t0:00:10\n")
+    assert (left()["lsg-2"], left()["long-2"]) == (pytest.approx(192), pytest.approx(96))
+
+
 @pytest.mark.parametrize(
     ("seconds", "said"), [(5, "5 s"), (119, "119 s"), (600, "10 min"), (7200, "2 h"), (9e5, "10 d")]
 )

@@ -11,7 +11,7 @@ from ..rules import RULES
 
 @dataclass(frozen=True)
 class Job:
-    """One job. Paths are below results/EXPERIMENT, `stage` is the subcommand, `kimg` a distillation's length."""
+    """One job. Paths are below results/EXPERIMENT, `stage` is the subcommand, `kimg` a distillation's length, `method` its name."""
 
     stage: str
     name: str
@@ -19,6 +19,7 @@ class Job:
     log: str
     benchmark: str
     kimg: float = 1.0
+    method: str = ""
 
 
 def jobs(config: Config) -> list[Job]:
@@ -26,10 +27,10 @@ def jobs(config: Config) -> list[Job]:
     below = Results(Path())
     found = []
 
-    def add(rule: str, output: Path, title: str = "", kimg: float = 1.0, /, **wildcards: str) -> None:
+    def add(rule: str, output: Path, title: str = "", kimg: float = 1.0, method: str = "", /, **wildcards: str) -> None:
         log = RULES[rule].log.format(**wildcards)
         paths = (str(path) for path in (output, below.log(log), below.benchmark(log)))
-        found.append(Job(rule.replace("_", "-"), title, *paths, kimg))
+        found.append(Job(rule.replace("_", "-"), title, *paths, kimg, method))
 
     add("tracking_init", below.store)
     for name in (None, *config.teachers):
@@ -43,11 +44,11 @@ def jobs(config: Config) -> list[Job]:
     add("reference", below.reference("reference").record, reference="reference")
     if config.distill.proxy_samples:
         add("reference", below.reference("watch").record, "watch", reference="watch")
-    distilled = {settings.run.name: settings.distill.train_kimg for settings in distillations(config)}
+    distilled = {settings.run.name: settings for settings in distillations(config)}
     imported = [imported.name for imported in config.imports]
     resampled = [settings.run.name for settings in resamplings(config)]
-    for name, kimg in distilled.items():
-        add("distill", below.run(name).record, name, kimg, run=name)
+    for name, settings in distilled.items():
+        add("distill", below.run(name).record, name, settings.distill.train_kimg, settings.run.method, run=name)
     for name in imported:
         add("import_official", below.run(name).record, name, run=name)
     for name in resampled:

@@ -165,18 +165,25 @@ def _gone(cluster_jobs: set[str], folder: Path) -> set[str]:
 
 
 def _expectations(config: Config, folder: Path, states: dict[Job, tuple[str, str]]) -> dict[str, float]:
-    """Estimate the seconds of a job by stage; of a distillation per thousand images."""
+    """Estimate the seconds of a job by stage, and by stage and method; of a distillation per thousand images.
+
+    Methods differ in their network passes, which torch's code counts: a method is known once one of its runs has started.
+    """
     measured: dict[str, list[float]] = {}
     for job, (state, _) in states.items():
         if state == "done":
             with suppress(OSError, ValueError, IndexError):  # written by hand, or by another version
                 seconds = float((folder / job.benchmark).read_text().splitlines()[1].split("\t")[0])
-                measured.setdefault(job.stage, []).append(seconds / job.kimg)
+                for key in {job.stage, _kind(job)}:
+                    measured.setdefault(key, []).append(seconds / job.kimg)
     expected = {stage: mean(values) for stage, values in measured.items()}
     running = [job for job, (state, _) in states.items() if job.stage == "distill" and state == "running"]
-    rates = [images[2] for images in (_images(job, folder) for job in running) if images]
-    if rates:
-        expected.setdefault("distill", mean(1000 / rate for rate in rates))
+    rates: dict[str, list[float]] = {}
+    for job in running:
+        if images := _images(job, folder):
+            for key in {job.stage, _kind(job)}:
+                rates.setdefault(key, []).append(1000 / images[2])
+    expected = {key: mean(values) for key, values in rates.items()} | expected
     for planned in make_plan(config):
         name, *rest = planned.name.split()
         stage = "generate-baseline" if name == "generate" and len(rest) == 1 else name
@@ -190,4 +197,8 @@ def _left_s(job: Job, folder: Path, state: str, expected: dict[str, float]) -> f
     if images and state == "running":
         return (images[1] - images[0]) / images[2]
     part = 1 - images[0] / images[1] if images else 1  # a distillation resumes from its checkpoint
-    return part * job.kimg * expected.get(job.stage, SHORT_S)
+    return part * job.kimg * expected.get(_kind(job), expected.get(job.stage, SHORT_S))
+
+
+def _kind(job: Job) -> str:
+    return f"{job.stage} {job.method}".rstrip()
