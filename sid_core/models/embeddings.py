@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..cluster.machine import device as this_device
 from ..errors import UserError
-from ..storage.files import atomic_path, read_json, read_lines, sha256_file, sidecar, verify_sidecar, write_sidecar
+from ..storage.files import atomic_path, read_json, read_lines, sidecar, verify_sidecar, write_sidecar
 from ..storage.progress import Progress
 from .conditioning import CHUNK, Conditioning, distinct
 from .teacher import load_text_encoder, recorded_sha256, teacher_sha256
@@ -32,7 +32,7 @@ def embed_prompts(captions: Path, teacher: Path, out: Path) -> None:
         UserError: a damaged file or teacher.
     """
     prompts = read_lines(captions, "caption")
-    origin = {"teacher_sha256": teacher_sha256(teacher), "captions_sha256": sha256_file(captions)}
+    origin = {"teacher_sha256": teacher_sha256(teacher), "captions_sha256": _captions_sha256(prompts)}
     sidecar(out / INDEX).unlink(missing_ok=True)
     encoder = load_text_encoder(teacher).to(this_device())
     texts, rows = distinct(prompts, len(prompts))

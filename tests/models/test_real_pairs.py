@@ -10,6 +10,7 @@ from sid_core.config import Real
 from sid_core.data.images import dequantise, shrink
 from sid_core.data.shapes import scenes
 from sid_core.errors import UserError
+from sid_core.models.embeddings import embed_prompts
 from sid_core.models.encode_pairs import encode_pairs
 from sid_core.models.real_pairs import RealPairs
 from sid_core.models.teacher import load_image_codec, load_text_encoder
@@ -47,6 +48,13 @@ def test_real_pairs_return_latents_and_captions_of_the_indices(encoded, tiny_tea
     latents, cond = pairs(torch.tensor([69, 3, 0]), dropped)
     assert torch.equal(latents, pairs.latents[[69, 3, 0]])
     torch.testing.assert_close(cond.tokens, encoder.encode([captions[69], "", captions[0]]).tokens)
+
+
+def test_real_pairs_with_stored_embeddings_return_equal_bits(encoded, tiny_teacher, tmp_path):
+    embed_prompts(encoded / "captions.txt", tiny_teacher, tmp_path / "real")
+    stored = RealPairs(encoded, None, tiny_teacher, tmp_path / "real")
+    plain, indices = RealPairs(encoded, load_text_encoder(tiny_teacher), tiny_teacher), torch.tensor([69, 3, 0])
+    assert all(map(torch.equal, stored(indices)[1].parts().values(), plain(indices)[1].parts().values()))
 
 
 def test_real_pairs_changed_or_of_another_teacher_raise(encoded, tiny_teacher, tmp_path):

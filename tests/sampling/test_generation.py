@@ -12,8 +12,10 @@ from sid_core.data.images import shrink
 from sid_core.data.shards import read_shard
 from sid_core.errors import UserError
 from sid_core.method import Steps, n_step
+from sid_core.models import embeddings
 from sid_core.models.backbones import StableDiffusion
 from sid_core.models.conditioning import Conditioning
+from sid_core.models.embeddings import embed_prompts
 from sid_core.models.generator import load_generator
 from sid_core.models.scheduler import make_solver, noise_schedule, scheduler_config
 from sid_core.models.teacher import load_backbone, load_solver
@@ -57,6 +59,17 @@ def test_generate_run_of_different_captions_gives_different_images(whole):
     assert images.shape == (SAMPLES, 16, 16, 3)
     assert images.std() > 5
     assert len({sample["sha256"] for sample in record(whole)["samples"]}) == SAMPLES
+
+
+def test_generate_run_with_stored_embeddings_gives_equal_bytes_without_a_text_encoder(
+    whole, tiny_generator, tiny_teacher, captions, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(embeddings, "SHARD_BYTES", 1)
+    embed_prompts(captions, tiny_teacher, tmp_path / "evaluation")
+    monkeypatch.setattr(inputs_module, "load_text_encoder", None)
+    out = tmp_path / "00000.tar"
+    generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out, embeddings=tmp_path)
+    assert out.read_bytes() == whole.read_bytes()
 
 
 def test_block_size_of_larger_latents_shrinks():
