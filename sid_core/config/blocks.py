@@ -486,6 +486,9 @@ class FeatureSettings(Block):
     hps: Network | None = _network("HPS_v2.1_compressed.pt, for hps (HPSv2.1); null: not computed")
     pickscore: Network | None = _network("transformers' PickScore, for pickscore; null: not computed")
     imagereward: Network | None = _network("ImageReward.pt and med_config.json, for imagereward; null: not computed")
+    patches: bool = Field(
+        False, description="patch_fid, of central crops of images as stored, of the feature network's size"
+    )
     caption_prefix: str = Field("", description="put before a caption for the CLIP score")
     image_size: Count | None = Field(None, description="centre crop and LANCZOS to this side first; null: as stored")
     feature_size: Count | None = Field(

@@ -1,5 +1,6 @@
 """Define the whole configuration and the checks between its blocks."""
 
+import math
 from functools import reduce
 from typing import Annotated, Literal
 
@@ -107,6 +108,11 @@ class Config(Block):
             raise ValueError(
                 f"generate.image_size={self.generate.image_size}: expected null or evaluate.image_size="
                 f"{self.evaluate.image_size}; an image must not be resized twice"
+            )
+        if self.evaluate.patches and (self.generate.image_size or math.inf) < (self.evaluate.feature_size or 0):
+            raise ValueError(
+                f"evaluate.patches=true: expected stored images of evaluate.feature_size={self.evaluate.feature_size} or "
+                f"more, got generate.image_size={self.generate.image_size}. Fix: generate.image_size: null"
             )
         if self.evaluate.fid_teacher and not (self.baselines.steps and self.baselines.guidance_scales):
             raise ValueError(

@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..storage.files import atomic_path, digest, read_lines, verify_sidecar, write_sidecar
 from ..storage.progress import Progress
 from ..storage.versions import versions
-from .networks.optional import Preference, optional_networks
+from .networks.optional import Patches, Preference, optional_networks
 from .networks.required import Clip, Features
 from .protocol import image_record
 
@@ -35,6 +35,7 @@ CARRIED = (
     *("start", "stop", "seed", "noise_device", "device", "precision", "captions_sha256", "teacher_sha256"),
     *("generator_sha256", "settings_sha256", "nfe", "sampler", "images_per_s", "samples"),
 )
+MAY_LACK = {"patches"}  # NaN where an image is smaller than the crop
 MOST_REPEATED = 0.01  # COCO has a few images twice; a reference that repeats itself more holds copies of a folder
 
 
@@ -146,6 +147,8 @@ class FeatureExtractor:
         features, self.clip, optional = Features(settings), Clip(settings), optional_networks(settings)
         if of_reference:
             optional = [network for network in optional if not isinstance(network, Preference)]
+        if settings.patches:
+            optional.append(Patches(features))
         self._settings, self._networks = settings, [features, self.clip, *optional]
         self.record = {
             "weights": {"features": features.identity, "clip": self.clip.identity},
@@ -158,7 +161,7 @@ class FeatureExtractor:
     def prepare(self, image: np.ndarray) -> tuple:
         """Return an 8-bit image preprocessed for each network; this may be called from several threads."""
         seen = stored(image, self._settings)
-        return tuple(network.prepare(seen) for network in self._networks)
+        return tuple(network.prepare(image if network.column == "patches" else seen) for network in self._networks)
 
     def add(self, batch: Sequence[tuple], captions: Sequence[str]) -> None:
         """Run the networks on the outputs of `prepare` for each image of a batch."""
@@ -176,7 +179,8 @@ class FeatureExtractor:
             UserError: one is not finite; names `source` and the images.
         """
         for name, values in self._rows.items():
-            check_finite(values, index, f"{source}: {name}")
+            if name not in MAY_LACK:
+                check_finite(values, index, f"{source}: {name}")
         return {"index": index, **self._rows}
 
 
@@ -189,7 +193,7 @@ def load_features(path: Path) -> tuple[dict[str, Tensor], dict]:
     record = verify_sidecar(path)["record"]
     tensors = load_file(path)
     for name, rows in tensors.items():
-        if name != "index":
+        if name not in {"index"} | MAY_LACK:
             check_finite(rows, tensors["index"], f"{path}: {name}")
     return tensors, record
 

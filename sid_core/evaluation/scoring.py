@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # by what a metric needs, where no setting is the reason
 ABSENT = {
     "repeated": "fewer than two captions occur several times",
+    "patches": "the stored images, or almost all reference images, are smaller than the crop",
     "fid_teacher": "no row of this one's teacher to compare with",
 }
 
@@ -64,6 +65,8 @@ def score(
     if (repeated := repeated_captions(lines[: settings.samples])) is not None:
         sets[0]["repeated"] = repeated
     extras = dict(records[0]["extras"])
+    if "patches" in extras:
+        extras["patches"] = extras["patches"] | {"reference_images": _drop_small(*sets)}
     if teacher_scores and (teacher := _teacher_features(teacher_scores, features, records[0], protocol)):
         sets[1]["fid_teacher"], extras["fid_teacher"] = teacher
     on_device = ({key: rows.to(device()) for key, rows in tensors.items()} for tensors in sets)
@@ -96,6 +99,19 @@ def score(
             "versions": versions(),
         },
     )
+
+
+def _drop_small(samples: dict[str, Tensor], reference: dict[str, Tensor]) -> int:
+    """Remove the patches of reference images smaller than the crop; return how many are left, 0 where all are removed.
+
+    Samples have one size, so that all or none are smaller; then the patches of both are removed.
+    """
+    fits = reference["patches"].isfinite().all(1)
+    if samples["patches"].isfinite().all() and fits.sum() > 1:
+        reference["patches"] = reference["patches"][fits]
+        return int(fits.sum())
+    del samples["patches"], reference["patches"]
+    return 0
 
 
 def _teacher_features(
@@ -131,6 +147,7 @@ def _check_origin(settings: "ScoreSettings", features: Sequence[Path], records: 
         UserError: names the shard and the differences.
     """
     wanted = settings.evaluate.networks().keys() - {"feature_network", "clip"}
+    wanted |= {"patches"} if settings.evaluate.patches else set()
     if set(records[0]["extras"]) != wanted:
         raise UserError(
             f"{features[0]}: made for {', '.join(sorted(records[0]['extras'])) or 'no further metric'}, expected "

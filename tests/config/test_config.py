@@ -51,6 +51,15 @@ def test_load_config_of_the_shipped_file_lists_its_runs():
         ({"distill__train_kimgs": 1}, "unknown key 'distill.train_kimgs'; did you mean 'train_kimg'?"),
         ({"guidance_scale": [1]}, "unknown key 'guidance_scale'; did you mean 'guidance_scales'?"),
         ({"distill__lr": ..., "preset": None}, "distill.lr: missing"),
+        (
+            {
+                "evaluate__patches": True,
+                "evaluate__feature_size": 64,
+                "evaluate__image_size": 32,
+                "generate__image_size": 32,
+            },
+            "evaluate.patches=true: expected stored images of evaluate.feature_size=64 or more, got generate.image_size=32",
+        ),
         ({"evaluate__fid_teacher": True, "baselines__steps": []}, "evaluate.fid_teacher=true: expected a row of the"),
         (
             {"preset": "sd1.5"},

@@ -16,9 +16,12 @@ from small import CAPTIONS, SAMPLES, baseline_settings, build, generate_settings
 
 from sid_core import cli
 from sid_core.config import BuildReferenceSettings, FeatureSettings, dump
+from sid_core.data.images import encode_png, pixel_sha256
+from sid_core.data.shards import captions_sha256, write_shard
 from sid_core.errors import UserError
 from sid_core.evaluation.features import extract_features
 from sid_core.evaluation.metrics.samples import clip_score
+from sid_core.evaluation.networks.feature_network import FeatureNetwork
 from sid_core.evaluation.networks.required import Clip
 from sid_core.evaluation.scoring import score
 from sid_core.pipeline.paths import Row
@@ -107,6 +110,12 @@ def test_score_diversity_equals_the_mean_over_its_captions(made, scored):
     assert scored["diversity"] == pytest.approx(np.mean([float(torch.pdist(group).mean()) for group in groups]))
 
 
+def frechet(ours: np.ndarray, theirs: np.ndarray) -> float:
+    (mean, covariance), (mean_t, covariance_t) = ((x.mean(0), np.cov(x, rowvar=False)) for x in (ours, theirs))
+    root = np.trace(scipy.linalg.sqrtm(covariance @ covariance_t)).real
+    return ((mean - mean_t) ** 2).sum() + np.trace(covariance) + np.trace(covariance_t) - 2 * root
+
+
 @pytest.fixture(scope="module")
 def teacher_scores(made, tiny_teacher, evaluate_settings):
     """Score two rows of the teacher, in the shards of the samples; the second has the lower FID."""
@@ -135,10 +144,7 @@ def test_score_fid_teacher_equals_scipys_distance_to_the_lowest_row(made, teache
         np.concatenate([load_file(path)["features"].double().numpy() for path in paths])
         for paths in (made.features, [Row(best.parent).features(path.stem) for path in made.features])
     )
-    (mean, covariance), (mean_t, covariance_t) = ((x.mean(0), np.cov(x, rowvar=False)) for x in (ours, theirs))
-    root = np.trace(scipy.linalg.sqrtm(covariance @ covariance_t)).real
-    expected = ((mean - mean_t) ** 2).sum() + np.trace(covariance) + np.trace(covariance_t) - 2 * root
-    assert found["fid_teacher"] == pytest.approx(expected, rel=1e-6)
+    assert found["fid_teacher"] == pytest.approx(frechet(ours, theirs), rel=1e-6)
     assert found["recipes"]["fid_teacher"]["row"] == best.parent.name
     score(evaluate_settings(), made.features, made.reference, made.captions, tmp_path / "off.json")
     off = read_json(tmp_path / "off.json")
@@ -165,9 +171,54 @@ def test_score_of_another_teacher_or_protocol_has_no_fid_teacher(made, teacher_s
         score(evaluate_settings(neighbours=4), made.features, *rest, teacher_scores)
 
 
+def test_score_patch_fid_equals_scipys_distance_of_central_crops(made, networks, evaluate_settings, tmp_path):
+    rng, folder = np.random.default_rng(0), tmp_path / "images"
+    folder.mkdir()
+    theirs = [rng.integers(0, 256, (24 + i, 40 - i % 3, 3), dtype=np.uint8) for i in range(30)]
+    theirs[4] = theirs[4][:, :23]  # smaller than the crop of 24
+    for i, image in enumerate(theirs):
+        Image.fromarray(image).save(folder / f"{i:02d}.png")
+    ours = list(rng.integers(0, 200, (SAMPLES, 41, 30, 3), dtype=np.uint8))
+    shard, record = tmp_path / "00000.tar", read_json(sidecar(made.samples[0]))["record"]
+    entries = [{"index": i, "seed": i, "sha256": pixel_sha256(x), "eps_error": None} for i, x in enumerate(ours)]
+    record |= {"stop": SAMPLES, "samples": entries, "captions_sha256": captions_sha256(CAPTIONS)}
+    write_shard(shard, ((i, encode_png(image, 1)) for i, image in enumerate(ours)), record)
+    settings = evaluate_settings(patches=True, reference=str(folder))
+    build(settings.evaluate, tmp_path / "reference.safetensors")
+    extract_features(settings.evaluate, shard, made.captions, tmp_path / "f.safetensors")
+    out = tmp_path / "score.json"
+    score(settings, [tmp_path / "f.safetensors"], tmp_path / "reference.safetensors", made.captions, out)
+
+    network = FeatureNetwork.from_directory(networks["feature_network"])
+
+    def rows(images: list[np.ndarray]) -> np.ndarray:
+        corners = [((len(image) - 24) // 2, (image.shape[1] - 24) // 2) for image in images]
+        crops = [image[y : y + 24, x : x + 24] for (y, x), image in zip(corners, images, strict=True)]
+        return network(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)).double().numpy()
+
+    fits = theirs[:4] + theirs[5:]
+    assert read_json(out)["patch_fid"] == pytest.approx(frechet(rows(ours), rows(fits)), rel=1e-4)
+    assert read_json(out)["recipes"]["patch_fid"]["reference_images"] == 29
+
+
+def test_score_of_images_smaller_than_the_crop_has_no_patch_fid(made, scored, evaluate_settings, tmp_path):
+    settings, out = evaluate_settings(patches=True), tmp_path / "score.json"
+    build(settings.evaluate, tmp_path / "reference.safetensors")
+    features = [tmp_path / path.name for path in made.features]
+    for samples, path in zip(made.samples, features, strict=True):
+        extract_features(settings.evaluate, samples, made.captions, path)
+    score(settings, features, tmp_path / "reference.safetensors", made.captions, out)
+    found = read_json(out)
+    assert found["not_computed"]["patch_fid"].startswith(
+        "the stored images, or almost all reference images, are smaller"
+    )
+    assert (found["fid"], found["protocol_hash"]) == (scored["fid"], scored["protocol_hash"])
+
+
 def test_score_without_a_network_names_its_metrics(scored):
     assert scored["not_computed"] == {
         "fid_teacher": "evaluate.fid_teacher is false",
+        "patch_fid": "evaluate.patches is false",
         "fd_dinov2": "evaluate.dinov2 is null",
         "hps": "evaluate.hps is null",
         "pickscore": "evaluate.pickscore is null",

@@ -12,7 +12,7 @@ from sid_core.report import columns, entries, summary, table
 COLUMNS = (
     "run,label,kind,teacher,method,objective,strategy,kappa_fake_train,kappa_fake_eval,kappa_teacher,alpha,seed,solver,steps,nfe,train_kimg,whole_kimg,"
     "network_passes,train_s,train_gpu_s,real_images,samples,fid,fid_se,fid_low,"
-    "fid_high,fid_inf,clip,clip_se,clip_low,clip_high,kid,precision,recall,density,coverage,cmmd,vendi,diversity,fid_teacher,fd_dinov2,hps,pickscore,imagereward,geneval,dpg,"
+    "fid_high,fid_inf,clip,clip_se,clip_low,clip_high,kid,precision,recall,density,coverage,cmmd,vendi,diversity,fid_teacher,patch_fid,fd_dinov2,hps,pickscore,imagereward,geneval,dpg,"
     "teacher_eps_error,images_per_s,protocol,protocol_hash,not_comparable,generator_sha256"
 )
 

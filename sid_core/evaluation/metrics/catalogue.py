@@ -44,6 +44,7 @@ DIVERSITY = {
 FID_TEACHER = {
     "formula": "FID's, to the samples of the teacher's row of the lowest FID, by the same captions and noise"
 }
+PATCH_FID = {"formula": "FID's, of central crops at full resolution"}
 METRICS = {  # in the order of files and tables
     metric.key: metric
     for metric in (
@@ -59,6 +60,7 @@ METRICS = {  # in the order of files and tables
         Metric("vendi", "Vendi", "higher", 2, recipe=VENDI),
         Metric("diversity", "Diversity", "higher", 2, needs="repeated", recipe=DIVERSITY),
         Metric("fid_teacher", "FID-T", "lower", 2, needs="fid_teacher", recipe=FID_TEACHER),
+        Metric("patch_fid", "Patch FID", "lower", 2, needs="patches", recipe=PATCH_FID),
         Metric("fd_dinov2", "FD-DINOv2", "lower", 1, needs="dinov2"),
         Metric("hps", "HPS", "higher", 3, needs="hps"),
         Metric("pickscore", "PickScore", "higher", 2, needs="pickscore"),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Sets(NamedTuple):
     """Features of the samples and of the reference images, by network, one row an image.
 
-    Both have `features` (N, D), `clip_image` (N, E), and `dinov2` (N, F) if it is set; samples also `clip_text` (N, E), and
+    Both have `features` (N, D), `clip_image` (N, E), and `dinov2` (N, F) and `patches` (N, D) if they are set; samples also `clip_text` (N, E), and
     `hps`, `pickscore` and `imagereward` (N,) if they are set, and `repeated` (N,), of `repeated_captions`. The reference has
     `fid_teacher` (N, D), the features of the teacher's samples, if it is set. CLIP's rows are of unit length.
     """
@@ -62,6 +62,7 @@ FUNCTIONS: dict[tuple[str, ...], Callable[[Sets], Estimate | Sequence[Estimate]]
     ("vendi",): lambda s: vendi(s.samples["clip_image"], s.groups),
     ("diversity",): lambda s: diversity(s.samples["features"], s.samples["repeated"]),
     ("fid_teacher",): lambda s: _frechet(s, "features", "fid_teacher")[0],
+    ("patch_fid",): lambda s: _frechet(s, "patches")[0],
     ("fd_dinov2",): lambda s: _frechet(s, "dinov2")[0],
     ("hps",): lambda s: mean(s.samples["hps"]),
     ("pickscore",): lambda s: mean(s.samples["pickscore"]),

@@ -18,6 +18,7 @@ from ...cluster.machine import device
 from ...data.images import enlarge
 from ...models.devices import DTYPES, autocast
 from .loading import loading
+from .required import Features
 from .vision import Dinov2, RewardBlip, ScoredClip
 from .weights import bert_vocabulary, network_weights
 
@@ -74,6 +75,26 @@ class Dinov2Features(OptionalNetwork):
     def rows(self, prepared: Sequence[Tensor], captions: Sequence[str]) -> Tensor:
         with autocast(device(), self._dtype):
             return self._network(torch.stack(list(prepared)).to(device())).float().cpu()
+
+
+class Patches(OptionalNetwork):
+    """Features of the central crop of an image at full resolution; NaN for an image that is smaller than the crop."""
+
+    column = "patches"
+
+    def __init__(self, features: Features):
+        self._features = features
+        self.record = {"crop": features.image_size, "seen": "the image as stored, before evaluate.image_size"}
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        side = self._features.image_size
+        if min(image.shape[:2]) < side:
+            return np.full((side, side, 3), np.nan, np.float32)
+        top, left = ((length - side) // 2 for length in image.shape[:2])
+        return image[top : top + side, left : left + side].copy()  # a view would keep the whole image
+
+    def rows(self, prepared: Sequence[np.ndarray], captions: Sequence[str]) -> Tensor:
+        return self._features.rows(prepared)
 
 
 class Preference(OptionalNetwork):

@@ -49,6 +49,11 @@ class Features:
         self._side, self._dtype = settings.feature_size, DTYPES[settings.precision]
         self._network = load_feature_network(path).to(device())
 
+    @property
+    def image_size(self) -> int:
+        """Return the side of the images that the network takes."""
+        return self._network.image_size
+
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """Resize an image (H, W, 3) uint8 for the network; several threads may call it."""
         return enlarge(image, self._side) if self._side else image

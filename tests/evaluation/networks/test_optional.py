@@ -209,7 +209,7 @@ def test_score_with_optional_networks_has_their_metrics(
         scores[name] = read_json(tmp_path / name / "score.json")
     assert scores["full"]["protocol_hash"] == scores["plain"]["protocol_hash"]
     assert scores["full"]["fid"] == scores["plain"]["fid"]
-    assert scores["full"]["not_computed"].keys() == {"fid_teacher"}
+    assert scores["full"]["not_computed"].keys() == {"fid_teacher", "patch_fid"}
     stored = load_file(tmp_path / "full.safetensors")
     for key, metric in METRICS.items():
         low, high = scores["full"]["intervals"][metric]
