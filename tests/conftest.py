@@ -69,6 +69,14 @@ def tiny_sana_source(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_flux_source(tmp_path_factory) -> Path:
+    """Write FLUX.1's layout with random weights: 4 x 8 x 8 latents, 64 x 64 images, 512 tokens of width 16."""
+    from tiny_flux import write_teacher
+
+    return write_teacher(tmp_path_factory.mktemp("flux") / "source")
+
+
+@pytest.fixture(scope="session")
 def tiny_teacher(tiny_teacher_source, tmp_path_factory) -> Path:
     """Prepare it by the teacher stage: with provenance and manifest."""
     from sid_core.config import Teacher

@@ -32,7 +32,9 @@ class Config(Block):
     """The whole experiment."""
 
     experiment: Name
-    preset: Literal["shapes", "sd15", "sd21-base", "sd21-768", "sdxl", "sd35-medium", "sana-600m"] | None = Field(
+    preset: (
+        Literal["shapes", "sd15", "sd21-base", "sd21-768", "sdxl", "sd35-medium", "sana-600m", "flux-dev"] | None
+    ) = Field(
         None, description="fills in sizes, speeds and evaluation for a teacher of this kind; null: nothing is filled in"
     )
     teacher: Teacher

@@ -63,7 +63,7 @@ def test_load_config_of_the_shipped_file_lists_its_runs():
         ({"evaluate__fid_teacher": True, "baselines__steps": []}, "evaluate.fid_teacher=true: expected a row of the"),
         (
             {"preset": "sd1.5"},
-            "preset=sd1.5: expected one of sana-600m, sd15, sd21-768, sd21-base, sd35-medium, sdxl, shapes, or null",
+            "preset=sd1.5: expected one of flux-dev, sana-600m, sd15, sd21-768, sd21-base, sd35-medium, sdxl, shapes, or null",
         ),
         (
             {"teacher": {"source": "local", "path": "x"}},

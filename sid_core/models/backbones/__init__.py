@@ -5,12 +5,13 @@ from pathlib import Path
 from ...errors import UserError
 from ...storage.files import read_json
 from .base import Backbone
+from .flux import Flux
 from .sana import Sana
 from .sd import StableDiffusion
 from .sd3 import StableDiffusion3
 from .sdxl import StableDiffusionXL
 
-FAMILIES: list[type[Backbone]] = [StableDiffusion, StableDiffusionXL, StableDiffusion3, Sana]
+FAMILIES: list[type[Backbone]] = [StableDiffusion, StableDiffusionXL, StableDiffusion3, Sana, Flux]
 
 
 def family_of_index(index: dict, place: object) -> type[Backbone]:

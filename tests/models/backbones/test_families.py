@@ -43,6 +43,7 @@ FLOWS = {
     "SD 3": ("tiny_sd3_source", {}, {}),
     "SD 3 without T5": ("tiny_sd3_source", {name: [None, None] for name in ("text_encoder_3", "tokenizer_3")}, {}),
     "SANA": ("tiny_sana_source", {}, {"height": 32, "width": 32, "use_resolution_binning": False}),
+    "FLUX": ("tiny_flux_source", {}, {"height": 64, "width": 64, "guidance_scale": 3.5}),
 }
 # what scheduler_config.json states
 PREDICTIONS = {
@@ -52,7 +53,7 @@ PREDICTIONS = {
 }
 SHIFTS = {"static shift": {"shift": 3.0}, "dynamic shift": {"use_dynamic_shifting": True, "shift": 1.0}}
 SHIFTED = [("SD 3", "static shift"), ("SD 3", "dynamic shift"), ("SD 3 without T5", "static shift")]
-SHIFTED += [("SANA", "static shift")]
+SHIFTED += [("SANA", "static shift"), ("FLUX", "dynamic shift")]
 TRAILING = BETAS | {"timestep_spacing": "trailing"}
 # diffusers' scheduler of each solver, and the tolerance: DPM-Solver++ takes 2^-24 for the last abar of zero terminal SNR
 SOLVERS = {

@@ -117,6 +117,19 @@ def test_predict_of_sana_ignores_masked_tokens(tiny_sana_source):
     ).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("source", ["tiny_sd3_source", "tiny_sana_source", "tiny_flux_source"])
+def test_trainer_step_of_a_flow_changes_its_networks(request, source, checkpointing):
+    unguided = dict.fromkeys(("fake_train", "fake_eval", "teacher"), 1.0)
+    settings = make_settings(unguided, t_init=1000, batch=2, micro_batch=2, checkpointing=checkpointing)
+    trainer = make_trainer(settings, request.getfixturevalue(source), PROMPTS)
+    before = {name: trained.master.clone() for name, trained in trainer.trained.items()}
+    trainer.step()
+    for name, trained in trainer.trained.items():
+        assert trained.master.isfinite().all()
+        assert not torch.equal(trained.master, before[name])
+
+
 # --- mistakes ----------------------------------------------------------------------------------------------------------
 
 SD3 = [
@@ -155,6 +168,29 @@ def test_prepare_teacher_of_another_sana_names_what_differs(copy, tmp_path, file
     edit(copy / file, **changes)
     with pytest.raises(UserError, match=f"{re.escape(message)}.*Fix: (give|take) "):
         prepare(copy, tmp_path)
+
+
+FLUX = [
+    ("vae/config.json", {"_class_name": "AutoencoderDC"}, "vae: _class_name=AutoencoderDC: expected AutoencoderKL"),
+    ("text_encoder_2/config.json", {"model_type": "umt5"}, "text_encoder_2: model_type=umt5: expected t5"),
+    ("transformer/config.json", {"out_channels": 8}, "transformer: out_channels=8: expected none"),
+    ("model_index.json", {"_class_name": "FluxFillPipeline"}, "_class_name=FluxFillPipeline"),
+]
+
+
+@pytest.mark.parametrize("copy", ["tiny_flux_source"], indirect=True)
+@pytest.mark.parametrize(("file", "changes", "message"), FLUX)
+def test_prepare_teacher_of_another_flux_names_what_differs(copy, tmp_path, file, changes, message):
+    edit(copy / file, **changes)
+    with pytest.raises(UserError, match=f"{re.escape(message)}.*Fix: (give|take) "):
+        prepare(copy, tmp_path)
+
+
+@pytest.mark.parametrize("scale", [0.0, 2.0])
+def test_guidance_of_flux_by_an_empty_prompt_is_named(tiny_flux_source, scale):
+    backbone, encoder = load_backbone(tiny_flux_source), load_text_encoder(tiny_flux_source)
+    with pytest.raises(UserError, match=rf"guidance scale {scale:g}: expected 1 for Flux.*Fix: .*the strategy none"):
+        backbone(torch.randn(1, 4, 8, 8), torch.ones(1), encoder.encode(["a"]), encoder.empty(), scale)
 
 
 @pytest.mark.parametrize("component", ["text_encoder_2", "tokenizer_3", "vae", "scheduler"])

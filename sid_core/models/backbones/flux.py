@@ -1,0 +1,126 @@
+"""Load FLUX.1: a CLIP and a T5 text encoder, a transformer over 2 x 2 patches, distilled from guidance, a VAE."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor, nn
+
+from ...method import Steps
+from ...storage.files import read_json
+from ..conditioning import Conditioning
+from .flow import FlowTransformer
+from .layout import CLIP_TOKENIZER, UNUSED_INDEX, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..text import TextEncoder
+
+T5_LENGTH = 512  # tokens, as the pipeline's argument max_sequence_length
+GUIDANCE = 3.5  # input of the network in every evaluation, the pipeline's default
+PATCH = 2
+
+
+class Flux(FlowTransformer):
+    """A transformer that takes the scale of guidance as an input, and cannot be guided by an empty prompt."""
+
+    PIPELINES = ("FluxPipeline",)
+    EXPECTED = "expected FLUX.1's: a CLIP and a T5 text encoder, a FluxTransformer2DModel and an AutoencoderKL"
+    INDEX = UNUSED_INDEX
+    FOREIGN = ("unet", "controlnet", "text_encoder_3")
+    GUIDED = False
+    CLASSES = {
+        "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+        "tokenizer_2": ("T5TokenizerFast", "T5Tokenizer"),
+        "text_encoder": ("CLIPTextModel",),
+        "text_encoder_2": ("T5EncoderModel",),
+        "transformer": ("FluxTransformer2DModel",),
+        "vae": ("AutoencoderKL",),
+    }
+    SETTINGS = {
+        "transformer": {"patch_size": 1, "out_channels": None},
+        "vae": {"latents_mean": None, "latents_std": None},
+    }
+    WIDTHS = {"tokens": "joint_attention_dim", "pooled": "pooled_projection_dim"}
+    WEIGHTS = {
+        **dict.fromkeys(("text_encoder", "text_encoder_2"), "model"),
+        **dict.fromkeys(("transformer", "vae"), "diffusion_pytorch_model"),
+    }
+    CONFIGS = {
+        "tokenizer": CLIP_TOKENIZER,
+        "tokenizer_2": ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+        **dict.fromkeys(WEIGHTS, ("config.json",)),
+        "scheduler": ("scheduler_config.json",),
+    }
+    NEEDED = CONFIGS | {"tokenizer": ("tokenizer.json", "vocab.json"), "tokenizer_2": ("tokenizer.json",)}
+    COMPILED = SHARDED = frozenset({"FluxTransformerBlock", "FluxSingleTransformerBlock"})
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        places = torch.zeros(x_t.shape[2] // PATCH, x_t.shape[3] // PATCH, 3, device=x_t.device)
+        places[..., 1] += torch.arange(places.shape[0], device=x_t.device)[:, None]
+        places[..., 2] += torch.arange(places.shape[1], device=x_t.device)
+        guidance = torch.full_like(t, GUIDANCE) if self.network.config.guidance_embeds else None
+        # diffusers' network counts time from 0 to 1
+        packed = nn.functional.pixel_unshuffle(x_t, PATCH).flatten(2).transpose(1, 2)
+        output = self.network(
+            packed, cond.tokens, cond.pooled, t, places.flatten(0, 1), places.new_zeros(cond.tokens.shape[1], 3),
+            guidance, return_dict=False,
+        )[0]  # fmt: skip
+        return nn.functional.pixel_shuffle(output.transpose(1, 2).unflatten(2, places.shape[:2]), PATCH)
+
+    def blocks(self) -> "Iterator[nn.Module]":
+        yield from super().blocks()
+        yield from self.network.single_transformer_blocks
+
+    @classmethod
+    def latent_shape(cls, folder: Path) -> tuple[int, int, int]:
+        """Return (C, H, W) of the VAE's latents: the transformer's config states no size."""
+        network, vae = (read_json(Path(folder) / name / "config.json") for name in (cls.NETWORK, "vae"))
+        side = vae["sample_size"] // 2 ** (len(vae["block_out_channels"]) - 1)
+        return network["in_channels"] // PATCH**2, side, side
+
+    @classmethod
+    def image_tokens(cls, folder: Path) -> int:
+        _, height, width = cls.latent_shape(folder)
+        return height // PATCH * (width // PATCH)
+
+    @classmethod
+    def noise_levels(cls, steps: int) -> list[float]:
+        return np.linspace(1.0, 1 / steps, steps).tolist()
+
+    @classmethod
+    def exported(cls, folder: Path, steps: Steps) -> tuple[FlowMatchEulerDiscreteScheduler, Usage]:
+        scheduler, usage = super().exported(folder, steps)
+        return scheduler, Usage(usage.call, guidance=GUIDANCE)
+
+    @classmethod
+    def text_encoder(cls, folder: Path) -> "TextEncoders":
+        from transformers import T5EncoderModel, T5TokenizerFast
+
+        from ..text import TextEncoder
+
+        second = TextEncoder.from_directory(folder, "_2", T5EncoderModel, T5TokenizerFast, T5_LENGTH)
+        return TextEncoders(TextEncoder.from_directory(folder), second)
+
+
+class TextEncoders(nn.Module):
+    """T5, whose tokens the network attends to, and CLIP, whose pooled embedding it takes."""
+
+    overflows = True  # T5 does in float16
+
+    def __init__(self, clip: "TextEncoder", t5: "TextEncoder"):
+        super().__init__()
+        self.encoders = nn.ModuleList([clip, t5])
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Return tokens (B, L, D) of T5 and the pooled embedding (B, P) of CLIP, float32."""
+        clip, t5 = (encoder.evaluate(prompts) for encoder in self.encoders)
+        return Conditioning(t5.last_hidden_state.float(), clip.pooler_output.float())
+
+    def empty(self) -> Conditioning:
+        """Return the embedding of the empty prompt, one row."""
+        return self.encode([""])
