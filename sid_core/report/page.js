@@ -1,6 +1,4 @@
 // What belongs to a run carries its name as data-run. One run is selected at a time, everywhere at once.
-const all = (selector, parent = document) => [...parent.querySelectorAll(selector)];
-const by = (id) => document.getElementById(id);
 
 // --- selection and tips ----------------------------------------------------------------------------------------------
 
@@ -56,30 +54,6 @@ document.addEventListener("pointerover", showTip);
 document.addEventListener("focusin", showTip);
 document.addEventListener("focusout", hideTip);
 document.addEventListener("scroll", hideTip);
-
-// --- tables: a click on a heading sorts each group of rows by it, up, down, up; rows without a value stay last -----------
-
-function inOrder(a, b) {
-  return isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b;
-}
-
-for (const table of all("table.results")) {
-  const headings = [...table.tHead.rows[0].cells];
-  headings.forEach((heading, column) => heading.firstChild.addEventListener("click", () => {
-    const down = heading.ariaSort === "ascending";
-    headings.forEach((other) => other.removeAttribute("aria-sort"));
-    heading.setAttribute("aria-sort", down ? "descending" : "ascending");
-    for (const body of table.tBodies) {
-      const value = (row) => row.cells[column].dataset.sort;
-      const [group, ...rows] = body.rows;
-      rows.sort((a, b) => {
-        if (value(a) === undefined || value(b) === undefined) return (value(a) === undefined) - (value(b) === undefined);
-        return (down ? -1 : 1) * inOrder(value(a), value(b));
-      });
-      body.append(group, ...rows);
-    }
-  }));
-}
 
 // --- images: which prompts are shown, and how large ----------------------------------------------------------------------
 

@@ -55,59 +55,59 @@ def render(
         strip = [row for row in content.grid.rows if row.kind != "real"]
     groups = content.methods.methods.values() if content.methods else []
     first = [group[0].name for group in groups]
-    return (
-        environment()
-        .get_template("page.html")
-        .render(
-            config=config,
-            entries=entries,
-            content=content,
-            rendered=rendered,
-            strip=strip,
-            of_methods=[row for row in content.grid.rows if row.name in first],
-            style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-            script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
-            groups=_groups([entry for entry in entries if entry.comparable]),
-            foreign=_groups(foreign),
-            not_comparable=not_comparable(entries),
-            tips={entry.name: _tip(entry) for entry in entries},
-            main=_filled(main(), entries),
-            further=[RUN, *further(entries)],
-            main_foreign=_filled(main(), foreign),
-            trade_off_words=_trade_off_words(entries),
-            pixels=max(max(row.images[0].shape) for row in content.grid.rows) <= EXACT,
-            numbers=numbers,
-            labels={entry.name: entry.label for entry in entries},
-            compared={entry.name: entry.label for entry in entries if entry.name in compared},
-            metrics={number[2]: METRICS[number[2]].heading for number in numbers},
-            health_columns=COLUMNS,
-            health_rows=[(one.setting, one.cells()) for one in content.health],
-            steps=sorted({int(path.stem) for _, grids in content.progress for path in grids}),
-            provenance=provenance(config, scores),
-            is_best=is_best,
-            inline=inline,
-            image_uri=image_uri,
-            unbroken=unbroken,
-            grid_uri=grid_uri,
-        )
+    return fill(
+        "page.html",
+        "tables.js",
+        "page.js",
+        config=config,
+        entries=entries,
+        content=content,
+        rendered=rendered,
+        strip=strip,
+        of_methods=[row for row in content.grid.rows if row.name in first],
+        groups=groups_of([entry for entry in entries if entry.comparable]),
+        foreign=groups_of(foreign),
+        not_comparable=not_comparable(entries),
+        tips={entry.name: _tip(entry) for entry in entries},
+        main=filled(main(), entries),
+        further=[RUN, *further(entries)],
+        main_foreign=filled(main(), foreign),
+        trade_off_words=_trade_off_words(entries),
+        pixels=max(max(row.images[0].shape) for row in content.grid.rows) <= EXACT,
+        numbers=numbers,
+        labels={entry.name: entry.label for entry in entries},
+        compared={entry.name: entry.label for entry in entries if entry.name in compared},
+        metrics={number[2]: METRICS[number[2]].heading for number in numbers},
+        health_columns=COLUMNS,
+        health_rows=[(one.setting, one.cells()) for one in content.health],
+        steps=sorted({int(path.stem) for _, grids in content.progress for path in grids}),
+        provenance=provenance(config, scores),
+        is_best=is_best,
+        inline=inline,
+        image_uri=image_uri,
+        unbroken=unbroken,
+        grid_uri=grid_uri,
     )
 
 
-def environment() -> Environment:
-    """Return the templates of this folder; every text is escaped where it enters."""
-    return Environment(
+def fill(name: str, *scripts: str, **values: object) -> str:
+    """Fill a template of this folder with the style, the scripts and `values`; every text is escaped where it enters."""
+    environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, loader=FileSystemLoader(HERE)
     )
+    style, *code = (Markup((HERE / file).read_text(encoding="utf-8")) for file in ("page.css", *scripts))
+    return environment.get_template(name).render(style=style, script=Markup("\n").join(code), **values)
 
 
-def _groups(entries: list[Entry]) -> dict[str, list[Entry]]:
+def groups_of(entries: list[Entry]) -> dict[str, list[Entry]]:
+    """Group entries by the heading of their kind."""
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(GROUPS[entry.kind], []).append(entry)
     return groups
 
 
-def _filled(columns: list[Column], entries: list[Entry]) -> list[Column]:
+def filled(columns: list[Column], entries: list[Entry]) -> list[Column]:
     """Return the columns in which an entry has a value."""
     return [column for column in columns if any(column.value(entry) is not None for entry in entries)]
 

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
-from markupsafe import Markup
-
 from ..errors import UserError
 from ..evaluation.comparison import distinct_names
 from ..pipeline.paths import Results, Row
 from ..storage.files import digest, read_json, read_lines, sidecar, write_text
 from .markup import EXACT, image_uri
-from .page import HERE, environment
+from .page import fill
 from .samples import read_images
 
 SHARD = "00000"
@@ -56,17 +54,8 @@ def write_vote_page(runs: Sequence[Path], out: Path, count: int, seed: int) -> N
     content = {"pairs": shown, "images": [image_uri(image, LARGEST) for _, _, image in images]}
     sealed = base64.b64encode(json.dumps([sides for _, sides in pairs]).encode()).decode()
     data = {"page": digest([content, sealed])[:16], **content, "sealed": sealed}
-    html = (
-        environment()
-        .get_template("vote.html")
-        .render(
-            data=data,
-            style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-            script=Markup((HERE / "vote.js").read_text(encoding="utf-8")),
-            pixels=max(images[0][2].shape) <= EXACT,
-        )
-    )
-    write_text(out, html)
+    pixels = max(images[0][2].shape) <= EXACT
+    write_text(out, fill("vote.html", "vote.js", data=data, pixels=pixels))
 
 
 def _captions(run: Path) -> tuple[list[str], list[int]]:

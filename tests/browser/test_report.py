@@ -1,6 +1,7 @@
 """Test report.html of eight runs in a browser, by mouse and by keyboard."""
 
 import time
+from xml.etree import ElementTree
 
 import pytest
 from made_up import make_config, write_experiment
@@ -180,6 +181,39 @@ def test_report_page_slider_shows_the_last_grid_of_each_run(open_report):
         "Samples of SiD-LSG κ = 1.5 after 0 images",
         "Samples of SiD-LSG κ = 2 after 800 images",
     ]
+
+
+def test_report_page_buttons_copy_tables_and_save_figures(open_report):
+    page = open_report(permissions=["clipboard-read", "clipboard-write"], viewport={"width": 1300, "height": 900})
+
+    def copied(name: str) -> list[str]:
+        table = page.locator("#results").get_by_role("group", name="Copy table as").first
+        table.get_by_role("button", name=name).click()
+        table.get_by_role("button", name=f"{name}: done").wait_for()
+        return page.evaluate("navigator.clipboard.readText()").splitlines()
+
+    latex, markdown, csv = copied("LaTeX"), copied("Markdown"), copied("CSV")
+    assert latex[:3] == [
+        "\\begin{tabular}{lrrrrrrrr}",
+        "\\toprule",
+        "Run & FID $\\downarrow$ & CLIP $\\uparrow$ & KID $\\downarrow$ & Precision $\\uparrow$ & Recall $\\uparrow$ & NFE & kimg & "
+        "Images/s \\\\",
+    ]
+    assert any(line.startswith("SiD-LSG $\\kappa$ = 2 & 35.00 $\\pm$ 0.43 & 0.4667") for line in latex)
+    assert sum("\\textbf{" in line for line in latex) == 2  # the best FID and CLIP score
+    assert latex.count("\\midrule") == 3  # generators, teacher, limits
+    assert markdown[1] == "|---|" + "---:|" * 8
+    assert any(line.startswith("| SiD, no guidance | **25.00 ± 0.43** |") for line in markdown)
+    assert any(line.startswith('"teacher, DPM-Solver++ Karras, 8 steps, CFG 3",35.00 ± 0.43,') for line in csv)
+    assert len(csv) == len(markdown) - 1 == len(latex) - 7
+    with page.expect_download() as download:
+        page.locator("#trade-off").get_by_role("button", name="Save").click()
+    svg = ElementTree.parse(download.value.path()).getroot()
+    assert svg.tag == "{http://www.w3.org/2000/svg}svg"
+    text = download.value.path().read_text(encoding="utf-8")
+    assert "var(" not in text
+    assert 'class="point"' not in text
+    assert "fill: #ffffff" in text  # its paper
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
