@@ -253,8 +253,12 @@ def _votes(given: argparse.Namespace) -> None:
 
 def _report(given: argparse.Namespace) -> None:
     from .evaluation.pairs import write_pairs
-    from .report import write_report
+    from .report import overview, write_report
 
+    if given.all:
+        return overview.write_overview(given.results or Path("results"))
+    if given.results is None:
+        raise UserError(f"--settings {given.settings}: expected --results too. Fix: give results/EXPERIMENT")
     settings = _settings_of_results(given)
     inputs = (Inputs.so_far if given.so_far else Inputs.finished)(settings, given.results)
     if given.so_far:
@@ -353,6 +357,7 @@ PATHS = {
     "real-pairs": "what real-pairs wrote, for a run that uses real images",
     "embeddings": "what embed-prompts wrote: folders train, evaluation, real; no text encoder is loaded",
     "results": "results/EXPERIMENT",
+    "report.results": "results/EXPERIMENT; with --all: the folder of all (default: results)",
     "status.results": "results/EXPERIMENT, by the settings frozen there",
     "configfile": "such as experiments/sd15.yaml (default: config.yaml alone)",
     "pipeline": "what export wrote",
@@ -364,6 +369,7 @@ FLAGS = {
     "gan": "with distill.adversarial, whose discriminator sees real images",
     "off": "record that tracking is off",
     "sync": "again, also where MLflow was unavailable; nothing is logged twice",
+    "all": "write one page over all experiments of RESULTS, RESULTS/report.html",
     "so-far": "report the scored runs of an unfinished experiment in RESULTS/so-far",
     "watch": "repeat every two seconds until all is done",
     "private": "make a new repository private",
@@ -429,7 +435,9 @@ BENCHMARK = "benchmark generator prompts out teacher? seed?"
 MEMORY = "teacher|size kappa? gan? gpus? precision?"
 GROUPS = {
     "Run": {
-        "report": Command(_report, "make tables, figures and the page of an experiment", "settings results so-far?"),
+        "report": Command(
+            _report, "make tables, figures and the page of an experiment, or of all", "settings|all results? so-far?"
+        ),
         "track": Command(_track, "mirror an experiment's files to MLflow", "results sync? uri?"),
         "import-official": Command(_import_official, "write a published checkpoint as a generator", IMPORT),
     },

@@ -56,9 +56,8 @@ def test_main_of_a_stage_with_networks_multiplies_in_float32(stage, monkeypatch)
     command = cli.COMMANDS[stage]
     monkeypatch.setitem(cli.COMMANDS, stage, replace(command, run=record))
     required = [word for option in command.needs for word in arguments_of(option)]
-    required += {"compare": ["a", "b"], "vote": ["a", "b"], "votes": ["a"], "plan-memory": ["--size", "sd15"]}.get(
-        stage, []
-    )
+    given = {"report": ["--all"], "compare": ["a", "b"], "vote": ["a", "b"], "votes": ["a"]}
+    required += (given | {"plan-memory": ["--size", "sd15"]}).get(stage, [])
     required += {"export-benchmark": ["dpg"], "import-benchmark": ["dpg", "a"]}.get(stage, [])
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     try:

@@ -79,7 +79,13 @@ def inputs(tiny_teacher, tmp_path_factory):
 
 def optional(stage: str) -> list[str]:
     """Return inputs that are no required options."""
-    files = {"compare": ["runs"], "vote": ["runs"], "votes": ["files"], "import-official": ["network"]}
+    files = {
+        "report": ["settings", "results"],
+        "compare": ["runs"],
+        "vote": ["runs"],
+        "votes": ["files"],
+        "import-official": ["network"],
+    }
     return (files | {"plan-memory": ["teacher"]}).get(stage, [])
 
 
@@ -102,7 +108,7 @@ def arguments(stage: str, inputs: tuple, tmp_path: Path, **spoilt: object) -> li
         "repo": "a/b",
     }
     line = [stage]
-    needed = cli.COMMANDS[stage].needs
+    needed = cli.COMMANDS[stage].needs + (["settings", "results"] if stage == "report" else [])
     for name in [*needed, *(name for name in spoilt if name not in needed)]:
         if name == "settings" and stage in ("report", "pairs") and "settings" not in spoilt:
             values[name] = right["results"] / "config.yaml"

@@ -9,6 +9,7 @@ import io
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import get_args
 
 from ..config import Baseline, Config, Run, baselines, generators
 from ..errors import UserError
@@ -266,3 +267,28 @@ def to_csv(rows: list[Row]) -> str:
     writer.writeheader()
     writer.writerows(vars(row) | row.measured for row in rows)
     return text.getvalue()
+
+
+def read_summary(path: Path) -> list[Row]:
+    """Read the rows of a summary.csv; columns of metrics may be missing, as in one of an earlier version.
+
+    Raises:
+        UserError: another file, a value of another type, or a row without protocol hash or headline metric.
+    """
+    kinds = {field.name: get_args(field.type) or (field.type,) for field in fields(Row) if field.name != "measured"}
+    rows = []
+    try:
+        for line in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))):
+            values = {name: kind[0](line[name]) for name, kind in kinds.items() if line.get(name)}
+            measured = {name: float(line[name]) if line.get(name) else None for name in measured_columns()}
+            rows.append(Row(**values, measured=measured))
+    except (TypeError, ValueError, csv.Error) as error:
+        raise UserError(f"{path}: expected a summary, got {error}. Fix: delete it and run sid-core report") from None
+    own = [row for row in rows if row.kind != "published"]
+    if not own:
+        raise UserError(f"{path}: expected a summary, got no row of a run. Fix: delete it and run sid-core report")
+    for row in own:
+        values = [row.measured[metric.key] for metric in headline()]
+        if not row.protocol_hash or None in values or not all(map(math.isfinite, values)):
+            raise UserError(f"{path}: {row.run}: no protocol hash or headline metric. Fix: run sid-core report again")
+    return rows
