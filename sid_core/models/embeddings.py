@@ -39,7 +39,7 @@ def embed_prompts(captions: Path, teacher: Path, out: Path) -> None:
     empty = encoder.empty().map(Tensor.cpu)
     chunk_bytes = CHUNK * sum(part.nbytes for part in empty.parts().values())
     per_shard = CHUNK * max(1, SHARD_BYTES // chunk_bytes)
-    progress, hashes = Progress("prompts", len(texts)), []
+    progress, hashes = Progress(out.name, len(texts), "prompts"), []
     for start in range(0, len(texts), per_shard):
         path, some = out / _shard_name(len(hashes)), texts[start : start + per_shard]
         record = origin | {"first": start, "prompts": len(some)}

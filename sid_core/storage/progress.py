@@ -32,5 +32,5 @@ class Progress:
                 log.info("%s: %.1f of %.1f MB", self._name, done / 1e6, self._total / 1e6)
                 return
             throughput = done / max(time.monotonic() - self._start_s, 1e-9)
-            log.info("%s: %d of %d images, %.0f images/s", self._name, done, self._total, throughput)
+            log.info("%s: %d of %d %s, %.0f %s/s", self._name, done, self._total, self._unit, throughput, self._unit)
             job_record.update(done=done, total=self._total, images_per_s=throughput)
