@@ -13,7 +13,7 @@ from safetensors import safe_open
 from ..data import shapes
 from ..errors import UserError
 from ..storage.files import read_json
-from .backbones import Backbone, StableDiffusion, StableDiffusionXL, family_of
+from .backbones import Backbone, StableDiffusion, StableDiffusionXL, expect_family, family_of
 from .backbones.sdxl import SIZES
 from .scheduler import noise_schedule, prediction_type, scheduler_config
 from .vae import AT_ONCE, AutoencoderKL, ImageCodec
@@ -112,6 +112,7 @@ def from_directory(folder: Path) -> Architecture:
     from .teacher import latent_shape  # needs transformers, which training on random weights does not
 
     folder = Path(folder)
+    expect_family(folder, StableDiffusion, StableDiffusionXL)
     unet, text = read_json(folder / "unet" / "config.json"), read_json(folder / "text_encoder" / "config.json")
     text_shape = text["max_position_embeddings"], unet["cross_attention_dim"]
     parameters = 0

@@ -36,12 +36,26 @@ def family_of(folder: Path) -> type[Backbone]:
     return family_of_index(read_json(path) if path.is_file() else {}, folder)
 
 
+def expect_family(folder: Path, *supported: type[Backbone]) -> None:
+    """Reject a teacher of another family, whose files a stage does not know.
+
+    Raises:
+        UserError: names the family and those that are supported.
+    """
+    if (family := family_of(folder)) not in supported:
+        names = " or ".join(one.__name__ for one in supported)
+        raise UserError(
+            f"--teacher {folder}: expected a teacher of {names}, got {family.__name__}. Fix: give another teacher"
+        )
+
+
 __all__ = [
     "FAMILIES",
     "Backbone",
     "StableDiffusion",
     "StableDiffusion3",
     "StableDiffusionXL",
+    "expect_family",
     "family_of",
     "family_of_index",
 ]

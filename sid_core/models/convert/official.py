@@ -16,7 +16,7 @@ from ...config import scale_name
 from ...errors import UserError
 from ...storage import hub
 from ...storage.files import read_json, sha256_file
-from ..backbones import StableDiffusion
+from ..backbones import StableDiffusion, expect_family
 from ..generator import save_generator
 from ..scheduler import noise_schedule, prediction_type, scheduler_config
 from ..teacher import teacher_sha256
@@ -85,6 +85,7 @@ def import_official(
     """
     if not 0 <= t_init <= 999 or not 1 <= run["num_steps"] <= max(t_init, 1):
         raise UserError(f"t_init={t_init}, num_steps={run['num_steps']}: expected 0–999, and 1 to t_init steps")
+    expect_family(teacher, StableDiffusion)
     sha256, config = teacher_sha256(teacher), scheduler_config(teacher)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(read_json(teacher / "unet" / "config.json"))

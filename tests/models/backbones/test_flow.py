@@ -186,6 +186,13 @@ def test_prepare_teacher_of_another_flux_names_what_differs(copy, tmp_path, file
         prepare(copy, tmp_path)
 
 
+def test_stages_of_unets_alone_name_another_family(tiny_sd3_source, tmp_path, capsys):
+    pickle = str(tmp_path / "batch512_cfg222_t625_4812_v2.pkl")
+    for command in (["plan-memory"], ["import-official", pickle, "--out", str(tmp_path / "out")]):
+        assert cli.main([*command, "--teacher", str(tiny_sd3_source)]) == 1
+        assert "expected a teacher of StableDiffusion" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("scale", [0.0, 2.0])
 def test_guidance_of_flux_by_an_empty_prompt_is_named(tiny_flux_source, scale):
     backbone, encoder = load_backbone(tiny_flux_source), load_text_encoder(tiny_flux_source)
