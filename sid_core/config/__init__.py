@@ -20,6 +20,7 @@ from .blocks import (
     Generate,
     Imported,
     JobResources,
+    Lora,
     Name,
     Network,
     Plan,

@@ -121,6 +121,18 @@ class Real(Block):
         return self
 
 
+class Lora(Block):
+    """Adapters of a small rank on one frozen copy of the teacher, which teacher, fake score and generator share."""
+
+    rank: Count
+    targets: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="endings of the names of adapted layers; null: attention, feed-forward and convolutions of all blocks",
+    )
+    lr_factor: Positive = Field(1.0, description="times distill.lr and fake_lr; adapters need larger ones than weights")
+
+
 class ExtraRun(Block):
     """A distillation beside the sweep: a strategy at a scale, or four scales of its own (`custom`)."""
 
@@ -147,6 +159,7 @@ class ExtraRun(Block):
     adversarial: Adversarial | None = Field(None, description="default: distill.adversarial")
     real_uid: RealUID | None = Field(None, description="needed by objective: real_uid")
     train_kimg: Positive | None = Field(None, description="default: distill.train_kimg")
+    lora: Lora | None = Field(None, description="default: distill.lora")
 
     @model_validator(mode="after")
     def _scales_fit_strategy(self) -> "ExtraRun":
@@ -325,6 +338,7 @@ class Distill(Block):
     )
     real: Real | None = Field(None, description="null: no real images, as `adversarial` and real_uid need them")
     adversarial: Adversarial | None = Field(None, description="of every run but those of real_uid; null: none")
+    lora: Lora | None = Field(None, description="null: all weights are trained")
     alpha: Positive = Field(1.0, description="of the generator loss")
     t_init: InitialTimestep = Field(
         625, description="noise level the generator starts at; 1000 with flow matching: noise alone"

@@ -16,6 +16,7 @@ from .blocks import (
     Finite,
     Fraction,
     Imported,
+    Lora,
     Name,
     Positive,
     RealUID,
@@ -57,6 +58,7 @@ class Run(Block):
     ida: Fraction = 0.0
     adversarial: Adversarial | None = None
     real_uid: RealUID | None = None
+    lora: Lora | None = None
     seed: int | None = Field(description="null: unknown, of an import")
 
     @property
@@ -81,7 +83,7 @@ class Run(Block):
         """Name the run in tables, figures and MLflow: 'SiD-LSG κ = 1.5, seed 1'; a name of the user's own is appended."""
         setting = self.name.removesuffix(f"-seed{self.seed}") if self.seed else self.name
         setting = setting.removesuffix(f"-in{self.num_steps}") if self.of_steps else setting
-        own = run_name(self.objective, self.strategy, self.scale, self.adversarial is not None)
+        own = run_name(self.objective, self.strategy, self.scale, self.adversarial is not None, self.lora)
         return "".join(
             [
                 self._describe("" if self.strategy in UNSCALED else f" κ = {self.scale}"),
@@ -91,17 +93,19 @@ class Run(Block):
         )
 
     def _describe(self, scale: str) -> str:
-        """Return objective, strategy, `scale`, steps and the use of real images."""
+        """Return objective, strategy, `scale`, steps, rank and the use of real images."""
         steps = f", {self.num_steps} step{'s' * (self.num_steps > 1)}" if self.num_steps > 1 or self.of_steps else ""
         of = f" of {self.of_steps}" if self.of_steps else ""
         real = ", GAN" * bool(self.adversarial) + f", {REAL_IMAGES}" * self.uses_real_images
-        return f"{OBJECTIVES.get(self.objective, self.objective)}{GUIDED[self.strategy]}{scale}{steps}{of}{real}"
+        rank = f", rank {self.lora.rank}" if self.lora else ""
+        return f"{OBJECTIVES.get(self.objective, self.objective)}{GUIDED[self.strategy]}{scale}{steps}{of}{rank}{real}"
 
 
-def run_name(objective: str, strategy: str, scale: str | None, gan: bool = False) -> str:
-    """Return the folder of a run without a name of its own: 'lsg-1.5', 'dmd-long-1.75', 'zero-adversarial'."""
+def run_name(objective: str, strategy: str, scale: str | None, gan: bool = False, lora: Lora | None = None) -> str:
+    """Return the folder of a run without a name of its own: 'lsg-1.5-rank16', 'dmd-long-1.75', 'zero-adversarial'."""
     scaled = [] if scale is None or strategy in UNSCALED else [scale]
-    return "-".join([*([] if objective == "sid" else [objective]), strategy, *scaled, *["adversarial"] * gan])
+    rank = [f"rank{lora.rank}"] if lora else []
+    return "-".join([*([] if objective == "sid" else [objective]), strategy, *scaled, *["adversarial"] * gan, *rank])
 
 
 def scale_name(scale: float) -> str:
@@ -150,8 +154,9 @@ def _expand(config: "Config") -> "Iterator[tuple[ExtraRun, DistillSettings]]":
         distill = config.distill
         adversarial = extra.adversarial or (None if extra.real_uid else distill.adversarial)
         num_steps = extra.num_steps or distill.num_steps
+        lora = extra.lora or distill.lora
         suffix = "" if num_steps == distill.num_steps else f"-{num_steps}steps"
-        base = extra.name or run_name(extra.objective, extra.strategy, named, adversarial is not None) + suffix
+        base = extra.name or run_name(extra.objective, extra.strategy, named, adversarial is not None, lora) + suffix
         # of one evaluation, both are the same
         objective, noise = (
             (extra.steps_objective or distill.steps_objective, extra.step_noise or distill.step_noise)
@@ -167,12 +172,17 @@ def _expand(config: "Config") -> "Iterator[tuple[ExtraRun, DistillSettings]]":
                 num_steps=num_steps, steps_objective=objective, step_noise=noise,
                 fake_updates=extra.fake_updates or distill.fake_updates,
                 ida=distill.ida if extra.ida is None else extra.ida,
-                adversarial=adversarial, real_uid=extra.real_uid, seed=seed,
+                adversarial=adversarial, real_uid=extra.real_uid, lora=lora, seed=seed,
             )  # fmt: skip
             # settings of real images are part of the runs that use them alone
-            own = {"adversarial": adversarial, "real": distill.real if run.uses_real_images else None}
+            own = {"adversarial": adversarial, "real": distill.real if run.uses_real_images else None, "lora": lora}
             settings = DistillSettings(run=run, distill=distill.model_copy(update=own))
             _check_real_images(settings)
+            if lora and run.ida:
+                raise ValueError(
+                    f"run {run.name}: ida={run.ida:g}: expected 0 with lora, since an average of two networks' adapters is not "
+                    "the adapter of their average. Fix: set ida: 0, or lora: null"
+                )
             yield extra, settings
 
 

@@ -1,4 +1,4 @@
-"""Save and load a distilled generator: its network in the layout of diffusers, and generator.json with its sampling."""
+"""Save and load a distilled generator: its network, or its adapters, in the layout of diffusers, and generator.json."""
 
 import os
 import shutil
@@ -13,6 +13,7 @@ from ..method import Steps
 from ..pipeline.paths import Results, Row
 from ..storage.files import MANIFEST, atomic_path, read_json, sha256_file, verify_manifest, write_json, write_manifest
 from .backbones import Backbone, family_of
+from .lora import FILE, MARK, merge
 from .teacher import recorded_sha256
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 def save_generator(out: Path, backbone: Backbone, weights: dict[str, Tensor], record: dict) -> None:
     """Write `out` atomically: the network's config, `weights` (the EMA), `record` as generator.json, a manifest.
 
+    Weights of adapters alone are a LoRA file, which diffusers and peft read.
+
     `record` needs `t_init` and `num_steps`, which sampling uses, and the `teacher_sha256` of its teacher.
     """
     with atomic_path(out, "generator.json") as folder:
@@ -29,6 +32,8 @@ def save_generator(out: Path, backbone: Backbone, weights: dict[str, Tensor], re
         network.mkdir(parents=True)
         backbone.save_config(network)
         path = network / f"{backbone.WEIGHTS[backbone.NETWORK]}.safetensors"
+        if all(MARK in name for name in weights):
+            path, weights = network / FILE, {f"{backbone.NETWORK}.{name}": tensor for name, tensor in weights.items()}
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path, metadata={"format": "pt"})
         write_json(folder / "generator.json", record)
         write_manifest(folder)
@@ -83,7 +88,12 @@ def load_generator(folder: Path, teacher: Path) -> tuple[Backbone, dict]:
             f"{folder}: distilled from the teacher {expected[:12]}, but {teacher} is {found[:12]}; "
             "give the teacher it was distilled from"
         )
-    return family.load_network(folder / family.NETWORK, Path(teacher)), record
+    adapters = folder / family.NETWORK / FILE
+    if not adapters.is_file():
+        return family.load_network(folder / family.NETWORK, Path(teacher)), record
+    backbone = family.load(Path(teacher))
+    merge(backbone.network, adapters, family.NETWORK)
+    return backbone, record
 
 
 def generator_folder(path: Path) -> Path:

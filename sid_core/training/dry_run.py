@@ -68,7 +68,7 @@ def make_run(kappa: float, seed: int = 0, **changes) -> SimpleNamespace:
     usual = {
         "name": "dry-run", "objective": "sid", "fake_train": kappa, "fake_eval": kappa, "teacher": kappa, "alpha": 1.0,
         "num_steps": 1, "steps_objective": "last", "step_noise": "fresh", "fake_updates": 1, "ida": 0.0,
-        "adversarial": None, "real_uid": None, "seed": seed,
+        "adversarial": None, "real_uid": None, "lora": None, "seed": seed,
     }  # fmt: skip
     return SimpleNamespace(**usual | changes)
 

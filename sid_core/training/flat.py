@@ -13,6 +13,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..models.lora import own_weights
+
 ALIGN = 64  # elements; every parameter starts at a multiple of it, for vectorised kernels
 SLICE = 2**24  # elements of an offloaded vector that are on the device at once: 64 MB
 
@@ -20,7 +22,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class Layout:
-    """Offsets of a network's parameters in a vector; networks of one architecture share a layout.
+    """Offsets of a network's parameters in a vector, or of its adapters' alone; networks of one architecture share a layout.
 
     Args:
         shards: number of equal shards; the size is padded to a multiple.
@@ -37,7 +39,7 @@ class Layout:
         self._slots: dict[str, tuple[torch.Size, tuple[int, ...], int]] = {}
         self.size = 0
         blocks: dict[str, list[str]] = {}
-        for name, parameter in network.named_parameters():
+        for name, parameter in own_weights(dict(network.named_parameters())).items():
             # with strides: channels_last weights must remain channels_last
             self._slots[name] = (parameter.shape, parameter.stride(), self.size)
             self.size += _aligned(parameter.numel(), ALIGN)
@@ -59,7 +61,7 @@ class Layout:
 
     def gather(self, network: nn.Module) -> Tensor:
         """Copy the network's parameters to a float32 vector (size,) on their device."""
-        parameters = dict(network.named_parameters())
+        parameters = own_weights(dict(network.named_parameters()))
         vector = torch.zeros(self.size, device=next(iter(parameters.values())).device)
         for name, view in self.views(vector).items():
             view.copy_(parameters[name].detach())
@@ -67,8 +69,11 @@ class Layout:
 
 
 def with_weights(network: Network, weights: dict[str, Tensor]) -> Network:
-    """Copy a frozen network with `weights`, by name, as its parameters; neither they nor its own are copied."""
-    memo = {id(p): nn.Parameter(weights[name], requires_grad=False) for name, p in network.named_parameters()}
+    """Copy a frozen network with `weights`, by name, as parameters; it shares the others, and no tensor is copied."""
+    memo = {
+        id(p): nn.Parameter(weights[name], requires_grad=False) if name in weights else p
+        for name, p in network.named_parameters()
+    }
     return copy.deepcopy(network, memo)
 
 

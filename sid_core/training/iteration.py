@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..method import DTYPES, OBJECTIVES, Batch, Guidance, Networks, Phase, Steps, n_step
 from ..models.backbones import Backbone
 from ..models.conditioning import Conditioning, PromptSet
+from ..models.lora import adapted, own_weights
 from .blocks import checkpoint_blocks, compile_blocks
 from .distributed import World
 from .flat import SLICE, Layout, on_device, placed, row_norms, with_weights
@@ -91,13 +92,18 @@ class Trainer:
         set_arithmetic(settings.precision)
         teacher.frozen()
         teacher.schedule.to(self.device)
+        dtype = DTYPES[settings.precision]
+        compute = {name: p.to(self.device, dtype) for name, p in teacher.network.named_parameters()}
+        self.teacher = teacher.with_network(with_weights(teacher.network, compute))
+        source = adapted(self.teacher, run.lora, rng(run.seed, 0, "lora")) if run.lora else teacher
         sharded = settings.shard != "none" and self.world.size > 1
-        self.layout = Layout(teacher.network, self.world.size if sharded else 1, teacher.BACKWARD_ORDER)
+        self.layout = Layout(source.network, self.world.size if sharded else 1, teacher.BACKWARD_ORDER)
         self.own = self.world.shard_slice(self.layout.size) if sharded else slice(0, self.layout.size)
-        start = self.layout.gather(teacher.network)
-        rates = {"fake_score": settings.fake_lr or settings.lr, "generator": settings.lr}
+        start = self.layout.gather(source.network)
+        factor = run.lora.lr_factor if run.lora else 1
+        rates = {"fake_score": factor * (settings.fake_lr or settings.lr), "generator": factor * settings.lr}
         self.trained = {
-            name: TrainedNetwork(teacher, start, self.layout, self.own, settings, lr, self.device, self.world)
+            name: TrainedNetwork(source, start, self.layout, self.own, settings, lr, self.device, self.world)
             for name, lr in rates.items()
         }
         self.ema_weights = placed(start[self.own], self.device, settings.offload in ("ema", "all"))
@@ -105,10 +111,7 @@ class Trainer:
         self.gradient = Gradient(self.layout, self.device, self.world)
         self._ema_apart = sharded or settings.offload in ("ema", "all")
         averages = self.gradient.views if self._ema_apart else self.layout.views(self.ema_weights)
-        self.ema = teacher.with_network(with_weights(teacher.network, averages))
-        dtype = DTYPES[settings.precision]
-        compute = {name: p.to(self.device, dtype) for name, p in teacher.network.named_parameters()}
-        self.teacher = teacher.with_network(with_weights(teacher.network, compute))
+        self.ema = source.with_network(with_weights(source.network, averages))
         self.fake_score, self.generator = (trained.backbone for trained in self.trained.values())
         for backbone in (self.teacher, self.fake_score, self.generator):
             if settings.checkpointing:
@@ -182,6 +185,10 @@ class Trainer:
         """
         if self._ema_apart:
             self._gather(self.ema_weights)
+
+    def averages(self) -> dict[str, Tensor]:
+        """Return the weights of `ema` by name, with LoRA those of its adapters; call `gather_ema` before."""
+        return own_weights(self.ema.network.state_dict())
 
     @torch.no_grad()
     def full_vector(self, vector: Tensor) -> Tensor:

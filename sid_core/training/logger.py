@@ -72,8 +72,8 @@ class TrainingLogger:
             if values[rule] < min(before, default=math.inf):
                 path = self.state / f"best-{self.trainer.nimg:012d}.safetensors"
                 with atomic_path(path) as temporary:
-                    weights = self.trainer.ema.network.state_dict()
-                    save_file({name: weight.cpu().contiguous() for name, weight in weights.items()}, temporary)
+                    weights = self.trainer.averages().items()
+                    save_file({name: weight.cpu().contiguous() for name, weight in weights}, temporary)
                 write_sidecar(path, {"nimg": self.trainer.nimg, "value": values[rule]})
                 _remove_superseded(self.state, self.trainer.settings.batch)
         return values

@@ -163,6 +163,11 @@ def make_trainer(
     held_out = distill.proxy_samples
     if held_out >= len(prompts):
         raise UserError(f"distill.proxy_samples={held_out}: expected fewer than the {len(prompts)} training captions")
+    if settings.run.lora and distill.shard == "all" and world.size > 1:
+        raise UserError(
+            f"{settings.run.name}: distill.shard=all with lora: expected none or optimizer, as the three networks share one "
+            "copy of the weights on each GPU. Fix: distill: {shard: optimizer}"
+        )
     shape = latent_shape(teacher)
     trainer = Trainer(backbone, prompt_set, shape, settings.run, distill, world, held_out, device, real)
     if distill.shard == "all" and world.size > 1:
@@ -202,7 +207,7 @@ def _export(
         "teacher_sha256": teacher_sha256,
         "trained_from": origin,
     }
-    weights = trainer.ema.network.state_dict()
+    weights = trainer.averages()
     if settings.distill.keep_best:
         weights, chosen = load_best(state)
         record["chosen"] = {"rule": f"lowest {settings.distill.keep_best}", **chosen}

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..method import DTYPES
 from ..models.backbones import Backbone
+from ..models.lora import own_weights
 from .distributed import OverlappedAllReduce, World
 from .flat import Layout, norm, on_device, placed, with_weights
 from .optimizer import Adam
@@ -60,7 +61,8 @@ class TrainedNetwork:
     """The fake score or the generator, initialised from the teacher's weights.
 
     Args:
-        start: the teacher's float32 weights, a vector, on any device.
+        source: the teacher, or with LoRA the teacher with adapters, whose other weights are shared.
+        start: its float32 weights or those of its adapters, a vector, on any device.
         own: slice of a vector that this rank stores and updates: all of it, or its shard.
 
     Attributes:
@@ -72,7 +74,7 @@ class TrainedNetwork:
 
     def __init__(
         self,
-        teacher: Backbone,
+        source: Backbone,
         start: Tensor,
         layout: Layout,
         own: slice,
@@ -87,26 +89,26 @@ class TrainedNetwork:
         apart = self.offloaded or len(self.master) < len(start) or dtype != torch.float32
         self._copy = start.to(device, dtype, copy=True) if apart else self.master
         weights = layout.views(self._copy)
-        self.backbone = teacher.with_network(with_weights(teacher.network, weights))
+        self.backbone = source.with_network(with_weights(source.network, weights))
         self.optimizer = Adam(self.master, lr, device, self.offloaded)
         limit = 1 if settings.nonfinite == "stop" else NONFINITE_LIMIT
         self.guard = UpdateGuard(device, settings.precision, limit)
-        self._parameters = dict(self.backbone.network.named_parameters())
+        self._parameters = own_weights(dict(self.backbone.network.named_parameters()))
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def enable_grad(self, gradient: Gradient) -> None:
         """Set `gradient` to zero and let backward add to it."""
         gradient.parameters.zero_()
-        self.backbone.requires_grad_(True)
         for name, parameter in self._parameters.items():
+            parameter.requires_grad_(True)
             if parameter.dtype == torch.float32:
                 parameter.grad = gradient.views[name]  # backward adds in place
             self._hooks.append(parameter.register_post_accumulate_grad_hook(partial(gradient.take, name)))
 
     def freeze(self) -> None:
         """Freeze the network again."""
-        self.backbone.requires_grad_(False)
         for parameter in self._parameters.values():
+            parameter.requires_grad_(False)
             parameter.grad = None
         for hook in self._hooks:
             hook.remove()

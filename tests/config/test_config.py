@@ -128,6 +128,13 @@ def test_load_config_of_the_shipped_file_lists_its_runs():
         ),
         ({"distill__real": {"captions": "x.csv"}}, "distill.real: captions=x.csv: belongs to a folder of images"),
         ({"distill__real": {"source": "x", "captions": "x.txt"}}, "captions=x.txt: expected a table"),
+        ({"distill__lora": {"rank": 0}}, "distill.lora.rank=0: expected greater than or equal to 1"),
+        ({"extra_runs": [LATE | {"lora": {"rank": 4, "targets": []}}]}, "extra_runs.0.lora.targets=[]"),
+        ({"distill__lora": {"rank": 4, "alpha": 8}}, "unknown key 'distill.lora.alpha'"),
+        (
+            {"extra_runs": [LATE | {"lora": {"rank": 4}, "ida": 0.02}]},
+            "run long-1.5-rank4: ida=0.02: expected 0 with lora",
+        ),
         ({"teacher": {"source": "local"}}, "give the diffusers directory"),
         ({"teacher": {"source": "hub", "repo": "a/b"}}, "repo, revision: give both with source: hub"),
         ({"teacher": {"source": "embedded", "variant": "fp16"}}, "repo, revision: give both with source: hub"),
@@ -432,6 +439,19 @@ def test_runs_with_real_images_state_it_in_name_and_label():
     assert runs_of(distill__real={}, distill__adversarial={"start_nimg": 0}).keys() == {
         f"lsg-{scale}-adversarial" for scale in ("1.5", "2", "3", "4.5")
     }
+
+
+def test_runs_with_lora_state_the_rank_in_name_and_label():
+    ranks = [{"rank": 4}, {"rank": 16, "targets": ["to_q"]}]
+    found = runs_of(
+        extra_runs=[LATE, *(LATE | {"lora": lora} for lora in ranks), LATE | {"name": "x", "lora": ranks[0]}]
+    )
+    labels = {name: found[name].label for name in ("long-1.5", "long-1.5-rank4", "long-1.5-rank16", "x")}
+    long = "SiD, long guidance κ = 1.5"
+    assert list(labels.values()) == [long, f"{long}, rank 4", f"{long}, rank 16", f"{long}, rank 4 (x)"]
+    assert found["long-1.5-rank16"].method == "SiD, long guidance, rank 16"
+    own = {one.run.name: one.distill.lora for one in c.distillations(c.parse_config(changed(distill__lora=ranks[0])))}
+    assert own == {f"lsg-{scale}-rank4": c.Lora(rank=4) for scale in ("1.5", "2", "3", "4.5")}
 
 
 def test_distillations_without_real_images_keep_their_settings():

@@ -43,6 +43,8 @@ class Backbone(nn.Module):
     # class names of the modules that training compiles, and whose parameters it shards
     COMPILED: ClassVar[Collection[str]] = ()
     SHARDED: ClassVar[Collection[str]] = ()
+    # endings of the names of the layers that LoRA adapts by default
+    ADAPTED: ClassVar[Collection[str]] = ()
     # top-level module -> rank in backward, where that is not the reversed order of the parameters
     BACKWARD_ORDER: ClassVar[dict[str, int]] = {}
 

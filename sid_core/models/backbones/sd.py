@@ -65,6 +65,11 @@ class StableDiffusion(DiffusersLayout):
     COMPILED = frozenset({"ResnetBlock2D", "BasicTransformerBlock"})
     # nearly all weights, in modules that `guided_pair` calls as a whole: FSDP's hooks run
     SHARDED = frozenset({"ResnetBlock2D", "Attention", "FeedForward"})
+    # attention, feed-forward and convolutions of all blocks, as LCM-LoRA and DMD2 adapt
+    ADAPTED = (
+        "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
+        "conv1", "conv2", "conv_shortcut", "time_emb_proj", "downsamplers.0.conv", "upsamplers.0.conv",
+    )  # fmt: skip
     # diffusers registers mid_block after up_blocks; modules missing here come first
     BACKWARD_ORDER = {"mid_block": 1, "down_blocks": 2, "time_embedding": 3, "conv_in": 3}
 
