@@ -324,10 +324,12 @@ def _plan_memory(given: argparse.Namespace) -> None:
 
     if given.gpus < 1:
         raise UserError(f"--gpus {given.gpus}: expected 1 or more")
+    if given.lora is not None and given.lora < 1:
+        raise UserError(f"--lora {given.lora}: expected a rank of 1 or more; without --lora all weights are trained")
     if not 0 < given.kappa < math.inf:
         raise UserError(f"--kappa {given.kappa:g}: expected more than 0; 1 is no guidance")
     architecture = architectures.from_directory(given.teacher) if given.teacher else architectures.from_name(given.size)
-    rows = memory.search_settings(architecture, given.kappa, given.precision, given.gpus, given.gan)
+    rows = memory.search_settings(architecture, given.kappa, given.precision, given.gpus, given.gan, given.lora)
     print(memory.to_markdown(rows), memory.advice(rows), memory.NOTE, sep="\n\n")
 
 
@@ -402,6 +404,11 @@ OPTIONS: dict[str, dict] = {
         "metavar": "N",
         "help": "number of GPUs to acquire for this process alone (default: all, shared)",
     },
+    "lora": {
+        "type": int,
+        "metavar": "RANK",
+        "help": "of adapters (distill.lora.rank; default: all weights are trained)",
+    },
     "plan-memory.gpus": {"type": int, "default": 1, "metavar": "N", "help": "that train together (default: 1)"},
     "threads": {"type": int, "metavar": "N", "help": "of torch and numpy"},
 }
@@ -432,7 +439,7 @@ SHARD = "settings teacher captions range out embeddings? gpus?"
 DISTILL = "settings teacher prompts state tracking out reference? reference-settings? real-pairs? embeddings?"
 IMPORT = "teacher out network settings? t-init? num-steps? gpus?"
 BENCHMARK = "benchmark generator prompts out teacher? seed?"
-MEMORY = "teacher|size kappa? gan? gpus? precision?"
+MEMORY = "teacher|size kappa? gan? lora? gpus? precision?"
 GROUPS = {
     "Run": {
         "report": Command(

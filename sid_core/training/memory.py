@@ -33,8 +33,8 @@ CONTEXT_BYTES, FRAGMENTED = (
     0.03,
 )  # CUDA context and workspaces; fraction of the peak. From experience, not measured here
 GRID = 16  # samples of a grid, decoded together
-# bytes of each GPU: RTX 3090 and 4090, A100, A100 and H100, H200
-GPUS = {"24 GB": 24 * GIB, "40 GB": 40 * GIB, "80 GB": 79 * GIB, "141 GB": 140 * GB}
+# bytes of each GPU: RTX 3060 and 4070, RTX 3090 and 4090, A100, A100 and H100, H200
+GPUS = {"12 GB": 12 * GIB, "24 GB": 24 * GIB, "40 GB": 40 * GIB, "80 GB": 79 * GIB, "141 GB": 140 * GB}
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 # (distill.offload, distill.shard) in order of their cost in time, on one GPU and on several
 PLACES = tuple((offload, "none") for offload in ("none", "ema", "optimizer", "all"))
@@ -210,25 +210,36 @@ class Row:
 
 
 def search_settings(
-    architecture: Architecture, kappa: float, precisions: Sequence[str], gpus: int = 1, gan: bool = False
+    architecture: Architecture,
+    kappa: float,
+    precisions: Sequence[str],
+    gpus: int = 1,
+    gan: bool = False,
+    rank: int | None = None,
 ) -> list[Row]:
     """Predict all settings of `precisions`, fastest first: offloading costs less time than recomputing activations.
 
     Args:
         gpus: world size of the run.
         gan: with `adversarial`, on real images.
+        rank: of LoRA on all layers that it adapts by default; None: all weights are trained.
 
     Raises:
         UserError: an unknown precision.
     """
-    rows, run = [], make_run(kappa, adversarial=GAN) if gan else None
+    rows = []
     for precision in precisions:
         if precision not in DTYPES:
             raise UserError(f"--precision {precision}: expected {', '.join(DTYPES)}")
+    places = PLACES if gpus == 1 else SHARED_PLACES
+    if rank:  # one copy of the weights on each GPU cannot be sharded
+        places = [place for place in places if place[1] != "all"]
+    lora = SimpleNamespace(rank=rank, targets=None, lr_factor=1) if rank else None
+    run = make_run(kappa, adversarial=GAN if gan else None, lora=lora)
     for precision in precisions:
         for checkpointing in (False, True):
             prediction = predict(architecture, kappa, precision, checkpointing, run)
-            for place in PLACES if gpus == 1 else SHARED_PLACES:
+            for place in places:
                 rows.append(Row(precision, checkpointing, *place, prediction.placed(*place, gpus)))
     return rows
 
