@@ -63,6 +63,7 @@ ui: setup ## show the runs in MLflow on http://127.0.0.1:5000
 lock: setup ## renew the locks after a change of dependencies in pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --group dev pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-deps --group slurm -o requirements-slurm.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-deps --group lora -o requirements-lora.lock
 	$(MAKE) wheels
 
 # connection-pool, the one without wheels, is plain Python

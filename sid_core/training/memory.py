@@ -235,7 +235,7 @@ def search_settings(
     if rank:  # one copy of the weights on each GPU cannot be sharded
         places = [place for place in places if place[1] != "all"]
     lora = SimpleNamespace(rank=rank, targets=None, lr_factor=1) if rank else None
-    run = make_run(kappa, adversarial=GAN if gan else None, lora=lora)
+    run = make_run(kappa, adversarial=GAN if gan else None, lora=lora) if gan or lora else None
     for precision in precisions:
         for checkpointing in (False, True):
             prediction = predict(architecture, kappa, precision, checkpointing, run)

@@ -18,16 +18,22 @@ USAGE = """## How to use
 import torch
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("THIS REPOSITORY OR FOLDER"{load})
+{load}
 seed = torch.Generator().manual_seed(0)
 image = pipeline("a prompt", {call}, guidance_scale={guidance}, generator=seed).images[0]
 ```
 
 Both settings matter. It was distilled for {count}, and guidance is in its weights: a larger `guidance_scale` would apply
 it twice, in most pipelines by two evaluations a step. The scheduler in this folder first feeds the network sigma(t_init) z and
-ends at its estimate of x_0; another scheduler, such as LCMScheduler, starts from z and gives other images.
+ends at its estimate of x_0; another scheduler, such as LCMScheduler, starts from z and gives other images."""
+DEMO = "The folder `demo` is a page to try prompts on, by `python demo/app.py` or as a Space."
+LOAD = 'pipeline = DiffusionPipeline.from_pretrained("THIS REPOSITORY OR FOLDER"{load})'
+LOAD_ADAPTERS = """from diffusers import {scheduler}  # and pip install peft
 
-The folder `demo` is a page to try prompts on, by `python demo/app.py` or as a Space."""
+here = "THIS REPOSITORY OR FOLDER"
+pipeline = DiffusionPipeline.from_pretrained("{teacher}"{load})  # or a fine-tune of it
+pipeline.load_lora_weights(here)
+pipeline.scheduler = {scheduler}.from_pretrained(here, subfolder="scheduler")"""
 
 
 def model_card(
@@ -43,17 +49,20 @@ def model_card(
 
     Args:
         record, score: generator.json, and score.json of these weights.
-        provenance: provenance.json of the teacher, and `pipeline`, the class of its family in diffusers.
+        provenance: provenance.json of the teacher, and `pipeline` and `scheduler`, classes of diffusers.
         side: pixels of an image.
         usage: arguments of the pipeline.
         comfy: section on ComfyUI, if any.
     """
-    terms = license_of(provenance)
+    terms, lora = license_of(provenance), record["run"].get("lora")
+    names = {"scheduler": provenance.get("scheduler"), "teacher": provenance.get("repo") or "THE TEACHER"}
+    load = (LOAD_ADAPTERS if lora else LOAD).format(load=usage.load, **names)
     sections = [
-        _metadata(terms, provenance.get("repo")),
+        _metadata(terms, provenance.get("repo"), lora),
         f"# {card_title(record, side)}",
         _description(record, provenance),
-        USAGE.format(load=usage.load, call=usage.call, guidance=usage.guidance, count=_count(record)),
+        USAGE.format(load=load, call=usage.call, guidance=usage.guidance, count=_count(record)),
+        *([] if lora else [DEMO]),
         *([comfy] if comfy else []),
         _settings(record, weights_sha256),
         _scores(score),
@@ -77,8 +86,9 @@ def license_of(provenance: dict) -> str | None:
     return SHIPPED_LICENSE if _is_embedded(provenance) else provenance.get("license")
 
 
-def _metadata(terms: str | None, repo: str | None) -> str:
-    lines = ["library_name: diffusers", "pipeline_tag: text-to-image", "tags: [one-step, distillation, sid-lsg]"]
+def _metadata(terms: str | None, repo: str | None, lora: dict | None) -> str:
+    tags = f"tags: [one-step, distillation, sid-lsg{', lora' if lora else ''}]"
+    lines = ["library_name: diffusers", "pipeline_tag: text-to-image", tags]
     lines += [f"license: {terms}"] if terms else []
     lines += [f"base_model: {repo}"] if repo else []
     return "\n".join(["---", *lines, "---"])
@@ -102,6 +112,7 @@ def _settings(record: dict, weights_sha256: str) -> str:
         "kappa_2 = kappa_3 (fake score, evaluation)": run["fake_eval"],
         "kappa_4 (teacher)": run["teacher"],
         "alpha": run["alpha"],
+        "trained": f"LoRA of rank {run['lora']['rank']}" if run.get("lora") else "all weights",
         "real images": "used" if record.get("uses_real_images") else "not used",
         "images seen in training": _images(record),
         "t_init": record["t_init"],

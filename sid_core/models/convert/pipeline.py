@@ -1,4 +1,7 @@
-"""Export a generator as a self-contained diffusers pipeline directory with a model card, and upload it to a hub."""
+"""Export a generator as a self-contained diffusers pipeline directory with a model card, and upload it to a hub.
+
+A generator of adapters becomes a LoRA file and a scheduler instead, for pipelines of its teacher and of the teacher's fine-tunes.
+"""
 
 import shutil
 from pathlib import Path
@@ -10,18 +13,20 @@ from ...storage.files import atomic_path, read_json, verify_manifest, write_json
 from ..backbones import StableDiffusion, family_of
 from ..backbones.layout import DiffusersLayout
 from ..generator import generator_folder, generator_sha256, recorded_steps
+from ..lora import FILE
 from ..teacher import latent_shape, teacher_sha256
 from .card import card_title, license_of, model_card
 from .comfy import comfy_section
 from .demo import write_demo
 
-MARKERS = ("model_index.json", "generator.json")  # both together distinguish an export from teachers and generators
+# both together distinguish an export from teachers and generators
+MARKERS = ("scheduler/scheduler_config.json", "generator.json")
 
 
 def export(generator: Path, teacher: Path, out: Path, score: Path | None = None) -> None:
     """Write the pipeline of a generator (runs/RUN) to `out`, with a model card and a demo.
 
-    DiffusionPipeline.from_pretrained(out) loads it.
+    DiffusionPipeline.from_pretrained(out) loads it; adapters, without a demo, are for load_lora_weights(out).
 
     Raises:
         UserError: a file is missing, damaged or of another generator, or it takes several steps with noise other than ddim.
@@ -49,21 +54,25 @@ def export(generator: Path, teacher: Path, out: Path, score: Path | None = None)
     family = family_of(teacher)
     with atomic_path(out, *MARKERS) as folder:
         folder.mkdir()
-        for name in family.CONFIGS.keys() - {family.NETWORK, "scheduler"}:
-            if (teacher / name).is_dir():
-                shutil.copytree(teacher / name, folder / name)
-        shutil.copytree(generator / family.NETWORK, folder / family.NETWORK)
         shutil.copy(generator / "generator.json", folder)
         scheduler, usage = family.exported(teacher, steps)
         scheduler.save_pretrained(folder / "scheduler")
-        write_model_index(folder, type(scheduler).__name__, family)
         vae = read_json(teacher / "vae" / "config.json")
         levels = len(vae.get("block_out_channels") or vae["encoder_block_out_channels"])
         side = latent_shape(teacher)[1] * 2 ** (levels - 1)
-        provenance = read_json(teacher / "provenance.json") | {"pipeline": family.PIPELINES[0]}
-        comfy = comfy_section(teacher, record, provenance.get("source"), side)
+        origin = {"pipeline": family.PIPELINES[0], "scheduler": type(scheduler).__name__}
+        provenance, comfy = read_json(teacher / "provenance.json") | origin, ""
+        if (adapters := generator / family.NETWORK / FILE).is_file():
+            shutil.copy(adapters, folder)
+        else:
+            for name in family.CONFIGS.keys() - {family.NETWORK, "scheduler"}:
+                if (teacher / name).is_dir():
+                    shutil.copytree(teacher / name, folder / name)
+            shutil.copytree(generator / family.NETWORK, folder / family.NETWORK)
+            write_model_index(folder, origin["scheduler"], family)
+            comfy = comfy_section(teacher, record, provenance.get("source"), side)
+            write_demo(folder / "demo", card_title(record, side), usage, license_of(provenance))
         write_text(folder / "README.md", model_card(record, weights, provenance, scores, side, usage, comfy))
-        write_demo(folder / "demo", card_title(record, side), usage, license_of(provenance))
         write_manifest(folder)
 
 
