@@ -1,6 +1,7 @@
 """Compare predictions on the device meta with allocators, byte counts and autograd."""
 
 from functools import cache
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -198,6 +199,26 @@ def test_predict_of_sd15_fits_24_gb():
     smallest = MEMORY["smallest"]
     needed = predicted.placed(smallest["offload"]).needed(smallest["micro_batch"])
     assert needed / memory.GB == pytest.approx(14.2, abs=0.05)  # docs/performance.md
+
+
+def test_predict_with_lora_counts_one_base_and_vectors_of_adapters():
+    """Count the base in 2 bytes; of adapters six float32 vectors and two 16-bit copies."""
+    lora = SimpleNamespace(rank=2, targets=["to_q", "conv1"], lr_factor=1)
+    predicted = memory.predict(SMALL, 2.0, "bfloat16", run=dry_run.make_run(2.0, lora=lora))
+    trainer = dry_run.make_trainer(SMALL, "cpu", run=dry_run.make_run(2.0, lora=lora), batch=1, micro_batch=1)
+    expected = 2 * parameters(SMALL) + 28 * trainer.layout.size
+    assert predicted.static - CODEC == pytest.approx(expected, rel=0.05)
+    assert predicted.averages == 4 * trainer.layout.size
+
+
+def test_search_settings_with_lora_shards_no_base(monkeypatch):
+    asked = []
+    monkeypatch.setattr(memory, "predict", lambda *given: asked.append(given[-1].lora) or prediction(5, 1))
+    rows = memory.search_settings(SMALL, 2.0, ["bfloat16"], gpus=2, rank=4)
+    assert {row.shard for row in rows} == {"none", "optimizer"}
+    assert [lora.rank for lora in asked] == [4, 4]
+    assert memory.search_settings(SMALL, 2.0, ["bfloat16"], gpus=2)[-1].shard == "all"
+    assert asked[2:] == [None, None]
 
 
 def test_predict_of_sdxl_counts_the_weights_of_a_training(tiny_sdxl_source):
