@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import DiffusionPipeline, EulerDiscreteScheduler, LCMScheduler
+from diffusers import DiffusionPipeline, EulerDiscreteScheduler, LCMScheduler, StableDiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from PIL import Image
 
 from sid_core import cli
-from sid_core.config import Teacher
+from sid_core.config import Lora, Teacher
 from sid_core.method import one_step
 from sid_core.models.backbones.layout import Usage
 from sid_core.models.convert.card import model_card
 from sid_core.models.generator import generator_sha256, load_generator, save_generator
+from sid_core.models.lora import adapted, own_weights
 from sid_core.models.scheduler import scheduler_config
 from sid_core.models.teacher import load_backbone, prepare_teacher, teacher_sha256
 from sid_core.models.text import TextEncoder
@@ -363,6 +364,33 @@ def test_demo_has_the_metadata_of_a_space_and_requirements(exported):
     lines = (exported[2] / "demo" / "requirements.txt").read_text().splitlines()
     assert [re.split(">=", line)[0] for line in lines] == ["gradio", "torch", "diffusers", "transformers"]
     assert not any("+" in line for line in lines)
+
+
+def test_export_of_adapters_writes_a_lora_file_with_its_scheduler(tiny_teacher, tmp_path):
+    """Check the files; test_lora_in_diffusers.py loads them."""
+    teacher = tmp_path / "teacher"
+    shutil.copytree(tiny_teacher, teacher)
+    write_json(teacher / "provenance.json", {"source": "hub", "repo": "owner/sd", "revision": "1" * 40})
+    write_manifest(teacher)
+    record = read_json(make_generator(teacher, tmp_path / "whole") / "generator.json")
+    record["run"]["lora"] = {"rank": 2}
+    backbone = adapted(load_backbone(teacher), Lora(rank=2), torch.Generator().manual_seed(0))
+    save_generator(tmp_path / "g", backbone, own_weights(backbone.network.state_dict()), record)
+    for _ in range(2):  # the second replaces the first
+        assert export(tmp_path / "g", teacher, tmp_path / "p") == 0
+    names = {"pytorch_lora_weights.safetensors", "generator.json", "README.md", "manifest.json", "scheduler"}
+    assert {path.name for path in (tmp_path / "p").iterdir()} == names
+    weights = StableDiffusionPipeline.lora_state_dict(tmp_path / "p")[0]
+    assert weights.keys() == {f"unet.{name}" for name in own_weights(backbone.network.state_dict())}
+    card = (tmp_path / "p" / "README.md").read_text()
+    for line in (
+        'from_pretrained("owner/sd")  # or a fine-tune',
+        "pipeline.scheduler = EulerDiscreteScheduler.from_pretrained(",
+        "| trained | LoRA of rank 2 |",
+        "tags: [one-step, distillation, sid-lsg, lora]",
+    ):
+        assert line in card
+    assert "demo" not in card
 
 
 # --- push --------------------------------------------------------------------------------------------------------------
