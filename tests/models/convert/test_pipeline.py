@@ -468,9 +468,16 @@ def test_model_card_of_an_earlier_checkpoint_lists_both_numbers_of_images():
     run = {"name": "x", "fake_train": 2.0, "fake_eval": 2.0, "teacher": 2.0, "alpha": 1.0, "seed": 0}
     record = {"run": run, "t_init": 625, "num_steps": 1, "prediction_type": "epsilon", "train_kimg": 9.6}
     chosen = {"rule": "lowest fid_proxy", "nimg": 9600, "value": 1.0}
-    whole = model_card(record | {"whole_kimg": 9.6}, "abc", {}, None, 32, Usage("num_inference_steps=1"))
+    whole = model_card(
+        record | {"whole_kimg": 9.6}, "abc", {"source": "embedded"}, None, 32, Usage("num_inference_steps=1")
+    )
     assert "| images seen in training | 9,600 |" in whole
     early = model_card(
-        record | {"whole_kimg": 12.8, "chosen": chosen}, "abc", {}, None, 32, Usage("num_inference_steps=1")
+        record | {"whole_kimg": 12.8, "chosen": chosen},
+        "abc",
+        {"source": "embedded"},
+        None,
+        32,
+        Usage("num_inference_steps=1"),
     )
     assert "| images seen in training | 9,600 of 12,800, chosen by the lowest fid_proxy |" in early
