@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TRACKING := sqlite:///$(CURDIR)/mlflow.db
 
-.PHONY: run help setup slurm test test-all test-slow lint reference ui lock wheels bench assets chromium
+.PHONY: run help setup slurm test test-all test-slow lint reference ui lock wheels bench gpu assets chromium
 
 run: setup ## run the embedded experiment: results/shapes/report.html
 	$(BIN)/snakemake --cores all
@@ -73,7 +73,11 @@ wheels: setup ## check that no locked package needs a compiler on any supported 
 	    --no-binary connection-pool --require-hashes -r requirements.lock || exit 1; done
 
 bench: setup ## run every benchmark
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out %/gpu_day.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+
+# no set-up, which would need a network: an environment with torch, diffusers and safetensors suffices
+gpu: ## measure in 20 minutes, without a network, all that needs a GPU
+	PYTHONPATH=$(CURDIR) $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_day.py --docs
 
 assets: setup ## train the shipped networks of the embedded experiment (hours)
 	$(BIN)/python -m recipes --out sid_core/data/shapes/assets

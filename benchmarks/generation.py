@@ -10,10 +10,11 @@ Stages are timed one by one, then all together as generation runs: threads pack 
 
 import argparse
 import importlib.util
-import io
+import json
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -112,31 +113,54 @@ def peak_gib() -> str:
     return ""
 
 
-def feature_stages(given: argparse.Namespace, images: np.ndarray) -> dict[str, float]:
-    """Return milliseconds per image of each stage after sampling, for images (B, H, W, 3)."""
-    from sid_core.config import FeatureSettings
-    from sid_core.data.images import decode_png, shrink
-    from sid_core.evaluation.networks.required import Clip, Features
+class Scoring:
+    """The networks of features, and the two scores that need no other images."""
 
-    names = ("feature_network", "clip", "feature_size")
-    settings = FeatureSettings(batch=len(images), **{name: getattr(given, name) for name in names})
-    network, clip = Features(settings), Clip(settings)
-    pngs = [encode_png(image, given.png_level) for image in images]
+    def __init__(self, given: argparse.Namespace, batch: int):
+        from sid_core.config import FeatureSettings
+        from sid_core.evaluation.networks.required import Clip, Features
 
-    def prepare(png: bytes) -> tuple[np.ndarray, torch.Tensor]:
+        names = ("feature_network", "clip", "feature_size")
+        settings = FeatureSettings(batch=batch, **{name: getattr(given, name) for name in names})
+        self.given, self.batch, self.network, self.clip = given, batch, Features(settings), Clip(settings)
+
+    def prepare(self, png: bytes) -> tuple[np.ndarray, torch.Tensor]:
+        """Read a stored image for both networks."""
+        from sid_core.data.images import decode_png, shrink
+
         image = decode_png(png, "sample")
         pixel_sha256(image)
-        stored = shrink(image, given.image_size) if given.image_size else image
-        return network.prepare(stored), clip.prepare(stored)
+        stored = shrink(image, self.given.image_size) if self.given.image_size else image
+        return self.network.prepare(stored), self.clip.prepare(stored)
 
-    run = partial(in_order, prepare, pngs, given.threads, len(pngs))
-    prepared = list(run())
-    seen, for_clip = [image for image, _ in prepared], [image for _, image in prepared]
-    return {
-        f"prepare, {given.threads} threads": ms_per_image(lambda: list(run()), len(pngs)),
-        "feature network": ms_per_image(lambda: network.rows(seen), len(pngs)),
-        "CLIP image": ms_per_image(lambda: clip.rows(for_clip), len(pngs)),
-    }
+    def stages(self, pngs: list[bytes]) -> dict[str, float]:
+        """Return milliseconds per image of each stage after sampling."""
+        threads = self.given.threads
+        run = partial(in_order, self.prepare, pngs, threads, len(pngs))
+        seen, for_clip = zip(*run(), strict=True)
+        return {
+            f"prepare, {threads} threads": ms_per_image(lambda: list(run()), len(pngs)),
+            "feature network": ms_per_image(lambda: self.network.rows(seen), len(pngs)),
+            "CLIP image": ms_per_image(lambda: self.clip.rows(for_clip), len(pngs)),
+        }
+
+    def score(self, pngs: list[bytes]) -> dict[str, float]:
+        """Return the FID of one half of the images to the other, the CLIP score, and the seconds that both took."""
+        from sid_core.evaluation.metrics.frechet import Gaussian, Reference
+        from sid_core.evaluation.metrics.samples import clip_score
+
+        began_s, features, embeddings = time.perf_counter(), [], []
+        prepared = in_order(self.prepare, pngs, self.given.threads, self.batch)
+        for block in batches(prepared, self.batch):
+            seen, for_clip = zip(*block, strict=True)
+            features.append(self.network.rows(seen))
+            embeddings.append(self.clip.rows(for_clip))
+        features_s, x = time.perf_counter() - began_s, torch.cat(features)
+        texts = self.clip.texts([CAPTION.format(i) for i in range(len(pngs))])
+        half = len(x) // 2
+        distance = Reference(Gaussian.fit(x[half:])).distance(Gaussian.fit(x[:half]))
+        scores = {"fid_of_halves": distance, "clip": clip_score(torch.cat(embeddings), texts).value}
+        return scores | {"features_images_per_s": len(x) / features_s, "seconds": time.perf_counter() - began_s}
 
 
 @torch.inference_mode()
@@ -153,6 +177,7 @@ def main() -> None:
     parser.add_argument("--clip")
     parser.add_argument("--image-size", type=int, help="of features, as evaluate.image_size")
     parser.add_argument("--feature-size", type=int, help="of features, as evaluate.feature_size")
+    parser.add_argument("--json", type=Path, help="write the result here too")
     given = parser.parse_args()
     batch = given.batch or {"embedded": 64, "sd15": 16}[given.size]
     precision = given.precision or ("float16" if device() == "cuda" else "float32")
@@ -196,10 +221,18 @@ def main() -> None:
     }
     # all together, into memory that is thrown away: a disk's speed is another question
     began_s = time.perf_counter()
-    written = sum(io.BytesIO().write(png) for png, _ in in_order(pack, images(), given.threads, batch))
-    elapsed_s = time.perf_counter() - began_s
+    pngs = [png for png, _ in in_order(pack, images(), given.threads, batch)]
+    elapsed_s, written = time.perf_counter() - began_s, sum(map(len, pngs))
+    record = {
+        "images": given.images,
+        "images_per_s": given.images / elapsed_s,
+        "image_kb": written / given.images / 1e3,
+    }
     if given.feature_network and given.clip:
-        stages |= feature_stages(given, pictures)
+        scoring = Scoring(given, batch)
+        stages |= scoring.stages(pngs[:batch])
+        record["score"] = scoring.score(pngs)
+        print("scored:", ", ".join(f"{name} {value:.4g}" for name, value in record["score"].items()))
 
     where = torch.cuda.get_device_name() if device() == "cuda" else "CPU"
     print(f"{given.size}, {precision}, blocks of {batch}, {where}, torch {torch.__version__}{peak_gib()}")
@@ -210,6 +243,9 @@ def main() -> None:
         f"generation of {given.images} images: {given.images / elapsed_s:.1f} images/s, {written / given.images / 1e3:.0f} kB each; "
         f"{SAMPLES:,} take {SAMPLES * elapsed_s / given.images / 60:.1f} min"
     )
+    if given.json:
+        record |= {"size": given.size, "precision": precision, "batch": batch, "device": where, "ms_per_image": stages}
+        given.json.write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from parts import beside, kinds
 from parts.clock import clocks, machine, measure, quartiles
+from parts.peak import peak, restart_peak
 
 from sid_core.method import DTYPES
 from sid_core.models import architectures
@@ -32,6 +33,7 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     architecture = architectures.from_name(given.size)
+    before = restart_peak(device)
     trainer = make_trainer(
         architecture, device, given.kappa, batch=given.batch, micro_batch=given.micro_batch, precision=given.precision,
         checkpointing=given.checkpointing, compile=given.compile, deterministic=given.deterministic,
@@ -40,6 +42,9 @@ def main() -> None:
     record["machine"] = machine(device)
     print(" ".join(f"{k}={v}" for k, v in (record["settings"] | record["machine"]).items()))
     record |= _alone(trainer, given, device)
+    record["peak_gb"] = (peak(device) - before) / 1e9
+    print(f"peak memory {record['peak_gb']:.2f} GB")
+    _write(record, given)  # what follows may run out of memory
     if given.beside:
         record["beside"] = _beside(trainer, architecture, given)
     trainer.raise_if_stopped()  # a time of NaNs is none
@@ -48,7 +53,12 @@ def main() -> None:
         record["profile_s"] = spent
         print(kinds.as_table(spent))
         title = f"{given.size}, {given.precision}, batch {given.batch}, kappa {given.kappa:g}, {record['machine']['device']}"
-        kinds.draw(spent, title, given.profile)
+        if given.profile is not True:
+            kinds.draw(spent, title, given.profile)
+    _write(record, given)
+
+
+def _write(record: dict, given: argparse.Namespace) -> None:
     if given.json:
         given.json.write_text(json.dumps(record, indent=2, default=str) + "\n")
 
@@ -59,8 +69,7 @@ def _alone(trainer, given: argparse.Namespace, device: torch.device) -> dict:
     measure(trainer.step, 0, device, least=1)
     first_s = time.perf_counter() - started
     measure(trainer.step, given.warmup, device, least=1)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    restart_peak(device)
     before = clocks(device)
     times = measure(trainer.step, given.seconds, device)
     low, median, high = (1000 * t / given.batch for t in quartiles(times))
@@ -80,8 +89,7 @@ def _alone(trainer, given: argparse.Namespace, device: torch.device) -> dict:
         result["tflop_per_s"] = 1000 * TFLOP_PER_IMAGE[given.kappa != 1] / median
         print(f"{result['tflop_per_s']:.1f} TFLOP/s of the fixed {TFLOP_PER_IMAGE[given.kappa != 1]} TFLOP an image")
     if device.type == "cuda":
-        result["peak_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
-        print(f"peak memory {result['peak_gb']:.2f} GB; clocks {before} -> {result['clocks']['after']}")
+        print(f"clocks {before} -> {result['clocks']['after']}")
     return result
 
 
@@ -119,7 +127,12 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=4, help="turns of each, with --beside")
     parser.add_argument(
-        "--profile", type=Path, metavar="PICTURE.png", help="also profile, and draw where the time goes"
+        "--profile",
+        type=Path,
+        nargs="?",
+        const=True,
+        metavar="PICTURE.png",
+        help="also profile, and draw the kinds of work",
     )
     parser.add_argument("--json", type=Path, help="write the result here too")
     given = parser.parse_args()

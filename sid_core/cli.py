@@ -298,11 +298,12 @@ def _import_official(given: argparse.Namespace) -> None:
 
 def _plan(given: argparse.Namespace) -> None:
     from .data.captions import check_enough
-    from .pipeline.plan import to_text
+    from .pipeline.plan import to_text, with_measured_speeds
     from .training.iteration import passes_an_image
 
     settings = config.load_config("config.yaml", given.configfile)
     check_enough(settings.prompts, settings.generate.samples)
+    settings = settings.model_copy(update={"plan": with_measured_speeds(settings.plan)})
     print(to_text(settings, int(has_gpu()), passes_an_image))
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..config import (
     COCO2014_30K,
@@ -10,6 +11,7 @@ from ..config import (
     DistillSettings,
     ExtraRun,
     JobResources,
+    Plan,
     baselines,
     distillations,
     embedded_captions,
@@ -17,8 +19,11 @@ from ..config import (
     runs,
     shards,
 )
+from ..errors import UserError
+from ..storage.files import read_json
 from ..storage.states import KEEP_STATES
 
+MEASURED = Path("docs/performance-gpu.json")  # what `make gpu` wrote, beside config.yaml
 FEATURE_KB = 16  # of a sample, at most: 2,048 features and two CLIP embeddings of 1,024, float32
 REAL_PAIRS = 10_000  # of a source whose number is not in the settings
 DMD_UPDATES = 5  # of the fake score for one of the generator (DMD2, arXiv 2405.14867)
@@ -121,6 +126,29 @@ def _usual(config: Config) -> DistillSettings:
     """Return the run that `plan.train_images_per_s` is of: long-short guidance with the settings of `distill`."""
     lsg = [ExtraRun(strategy="lsg", scale=2)]
     return distillations(config.model_copy(update={"guidance_scales": [], "extra_runs": lsg}))[0]
+
+
+def with_measured_speeds(plan: Plan, path: Path = MEASURED) -> Plan:
+    """Replace estimated throughputs by those that `make gpu` measured with a UNet of this size, if there are any.
+
+    Raises:
+        UserError: the file is not one of `make gpu`.
+    """
+    if "estimated" not in plan.speeds or not path.is_file():
+        return plan
+    measured = read_json(path)
+    try:
+        if measured["unet_million"] != plan.unet_million:
+            return plan
+        found = {name: float(speed) for name, speed in measured["speeds"].items()}
+        origin = f"{measured['device']}, measured on {measured['date']} ({measured['settings']})"
+        if absent := [name for name in Plan.model_fields if name.endswith("_per_s") and name not in found]:
+            origin += f", but {', '.join(absent)}: {plan.speeds}"
+        return Plan(**plan.model_dump() | found | {"speeds": origin})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: expected what `make gpu` writes, got {error!r}. Fix: run it again, or remove it"
+        ) from None
 
 
 def to_text(config: Config, gpus_here: int = 0, passes: Passes | None = None) -> str:

@@ -1,11 +1,14 @@
 """Test the plan: jobs as in the workflow, hours and disk from the `plan` block."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from sid_core import cli
 from sid_core import config as c
-from sid_core.pipeline.plan import make_plan, to_text
+from sid_core.errors import UserError
+from sid_core.pipeline.plan import MEASURED, make_plan, to_text, with_measured_speeds
 from sid_core.training.iteration import passes_an_image
 
 ROOT = Path(__file__).parents[2]
@@ -130,3 +133,64 @@ def test_to_text_with_embedded_networks_and_other_captions_warns():
     own["evaluate"] = {"reference": "images", "feature_network": "x.pt", "clip": "folder"}
     assert "note" not in to_text(shipped(**own))
     assert "note" not in to_text(shipped())
+
+
+SD15 = c.load_config(ROOT / "experiments" / "sd15.yaml")
+SPEEDS = {
+    "train_images_per_s": 31.0,
+    "generate_images_per_s": 60.0,
+    "evaluations_per_s": 300,
+    "feature_images_per_s": 90,
+}
+
+
+def write_measured(folder: Path, **changes: object) -> Path:
+    measured = {
+        "device": "NVIDIA H200",
+        "date": "2026-12-01",
+        "settings": "bfloat16",
+        "unet_million": 859.5,
+        "speeds": SPEEDS,
+    }
+    path = folder / MEASURED
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(measured | changes))
+    return path
+
+
+def test_plan_command_with_measurements_states_them(tmp_path, monkeypatch, capsys):
+    write_measured(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["plan", "--configfile", str(ROOT / "experiments" / "sd15.yaml")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "speeds of config `plan`: NVIDIA H200, measured on 2026-12-01 (bfloat16);" in lines[0]
+    (distill,) = (line for line in lines if line.startswith("distill 4,812 kimg"))
+    assert f"{4_812_000 / 31 / 3600:.1f} h" in distill
+
+
+def test_with_measured_speeds_of_some_parts_names_the_estimated_ones(tmp_path):
+    path = write_measured(tmp_path, speeds={"train_images_per_s": 31})
+    plan = with_measured_speeds(SD15.plan, path)
+    assert (plan.train_images_per_s, plan.evaluations_per_s) == (31, SD15.plan.evaluations_per_s)
+    expected = "but generate_images_per_s, evaluations_per_s, feature_images_per_s: one H200, estimated, not measured"
+    assert plan.speeds.endswith(expected)
+
+
+@pytest.mark.parametrize("changes", [{"unet_million": 0.73}, None])
+def test_with_measured_speeds_of_another_network_or_none_keeps_estimates(changes, tmp_path):
+    path = write_measured(tmp_path, **changes) if changes else tmp_path / "none.json"
+    assert with_measured_speeds(SD15.plan, path) == SD15.plan
+
+
+def test_with_measured_speeds_keeps_own_ones(tmp_path):
+    own = SD15.plan.model_copy(update={"speeds": "my cluster"})
+    assert with_measured_speeds(own, write_measured(tmp_path)) == own
+
+
+@pytest.mark.parametrize(
+    "changes", [{"speeds": {"train_images_per_s": -1}}, {"speeds": 3}, {"date": {}, "speeds": None}]
+)
+def test_with_measured_speeds_of_another_file_names_it(changes, tmp_path):
+    path = write_measured(tmp_path, **changes)
+    with pytest.raises(UserError, match=r"performance-gpu\.json: expected what `make gpu` writes"):
+        with_measured_speeds(SD15.plan, path)
