@@ -35,11 +35,11 @@ class Gallery:
             raise UserError(
                 f"{self.results.runs}: no finished generator yet; see `sid-core status --results {results}`"
             )
-        self.experiment = config.experiment
+        self.experiment, self._embedded = config.experiment, config.teacher.source.startswith("embedded")
         self._sessions: dict[Path, InferenceSession] = {}
 
     def describe(self) -> dict:
-        """Return the name, runs and example prompts that the page shows first."""
+        """Return the name, runs and example prompts that the page shows first, and the embedded teacher's words."""
         captions = self.results.captions
         examples = read_lines(captions, "caption")[: 10 * EXAMPLES] if captions.is_file() else []
         runs = []
@@ -49,7 +49,8 @@ class Gallery:
             note = REAL_IMAGES if record.get("uses_real_images") else ""
             values = {key: score.get(key) for key in ("fid", "clip")}
             runs.append({"name": name, "seed": record["run"]["seed"] or 0, **values, "note": note})
-        return {"experiment": self.experiment, "runs": runs, "examples": list(dict.fromkeys(examples))[:EXAMPLES]}
+        about = {"experiment": self.experiment, "runs": runs, "examples": list(dict.fromkeys(examples))[:EXAMPLES]}
+        return about | {"vocabulary": _vocabulary() if self._embedded else None}
 
     def draw(self, name: str, prompt: str, seed: int) -> tuple[bytes, float, float]:
         """Return the PNG that `sid-core sample` writes, and the seconds of loading and of sampling.
@@ -86,6 +87,13 @@ class Gallery:
         if teacher not in self._sessions:
             self._sessions[teacher] = InferenceSession(teacher)
         return self._sessions[teacher]
+
+
+def _vocabulary() -> list[str]:
+    """Return the words of the embedded captions, in the order of a sentence."""
+    from ..data.shapes.captions import all_captions  # imports torch, which takes seconds
+
+    return list(dict.fromkeys(" ".join(all_captions()).split()))
 
 
 def _check_prompt(prompt: str) -> None:

@@ -1,6 +1,7 @@
 // One request after the other, an image for each: the server draws one at a time, and each appears when it is ready.
 const at = (id) => document.getElementById(id);
 let latest = 0;
+let vocabulary = null; // words of the captions that the teacher was trained on, where they are few
 
 const say = (text, wrong = false) => {
   at("said").textContent = text;
@@ -22,12 +23,21 @@ const start = async () => {
   at("experiment").textContent = about.experiment;
   at("examples").append(...about.examples.map((text) => element("option", { value: text })));
   at("prompt").value = about.examples[0] ?? "";
+  vocabulary = about.vocabulary && new Set(about.vocabulary);
   const fewest = Math.min(...about.runs.map((run) => run.seed));
   for (const run of about.runs) {
     const box = element("input", { type: "checkbox", name: "run", value: run.name, checked: run.seed === fewest });
     box.dataset.score = [score(run.fid, 2, "FID"), score(run.clip, 3, "CLIP"), run.note].filter(Boolean).join(", ");
     at("runs").append(element("label", {}, box, ` ${run.name}`));
   }
+  if (about.examples.length) await draw(1); // one: others may have to be loaded from gigabytes
+};
+
+const checkWords = () => {
+  const words = at("prompt").value.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? [];
+  const unknown = vocabulary ? [...new Set(words)].filter((word) => !vocabulary.has(word)) : [];
+  const known = `It knows: ${[...vocabulary ?? []].join(", ")}.`;
+  at("unknown").textContent = unknown.length ? `This teacher was never trained on: ${unknown.join(", ")}. ${known}` : "";
 };
 
 const asked = () => {
@@ -42,9 +52,9 @@ const asked = () => {
   return panels;
 };
 
-const draw = async () => {
+const draw = async (most = Infinity) => {
   const mine = ++latest; // what is asked for now makes the rest of what was asked before pointless
-  const panels = asked();
+  const panels = asked().slice(0, most);
   if (!panels.length) return say("Choose a generator, or the teacher.", true);
   const figures = panels.map(({ title, note }) => {
     const times = element("span");
@@ -70,6 +80,7 @@ at("form").addEventListener("submit", (event) => {
   event.preventDefault();
   guarded(draw);
 });
+at("prompt").addEventListener("input", checkWords);
 at("next").addEventListener("click", () => {
   at("seed").value = (Number(at("seed").value) + 1) % 2 ** 32;
   at("form").requestSubmit();

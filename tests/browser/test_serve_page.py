@@ -54,6 +54,20 @@ def test_scales_are_drawn_side_by_side(open_page, address):
     assert " ms" in page.locator("figure").nth(0).inner_text()
 
 
+def test_page_at_load_draws_the_first_generator(open_page, address):
+    page = open_page(address)
+    assert drawn(page, 1, 0) == ["a cat, by lsg-1.5, seed 0"]
+
+
+def test_page_with_words_outside_the_embedded_captions_names_them(open_page, address):
+    page = open_page(address)
+    drawn(page, 1, 0)
+    page.get_by_label("Prompt").fill("a small red Dog, on a dog")
+    page.get_by_role("note").get_by_text("This teacher was never trained on: dog. It knows: a, circle, on,").wait_for()
+    page.get_by_label("Prompt").fill("a small red heart")
+    page.wait_for_function("document.getElementById('unknown').textContent === ''")
+
+
 def test_serve_page_is_usable_by_keyboard(open_page, address):
     page = open_page(address)
     page.get_by_label("lsg-2", exact=True).wait_for()

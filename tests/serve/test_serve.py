@@ -20,6 +20,7 @@ from PIL import Image
 
 from sid_core import cli
 from sid_core import config as c
+from sid_core.data.shapes import captions
 from sid_core.models.teacher import load_solver
 from sid_core.sampling.generation import solve
 from sid_core.sampling.session import InferenceSession
@@ -115,6 +116,13 @@ def test_describe_lists_finished_generators_with_their_scores(ask):
         {"name": "lsg-2", "seed": 0, "fid": 3.25, "clip": 0.5, "note": "uses real images"},
     ]
     assert about["examples"] == ["a cat", "a dog"]
+
+
+def test_describe_has_the_words_of_the_embedded_teacher_alone(ask):
+    words = json.loads(ask("/experiment.json")[1])["vocabulary"]
+    assert {word for caption in captions.all_captions() for word in caption.split()} == set(words)
+    ask.server.gallery._embedded = False  # as of a teacher of a folder or a hub
+    assert json.loads(ask("/experiment.json")[1])["vocabulary"] is None
 
 
 def test_gallery_before_a_request_loads_no_network(ask):
