@@ -15,8 +15,12 @@ ROOT = Path(__file__).parents[1]
 # commands without inputs, and arguments that no command reads
 WITHOUT_INPUTS = {"tracking-init"}
 OUTPUTS = {"out", "state", "tracking", "experiment", "repo"}
+POSITIONAL = {"runs", "files", "network", "benchmark", "file"}
 # inputs that are looked at after, or together with, another one, which is named instead
-AFTER_OTHERS = {("distill", "prompts"), ("score", "reference"), ("score", "captions"), ("import-official", "teacher")}
+AFTER_OTHERS = {
+    ("distill", "prompts"), ("score", "reference"), ("score", "captions"), ("import-official", "teacher"),
+    ("export-benchmark", "generator"),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +61,14 @@ def inputs(tiny_teacher, tmp_path_factory):
     for name in ("train.txt", "evaluation.txt"):
         (prompts / name).write_text("a cat\na dog\n")
     write_manifest(prompts)
+    exported = folder / "exported"
+    exported.mkdir()
+    write_manifest(exported, {"benchmark": "geneval"})
     right = {
+        "benchmark": "geneval",
+        "file": folder / "results.jsonl",
+        "exported": exported,
+        "row": results / "runs" / "lsg-2",
         "teacher": results / "teacher",
         "prompts": prompts / "train.txt",
         "captions": prompts / "evaluation.txt",
@@ -109,12 +120,14 @@ def arguments(stage: str, inputs: tuple, tmp_path: Path, **spoilt: object) -> li
     }
     line = [stage]
     needed = cli.COMMANDS[stage].needs + (["settings", "results"] if stage == "report" else [])
+    if stage.endswith("-benchmark"):
+        needed = ["benchmark", *(["file"] if stage.startswith("import") else []), *needed]
     for name in [*needed, *(name for name in spoilt if name not in needed)]:
         if name == "settings" and stage in ("report", "pairs") and "settings" not in spoilt:
             values[name] = right["results"] / "config.yaml"
         value = values[name]
         parts = [str(part) for part in (value if isinstance(value, tuple) else (value,))]
-        line += parts if name in ("runs", "files", "network") else [f"--{name}", *parts]
+        line += parts if name in POSITIONAL else [f"--{name}", *parts]
     return line
 
 

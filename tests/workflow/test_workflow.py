@@ -95,7 +95,7 @@ def test_snakemake_with_a_name_read_as_a_number_raises(project, name, message):
 @pytest.mark.parametrize(
     ("blocks", "expected"),
     [
-        ({"distill": {"t_init": 1200}}, ["config: distill.t_init=1200: expected less than or equal to 999"]),
+        ({"distill": {"t_init": 1200}}, ["config: distill.t_init=1200: expected less than or equal to 1000"]),
         (
             {"distill": {"trian_kimg": 1}, "guidance_scales": [0]},
             [
@@ -104,7 +104,7 @@ def test_snakemake_with_a_name_read_as_a_number_raises(project, name, message):
             ],
         ),
         (
-            {"teacher": {"source": "local", "path": "nowhere"}, "preset": "sd15"},
+            {"teacher": {"source": "local", "path": "nowhere"}, "preset": "sd15", "evaluate": {"protocol": "mine"}},
             ["teacher.path=nowhere: no such file or folder"],
         ),
         (
