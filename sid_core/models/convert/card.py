@@ -27,11 +27,11 @@ Both settings matter. It was distilled for {count}, and guidance is in its weigh
 it twice, in most pipelines by two evaluations a step. The scheduler in this folder first feeds the network sigma(t_init) z and
 ends at its estimate of x_0; another scheduler, such as LCMScheduler, starts from z and gives other images."""
 DEMO = "The folder `demo` is a page to try prompts on, by `python demo/app.py` or as a Space."
-LOAD = 'pipeline = DiffusionPipeline.from_pretrained("THIS REPOSITORY OR FOLDER"{load})'
+LOAD = 'pipeline = DiffusionPipeline.from_pretrained("THIS REPOSITORY OR FOLDER", torch_dtype=torch.float32{load})'
 LOAD_ADAPTERS = """from diffusers import {scheduler}  # and pip install peft
 
 here = "THIS REPOSITORY OR FOLDER"
-pipeline = DiffusionPipeline.from_pretrained("{teacher}"{load})  # or a fine-tune of it
+pipeline = DiffusionPipeline.from_pretrained("{teacher}", torch_dtype=torch.float32{load})  # or a fine-tune of it
 pipeline.load_lora_weights(here)
 pipeline.scheduler = {scheduler}.from_pretrained(here, subfolder="scheduler")"""
 

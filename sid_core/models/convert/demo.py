@@ -19,7 +19,8 @@ from diffusers import DiffusionPipeline
 MODEL = os.environ.get("MODEL") or str(Path(__file__).resolve().parents[1])
 if "/" not in MODEL or (Path(MODEL).is_dir() and not Path(MODEL, "model_index.json").is_file()):
     raise SystemExit(f"MODEL={{MODEL}}: no pipeline. Set the variable MODEL to OWNER/NAME or to an exported folder.")
-pipeline = DiffusionPipeline.from_pretrained(MODEL{load}).to("cuda" if torch.cuda.is_available() else "cpu")
+pipeline = DiffusionPipeline.from_pretrained(MODEL, torch_dtype=torch.float32{load})
+pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def draw(prompt, seed):

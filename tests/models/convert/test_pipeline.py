@@ -23,7 +23,6 @@ from sid_core.models.backbones.layout import Usage
 from sid_core.models.convert.card import model_card
 from sid_core.models.generator import generator_sha256, load_generator, save_generator
 from sid_core.models.lora import adapted, own_weights
-from sid_core.models.scheduler import scheduler_config
 from sid_core.models.teacher import load_backbone, prepare_teacher, teacher_sha256
 from sid_core.models.text import TextEncoder
 from sid_core.sampling.session import InferenceSession
@@ -51,7 +50,7 @@ def make_generator(teacher: Path, out: Path, t_init: int = 625, num_steps: int =
         "t_init": t_init,
         "num_steps": num_steps,
         "step_noise": noise,
-        "prediction_type": scheduler_config(teacher)["prediction_type"],
+        "prediction_type": backbone.prediction_type,
         "train_kimg": 12.8,
         "teacher_sha256": teacher_sha256(teacher),
     }
@@ -269,11 +268,25 @@ def test_model_card_states_the_license_of_the_teacher(tiny_teacher, tmp_path):
         assert f"`{terms}`, the license of the teacher" in card
 
 
-def test_model_card_python_gives_the_image_of_the_pipeline(exported):
-    card = (exported[2] / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.S)
+def run_card(folder: Path) -> dict:
+    """Run the Python of a model card, and return its variables."""
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.S)
     found = {}
-    exec(code.replace("THIS REPOSITORY OR FOLDER", str(exported[2])).replace("a prompt", PROMPT), found)
+    exec(code.replace("THIS REPOSITORY OR FOLDER", str(folder)).replace("a prompt", PROMPT), found)
+    return found
+
+
+def test_model_card_python_of_a_teacher_with_16_bit_text_encoders_gives_the_image_of_sample(tmp_path):
+    teacher = tmp_path / "teacher"
+    prepare_teacher(Teacher(source="embedded-flow"), teacher)
+    generator = make_generator(teacher, tmp_path / "g", t_init=1000, num_steps=2, noise="ddim")
+    assert export(generator, teacher, tmp_path / "p") == 0
+    expected = InferenceSession(teacher).image(generator, PROMPT, 0)
+    assert np.abs(np.asarray(run_card(tmp_path / "p")["image"]).astype(int) - expected).max() <= 1
+
+
+def test_model_card_python_gives_the_image_of_the_pipeline(exported):
+    found = run_card(exported[2])
     generator = torch.Generator().manual_seed(0)
     expected = found["pipeline"](PROMPT, num_inference_steps=1, guidance_scale=1, generator=generator).images[0]
     np.testing.assert_array_equal(np.asarray(found["image"]), np.asarray(expected))
@@ -384,7 +397,7 @@ def test_export_of_adapters_writes_a_lora_file_with_its_scheduler(tiny_teacher, 
     assert weights.keys() == {f"unet.{name}" for name in own_weights(backbone.network.state_dict())}
     card = (tmp_path / "p" / "README.md").read_text()
     for line in (
-        'from_pretrained("owner/sd")  # or a fine-tune',
+        'from_pretrained("owner/sd", torch_dtype=torch.float32)  # or a fine-tune',
         "pipeline.scheduler = EulerDiscreteScheduler.from_pretrained(",
         "| trained | LoRA of rank 2 |",
         "tags: [one-step, distillation, sid-lsg, lora]",
