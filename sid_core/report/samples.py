@@ -146,7 +146,7 @@ def draw(grid: Grid) -> Figure:
             text(
                 x,
                 middle - 4,
-                textwrap.fill(row.title, 22, break_on_hyphens=False),
+                textwrap.fill(row.title, 18, break_on_hyphens=False),
                 fontsize=8,
                 ha="right",
                 va="bottom",

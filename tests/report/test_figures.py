@@ -167,6 +167,16 @@ def test_draw_of_small_samples_shows_the_stored_pixels_of_different_captions(mak
     assert any(wanted[0].tobytes() in line.tobytes() for line in sheet), "enlarged pixels were resampled"
 
 
+@pytest.mark.parametrize(
+    "title", ["teacher, DPM-Solver++, 25 steps, CFG 1.5", "SiD, long guidance κ = 1.5, 1 step of 4"]
+)
+def test_draw_of_samples_keeps_names_of_rows_inside_the_picture(title):
+    row = samples.SampleRow("generator", "a", title, "FID 3.0", [np.zeros((32, 32, 3), np.uint8)])
+    figure = samples.draw(samples.Grid([0], ["a star"], [row]))
+    figure.canvas.draw()
+    assert min(text.get_window_extent().x0 for text in figure.texts) >= 0
+
+
 def test_read_progress_of_a_long_training_spreads_its_grids(make_experiment):
     config = make_config(seeds=[0, 1])
     folder = make_experiment(config)
