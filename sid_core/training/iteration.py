@@ -116,7 +116,8 @@ class Trainer:
         for backbone in (self.teacher, self.fake_score, self.generator):
             if settings.checkpointing:
                 checkpoint_blocks(backbone)
-            if settings.compile and not (backbone is self.teacher and settings.shard == "all"):
+            # compiled code of the teacher's blocks would run for adapted ones too: it does not look at their hooks
+            if settings.compile and not run.lora and not (backbone is self.teacher and settings.shard == "all"):
                 compile_blocks(backbone)
         self.iteration, self.phases_done = 0, 0
         self.metrics: dict[str, Tensor] = {}

@@ -164,6 +164,16 @@ def test_make_trainer_with_unsupported_lora_names_the_remedy(tiny_teacher, lora,
         training.make_trainer(settings, tiny_teacher, PROMPTS, World(0, 2))
 
 
+def test_make_trainer_with_lora_compiles_nothing(make_trainer, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: compiled.append(module))
+    make_trainer(compile=True)
+    assert compiled
+    compiled.clear()
+    make_trainer(run=LORA, compile=True)
+    assert not compiled
+
+
 def test_logits_with_lora_train_the_adapters_of_the_encoder(make_trainer):
     """Check the GAN: its discriminator is the encoder of the fake score, adapters included."""
     trainer = make_trainer(run=LORA)
