@@ -1,7 +1,12 @@
 """Make settings of a distillation of the tiny teacher that takes seconds."""
 
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -43,3 +48,19 @@ def load_state(folder: Path) -> dict[str, Tensor]:
     """Load all tensors of the newest checkpoint, by "file/parameter"."""
     files = saved_states(folder)[0].glob("*.safetensors")
     return {f"{path.stem}/{name}": tensor for path in files for name, tensor in load_file(path).items()}
+
+
+@contextmanager
+def interrupted(monkeypatch, iteration: int) -> Iterator[None]:
+    """Send SIGTERM during the training's iteration of this index, and expect that it stops."""
+    inner = Trainer.step
+
+    def step(self):
+        if self.iteration == iteration:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return inner(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        with pytest.raises(run.Interrupted):
+            yield

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from tiny_sd3 import new_t5
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from tiny_sd3 import new_t5, new_vae
 from tiny_sdxl import new_clip, sharpen
 from transformers import CLIPTextModel
 
@@ -21,12 +21,7 @@ def new_pipeline() -> FluxPipeline:
         in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
         joint_attention_dim=JOINT, pooled_projection_dim=WIDTH, guidance_embeds=True, axes_dims_rope=(2, 2, 4),
     )  # fmt: skip
-    parts["vae"] = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8,) * 4, layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=64,
-        mid_block_add_attention=False, scaling_factor=0.3611, shift_factor=0.1159, force_upcast=True,
-        use_quant_conv=False, use_post_quant_conv=False,
-    )  # fmt: skip
+    parts["vae"] = new_vae(0.3611, 0.1159)
     sharpen(parts)
     parts["scheduler"] = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
     return FluxPipeline(**parts)

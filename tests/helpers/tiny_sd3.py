@@ -16,6 +16,16 @@ WIDTHS, POOLED, JOINT = (8, 16), 12, 32
 T5_TOKENS = 20
 
 
+def new_vae(scale: float, shift: float) -> AutoencoderKL:
+    """Make a VAE of 64 x 64 images without quant convolutions."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8,) * 4, layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=64,
+        mid_block_add_attention=False, scaling_factor=scale, shift_factor=shift, force_upcast=True,
+        use_quant_conv=False, use_post_quant_conv=False,
+    )  # fmt: skip
+
+
 def new_t5(width: int) -> dict[str, object]:
     """Make a T5 encoder and its tokenizer, which knows single characters."""
     pieces = [
@@ -44,12 +54,7 @@ def new_pipeline(t5: bool = True, **scheduler: object) -> StableDiffusion3Pipeli
         num_attention_heads=2, joint_attention_dim=JOINT, caption_projection_dim=16, pooled_projection_dim=2 * POOLED,
         pos_embed_max_size=16, dual_attention_layers=(0,), qk_norm="rms_norm",
     )  # fmt: skip
-    parts["vae"] = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8,) * 4, layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=64,
-        mid_block_add_attention=False, scaling_factor=1.5305, shift_factor=0.0609, force_upcast=True,
-        use_quant_conv=False, use_post_quant_conv=False,
-    )  # fmt: skip
+    parts["vae"] = new_vae(1.5305, 0.0609)
     sharpen(parts)
     parts["scheduler"] = FlowMatchEulerDiscreteScheduler(**{"shift": 3.0} | scheduler)
     return StableDiffusion3Pipeline(**parts)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_run import PROMPTS, load_state, make_settings
+from small_run import PROMPTS, interrupted, load_state, make_settings
 
 from sid_core.errors import UserError
 from sid_core.method.objectives.base import ScoreDistillation
@@ -59,17 +59,8 @@ def test_distill_writes_generator_log_and_grids(uninterrupted, tiny_teacher):
 @pytest.mark.parametrize("stop_at", [1, 3, 7, 13, 19])
 def test_distill_interrupted_anywhere_gives_equal_bits(uninterrupted, tiny_teacher, folders, monkeypatch, stop_at):
     """Send SIGTERM during iteration `stop_at`, and compare weights and log of the resumed run."""
-    inner = Trainer.step
-
-    def step(self):
-        if self.iteration == stop_at - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return inner(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", step)
-        with pytest.raises(Interrupted):
-            distill(make_settings(), tiny_teacher, PROMPTS, folders.state, folders.out)
+    with interrupted(monkeypatch, stop_at - 1):
+        distill(make_settings(), tiny_teacher, PROMPTS, folders.state, folders.out)
     assert not folders.out.exists()
     assert f"{stop_at:09d}" in saved_states(folders.state)[0].name
     distill(make_settings(), tiny_teacher, PROMPTS, folders.state, folders.out)
@@ -84,17 +75,8 @@ def test_distill_interrupted_on_a_gpu_gives_equal_bits(tiny_teacher, tmp_path, m
     set_determinism(True)
     settings, whole, parts = make_settings(precision=precision), tmp_path / "whole", tmp_path / "parts"
     distill(settings, tiny_teacher, PROMPTS, whole / "state", whole / "generator")
-    inner = Trainer.step
-
-    def step(self):
-        if self.iteration == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return inner(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", step)
-        with pytest.raises(Interrupted):
-            distill(settings, tiny_teacher, PROMPTS, parts / "state", parts / "generator")
+    with interrupted(monkeypatch, 6):
+        distill(settings, tiny_teacher, PROMPTS, parts / "state", parts / "generator")
     distill(settings, tiny_teacher, PROMPTS, parts / "state", parts / "generator")
     assert sha256_file(parts / "generator" / WEIGHTS) == sha256_file(whole / "generator" / WEIGHTS)
     set_determinism(False)
@@ -168,17 +150,8 @@ def test_distill_killed_at_random_gives_equal_bits(uninterrupted, tiny_teacher, 
 @pytest.fixture
 def half_done(tiny_teacher, folders, monkeypatch):
     """Stop a run after iteration 10, with checkpoints at 9 (periodic) and 10 (signal)."""
-    inner = Trainer.step
-
-    def step(self):
-        if self.iteration == 9:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return inner(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", step)
-        with pytest.raises(Interrupted):
-            distill(make_settings(), tiny_teacher, PROMPTS, folders.state, folders.out)
+    with interrupted(monkeypatch, 9):
+        distill(make_settings(), tiny_teacher, PROMPTS, folders.state, folders.out)
     return folders
 
 

@@ -1,13 +1,11 @@
 """Train adapters: gradients, shared weights, exact resume, files without the base, errors."""
 
-import os
 import shutil
-import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_run import PROMPTS, load_state, make_settings
+from small_run import PROMPTS, interrupted, load_state, make_settings
 
 from sid_core.config import Lora
 from sid_core.errors import UserError
@@ -18,8 +16,7 @@ from sid_core.storage.files import read_json, sha256_file, write_json, write_man
 from sid_core.storage.states import saved_states
 from sid_core.training import run as training
 from sid_core.training.distributed import World
-from sid_core.training.iteration import Trainer
-from sid_core.training.run import Interrupted, distill
+from sid_core.training.run import distill
 from sid_core.training.trained_network import TrainedNetwork
 
 LORA = {"lora": Lora(rank=2, lr_factor=10)}
@@ -102,17 +99,8 @@ def uninterrupted(tiny_teacher, tmp_path_factory):
 def test_distill_with_lora_interrupted_gives_equal_bits_and_adapters_alone(
     uninterrupted, tiny_teacher, folders, monkeypatch
 ):
-    inner = Trainer.step
-
-    def step(self):
-        if self.iteration == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return inner(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", step)
-        with pytest.raises(Interrupted):
-            distill(make_settings(run=LORA), tiny_teacher, PROMPTS, folders.state, folders.out)
+    with interrupted(monkeypatch, 6):
+        distill(make_settings(run=LORA), tiny_teacher, PROMPTS, folders.state, folders.out)
     saved = load_state(folders.state)
     assert len(saved) > 50
     assert all(MARK in name for name in saved)

@@ -1,4 +1,8 @@
-# The scored samples of every generator and baseline, in shards.
+# The scored samples of every generator and baseline, in shards. `stored_embeddings` is the option of both rules, if any.
+def stored_embeddings(wildcards):
+    return [f"--embeddings {path.parents[1]}" for path in SETUP.sampled_embeddings_of(wildcards)]
+
+
 rule generate:
     input:
         settings=RUN.generation,
@@ -13,9 +17,7 @@ rule generate:
         generator=subpath(input.generator, parent=True),
         teacher=subpath(input.teacher, parent=True),
         range=SETUP.shard_range,
-        embeddings=lambda wildcards: [
-            f"--embeddings {path.parents[1]}" for path in SETUP.sampled_embeddings_of(wildcards)
-        ],
+        embeddings=stored_embeddings,
     shell:
         "python -m sid_core generate --settings {input.settings} --generator {params.generator}"
         " --teacher {params.teacher} --captions {input.captions} --range {params.range}"
@@ -34,9 +36,7 @@ rule generate_baseline:
     params:
         teacher=subpath(input.teacher, parent=True),
         range=SETUP.shard_range,
-        embeddings=lambda wildcards: [
-            f"--embeddings {path.parents[1]}" for path in SETUP.sampled_embeddings_of(wildcards)
-        ],
+        embeddings=stored_embeddings,
     shell:
         "python -m sid_core generate-baseline --settings {input.settings} --teacher {params.teacher}"
         " --captions {input.captions} --range {params.range} --out {output.samples}"
