@@ -181,6 +181,10 @@ class Setup:
         own = getattr(wildcards, "run", None) is None or self.teacher_of(wildcards) == self.results.provenance()
         return [self.results.embeddings("evaluation")] * ("evaluation" in self.names["embedded"] and own)
 
+    def embeddings_option(self, wildcards) -> list[str]:
+        """Return the option of the commands that draw samples, if their embeddings are on disk."""
+        return [f"--embeddings {path.parents[1]}" for path in self.sampled_embeddings_of(wildcards)]
+
     def shard_range(self, wildcards) -> tuple[int, int]:
         """Return the first sample of a shard and the end of its range; sample i has caption i."""
         generate = self.config.generate

@@ -1,8 +1,4 @@
-# The scored samples of every generator and baseline, in shards. `stored_embeddings` is the option of both rules, if any.
-def stored_embeddings(wildcards):
-    return [f"--embeddings {path.parents[1]}" for path in SETUP.sampled_embeddings_of(wildcards)]
-
-
+# The scored samples of every generator and baseline, in shards.
 rule generate:
     input:
         settings=RUN.generation,
@@ -17,7 +13,7 @@ rule generate:
         generator=subpath(input.generator, parent=True),
         teacher=subpath(input.teacher, parent=True),
         range=SETUP.shard_range,
-        embeddings=stored_embeddings,
+        embeddings=SETUP.embeddings_option,
     shell:
         "python -m sid_core generate --settings {input.settings} --generator {params.generator}"
         " --teacher {params.teacher} --captions {input.captions} --range {params.range}"
@@ -36,7 +32,7 @@ rule generate_baseline:
     params:
         teacher=subpath(input.teacher, parent=True),
         range=SETUP.shard_range,
-        embeddings=stored_embeddings,
+        embeddings=SETUP.embeddings_option,
     shell:
         "python -m sid_core generate-baseline --settings {input.settings} --teacher {params.teacher}"
         " --captions {input.captions} --range {params.range} --out {output.samples}"
