@@ -10,6 +10,7 @@ from matplotlib.transforms import Bbox
 # candidate offsets in order of preference: angle in degrees, distance in points
 ANGLES = (90, 270, 45, 135, 315, 225, 0, 180, 68, 112, 248, 292, 22, 158, 202, 338)
 CANDIDATES = [(angle, distance) for distance in (8, 13, 20, 30, 44, 62, 84, 110) for angle in ANGLES]
+NEAR = 3 * len(ANGLES)  # candidates within 20 points: beyond, a text seems to be another point's
 PADDING = 8  # pixels around a label that stay free
 
 
@@ -25,18 +26,22 @@ class Label:
 
 
 def place(axes: Axes, labels: list[Label]) -> None:
-    """Draw labels greedily, names of curves last, each at the offset that covers least and is nearest.
+    """Draw labels greedily, each at the offset that covers least and is nearest; axis limits must be final.
 
-    Axis limits must be final: the figure is laid out here once.
+    Names of single points come first, longest first, as they fit in the fewest places beside them; those of curves come last.
     """
     axes.figure.draw_without_rendering()
     obstacles = _points_drawn(axes)
     taken = [text.get_window_extent() for text in axes.texts]
-    for label in sorted(labels, key=lambda label: label.bold):
-        text = axes.annotate(
+    texts = {
+        label: axes.annotate(
             label.text, (0, 0), (0, 0), xycoords="figure points", textcoords="offset points", ha="left", va="bottom",
             color=label.colour, fontsize=label.size, fontweight="bold" if label.bold else "normal", linespacing=1.1,
-        )  # fmt: skip
+        )
+        for label in sorted(labels, key=lambda label: label.bold)
+    }  # fmt: skip
+    for label in sorted(texts, key=lambda label: (len(label.points) > 1, not label.bold, -len(label.text))):
+        text = texts[label]
         size = text.get_window_extent().size
         boxes = [
             _beside(point, size, angle, distance * axes.figure.dpi / 72)
@@ -45,6 +50,8 @@ def place(axes: Axes, labels: list[Label]) -> None:
         ]
         costs = [_cost(box.padded(PADDING), obstacles, taken, axes.bbox) for box in boxes]
         nearness = 0.2 / len(label.points) * np.arange(len(boxes))
+        if len(label.points) == 1:
+            nearness[NEAR:] += 100  # only for another label or the frame
         box = boxes[int(np.argmin(costs + nearness))]
         text.set_position(box.min * 72 / axes.figure.dpi)
         taken.append(box)

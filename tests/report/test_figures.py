@@ -88,6 +88,27 @@ def test_place_of_many_labels_covers_neither_labels_nor_frame(make_experiment):
         assert all(axes.bbox.padded(1).containsx(box.x0) and axes.bbox.padded(1).containsx(box.x1) for box in boxes)
 
 
+@pytest.mark.parametrize("draw", [figures.fid_clip, figures.overview])
+def test_trade_off_of_close_single_points_names_each_beside_it(make_experiment, draw):
+    baseline = make_config().baselines.model_dump() | {"steps": [8], "guidance_scales": [2.0]}
+    config = make_config(guidance_scales=[1.5], extra_runs=[{"strategy": "none"}], baselines=baseline)
+    found = read_entries(config, make_experiment(config))
+    values = dict(zip(["lsg-1.5", "none", found[2].name], [(10, 0.64), (9.6, 0.6405), (10.5, 0.641)], strict=True))
+    for at, entry in enumerate(found[:3]):
+        fid, clip = values[entry.name]
+        row = dataclasses.replace(entry.row, measured=entry.row.measured | {"fid": fid, "clip": clip})
+        bars = {"fid": (fid - 0.9, fid + 0.9), "clip": (clip - 0.0024, clip + 0.0024)}
+        found[at] = dataclasses.replace(entry, rows=(row,), intervals=bars)
+    figure = draw(found)
+    figure.canvas.draw()
+    axes, names = figure.axes[0], ["SiD-LSG, one step", "SiD, no guidance", "teacher, DPM-Solver++ Karras, 8 steps"]
+    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    for name, (fid, clip) in zip(names, values.values(), strict=True):
+        point = axes.transData.transform((clip, fid))
+        gap = np.hypot(*(np.clip(point, boxes[name].min, boxes[name].max) - point))
+        assert gap <= 20.5 * figure.dpi / 72, name
+
+
 def test_fid_clip_of_an_equal_protocol_shows_published_points(make_experiment):
     config = make_config()
     folder = make_experiment(config)
