@@ -1,5 +1,6 @@
 """Estimate jobs, hours, GPU hours, memory and disk of each stage from the blocks `plan` and `resources`."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from ..config import (
     ExtraRun,
     JobResources,
     Plan,
+    Run,
     baselines,
     distillations,
     embedded_captions,
@@ -28,7 +30,10 @@ FEATURE_KB = 16  # of a sample, at most: 2,048 features and two CLIP embeddings 
 REAL_PAIRS = 10_000  # of a source whose number is not in the settings
 DMD_UPDATES = 5  # of the fake score for one of the generator (DMD2, arXiv 2405.14867)
 TOGETHER = (1, 4, 8)  # GPUs of one distillation, to choose from
-STATE_WEIGHTS = 5  # copies of the weights in a training state: three networks, two second moments
+STATE_WEIGHTS = 5  # copies of the trained weights in a training state: three networks, two second moments
+ADAPTER_MILLION = (
+    0.016  # adapters of one rank at 1 million parameters, grows by the power 2/3 (SD 1.5, SDXL, shapes: ± 40 %)
+)
 
 
 @dataclass(frozen=True)
@@ -79,13 +84,15 @@ def make_plan(config: Config, gpus_here: int = 0, passes: Passes | None = None) 
         hours = _hours(pairs, plan.feature_images_per_s)
         stages.append(Stage("real pairs", 1, asks["reference"], hours, 0.0))
     usual = passes and passes(_usual(config))
-    kinds = Counter((run.distill.train_kimg, passes and passes(run)) for run in trainings)
-    for (kimg, each), jobs in sorted(kinds.items()):
+    kinds: dict[tuple, list[DistillSettings]] = {}
+    for run in trainings:
+        kinds.setdefault((run.distill.train_kimg, passes and passes(run)), []).append(run)
+    for (kimg, each), group in sorted(kinds.items()):
         hours = _hours(1000 * kimg, plan.train_images_per_s * max(asks["distill"].gpu or 0, 1))
         hours *= each / usual if passes else 1
         name = f"distill {kimg:,g} kimg" + (f" x {each:g} passes" if passes else "")
-        state = KEEP_STATES * STATE_WEIGHTS
-        stages.append(Stage(name, jobs, asks["distill"], hours, jobs * (1 + state) * weights_gb))
+        disk_gb = (1 + KEEP_STATES * STATE_WEIGHTS) * sum(_trained_gb(plan, run.run) for run in group)
+        stages.append(Stage(name, len(group), asks["distill"], hours, disk_gb))
     if config.imports:
         jobs = len(config.imports)
         stages.append(Stage("import", jobs, asks["teacher"], 0.0, jobs * weights_gb))
@@ -104,6 +111,12 @@ def make_plan(config: Config, gpus_here: int = 0, passes: Passes | None = None) 
         Stage("features", scored * parts, asks["features"], feature_hours, scored * count * FEATURE_KB / 1e6),
         Stage("score", scored, asks["score"], 0.0, 0.0),
     ]
+
+
+def _trained_gb(plan: Plan, run: Run) -> float:
+    """Return the size of a generator's file: its weights, or its adapters alone."""
+    adapters = run.lora.rank * ADAPTER_MILLION * plan.unet_million ** (2 / 3) if run.lora else math.inf
+    return min(adapters, plan.unet_million) * 4 / 1000
 
 
 def _captions(config: Config, name: str) -> int | None:

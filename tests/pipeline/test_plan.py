@@ -45,6 +45,19 @@ def test_make_plan_of_a_distillation_estimates_hours_gpu_hours_and_disk():
     assert long.disk_gb == pytest.approx(4 * (1 + 2 * 5))
 
 
+def test_make_plan_of_adapters_counts_their_bytes_alone():
+    runs = [{"strategy": "lsg", "scale": 2, "lora": {"rank": rank}} for rank in (64, 10_000)]
+    for extra, million, expected in (
+        (runs[:1], 859.5, 67.3),  # 64 times SD 1.5's 1.05 million, docs/how-to/lora.md
+        (runs[:1], 2567.5, 196.8),
+        (runs[1:], 859.5, 859.5),
+    ):
+        planned = stages(shipped(guidance_scales=[], extra_runs=extra, plan={"unet_million": million}))
+        assert planned["distill 12.8 kimg"].disk_gb == pytest.approx(11 * 4 * expected / 1000, rel=0.45)
+    both = stages(shipped(guidance_scales=[3], extra_runs=runs[:1], plan={"unet_million": 859.5}))
+    assert both["distill 12.8 kimg"].disk_gb == pytest.approx(11 * 4 * (0.8595 + 0.0673), rel=0.05)
+
+
 def test_make_plan_of_methods_estimates_hours_by_network_passes():
     extra = [
         {"strategy": "zero"},
