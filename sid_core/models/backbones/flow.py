@@ -2,21 +2,28 @@
 
 import math
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import diffusers
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...errors import UserError
 from ...method import Steps
 from ...method.schedule import FlowSchedule
-from ...storage.files import read_json
+from ...storage.files import read_json, write_json
 from ..components import load_component
 from ..scheduler import scheduler_config
 from .layout import DiffusersLayout, Usage
 
+# on the model card
+RESCALED = (
+    "The pipeline starts from z where training started from {start} z, so latents and times are in units of {start}: weights of the "
+    "network's input layer are multiplied by it, and the VAE's scaling factor is divided by it."
+)
 SHIFT_KEYS = ("num_train_timesteps", "use_dynamic_shifting", "time_shift_type")
 SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 # those of diffusers' other schedulers that can follow a flow, if `use_flow_sigmas` is set
@@ -27,6 +34,7 @@ class FlowTransformer(DiffusersLayout):
     """A transformer that predicts the velocity eps - x_0 on the straight path of flow matching."""
 
     NETWORK = "transformer"
+    INPUT: ClassVar[str]  # weight of the linear layer that takes the latents
 
     def blocks(self) -> Iterator[nn.Module]:
         yield from self.network.transformer_blocks
@@ -74,16 +82,36 @@ class FlowTransformer(DiffusersLayout):
 
     @classmethod
     def exported(cls, folder: Path, steps: Steps) -> tuple[FlowMatchEulerDiscreteScheduler, Usage]:
-        """Return diffusers' Euler scheduler without a shift: one step from t = 1 is z - v(z, 1, c), further ones are given."""
-        schedule = cls.load_schedule(folder)
-        if steps.t_init != schedule.limits[1]:
-            raise UserError(
-                f"t_init={steps.t_init}: expected {schedule.limits[1]}; diffusers' pipelines of flow matching start from noise "
-                "alone. Fix: distil with t_init: 1000"
-            )
-        levels = schedule.steps(steps.t_init, steps.count)
+        """Return diffusers' Euler scheduler without a shift: one step is x_0, further ones are given.
+
+        diffusers' pipelines start at t = 1 from z, a generator at t_init from t_init z. So time and latents are in units of
+        t_init: x / t_init over t / t_init has the same velocity. `fit_export` changes the components accordingly.
+        """
+        schedule, start = cls.load_schedule(folder), steps.t_init / 1000
+        levels = [t / start for t in schedule.steps(steps.t_init, steps.count)]
         call = "num_inference_steps=1" if steps.count == 1 else f"sigmas={levels}"
-        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=int(schedule.last_time)), Usage(call)
+        scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=round(schedule.last_time * start))
+        return scheduler, Usage(call, note="" if start == 1 else RESCALED.format(start=f"{start:g}"))
+
+    @classmethod
+    def fit_export(cls, folder: Path, steps: Steps) -> None:
+        start = steps.t_init / 1000
+        if start == 1:
+            return
+        weights = next((folder / cls.NETWORK).glob("*.safetensors"), None)
+        if weights is None:
+            raise UserError(
+                f"t_init={steps.t_init}: expected 1000 for adapters; diffusers' pipelines of flow matching start from noise alone, "
+                "and adapters cannot rescale the network's input. Fix: distil with t_init: 1000"
+            )
+        tensors = load_file(weights)
+        tensors[cls.INPUT] *= start
+        save_file(tensors, weights, metadata={"format": "pt"})
+        config = read_json(folder / "vae" / "config.json")
+        default = signature(getattr(diffusers, cls.CLASSES["vae"][0])).parameters["scaling_factor"].default
+        write_json(
+            folder / "vae" / "config.json", config | {"scaling_factor": config.get("scaling_factor", default) / start}
+        )
 
     @classmethod
     def check(cls, folder: Path, place: str) -> dict:

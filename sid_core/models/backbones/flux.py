@@ -1,6 +1,7 @@
 """Load FLUX.1: a CLIP and a T5 text encoder, a transformer over 2 x 2 patches, distilled from guidance, a VAE."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,7 @@ class Flux(FlowTransformer):
         "scheduler": ("scheduler_config.json",),
     }
     NEEDED = CONFIGS | {"tokenizer": ("tokenizer.json", "vocab.json"), "tokenizer_2": ("tokenizer.json",)}
+    INPUT = "x_embedder.weight"
     COMPILED = SHARDED = frozenset({"FluxTransformerBlock", "FluxSingleTransformerBlock"})
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
@@ -95,7 +97,7 @@ class Flux(FlowTransformer):
     @classmethod
     def exported(cls, folder: Path, steps: Steps) -> tuple[FlowMatchEulerDiscreteScheduler, Usage]:
         scheduler, usage = super().exported(folder, steps)
-        return scheduler, Usage(usage.call, guidance=GUIDANCE)
+        return scheduler, replace(usage, guidance=GUIDANCE)
 
     @classmethod
     def text_encoder(cls, folder: Path) -> "TextEncoders":

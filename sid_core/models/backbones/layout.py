@@ -35,11 +35,13 @@ class Usage:
         call: of the pipeline's call, for the steps of its training.
         load: further ones of `from_pretrained`, each after a comma.
         guidance: `guidance_scale` of the call; 1 evaluates the prompt alone.
+        note: what else a reader should know.
     """
 
     call: str
     load: str = ""
     guidance: float = 1
+    note: str = ""
 
 
 class DiffusersLayout(Backbone):
@@ -86,6 +88,14 @@ class DiffusersLayout(Backbone):
             UserError: no scheduler of diffusers starts there.
         """
         raise NotImplementedError
+
+    @classmethod
+    def fit_export(cls, folder: Path, steps: Steps) -> None:
+        """Rescale components in an exported `folder`, where its pipeline starts from other noise than training did.
+
+        Raises:
+            UserError: they cannot be changed so.
+        """
 
     @classmethod
     def check_files(cls, files: Collection[str], place: str) -> None:

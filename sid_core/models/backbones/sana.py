@@ -1,6 +1,7 @@
 """Load SANA: Gemma-2 as text encoder, a transformer with linear attention, an autoencoder that divides sides by 32."""
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,7 @@ class Sana(FlowTransformer):
         "scheduler": ("scheduler_config.json",),
     }
     NEEDED = CONFIGS | {"tokenizer": ("tokenizer.json",)}
+    INPUT = "patch_embed.proj.weight"
     COMPILED = SHARDED = frozenset({"SanaTransformerBlock"})
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
@@ -73,7 +75,8 @@ class Sana(FlowTransformer):
         levels = len(read_json(folder / "vae" / "config.json")["encoder_block_out_channels"])
         height, width = (side * 2 ** (levels - 1) for side in cls.latent_shape(folder)[1:])
         # the pipeline's own size is 1024, and it may replace a size by its nearest in a table
-        return scheduler, Usage(f"{usage.call}, height={height}, width={width}, use_resolution_binning=False")
+        call = f"{usage.call}, height={height}, width={width}, use_resolution_binning=False"
+        return scheduler, replace(usage, call=call)
 
 
 class DeepCompressionCodec(ImageCodec):

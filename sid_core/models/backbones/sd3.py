@@ -1,6 +1,7 @@
 """Load Stable Diffusion 3 and 3.5: two CLIP text encoders, a T5 encoder that may be absent, an MMDiT, a VAE."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,7 @@ class StableDiffusion3(FlowTransformer):
         **dict.fromkeys(("tokenizer", "tokenizer_2"), ("tokenizer.json", "vocab.json")),
         "tokenizer_3": ("tokenizer.json",),
     }
+    INPUT = "pos_embed.proj.weight"
     COMPILED = SHARDED = frozenset({"JointTransformerBlock"})
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
@@ -91,7 +93,7 @@ class StableDiffusion3(FlowTransformer):
         call = usage.call + (f", max_sequence_length={length}" if length != T5_LENGTH else "")
         # the pipeline takes an absent component on request only
         load = "" if (folder / "text_encoder_3").is_dir() else ", text_encoder_3=None, tokenizer_3=None"
-        return scheduler, Usage(call, load)
+        return scheduler, replace(usage, call=call, load=load)
 
     @classmethod
     def check_configs(cls, folder: Path, place: str) -> None:

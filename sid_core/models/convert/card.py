@@ -62,6 +62,7 @@ def model_card(
         f"# {card_title(record, side)}",
         _description(record, provenance),
         USAGE.format(load=load, call=usage.call, guidance=usage.guidance, count=_count(record)),
+        *([usage.note] if usage.note else []),
         *([] if lora else [DEMO]),
         *([comfy] if comfy else []),
         _settings(record, weights_sha256),

@@ -63,12 +63,14 @@ def export(generator: Path, teacher: Path, out: Path, score: Path | None = None)
         origin = {"pipeline": family.PIPELINES[0], "scheduler": type(scheduler).__name__}
         provenance, comfy = read_json(teacher / "provenance.json") | origin, ""
         if (adapters := generator / family.NETWORK / FILE).is_file():
+            family.fit_export(folder, steps)
             shutil.copy(adapters, folder)
         else:
             for name in family.CONFIGS.keys() - {family.NETWORK, "scheduler"}:
                 if (teacher / name).is_dir():
                     shutil.copytree(teacher / name, folder / name)
             shutil.copytree(generator / family.NETWORK, folder / family.NETWORK)
+            family.fit_export(folder, steps)
             write_model_index(folder, origin["scheduler"], family)
             comfy = comfy_section(teacher, record, provenance.get("source"), side)
             write_demo(folder / "demo", card_title(record, side), usage, license_of(provenance))

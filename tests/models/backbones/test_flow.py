@@ -18,7 +18,7 @@ from sid_core import cli
 from sid_core.config import Teacher
 from sid_core.errors import UserError
 from sid_core.method import Steps
-from sid_core.models.backbones import StableDiffusion3
+from sid_core.models.backbones import StableDiffusion3, family_of
 from sid_core.models.conditioning import Conditioning
 from sid_core.models.devices import place
 from sid_core.models.teacher import load_backbone, load_solver, load_text_encoder, prepare_teacher
@@ -47,7 +47,7 @@ def without_t5(source):
 
 
 def test_stages_of_sd3_without_t5_end_in_a_pipeline_that_gives_the_image_of_sample(run_stages, copy, tmp_path):
-    teacher, generator = run_stages(without_t5(copy), 64, num_steps=3, t_init=1000, solver="flow-euler")
+    teacher, generator = run_stages(without_t5(copy), 64, num_steps=3, t_init=850, solver="flow-euler")
     assert type(load_backbone(teacher)) is StableDiffusion3
     assert not (teacher / "text_encoder_3").exists()
     folders = {"generator": generator, "teacher": teacher}
@@ -235,6 +235,19 @@ def test_make_trainer_with_times_of_another_schedule_names_them(request, source,
         make_trainer(make_settings(**changes), request.getfixturevalue(source), PROMPTS)
 
 
-def test_export_of_sd3_from_another_t_init_names_it(tiny_sd3_source):
-    with pytest.raises(UserError, match=r"t_init=625: expected 1000; .*Fix: distil with t_init: 1000"):
-        StableDiffusion3.exported(tiny_sd3_source, Steps(625))
+@pytest.mark.parametrize("name", ["tiny_sd3_source", "tiny_sana_source", "tiny_flux_source"])
+def test_fit_export_rescales_the_input_of_the_network(request, name, tmp_path):
+    copy = shutil.copytree(request.getfixturevalue(name), tmp_path / "source")
+    family = family_of(copy)
+    family.fit_export(copy, Steps(850))
+    before, after = (
+        family.load_network(folder / "transformer", copy) for folder in (request.getfixturevalue(name), copy)
+    )
+    x, t = torch.randn(1, *family.latent_shape(copy)), torch.tensor([0.85])
+    cond = load_text_encoder(copy).encode(PROMPTS[:1])
+    torch.testing.assert_close(after.predict(x, t, cond), before.predict(0.85 * x, t, cond))
+
+
+def test_export_of_adapters_from_another_t_init_names_it(tmp_path):
+    with pytest.raises(UserError, match=r"t_init=850: expected 1000 for adapters; .*Fix: distil with t_init: 1000"):
+        StableDiffusion3.fit_export(tmp_path, Steps(850))
