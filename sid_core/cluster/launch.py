@@ -24,7 +24,7 @@ from ..storage import job_record
 from ..storage.files import read_json, write_json
 from ..storage.states import ENDED, saved_record, saved_states
 from . import gpus
-from .machine import SUBMITTER_CALL
+from .machine import SUBMITTER_CALL, ask
 
 log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -180,7 +180,7 @@ def requeue(run: str, left_s: float) -> None:
     if comment and not comment.startswith("rule_"):
         raise UserError(f"{run}: stopped before the time limit of this job; running again continues")
     log.info("%s: stopped before its time limit, requeued to continue", run)
-    _, problem = _run("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
+    _, problem = ask("scontrol", "requeue", os.environ["SLURM_JOB_ID"], timeout_s=ANSWER_S)
     if problem is not None:
         log.info("%s: not requeued (%s), waiting for the time limit", run, problem)
         time.sleep(left_s)
@@ -190,17 +190,7 @@ def requeue(run: str, left_s: float) -> None:
 def _ask_squeue(field: str) -> str:
     """Return a field of this job, times in seconds since 1970; empty outside of Slurm or without an answer."""
     job = os.environ.get("SLURM_JOB_ID")
-    return _run("squeue", "--noheader", "--jobs", job, "--format", field)[0] if job else ""
-
-
-def _run(*command: str) -> tuple[str, str | None]:
-    """Run a Slurm command; return its output and the reason if it failed."""
-    environment = os.environ | {"SLURM_TIME_FORMAT": "%s"}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, env=environment)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return "", str(error)
-    return done.stdout.strip(), done.stderr.strip() if done.returncode else None
+    return ask("squeue", "--noheader", "--jobs", job, "--format", field, timeout_s=ANSWER_S)[0] if job else ""
 
 
 def _parser() -> argparse.ArgumentParser:

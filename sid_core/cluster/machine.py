@@ -1,6 +1,7 @@
 """Determine the properties of the machine that the workflow runs on."""
 
 import os
+import subprocess
 import sys
 import uuid
 from pathlib import Path
@@ -33,6 +34,16 @@ def has_gpu() -> bool:
 def prepend_python_to_path() -> None:
     """Prepend the running Python to PATH, so that shell commands use it without an activated environment."""
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def ask(*command: str, timeout_s: float) -> tuple[str, str | None]:
+    """Run a command of Slurm, with times in seconds since 1970; return its output and the reason if it failed."""
+    environment = os.environ | {"SLURM_TIME_FORMAT": "%s"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return "", str(error)
+    return done.stdout.strip(), done.stderr.strip() if done.returncode else None
 
 
 def device() -> str:

@@ -38,11 +38,7 @@ from .settings import stage_settings
 
 
 def bootstrap(workflow, config: dict) -> "Setup":
-    """Validate the configuration of a Snakefile and prepare its process, its jobs and the rules that follow.
-
-    Raises:
-        WorkflowError: the configuration is invalid, or a job requests more GPUs than the limit of all jobs.
-    """
+    """Validate a Snakefile's configuration, or raise WorkflowError, and prepare its process, its jobs and the rules that follow."""
     from snakemake.exceptions import WorkflowError
 
     try:
@@ -74,21 +70,16 @@ def _check_objectives(config: Config) -> None:
 
 
 def _limit_gpus(workflow, asks: DistillResources) -> None:
-    """Limit the GPUs of all jobs to this machine's, unless a profile, `--resources gpu=N` or a cluster sets the limit.
-
-    Raises:
-        UserError: a distillation requests more; Snakemake would silently lower its number.
-    """
+    """Limit the GPUs of all jobs to this machine's, unless a profile, `--resources gpu=N` or a cluster sets the limit."""
     from snakemake.resources import Resource
 
     limits = workflow.global_resources
     if workflow.resource_settings.nodes is None and "gpu" not in limits:
         limits["gpu"] = Resource("gpu", max(len(visible_gpus()), 1))
     limit = limits.get("gpu")
-    if limit is not None and limit.value < asks.gpus(int(has_gpu())):
-        raise UserError(
-            f"resources.distill.gpu={asks.gpu}: all jobs together may have {limit.value}; add --resources gpu={asks.gpu}"
-        )
+    if limit is not None and limit.value < asks.gpus(int(has_gpu())):  # Snakemake would silently lower its number
+        text = f"resources.distill.gpu={asks.gpu}: all jobs together may have {limit.value}"
+        raise UserError(f"{text}; add --resources gpu={asks.gpu}")
 
 
 def complete_rules(workflow, directives: Callable[[str], dict]) -> None:

@@ -1,7 +1,4 @@
-"""Compute digests of a stage's code and of the user's files outside of results/.
-
-They are `params` of the rules, so that an edited or replaced file reruns the stages that depend on it.
-"""
+"""Compute digests of a stage's code and of the user's files: as `params` of rules they rerun what depends on an edited file."""
 
 import ast
 import hashlib
@@ -18,14 +15,8 @@ from .paths import teacher_name
 
 ROOT = Path(__file__).parents[1]
 # code that no number of a result depends on
-PLUMBING = {
-    ROOT / "__init__.py",
-    ROOT / "errors.py",
-    *(ROOT / "config").glob("*.py"),
-    *(ROOT / "storage").glob("*.py"),
-    ROOT / "pipeline" / "paths.py",
-    ROOT / "pipeline" / "inputs.py",
-}
+PLUMBING = {ROOT / name for name in ("__init__.py", "errors.py", "pipeline/paths.py", "pipeline/inputs.py")}
+PLUMBING |= {*(ROOT / "config").glob("*.py"), *(ROOT / "storage").glob("*.py")}
 BESIDE = {".html", ".css", ".js", ".csv"}
 
 
@@ -61,32 +52,27 @@ def _meaning(source: bytes) -> bytes:
 
 def data_digests(config: Config) -> dict[str, str]:
     """Hash the files and assets that a configuration names, by stage; raise UserError for a missing one, before any stage."""
-    prompts, evaluate = config.prompts, config.evaluate
-    teachers = {teacher_name(): config.teacher} | {teacher_name(name): block for name, block in config.teachers.items()}
+    prompts, evaluate, real = config.prompts, config.evaluate, config.distill.real
     train = prompts.train if prompts.source == "file" else None
     paths = {"prompts.train": train, "prompts.evaluation": prompts.evaluation}
     captions = [_data_digest(*item) for item in paths.items() if isinstance(item[1], str) and item[1] != COCO2014_30K]
     networks = [
-        _data_digest(f"evaluate.{key}.source", _place(network.source, key))
+        _data_digest(f"evaluate.{key}.source", shapes.asset(key) if network.source == "embedded" else network.source)
         for key, network in evaluate.networks().items()
         if network.revision is None
     ]
-    found = {"prompts": digest(captions), "evaluate": digest(networks), "reference": ""}
-    real = config.distill.real
     places = {"source": real.source, "captions": real.captions} if real and real.source != "embedded" else {}
-    found["real_pairs"] = digest([_data_digest(f"distill.real.{key}", place) for key, place in places.items() if place])
-    if evaluate.reference != "embedded":
-        found["reference"] = _data_digest("evaluate.reference", evaluate.reference)
+    pairs = [_data_digest(f"distill.real.{key}", place) for key, place in places.items() if place]
+    found = {"prompts": digest(captions), "evaluate": digest(networks), "real_pairs": digest(pairs)}
+    own = evaluate.reference != "embedded"
+    found["reference"] = _data_digest("evaluate.reference", evaluate.reference) if own else ""
+    teachers = {teacher_name(): config.teacher} | {teacher_name(name): block for name, block in config.teachers.items()}
     for name, block in teachers.items():
         place = shapes.teacher(block.source) if block.is_embedded else block.path
         found[name] = "" if block.source == "hub" else _data_digest(f"{name.replace('/', '.')}.path", place)
     for one in config.imports:
         found[f"imports/{one.name}"] = "" if one.repo else _data_digest(f"imports.{one.name}.file", one.file)
     return found
-
-
-def _place(setting: str, key: str) -> str | Path:
-    return shapes.asset(key) if setting == "embedded" else setting
 
 
 def _data_digest(key: str, path: str | Path) -> str:
@@ -116,26 +102,17 @@ def reachable(path: Path) -> set[Path]:
 @cache
 def imports(path: Path) -> frozenset[Path]:
     """List the files of this package that a module imports itself, with their packages' __init__.py."""
-    found = set()
-    for target in _targets(path):
-        file = _file(target)
-        if file is not None:
-            found.add(file)
-            found.update(p / "__init__.py" for p in file.parents if p.is_relative_to(ROOT))
-    return frozenset(found - {path})
+    files = {file for target in _targets(path) if (file := _file(target)) is not None}
+    packages = {p / "__init__.py" for file in files for p in file.parents if p.is_relative_to(ROOT)}
+    return frozenset((files | packages) - {path})
 
 
 def _targets(path: Path) -> Iterator[Path]:
-    """Yield the targets of import statements as paths without suffix, also functions and classes."""
+    """Yield the targets of import statements as paths without suffix, also functions, classes and other packages."""
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.ImportFrom):
-            if node.level:
-                base = path.parents[node.level - 1]
-            elif (node.module or "").split(".")[0] == ROOT.name:
-                base = ROOT.parent
-            else:
-                continue
-            base = base.joinpath(*(node.module or "").split(".")) if node.module else base
+            above = path.parents[node.level - 1] if node.level else ROOT.parent
+            base = above.joinpath(*(node.module or "").split("."))
             yield base
             yield from (base / alias.name for alias in node.names)
         elif isinstance(node, ast.Import):
@@ -144,7 +121,5 @@ def _targets(path: Path) -> Iterator[Path]:
 
 def _file(target: Path) -> Path | None:
     """Return the source file of a module or package of this package, or None."""
-    for path in (target.with_name(f"{target.name}.py"), target / "__init__.py"):
-        if path.is_relative_to(ROOT) and path.is_file():
-            return path
-    return None
+    places = (target.with_name(f"{target.name}.py"), target / "__init__.py")
+    return next((path for path in places if path.is_relative_to(ROOT) and path.is_file()), None)

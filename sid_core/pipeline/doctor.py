@@ -5,7 +5,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib import metadata
@@ -17,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from ..cluster.gpus import visible_gpus
-from ..cluster.machine import has_gpu
+from ..cluster.machine import ask, has_gpu
 from ..config import Config, read_yaml
 from ..errors import UserError, redact
 from ..storage import hub
@@ -46,11 +45,7 @@ class Finding(NamedTuple):
 
 
 def diagnose(config: Config, check_store: Callable[[str | None], tuple[str, str | None]]) -> Iterator[Finding]:
-    """Yield a finding of each check.
-
-    Args:
-        check_store: returns MLflow's URI for a configured one, and the reason why it cannot be used, if any.
-    """
+    """Yield a finding of each check; `check_store` returns MLflow's URI for a configured one, and why it cannot be used, if so."""
     stages, listed = make_plan(config, int(has_gpu())), shutil.which("sbatch") is not None
     slurm = listed and find_spec(PLUGIN) is not None
     yield _check_python()
@@ -80,8 +75,7 @@ def _check_torch() -> Finding:
         return Finding(ERROR, "torch", f"expected {expected}, got {found}. Fix: make setup")
     locked = re.search(r"^torch==(\S+)", LOCK.read_text(), re.M)[1] if LOCK.is_file() else None
     if locked not in (None, found.split("+")[0]):
-        text = f"the lock has {locked}, got {found}: results may differ in bits. Fix: make setup"
-        return Finding(WARNING, "torch", text)
+        return Finding(WARNING, "torch", f"the lock has {locked}, got {found}: bits may differ. Fix: make setup")
     return Finding(OK, "torch", f"{found}, {'as locked' if locked else f'expected {expected}'}")
 
 
@@ -209,23 +203,18 @@ def _check_slurm(installed: bool) -> Finding:
     """Check the plugin, and the partition of the profile against those of Slurm."""
     if not installed:
         return Finding(WARNING, "Slurm", "its plugin is not installed. Fix: make slurm, to submit jobs")
-    try:
-        asked = subprocess.run(
-            ["sinfo", "--noheader", "--format=%P"], capture_output=True, text=True, timeout=TIMEOUT_S
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding(WARNING, "Slurm", f"{error}. Fix: run again when Slurm answers")
-    if asked.returncode:
-        return Finding(WARNING, "Slurm", f"sinfo: {asked.stderr.strip()}. Fix: run again when Slurm answers")
-    listed = asked.stdout.split()
-    partitions = sorted({name.rstrip("*") for name in listed})
+    answer, problem = ask("sinfo", "--noheader", "--format=%P", timeout_s=TIMEOUT_S)
+    if problem is not None:
+        return Finding(WARNING, "Slurm", f"sinfo: {problem}. Fix: run again when Slurm answers")
+    listed = answer.split()
+    names = sorted({name.rstrip("*") for name in listed})
     defaults = read_yaml(PROFILE).get("default-resources") if PROFILE.is_file() else None
     chosen = (defaults or {}).get("slurm_partition") or ",".join(name[:-1] for name in listed if name.endswith("*"))
+    place = PROFILE.relative_to(ROOT)
     if not chosen:
-        text = f"no default partition. Fix: set slurm_partition in {PROFILE.relative_to(ROOT)} to one of {partitions}"
-        return Finding(WARNING, "Slurm", text)
-    if not set(chosen.split(",")) <= set(partitions):
-        text = f"slurm_partition={chosen}: expected one of {partitions}. Fix: correct {PROFILE.relative_to(ROOT)}"
+        return Finding(WARNING, "Slurm", f"no default partition. Fix: set slurm_partition in {place} to one of {names}")
+    if not set(chosen.split(",")) <= set(names):
+        text = f"slurm_partition={chosen}: expected one of {names}. Fix: correct {place}"
         return Finding(ERROR, "Slurm", text)
     return Finding(OK, "Slurm", f"plugin installed, partition {chosen}")
 

@@ -55,33 +55,26 @@ Passes = Callable[[DistillSettings], float]  # network passes per image
 
 
 def make_plan(config: Config, gpus_here: int = 0, passes: Passes | None = None) -> list[Stage]:
-    """List the stages in their order.
+    """List the stages in their order; `gpus_here`: of a job where `resources` has null.
 
-    Args:
-        gpus_here: GPUs of a job where `resources` has null.
-        passes: of a training, in proportion to which its time is estimated; None: all take as long as LSG.
+    The time of a training is estimated in proportion to its network passes; without `passes` all take as long as LSG.
     """
     plan, count, parts = config.plan, config.generate.samples, len(shards(config))
     asks = {name: block.model_copy(update={"gpu": block.gpus(gpus_here)}) for name, block in config.resources}
     trainings, sampled, others = distillations(config), generators(config), baselines(config)
-    weights_gb, samples_gb = plan.unet_million * 4 / 1000, count * plan.image_kb / 1e6
-    seen, scored = config.evaluate.reference_samples, len(sampled) + len(others)
-
-    def shard_hours(speed: float) -> float:
-        return _hours(count / parts, speed)
-
+    seen, scored, in_shard = config.evaluate.reference_samples, len(sampled) + len(others), count / parts
+    samples_gb = count * plan.image_kb / 1e6
     stages = [
         Stage("teacher", 1 + len(config.teachers), asks["teacher"], 0.0, plan.download_gb),
         Stage("prompts", 1, asks["prompts"], 0.0, 0.0),
     ]
     for name in embedded_captions(config):
         prompts = _captions(config, name)
-        hours = _hours(prompts or 0, plan.evaluations_per_s)  # a text encoder is smaller than a teacher
+        hours = _hours(prompts, plan.evaluations_per_s)  # a text encoder is smaller than a teacher
         title = f"embed-prompts {name}" + ("" if prompts else " (unknown number)")
-        stages.append(Stage(title, 1, asks["reference"], hours, (prompts or 0) * plan.embedding_kb / 1e6))
+        stages.append(Stage(title, 1, asks["reference"], hours, prompts * plan.embedding_kb / 1e6))
     if any(settings.run.uses_real_images for settings in trainings):
-        pairs = config.distill.real.pairs or REAL_PAIRS
-        hours = _hours(pairs, plan.feature_images_per_s)
+        hours = _hours(_captions(config, "real"), plan.feature_images_per_s)
         stages.append(Stage("real pairs", 1, asks["reference"], hours, 0.0))
     usual = passes and passes(_usual(config))
     kinds: dict[tuple, list[DistillSettings]] = {}
@@ -93,22 +86,21 @@ def make_plan(config: Config, gpus_here: int = 0, passes: Passes | None = None) 
         name = f"distill {kimg:,g} kimg" + (f" x {each:g} passes" if passes else "")
         disk_gb = (1 + KEEP_STATES * STATE_WEIGHTS) * sum(_trained_gb(plan, run.run) for run in group)
         stages.append(Stage(name, len(group), asks["distill"], hours, disk_gb))
-    if config.imports:
-        jobs = len(config.imports)
-        stages.append(Stage("import", jobs, asks["teacher"], 0.0, jobs * weights_gb))
+    if jobs := len(config.imports):
+        stages.append(Stage("import", jobs, asks["teacher"], 0.0, jobs * plan.unet_million * 4 / 1000))
     for steps, rows in sorted(Counter(run.num_steps for run in sampled).items()):
         # the first evaluation is part of the speed with the VAE
-        hours = shard_hours(plan.generate_images_per_s) + (steps - 1) * shard_hours(plan.evaluations_per_s)
+        hours = _hours(in_shard, plan.generate_images_per_s) + _hours((steps - 1) * in_shard, plan.evaluations_per_s)
         name = "generate" if steps == 1 else f"generate {steps} evaluations"
         stages.append(Stage(name, rows * parts, asks["generate"], hours, rows * samples_gb))
     for baseline in others:
         speed = plan.evaluations_per_s / baseline.nfe if baseline.nfe else plan.generate_images_per_s
-        stages.append(Stage(f"generate {baseline.name}", parts, asks["generate"], shard_hours(speed), samples_gb))
-    reference_hours, feature_hours = _hours(seen, plan.feature_images_per_s), shard_hours(plan.feature_images_per_s)
+        stages.append(Stage(f"generate {baseline.name}", parts, asks["generate"], _hours(in_shard, speed), samples_gb))
+    hours = _hours(in_shard, plan.feature_images_per_s)
     return [
         *stages,
-        Stage("reference", 1, asks["reference"], reference_hours, seen * FEATURE_KB / 2e6),
-        Stage("features", scored * parts, asks["features"], feature_hours, scored * count * FEATURE_KB / 1e6),
+        Stage("reference", 1, asks["reference"], _hours(seen, plan.feature_images_per_s), seen * FEATURE_KB / 2e6),
+        Stage("features", scored * parts, asks["features"], hours, scored * count * FEATURE_KB / 1e6),
         Stage("score", scored, asks["score"], 0.0, 0.0),
     ]
 
@@ -119,8 +111,8 @@ def _trained_gb(plan: Plan, run: Run) -> float:
     return min(adapters, plan.unet_million) * 4 / 1000
 
 
-def _captions(config: Config, name: str) -> int | None:
-    """Count training or evaluation captions, or those of real images; None for a hub's."""
+def _captions(config: Config, name: str) -> int:
+    """Count training or evaluation captions, or those of real images; 0 for a hub's, whose number is unknown."""
     from ..data.captions import read_captions  # needs numpy, and files take seconds
 
     if name == "real":
@@ -129,10 +121,9 @@ def _captions(config: Config, name: str) -> int | None:
     if isinstance(value, int) or value == COCO2014_30K:
         return value if isinstance(value, int) else 30_000
     if config.prompts.source == "hub" and name == "train":
-        return None
-    return sum(
-        map(len, read_captions(value, config.prompts.column, config.prompts.member if name == "train" else None))
-    )
+        return 0
+    member = config.prompts.member if name == "train" else None
+    return sum(map(len, read_captions(value, config.prompts.column, member)))
 
 
 def _usual(config: Config) -> DistillSettings:
@@ -142,11 +133,7 @@ def _usual(config: Config) -> DistillSettings:
 
 
 def with_measured_speeds(plan: Plan, path: Path = MEASURED) -> Plan:
-    """Replace estimated throughputs by those that `make gpu` measured with a UNet of this size, if there are any.
-
-    Raises:
-        UserError: the file is not one of `make gpu`.
-    """
+    """Replace estimated throughputs by those that `make gpu` measured with a UNet of this size, if there are any."""
     if "estimated" not in plan.speeds or not path.is_file():
         return plan
     measured = read_json(path)
@@ -159,20 +146,17 @@ def with_measured_speeds(plan: Plan, path: Path = MEASURED) -> Plan:
             origin += f", but {', '.join(absent)}: {plan.speeds}"
         return Plan(**plan.model_dump() | found | {"speeds": origin})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: expected what `make gpu` writes, got {error!r}. Fix: run it again, or remove it"
-        ) from None
+        raise UserError(f"{path}: expected what `make gpu` writes, got {error!r}. Fix: rerun or remove it") from None
 
 
 def to_text(config: Config, gpus_here: int = 0, passes: Passes | None = None) -> str:
     """Return the plan as a table for the terminal."""
     stages = make_plan(config, gpus_here, passes)
     width = max(34, *(len(stage.name) for stage in stages))
-    head = ("stage", "jobs", "GPUs", "memory", "time each", "GPU hours", "disk", "limit")
     total_h, gpu_h = sum(stage.jobs * stage.hours for stage in stages), sum(stage.gpu_hours for stage in stages)
     lines = [
         f"plan of {config.experiment} (speeds of config `plan`: {config.plan.speeds}; limits from `resources`)",
-        f"{head[0]:{width}s} {'{:>5s} {:>5s} {:>8s} {:>10s} {:>10s} {:>9s} {:>6s}'.format(*head[1:])}",
+        f"{'stage':{width}s}  jobs  GPUs   memory  time each  GPU hours      disk  limit",
         *(
             f"{stage.name:{width}s} {stage.jobs:5d} {stage.asks.gpu or 0:5d} {stage.asks.mem_mb / 1000:5.0f} GB "
             f"{_duration(stage.hours):>10s} {stage.gpu_hours:10,.1f} {stage.disk_gb:6,.1f} GB {stage.asks.runtime:>6s}"
@@ -187,12 +171,10 @@ def to_text(config: Config, gpus_here: int = 0, passes: Passes | None = None) ->
         lines.append(f"distillations in sequence: {', '.join(times)} GPUs, if n GPUs train n times as fast")
     sources = {"reference": config.evaluate.reference}
     sources |= {key: network.source for key, network in config.evaluate.networks().items()}
-    embedded = [f"evaluate.{key}" for key, source in sources.items() if source == "embedded"]
+    embedded = ", ".join(f"evaluate.{key}" for key, source in sources.items() if source == "embedded")
     if config.prompts.source != "embedded" and embedded:
-        lines.append(
-            f"note: {', '.join(embedded)}: embedded, trained on shapes; their scores of other captions mean nothing "
-            "(docs/how-to/own-prompts.md)"
-        )
+        note = "embedded, trained on shapes; their scores of other captions mean nothing (docs/how-to/own-prompts.md)"
+        lines.append(f"note: {embedded}: {note}")
     lines += [
         f"note: {run.name}: fake_updates: {run.fake_updates}; published for dmd are {DMD_UPDATES}, for Stable Diffusion 1.5 10, "
         f"as a fake score that lags behind makes training unstable. Fix: fake_updates: {DMD_UPDATES}, each costs 4 passes"

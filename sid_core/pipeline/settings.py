@@ -54,10 +54,8 @@ def stage_settings(config: Config) -> dict[str, Block]:
     sampled += [(settings, settings.run, config.distill.t_init) for settings in resamplings(config)]
     for settings, run, t_init in sampled:
         files[below.run(run.name).settings] = settings
-        generation = GenerateSettings(
-            t_init=t_init, num_steps=run.num_steps, step_noise=run.step_noise, sampling=sampling
-        )
-        files[below.run(run.name).generation] = generation
+        steps = {"num_steps": run.num_steps, "step_noise": run.step_noise}
+        files[below.run(run.name).generation] = GenerateSettings(t_init=t_init, sampling=sampling, **steps)
     for baseline in baselines(config):
         settings = BaselineSettings(baseline=baseline, split=split, sampling=sampling)
         files[below.baseline(baseline.name).generation] = settings

@@ -6,7 +6,6 @@ job that squeue still lists. Times come from finished jobs (benchmarks/), record
 """
 
 import json
-import subprocess
 import time
 from base64 import urlsafe_b64decode
 from contextlib import suppress
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from ...cluster.machine import ask
 from ...config import Config
 from ...storage import job_record
 from ...storage.job_record import record_path
@@ -24,7 +24,6 @@ from .jobs import Job, jobs
 
 FRESH_S = 120.0  # age of a log up to which its process may run on another machine
 SHORT_S = 15.0  # duration of a job without an estimate, mostly of imports
-SQUEUE_S = 10.0  # timeout of squeue
 TAIL = 4096  # bytes read of a training log
 
 
@@ -59,9 +58,8 @@ def _state(
     owner = living_owner(Results(folder).state(job.name).folder) if job.stage == "distill" else None
     if owner:
         where = f"process {owner['pid']}" if owner["job"] is None else f"Slurm job {owner['job']}"
-        return "running", _progress(
-            job, folder, f"{where} on {owner['host']}, last heartbeat {owner['age_s']:.0f} s ago"
-        )
+        heartbeat = f"last heartbeat {owner['age_s']:.0f} s ago"
+        return "running", _progress(job, folder, f"{where} on {owner['host']}", heartbeat)
     # --out of a stage: the output, its folder, or the file that the output is the sidecar of
     targets = {output, output.parent, output.with_suffix(".tar"), output.with_suffix(".safetensors")}
     if any((job.stage, target.resolve()) in here for target in targets):
@@ -77,9 +75,8 @@ def _state(
         elif cluster_job and logged < marked:
             return "queued", f"cluster job {cluster_job}"
         elif cluster_job or time.time() - logged < FRESH_S:
-            return "running", _progress(
-                job, folder, f"cluster job {cluster_job}" if cluster_job else "on another machine"
-            )
+            where = f"cluster job {cluster_job}" if cluster_job else "on another machine"
+            return "running", _progress(job, folder, where)
     if not logged or (folder / job.benchmark).is_file():
         return "waiting", ""  # the job succeeded, and its files were deleted later
     record = job_record.read(record_path(log))
@@ -134,9 +131,8 @@ def _marks(results: Path) -> dict[str, tuple[str | None, float]]:
     folder, found = root / ".snakemake" / "incomplete", {}
     for mark in folder.rglob("*"):
         with suppress(OSError, ValueError):  # it was removed, is no mark, or belongs to another experiment
-            name = "".join(
-                part.removeprefix("@") for part in mark.relative_to(folder).parts
-            )  # Snakemake splits long names
+            parts = mark.relative_to(folder).parts  # of a long name, which Snakemake splits
+            name = "".join(part.removeprefix("@") for part in parts)
             output = (root / urlsafe_b64decode(name).decode()).relative_to(results)
             found[str(output)] = (json.loads(mark.read_text())["external_jobid"], mark.stat().st_mtime)
     # a Slurm job's own Snakemake rewrites its marks without the job; sid_core.cluster.slurm records them
@@ -156,12 +152,8 @@ def _gone(cluster_jobs: set[str], folder: Path) -> set[str]:
     if not cluster_jobs:
         return set()
     user = folder.stat().st_uid  # the caller may be another user
-    command = ["squeue", "--noheader", f"--user={user}", "--array", "--format=%i"]
-    try:
-        asked = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SQUEUE_S)
-    except (OSError, subprocess.SubprocessError):
-        return set()
-    return cluster_jobs - set(asked.stdout.split())
+    listed, problem = ask("squeue", "--noheader", f"--user={user}", "--array", "--format=%i", timeout_s=10)
+    return cluster_jobs - set(listed.split()) if problem is None else set()
 
 
 def _expectations(config: Config, folder: Path, states: dict[Job, tuple[str, str]]) -> dict[str, float]:
@@ -170,20 +162,17 @@ def _expectations(config: Config, folder: Path, states: dict[Job, tuple[str, str
     Methods differ in their network passes, which torch's code counts: a method is known once one of its runs has started.
     """
     measured: dict[str, list[float]] = {}
+    rates: dict[str, list[float]] = {}
     for job, (state, _) in states.items():
         if state == "done":
             with suppress(OSError, ValueError, IndexError):  # written by hand, or by another version
                 seconds = float((folder / job.benchmark).read_text().splitlines()[1].split("\t")[0])
                 for key in {job.stage, _kind(job)}:
                     measured.setdefault(key, []).append(seconds / job.kimg)
-    expected = {stage: mean(values) for stage, values in measured.items()}
-    running = [job for job, (state, _) in states.items() if job.stage == "distill" and state == "running"]
-    rates: dict[str, list[float]] = {}
-    for job in running:
-        if images := _images(job, folder):
+        elif job.stage == "distill" and state == "running" and (images := _images(job, folder)):
             for key in {job.stage, _kind(job)}:
                 rates.setdefault(key, []).append(1000 / images[2])
-    expected = {key: mean(values) for key, values in rates.items()} | expected
+    expected = {key: mean(values) for key, values in (rates | measured).items()}
     for planned in make_plan(config):
         name, *rest = planned.name.split()
         stage = "generate-baseline" if name == "generate" and len(rest) == 1 else name
