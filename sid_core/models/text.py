@@ -15,6 +15,7 @@ from .components import load_component
 from .conditioning import Conditioning
 
 transformers_logging.disable_progress_bar()  # it counts the tensors of one file, which is no progress of a stage
+OVERFLOWS = ("t5", "gemma2")  # model types whose activations overflow in float16
 
 
 class TextEncoder(nn.Module):
@@ -27,6 +28,7 @@ class TextEncoder(nn.Module):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: nn.Module, length: int | None = None):
         super().__init__()
         self.tokenizer, self.model = tokenizer, model.eval().requires_grad_(False)
+        self.overflows = model.config.model_type in OVERFLOWS
         self.length = tokenizer.model_max_length if length is None else length
 
     @classmethod
@@ -75,7 +77,6 @@ class GemmaEncoder(TextEncoder):
     Of the instruction's tokens the network sees the first alone, and padding is masked.
     """
 
-    overflows = True
     instruction = ""
 
     @torch.no_grad()

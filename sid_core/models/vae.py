@@ -48,12 +48,10 @@ class ImageCodec(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Encode images to scaled latents (B, C, h, w), the mean of the posterior without noise."""
         parts = self._parts(images.to(self.vae.dtype))
-        means = cat([self.mean(part).float() for part in parts])
+        encoded = (self.vae.encode(part) for part in parts)
+        # SANA's autoencoder has no distribution of latents
+        means = cat([(one.latent if "latent" in one else one.latent_dist.mean).float() for one in encoded])
         return (means - self.shift) * self.vae.config.scaling_factor
-
-    def mean(self, images: Tensor) -> Tensor:
-        """Return the VAE's own latents of images, without noise."""
-        return self.vae.encode(images).latent_dist.mean
 
     def _parts(self, batch: Tensor) -> Sequence[Tensor]:
         return batch.split(self.at_once or len(batch))

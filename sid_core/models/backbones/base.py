@@ -36,9 +36,7 @@ class Backbone(nn.Module):
     WEIGHTS: ClassVar[dict[str, str]]  # components with weights, and the stem of their file
     CONFIGS: ClassVar[dict[str, tuple[str, ...]]]  # files beside the weights
     NEEDED: ClassVar[dict[str, tuple[str, ...]]]  # the required ones of CONFIGS: any of the alternatives suffices
-    OPTIONAL: ClassVar[
-        tuple[str, ...]
-    ] = ()  # endings of the folders of a text encoder and its tokenizer that may be absent
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()  # endings of text encoders, and their tokenizers, that may be absent
     GUIDED: ClassVar[bool] = True  # false: distilled from guidance, so that the network has no unconditional estimate
     # class names of the modules that training compiles, and whose parameters it shards
     COMPILED: ClassVar[Collection[str]] = ()
@@ -69,11 +67,7 @@ class Backbone(nn.Module):
         return self.predict_with_logits(x_t, t, cond)[1]
 
     def check_discriminator(self) -> None:
-        """Reject `adversarial` for a network without logits.
-
-        Raises:
-            UserError: names the family.
-        """
+        """Reject `adversarial` for a network without logits."""
         raise UserError(
             f"adversarial: expected a teacher whose family has a discriminator, got {type(self).__name__}. "
             "Fix: remove it, or define predict_with_logits (docs/contributing/family.md)"
@@ -138,12 +132,7 @@ class Backbone(nn.Module):
     # --- common to all families --------------------------------------------------------------------------------------
 
     def forward(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        cond: Conditioning,
-        uncond: Conditioning | None = None,
-        guidance_scale: float = 1.0,
+        self, x_t: Tensor, t: Tensor, cond: Conditioning, uncond: Conditioning | None = None, guidance_scale: float = 1
     ) -> Tensor:
         """Return x0_hat = f(empty) + kappa (f(c) - f(empty)), (B, C, H, W) float32.
 
@@ -165,19 +154,11 @@ class Backbone(nn.Module):
         assert uncond is not None, f"guidance_scale={guidance_scale} needs the embedding of the empty prompt"
         empty = uncond.to(self.dtype).expand(len(cond))
         if guidance_scale == 0:
-            output = self.predict(x, t, empty).float()
-        else:
-            both = self.predict_pair(x, t, empty, cond)
-            output = guide(both, guidance_scale)
-        return self.to_x0(output, x_t, t)
+            return self.to_x0(self.predict(x, t, empty).float(), x_t, t)
+        return self.to_x0(guide(self.predict_pair(x, t, empty, cond), guidance_scale), x_t, t)
 
     def with_logits(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        cond: Conditioning,
-        uncond: Conditioning | None = None,
-        guidance_scale: float = 1.0,
+        self, x_t: Tensor, t: Tensor, cond: Conditioning, uncond: Conditioning | None = None, guidance_scale: float = 1
     ) -> tuple[Tensor, Tensor]:
         """Return x0_hat as `forward` does, and the discriminator's logits (B, ...) float32 of the conditional branch."""
         if guidance_scale == 0:  # x0_hat evaluates the other branch alone
@@ -216,19 +197,15 @@ class Backbone(nn.Module):
     @classmethod
     def absent(cls, files: Collection[str], index: dict) -> set[str]:
         """Return the optional components that a teacher lacks, by its files and its model_index.json."""
-        folders = {file.split("/")[0] for file in files}
-        endings = [
-            ending
-            for ending in cls.OPTIONAL
-            if f"text_encoder{ending}" not in folders or index.get(f"text_encoder{ending}") == [None, None]
-        ]
+        present = {file.split("/")[0] for file in files} - {name for name in index if index[name] == [None, None]}
+        endings = [ending for ending in cls.OPTIONAL if f"text_encoder{ending}" not in present]
         return {f"{name}{ending}" for ending in endings for name in ("text_encoder", "tokenizer")}
 
     @classmethod
     def missing(cls, folder: Path) -> list[str]:
         """Return the components that a prepared directory lacks."""
         files = {name: (f"{stem}.safetensors",) for name, stem in cls.WEIGHTS.items()}
-        absent = cls.absent([path.name for path in folder.iterdir()], {}) if folder.is_dir() else ()
+        absent = cls.absent([path.name for path in folder.glob("*")], {})
         needed = [(name, names) for name, names in (cls.NEEDED | files).items() if name not in absent]
         return [name for name, names in needed if not any((folder / name / file).is_file() for file in names)]
 

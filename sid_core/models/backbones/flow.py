@@ -6,7 +6,6 @@ from inspect import signature
 from pathlib import Path
 from typing import ClassVar, Self
 
-import diffusers
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -15,7 +14,6 @@ from ...errors import UserError
 from ...method import Steps
 from ...method.schedule import FlowSchedule
 from ...storage.files import read_json, write_json
-from ..components import load_component
 from ..scheduler import scheduler_config
 from .layout import DiffusersLayout, Usage
 
@@ -41,8 +39,7 @@ class FlowTransformer(DiffusersLayout):
 
     @classmethod
     def load_network(cls, weights: Path, teacher: Path) -> Self:
-        kind = getattr(diffusers, cls.CLASSES[cls.NETWORK][0])
-        return cls(load_component(kind, weights), cls.load_schedule(teacher), "flow").frozen()
+        return cls(cls.load_component(cls.NETWORK, weights), cls.load_schedule(teacher), "flow").frozen()
 
     @classmethod
     def load_schedule(cls, folder: Path) -> FlowSchedule:

@@ -1,9 +1,8 @@
 """Load FLUX.1: a CLIP and a T5 text encoder, a transformer over 2 x 2 patches, distilled from guidance, a VAE."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,12 +13,7 @@ from ...method import Steps
 from ...storage.files import read_json
 from ..conditioning import Conditioning
 from .flow import FlowTransformer
-from .layout import CLIP_TOKENIZER, UNUSED_INDEX, Usage
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ..text import TextEncoder
+from .layout import CLIP_TOKENIZER, T5_TOKENIZER, UNUSED_INDEX, TextEncoders, Usage, component_files
 
 T5_LENGTH = 512  # tokens, as the pipeline's argument max_sequence_length
 GUIDANCE = 3.5  # input of the network in every evaluation, the pipeline's default
@@ -35,8 +29,8 @@ class Flux(FlowTransformer):
     FOREIGN = ("unet", "controlnet", "text_encoder_3")
     GUIDED = False
     CLASSES = {
-        "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-        "tokenizer_2": ("T5TokenizerFast", "T5Tokenizer"),
+        "tokenizer": CLIP_TOKENIZER,
+        "tokenizer_2": T5_TOKENIZER,
         "text_encoder": ("CLIPTextModel",),
         "text_encoder_2": ("T5EncoderModel",),
         "transformer": ("FluxTransformer2DModel",),
@@ -47,17 +41,7 @@ class Flux(FlowTransformer):
         "vae": {"latents_mean": None, "latents_std": None},
     }
     WIDTHS = {"tokens": "joint_attention_dim", "pooled": "pooled_projection_dim"}
-    WEIGHTS = {
-        **dict.fromkeys(("text_encoder", "text_encoder_2"), "model"),
-        **dict.fromkeys(("transformer", "vae"), "diffusion_pytorch_model"),
-    }
-    CONFIGS = {
-        "tokenizer": CLIP_TOKENIZER,
-        "tokenizer_2": ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-        **dict.fromkeys(WEIGHTS, ("config.json",)),
-        "scheduler": ("scheduler_config.json",),
-    }
-    NEEDED = CONFIGS | {"tokenizer": ("tokenizer.json", "vocab.json"), "tokenizer_2": ("tokenizer.json",)}
+    WEIGHTS, CONFIGS, NEEDED = component_files(CLASSES)
     INPUT = "x_embedder.weight"
     COMPILED = SHARDED = frozenset({"FluxTransformerBlock", "FluxSingleTransformerBlock"})
 
@@ -74,7 +58,7 @@ class Flux(FlowTransformer):
         )[0]  # fmt: skip
         return nn.functional.pixel_shuffle(output.transpose(1, 2).unflatten(2, places.shape[:2]), PATCH)
 
-    def blocks(self) -> "Iterator[nn.Module]":
+    def blocks(self) -> Iterator[nn.Module]:
         yield from super().blocks()
         yield from self.network.single_transformer_blocks
 
@@ -100,29 +84,14 @@ class Flux(FlowTransformer):
         return scheduler, replace(usage, guidance=GUIDANCE)
 
     @classmethod
-    def text_encoder(cls, folder: Path) -> "TextEncoders":
-        from transformers import T5EncoderModel, T5TokenizerFast
-
-        from ..text import TextEncoder
-
-        second = TextEncoder.from_directory(folder, "_2", T5EncoderModel, T5TokenizerFast, T5_LENGTH)
-        return TextEncoders(TextEncoder.from_directory(folder), second)
+    def text_encoder(cls, folder: Path) -> "ClipAndT5Encoder":
+        return ClipAndT5Encoder(cls.load_encoders(folder, T5_LENGTH))
 
 
-class TextEncoders(nn.Module):
+class ClipAndT5Encoder(TextEncoders):
     """T5, whose tokens the network attends to, and CLIP, whose pooled embedding it takes."""
-
-    overflows = True  # T5 does in float16
-
-    def __init__(self, clip: "TextEncoder", t5: "TextEncoder"):
-        super().__init__()
-        self.encoders = nn.ModuleList([clip, t5])
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Return tokens (B, L, D) of T5 and the pooled embedding (B, P) of CLIP, float32."""
         clip, t5 = (encoder.evaluate(prompts) for encoder in self.encoders)
         return Conditioning(t5.last_hidden_state.float(), clip.pooler_output.float())
-
-    def empty(self) -> Conditioning:
-        """Return the embedding of the empty prompt, one row."""
-        return self.encode([""])

@@ -1,19 +1,24 @@
 """Check and load what families share whose teachers are pipelines of diffusers: classes, configs and sizes of components."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+import diffusers
 from diffusers import SchedulerMixin
 from torch import nn
 
 from ...errors import UserError
 from ...method import Steps
 from ...storage.files import read_json, write_json
-from ..conditioning import Encoder
+from ..components import load_component
+from ..conditioning import Conditioning, Encoder
 from ..vae import ImageCodec
 from .base import Backbone
+
+if TYPE_CHECKING:
+    from ..text import TextEncoder
 
 # components that may be ignored; ignoring any other would drop a part of the model
 UNUSED = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")
@@ -21,10 +26,27 @@ UNUSED_INDEX = {"feature_extractor": [None, None], "image_encoder": [None, None]
 LONGEST = 100_000  # tokens; transformers uses 10^30 for a missing length
 # `model_type` in the config of a text encoder, by the first letters of its class
 MODEL_TYPES = {"CLIP": ("clip_text_model", "clip"), "T5": ("t5",), "Gemma2": ("gemma2",)}
-CLIP_TOKENIZER = (
+CLIP_TOKENIZER, T5_TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast"), ("T5TokenizerFast", "T5Tokenizer")
+CLIP_FILES = (
     "tokenizer.json", "vocab.json", "merges.txt",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def component_files(classes: dict[str, tuple[str, ...]]) -> tuple[dict, dict, dict]:
+    """Return WEIGHTS, CONFIGS and NEEDED of a pipeline by the CLASSES of its components."""
+    weights, configs, needed = {}, {}, {}
+    for name, kinds in classes.items():
+        if not name.startswith("tokenizer"):
+            weights[name] = "model" if name.startswith("text_encoder") else "diffusion_pytorch_model"
+            configs[name] = needed[name] = ("config.json",)
+        elif kinds == CLIP_TOKENIZER:
+            configs[name], needed[name] = CLIP_FILES, CLIP_FILES[:2]
+        else:
+            configs[name], needed[name] = TOKENIZER_FILES, TOKENIZER_FILES[:1]
+    scheduler = {"scheduler": ("scheduler_config.json",)}
+    return weights, configs | scheduler, needed | scheduler
 
 
 @dataclass(frozen=True)
@@ -50,13 +72,33 @@ class DiffusersLayout(Backbone):
     EXPECTED: ClassVar[str]  # the components, in words of a message
     INDEX: ClassVar[dict] = {}  # further entries of an exported model_index.json
     FOREIGN: ClassVar[tuple[str, ...]] = ()  # folders of other families
-    CLASSES: ClassVar[dict[str, tuple[str, ...]]]  # accepted classes of each component; an export names the first
+    CLASSES: ClassVar[dict[str, tuple[str, ...]]]  # accepted classes of each component; the first is loaded, exported
     SETTINGS: ClassVar[dict[str, dict]] = {}  # required settings of components; a missing one has this value
     WIDTHS: ClassVar[dict[str, str]]  # parts of a conditioning, and the network's setting with their width
 
     @classmethod
-    def image_codec(cls, folder: Path, at_once: int | None = None) -> nn.Module:
-        return ImageCodec.from_directory(folder, at_once)
+    def image_codec(cls, folder: Path, at_once: int | None = None) -> ImageCodec:
+        return ImageCodec(cls.load_component("vae", folder / "vae"), at_once)
+
+    @classmethod
+    def load_component(cls, name: str, folder: Path) -> nn.Module:
+        """Load a component of diffusers from its folder."""
+        return load_component(getattr(diffusers, cls.CLASSES[name][0]), folder)
+
+    @classmethod
+    def load_encoders(cls, folder: Path, length: int | None = None, kind: str = "TextEncoder") -> "list[TextEncoder]":
+        """Load the text encoders as a class of models/text; all but CLIP take `length` tokens of a prompt."""
+        import transformers  # training on random weights needs none of it
+
+        from .. import text
+
+        encoders = []
+        for name in cls.encoder_names(folder):
+            suffix = name.removeprefix("text_encoder")
+            model, tokenizer = (getattr(transformers, cls.CLASSES[part][0]) for part in (name, f"tokenizer{suffix}"))
+            tokens = None if cls.CLASSES[name][0].startswith("CLIP") else length
+            encoders.append(getattr(text, kind).from_directory(folder, suffix, model, tokenizer, tokens))
+        return encoders
 
     @classmethod
     def latent_shape(cls, folder: Path) -> tuple[int, int, int]:
@@ -78,7 +120,8 @@ class DiffusersLayout(Backbone):
     @classmethod
     def encoder_names(cls, folder: Path) -> list[str]:
         """Return the names of a directory's text encoders, in the order of their numbers."""
-        return [name for name in sorted(cls.CLASSES) if name.startswith("text_encoder") and (folder / name).is_dir()]
+        absent = cls.absent([path.name for path in folder.iterdir()], {})
+        return [name for name in sorted(cls.CLASSES) if name.startswith("text_encoder") and name not in absent]
 
     @classmethod
     def exported(cls, folder: Path, steps: Steps) -> tuple[SchedulerMixin, Usage]:
@@ -185,6 +228,19 @@ class DiffusersLayout(Backbone):
                 "together. Fix: take the vae of the same model"
             )
         return backbone, encoder, {"tokens": empty.tokens.shape[1]}
+
+
+class TextEncoders(nn.Module):
+    """Text encoders, whose outputs a family's `encode` joins."""
+
+    def __init__(self, encoders: "Sequence[TextEncoder]"):
+        super().__init__()
+        self.encoders = nn.ModuleList(encoders)
+        self.overflows = any(encoder.overflows for encoder in encoders)
+
+    def empty(self) -> Conditioning:
+        """Return the embedding of the empty prompt, one row."""
+        return self.encode([""])
 
 
 def check_finite(component: str, model: nn.Module, place: str) -> None:

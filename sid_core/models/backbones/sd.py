@@ -4,26 +4,22 @@ import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from torch import Tensor, nn
 
 from ...cluster.machine import device
 from ...errors import UserError
 from ...method import Steps
 from ...storage.files import read_json, write_json
-from ..components import load_component
-from ..conditioning import Conditioning
+from ..conditioning import Conditioning, Encoder
 from ..scheduler import euler_scheduler, make_solver, noise_schedule, prediction_type, scheduler_config
 from .base import Backbone
-from .layout import CLIP_TOKENIZER, UNUSED_INDEX, DiffusersLayout, Usage
+from .layout import CLIP_TOKENIZER, UNUSED_INDEX, DiffusersLayout, Usage, component_files
 from .prediction import choose_type, x0_errors
 from .shared_prefix import check_shared_prefix, decode, encode, guided_pair, shares_prefix, time_embedding
-
-if TYPE_CHECKING:
-    from ..text import TextEncoder
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +35,7 @@ class StableDiffusion(DiffusersLayout):
     FOREIGN = ("text_encoder_2", "text_encoder_3", "tokenizer_2", "tokenizer_3", "transformer")
     NETWORK = "unet"
     CLASSES = {
-        "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+        "tokenizer": CLIP_TOKENIZER,
         "text_encoder": ("CLIPTextModel",),
         "unet": ("UNet2DConditionModel",),
         "vae": ("AutoencoderKL",),
@@ -53,15 +49,7 @@ class StableDiffusion(DiffusersLayout):
         "vae": {"shift_factor": None, "latents_mean": None, "latents_std": None},
     }  # fmt: skip
     WIDTHS = {"tokens": "cross_attention_dim"}
-    WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
-    CONFIGS = {
-        "tokenizer": CLIP_TOKENIZER,
-        "text_encoder": ("config.json",),
-        "unet": ("config.json",),
-        "vae": ("config.json",),
-        "scheduler": ("scheduler_config.json",),
-    }
-    NEEDED = CONFIGS | {"tokenizer": ("tokenizer.json", "vocab.json")}
+    WEIGHTS, CONFIGS, NEEDED = component_files(CLASSES)
     COMPILED = frozenset({"ResnetBlock2D", "BasicTransformerBlock"})
     # nearly all weights, in modules that `guided_pair` calls as a whole: FSDP's hooks run
     SHARDED = frozenset({"ResnetBlock2D", "Attention", "FeedForward"})
@@ -111,15 +99,13 @@ class StableDiffusion(DiffusersLayout):
 
     @classmethod
     def load_network(cls, weights: Path, teacher: Path) -> Self:
-        config, unet = scheduler_config(teacher), load_component(UNet2DConditionModel, weights)
+        config, unet = scheduler_config(teacher), cls.load_component("unet", weights)
         check_shared_prefix(unet)
         return cls(unet, noise_schedule(config), prediction_type(config)).frozen()
 
     @classmethod
-    def text_encoder(cls, folder: Path) -> "TextEncoder":
-        from ..text import TextEncoder  # needs transformers, which training on random weights does not
-
-        return TextEncoder.from_directory(folder)
+    def text_encoder(cls, folder: Path) -> Encoder:
+        return cls.load_encoders(folder)[0]
 
     @classmethod
     def solver(cls, name: str, folder: Path, steps: int) -> DDIMScheduler | DPMSolverMultistepScheduler:

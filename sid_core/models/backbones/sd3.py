@@ -3,22 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import UserError
 from ...method import Steps
 from ...storage.files import read_json
 from ..conditioning import Conditioning
 from .flow import FlowTransformer
-from .layout import CLIP_TOKENIZER, UNUSED_INDEX, Usage
-
-if TYPE_CHECKING:
-    from ..text import TextEncoder
+from .layout import CLIP_TOKENIZER, T5_TOKENIZER, UNUSED_INDEX, TextEncoders, Usage, component_files
 
 T5_LENGTH, T5_LONGEST = 256, 512  # the pipeline's argument max_sequence_length: its default and its limit
 
@@ -39,9 +35,9 @@ class StableDiffusion3(FlowTransformer):
     FOREIGN = ("unet", "controlnet")
     OPTIONAL = ("_3",)
     CLASSES = {
-        "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-        "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
-        "tokenizer_3": ("T5TokenizerFast", "T5Tokenizer"),
+        "tokenizer": CLIP_TOKENIZER,
+        "tokenizer_2": CLIP_TOKENIZER,
+        "tokenizer_3": T5_TOKENIZER,
         "text_encoder": ("CLIPTextModelWithProjection",),
         "text_encoder_2": ("CLIPTextModelWithProjection",),
         "text_encoder_3": ("T5EncoderModel",),
@@ -50,20 +46,7 @@ class StableDiffusion3(FlowTransformer):
     }
     WIDTHS = {"tokens": "joint_attention_dim", "pooled": "pooled_projection_dim"}
     SETTINGS = {"vae": {"latents_mean": None, "latents_std": None}}
-    WEIGHTS = {
-        **dict.fromkeys(("text_encoder", "text_encoder_2", "text_encoder_3"), "model"),
-        **dict.fromkeys(("transformer", "vae"), "diffusion_pytorch_model"),
-    }
-    CONFIGS = {
-        **dict.fromkeys(("tokenizer", "tokenizer_2"), CLIP_TOKENIZER),
-        "tokenizer_3": ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-        **dict.fromkeys(WEIGHTS, ("config.json",)),
-        "scheduler": ("scheduler_config.json",),
-    }
-    NEEDED = CONFIGS | {
-        **dict.fromkeys(("tokenizer", "tokenizer_2"), ("tokenizer.json", "vocab.json")),
-        "tokenizer_3": ("tokenizer.json",),
-    }
+    WEIGHTS, CONFIGS, NEEDED = component_files(CLASSES)
     INPUT = "pos_embed.proj.weight"
     COMPILED = SHARDED = frozenset({"JointTransformerBlock"})
 
@@ -72,19 +55,11 @@ class StableDiffusion3(FlowTransformer):
         return self.network(x_t, cond.tokens, cond.pooled, time, return_dict=False)[0]
 
     @classmethod
-    def text_encoder(cls, folder: Path) -> "TextEncoders":
-        from transformers import CLIPTextModelWithProjection, T5EncoderModel, T5TokenizerFast
-
-        from ..text import TextEncoder
-
+    def text_encoder(cls, folder: Path) -> "ClipAndT5Encoders":
         length = t5_length(folder)
-        encoders = [TextEncoder.from_directory(folder, suffix, CLIPTextModelWithProjection) for suffix in ("", "_2")]
-        if (folder / "text_encoder_3").is_dir():
-            encoders.append(TextEncoder.from_directory(folder, "_3", T5EncoderModel, T5TokenizerFast, length))
-            width = encoders[-1].model.config.d_model
-        else:
-            width = read_json(folder / "transformer" / "config.json")["joint_attention_dim"]
-        return TextEncoders(encoders, length, width)
+        encoder = ClipAndT5Encoders(cls.load_encoders(folder, length))
+        encoder.length, encoder.width = length, read_json(folder / "transformer" / "config.json")["joint_attention_dim"]
+        return encoder
 
     @classmethod
     def exported(cls, folder: Path, steps: Steps) -> tuple[FlowMatchEulerDiscreteScheduler, Usage]:
@@ -126,13 +101,13 @@ def clip_width(folder: Path) -> int:
     return sum(config.get("hidden_size", 512) for config in configs)  # transformers' default
 
 
-class TextEncoders(nn.Module):
-    """Two CLIP encoders joined on features, padded to `width` and joined with T5, or `length` zeros, on tokens."""
+class ClipAndT5Encoders(TextEncoders):
+    """Two CLIP encoders joined on features, padded to the width of T5 and joined with it on tokens.
 
-    def __init__(self, encoders: list["TextEncoder"], length: int, width: int):
-        super().__init__()
-        self.encoders, self.length, self.width = nn.ModuleList(encoders), length, width
-        self.overflows = len(encoders) > 2  # T5 does in float16
+    Without T5, `length` rows of `width` zeros are in its place.
+    """
+
+    length, width = 0, 0
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -140,13 +115,9 @@ class TextEncoders(nn.Module):
         outputs = [encoder.evaluate(prompts, output_hidden_states=True) for encoder in self.encoders[:2]]
         clip = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1).float()
         pooled = torch.cat([output.text_embeds for output in outputs], dim=-1).float()
-        clip = F.pad(clip, (0, self.width - clip.shape[-1]))
         if len(self.encoders) > 2:
             rest = self.encoders[2].evaluate(prompts).last_hidden_state.float()
         else:
             rest = clip.new_zeros(len(clip), self.length, self.width)
+        clip = F.pad(clip, (0, rest.shape[-1] - clip.shape[-1]))
         return Conditioning(torch.cat([clip, rest], dim=1), pooled)
-
-    def empty(self) -> Conditioning:
-        """Return the embedding of the empty prompt, one row."""
-        return self.encode([""])

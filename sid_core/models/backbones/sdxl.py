@@ -2,24 +2,18 @@
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import UserError
 from ...storage.files import read_json
-from ..components import load_component
 from ..conditioning import Conditioning
 from ..vae import ImageCodec
 from .base import Backbone
-from .layout import UNUSED_INDEX
+from .layout import UNUSED_INDEX, TextEncoders, component_files
 from .sd import StableDiffusion
 from .shared_prefix import EXTRAS, has_known_blocks, time_embedding
-
-if TYPE_CHECKING:
-    from ..text import TextEncoder
 
 PIXELS = 8  # side of a latent in pixels of the image
 SIZES = 6  # time_ids: height and width of the original, of the crop's corner, and of the image
@@ -31,10 +25,8 @@ class StableDiffusionXL(StableDiffusion):
     # the second one is how some fine-tunes name themselves; the refiner too, which `check_files` rejects
     PIPELINES = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline")
     EXPECTED = "expected Stable Diffusion XL's: two CLIP text encoders, a UNet2DConditionModel and an AutoencoderKL"
-    INDEX = UNUSED_INDEX | {
-        "force_zeros_for_empty_prompt": True,
-        "add_watermarker": False,
-    }  # a watermark would change the image
+    # a watermark would change the image
+    INDEX = UNUSED_INDEX | {"force_zeros_for_empty_prompt": True, "add_watermarker": False}
     FOREIGN = ("text_encoder_3", "tokenizer_3", "transformer")
     CLASSES = StableDiffusion.CLASSES | {
         "tokenizer_2": StableDiffusion.CLASSES["tokenizer"],
@@ -43,15 +35,7 @@ class StableDiffusionXL(StableDiffusion):
     SETTINGS = StableDiffusion.SETTINGS | {
         "unet": StableDiffusion.SETTINGS["unet"] | {"addition_embed_type": "text_time"}
     }
-    WEIGHTS = StableDiffusion.WEIGHTS | {"text_encoder_2": "model"}
-    CONFIGS = StableDiffusion.CONFIGS | {
-        "tokenizer_2": StableDiffusion.CONFIGS["tokenizer"],
-        "text_encoder_2": ("config.json",),
-    }
-    NEEDED = StableDiffusion.NEEDED | {
-        "tokenizer_2": StableDiffusion.NEEDED["tokenizer"],
-        "text_encoder_2": ("config.json",),
-    }
+    WEIGHTS, CONFIGS, NEEDED = component_files(CLASSES)
     BACKWARD_ORDER = StableDiffusion.BACKWARD_ORDER | {"add_embedding": 3}
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
@@ -72,19 +56,17 @@ class StableDiffusionXL(StableDiffusion):
         return x_t, emb + self.network.get_aug_embed(emb, cond.tokens, _added_conditions(x_t, cond))
 
     @classmethod
-    def text_encoder(cls, folder: Path) -> "TextEncoders":
-        from transformers import CLIPTextModelWithProjection
-
-        from ..text import TextEncoder
-
-        second = TextEncoder.from_directory(folder, "_2", CLIPTextModelWithProjection)
-        zeros = read_json(folder / "model_index.json").get("force_zeros_for_empty_prompt", True)  # diffusers' default
-        return TextEncoders(TextEncoder.from_directory(folder), second, zeros)
+    def text_encoder(cls, folder: Path) -> "ClipEncoders":
+        encoder = ClipEncoders(cls.load_encoders(folder))
+        # diffusers' default
+        encoder.zeros = read_json(folder / "model_index.json").get("force_zeros_for_empty_prompt", True)
+        return encoder
 
     @classmethod
     def image_codec(cls, folder: Path, at_once: int | None = None) -> ImageCodec:
-        vae = load_component(AutoencoderKL, folder / "vae")
-        return ImageCodec(vae, at_once, float32=vae.config.force_upcast)
+        codec = super().image_codec(folder, at_once)
+        codec.float32 = codec.vae.config.force_upcast
+        return codec
 
     @classmethod
     def check_files(cls, files: Collection[str], place: str) -> None:
@@ -125,16 +107,10 @@ def _added_conditions(x_t: Tensor, cond: Conditioning) -> dict[str, Tensor]:
     return {"text_embeds": cond.pooled, "time_ids": sizes}
 
 
-class TextEncoders(nn.Module):
-    """Two text encoders, joined on features; the second one also returns the pooled embedding.
+class ClipEncoders(TextEncoders):
+    """Two text encoders, joined on features; the second one also returns the pooled embedding."""
 
-    Args:
-        zeros: whether the unconditional embedding is zero, instead of that of the empty prompt.
-    """
-
-    def __init__(self, first: "TextEncoder", second: "TextEncoder", zeros: bool):
-        super().__init__()
-        self.encoders, self.zeros = nn.ModuleList([first, second]), zeros
+    zeros = False  # true: the unconditional embedding is zero, instead of that of the empty prompt
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Return tokens (B, L, D1 + D2), from the last hidden layer but one, and pooled (B, P), float32."""
@@ -143,6 +119,5 @@ class TextEncoders(nn.Module):
         return Conditioning(tokens.float(), outputs[1].text_embeds.float())
 
     def empty(self) -> Conditioning:
-        """Return the unconditional embedding, one row."""
-        empty = self.encode([""])
+        empty = super().empty()
         return empty.map(torch.zeros_like) if self.zeros else empty
