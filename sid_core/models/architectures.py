@@ -84,11 +84,7 @@ class Architecture:
 
 
 def from_name(name: str) -> Architecture:
-    """Return the architecture of sd15, sd21-base, sd21-768, sdxl, small, or shapes (the embedded teacher).
-
-    Raises:
-        UserError: no such name.
-    """
+    """Return the architecture of sd15, sd21-base, sd21-768, sdxl, small, or shapes (the embedded teacher)."""
     if name == "shapes":
         return from_directory(shapes.ASSETS / "teacher")
     if name not in UNETS:

@@ -9,11 +9,7 @@ from ..errors import UserError
 
 
 def load_component(kind: type, folder: Path) -> torch.nn.Module:
-    """Load a diffusers or transformers model from the safetensors in its folder, as float32.
-
-    Raises:
-        UserError: the folder is damaged, of another architecture, or lacks weights.
-    """
+    """Load a diffusers or transformers model from all its weights in a folder's safetensors, as float32."""
     options = {"use_safetensors": True, "torch_dtype": torch.float32, "output_loading_info": True}
     if kind.__module__.startswith("diffusers"):
         options["low_cpu_mem_usage"] = False  # the default needs the package accelerate; shapes are checked either way

@@ -27,9 +27,6 @@ def embed_prompts(captions: Path, teacher: Path, out: Path) -> None:
     """Write the embeddings (float32) of a caption file to `out`: shards of distinct prompts, and an index.
 
     Shards of the same captions and teacher are kept; others are replaced.
-
-    Raises:
-        UserError: a damaged file or teacher.
     """
     prompts = read_lines(captions, "caption")
     origin = {"teacher_sha256": teacher_sha256(teacher), "captions_sha256": _captions_sha256(prompts)}
@@ -67,11 +64,7 @@ class StoredPrompts:
     """The PromptSet of a caption list that `embed_prompts` has encoded; embeddings are mapped from disk."""
 
     def __init__(self, folder: Path, prompts: Sequence[str], teacher: Path):
-        """Open the index; a shard is verified when it is first used.
-
-        Raises:
-            UserError: files are missing or damaged, or of other captions or another teacher.
-        """
+        """Open the index, which must be of these captions and teacher; shards are verified when they are first used."""
         self._folder, record = folder, verify_sidecar(folder / INDEX)["record"]
         origin = {"captions_sha256": _captions_sha256(prompts), "teacher_sha256": recorded_sha256(teacher)}
         for key, what in (("captions_sha256", "other captions"), ("teacher_sha256", "another teacher")):

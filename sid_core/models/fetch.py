@@ -51,13 +51,8 @@ Source = Folder | hub.Repository
 def fetch_teacher(settings: "Teacher", path: Path | None, folder: Path) -> dict:
     """Fetch the components of the teacher's family into `folder`, shards joined, and return their provenance.
 
-    Weights of a hub are hard links into its cache where the file system allows, which saves 4 GB.
-
-    Args:
-        path: the directory; None: the hub's repository that settings name.
-
-    Raises:
-        UserError: another kind of model, a component without safetensors, or a file that differs from `teacher.sha256`.
+    Without `path` the source is the hub's repository of the settings. Its weights are hard links into the cache where the
+    file system allows, which saves 4 GB.
     """
     if path is None:
         source = hub.find(settings.repo, settings.revision, ("teacher.repo", "teacher.revision"))

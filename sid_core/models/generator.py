@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 def save_generator(out: Path, backbone: Backbone, weights: dict[str, Tensor], record: dict) -> None:
     """Write `out` atomically: the network's config, `weights` (the EMA), `record` as generator.json, a manifest.
 
-    Weights of adapters alone are a LoRA file, which diffusers and peft read.
-
-    `record` needs `t_init` and `num_steps`, which sampling uses, and the `teacher_sha256` of its teacher.
+    Weights of adapters alone are a LoRA file, which diffusers and peft read. `record` needs the `t_init` and `num_steps` of
+    sampling, and the `teacher_sha256` of its teacher.
     """
     with atomic_path(out, "generator.json") as folder:
         network = folder / backbone.NETWORK
@@ -40,11 +39,7 @@ def save_generator(out: Path, backbone: Backbone, weights: dict[str, Tensor], re
 
 
 def resample(settings: "ResampleSettings", generator: Path, out: Path) -> None:
-    """Write `generator` to `out` as one that takes fewer evaluations; weights are hard links where the disk has them.
-
-    Raises:
-        UserError: it was not trained for that number of evaluations.
-    """
+    """Write `generator` to `out` as one of fewer evaluations, for which it was trained; its weights may be links."""
     verify_manifest(generator)
     record, run = read_json(generator / "generator.json"), settings.run
     if record["run"].get("steps_objective") != "mixture" or record["num_steps"] % run.num_steps:
@@ -74,11 +69,7 @@ def recorded_steps(record: dict) -> Steps:
 
 
 def load_generator(folder: Path, teacher: Path) -> tuple[Backbone, dict]:
-    """Load the generator (frozen, evaluation mode) on the teacher's schedule, and its generator.json.
-
-    Raises:
-        UserError: one of its files is missing or changed, or it was distilled from another teacher.
-    """
+    """Verify and load the generator (frozen, evaluation mode) on its teacher's schedule, and its generator.json."""
     folder = Path(folder)
     verify_manifest(folder)
     record, family = read_json(folder / "generator.json"), family_of(teacher)
@@ -97,11 +88,7 @@ def load_generator(folder: Path, teacher: Path) -> tuple[Backbone, dict]:
 
 
 def generator_folder(path: Path) -> Path:
-    """Find the generator of a run: `path` itself, or the folder `generator` in runs/NAME.
-
-    Raises:
-        UserError: neither holds a generator.json.
-    """
+    """Find the generator of a run: `path` itself, or the folder `generator` in runs/NAME."""
     for folder in (path, Row(path).generator):
         if (folder / "generator.json").is_file():
             return folder
@@ -110,11 +97,7 @@ def generator_folder(path: Path) -> Path:
 
 
 def find_teacher(generator: Path) -> Path:
-    """Find the prepared teacher of a generator by its hash, next to the experiment's runs/.
-
-    Raises:
-        UserError: no prepared teacher has that hash.
-    """
+    """Find the prepared teacher of a generator by its hash, next to the experiment's runs/."""
     results = generator.resolve().parents[2]
     expected = read_json(generator / "generator.json").get("teacher_sha256")
     for folder in Results(results).teachers():

@@ -20,14 +20,7 @@ class RealPairs:
     """Encoded pairs by index."""
 
     def __init__(self, folder: Path, encoder: Encoder | None, teacher: Path, embeddings: Path | None = None):
-        """Open the files of `encode_pairs`.
-
-        Args:
-            encoder: of the captions; None: `embed_prompts` wrote them to `embeddings`.
-
-        Raises:
-            UserError: they are missing, changed, or of another teacher.
-        """
+        """Verify and open the files of `encode_pairs`; without an encoder `embed_prompts` wrote `embeddings`."""
         record = verify_manifest(folder)
         if record.get(TEACHER) != teacher_sha256(teacher):
             raise UserError(f"--real-pairs {folder}: encoded by another teacher. Fix: encode them by {teacher}")

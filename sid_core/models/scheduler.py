@@ -32,13 +32,7 @@ def scheduler_config(folder: Path) -> dict:
 
 
 def noise_schedule(config: dict) -> VPSchedule:
-    """Build the noise schedule of a diffusers scheduler_config.json.
-
-    Raises:
-        UserError: an unsupported setting: a scheduler of another family or without betas, clipping or thresholding of
-            x_0, an unknown beta schedule, a prediction type other than epsilon and v_prediction, zero terminal SNR with
-            epsilon prediction.
-    """
+    """Build the noise schedule of a diffusers scheduler_config.json; reject settings that the method does not support."""
     name = config.get("_class_name")
     if name is not None and name.removesuffix("Scheduler") not in SCHEDULERS:
         raise UserError(
@@ -71,11 +65,7 @@ def noise_schedule(config: dict) -> VPSchedule:
 
 
 def prediction_type(config: dict) -> str:
-    """Return 'epsilon' (diffusers' default) or 'v_prediction'.
-
-    Raises:
-        UserError: another prediction type.
-    """
+    """Return 'epsilon' (diffusers' default) or 'v_prediction'; reject others."""
     kind = config.get("prediction_type") or "epsilon"
     if kind not in ("epsilon", "v_prediction"):
         raise UserError(f"scheduler: prediction_type={kind}: expected epsilon or v_prediction")
@@ -152,9 +142,6 @@ def euler_scheduler(teacher: Path, t_init: int) -> EulerDiscreteScheduler:
     teacher's betas cut off after t_init, "trailing" spacing puts its one step at t_init. Between several steps it keeps the
     implied noise, as `step_noise: ddim` does; the pipeline's argument `timesteps` gives it the steps of training, which no
     spacing of diffusers has.
-
-    Raises:
-        UserError: alpha is 0 at t_init, so that x_t / alpha does not exist.
     """
     betas = make_solver("ddim", teacher, 1).betas[: t_init + 1].tolist()
     if betas[-1] >= 1:

@@ -20,11 +20,7 @@ if TYPE_CHECKING:
 
 
 def prepare_teacher(settings: "Teacher", out: Path) -> None:
-    """Copy the teacher to `out` with provenance.json and a manifest that every later stage verifies.
-
-    Raises:
-        UserError: a component is missing, damaged, differs from its config, or is not supported by the method.
-    """
+    """Check a teacher and copy it to `out`, with provenance.json and a manifest that every later stage verifies."""
     path = None
     if settings.source != "hub":
         path = shapes.teacher(settings.source) if settings.is_embedded else Path(settings.path).expanduser()

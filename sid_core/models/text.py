@@ -40,11 +40,7 @@ class TextEncoder(nn.Module):
         tokenizer_kind: type[PreTrainedTokenizerBase] = CLIPTokenizer,
         length: int | None = None,
     ) -> "TextEncoder":
-        """Load `tokenizer` and `text_encoder` of a teacher directory, or those with a suffix such as `_2`.
-
-        Raises:
-            UserError: a component is damaged.
-        """
+        """Load `tokenizer` and `text_encoder` of a teacher directory, or those with a suffix such as `_2`."""
         name = f"tokenizer{suffix}"
         try:
             tokenizer = tokenizer_kind.from_pretrained(Path(folder) / name)

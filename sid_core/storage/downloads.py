@@ -38,9 +38,6 @@ def cached(url: str, sha256: str | None, key: str) -> Path:
     """Return the verified cached file of `url`, downloaded if missing; `key` names the setting of the hash in messages.
 
     Without `sha256` the hash of the first download is recorded and expected from then on.
-
-    Raises:
-        UserError: the download fails, has another hash, or was changed in the cache.
     """
     name = PurePosixPath(unquote(urlsplit(url).path)).name or "file"
     unpinned, folder = (cache_folder() / "files" / digest([url, pin])[:16] for pin in (None, sha256))
@@ -67,8 +64,7 @@ def _recorded(folder: Path) -> str | None:
 def download(url: str, out: Path, sha256: str | None = None, size: int | None = None) -> str:
     """Download `url` to `out`, or verify an existing `out`, and return its hex sha256; None expects any hash or size.
 
-    Raises:
-        UserError: the download failed; received bytes are retained for the next call, unless they are wrong.
+    If it fails, received bytes are retained for the next call, unless they are wrong.
     """
     out = Path(out)
     with _lock(out):

@@ -27,11 +27,7 @@ LONGEST_LINE = 100_000  # characters of a caption; the longest texts of web page
 
 @contextmanager
 def atomic_path(path: str | Path, *marks: str, only: str | None = None) -> Iterator[Path]:
-    """Yield a temporary path, of a file or directory, next to `path`; rename it to `path` on success, remove it on failure.
-
-    Raises:
-        UserError: `path` is below a file, of the other kind, or rejected by `check_place`.
-    """
+    """Yield a temporary path for a file or directory next to `path`; rename it to `path` on success, else remove it."""
     path = Path(path)
     check_place(path, *marks, only=only)
     if path.is_dir():
@@ -226,11 +222,7 @@ def verify_sidecar(path: str | Path) -> dict:
 
 
 def read_lines(path: str | Path, what: str) -> list[str]:
-    """Read the stripped lines of a UTF-8 text file; `what` names a line in messages.
-
-    Raises:
-        UserError: missing or empty file, invalid UTF-8, a blank line (it would shift indices), or a line over LONGEST_LINE.
-    """
+    """Read the stripped lines of a UTF-8 text file; `what` names a line in messages. Blank lines would shift indices."""
     try:
         raw = Path(path).read_bytes()
     except (FileNotFoundError, IsADirectoryError):

@@ -60,11 +60,7 @@ class Repository:
 
 
 def find(name: str, revision: str, keys: tuple[str, str], timeout_s: float = 30) -> Repository:
-    """Find a repository at a commit, branch or tag, or its cached copy if the hub does not answer.
-
-    Raises:
-        UserError: unknown repository or revision, no access, or neither hub nor cached copy.
-    """
+    """Find a repository at a commit, branch or tag, or its cached copy if the hub does not answer."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HFValidationError, HTTPError
 

@@ -24,9 +24,6 @@ def lease(folder: str | Path) -> Iterator[None]:
     `folder`/lease.json names the owner (host, place, pid, job id); its modification time is the heartbeat. An owner of the same
     place is checked by its process, one of another host or container by its heartbeat, over up to four periods. An owner that
     was suspended for so long, and finds its lease taken over, exits at once.
-
-    Raises:
-        UserError: a live owner holds the folder.
     """
     path = Path(folder) / "lease.json"
     path.parent.mkdir(parents=True, exist_ok=True)

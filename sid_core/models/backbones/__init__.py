@@ -15,11 +15,7 @@ FAMILIES: list[type[Backbone]] = [StableDiffusion, StableDiffusionXL, StableDiff
 
 
 def family_of_index(index: dict, place: object) -> type[Backbone]:
-    """Find a family by `_class_name` of the model_index.json at `place`; the first one where it states none.
-
-    Raises:
-        UserError: a pipeline of no family.
-    """
+    """Find a family by `_class_name` of the model_index.json at `place`, or reject it; the first where it states none."""
     if (name := index.get("_class_name")) is None:
         return FAMILIES[0]
     families = {pipeline: family for family in FAMILIES for pipeline in family.PIPELINES}
@@ -37,11 +33,7 @@ def family_of(folder: Path) -> type[Backbone]:
 
 
 def expect_family(folder: Path, *supported: type[Backbone]) -> None:
-    """Reject a teacher of another family, whose files a stage does not know.
-
-    Raises:
-        UserError: names the family and those that are supported.
-    """
+    """Reject a teacher of another family, whose files a stage does not know."""
     if (family := family_of(folder)) not in supported:
         names = " or ".join(one.__name__ for one in supported)
         raise UserError(
@@ -50,12 +42,6 @@ def expect_family(folder: Path, *supported: type[Backbone]) -> None:
 
 
 __all__ = [
-    "FAMILIES",
-    "Backbone",
-    "StableDiffusion",
-    "StableDiffusion3",
-    "StableDiffusionXL",
-    "expect_family",
-    "family_of",
+    "FAMILIES", "Backbone", "StableDiffusion", "StableDiffusion3", "StableDiffusionXL", "expect_family", "family_of",
     "family_of_index",
-]
+]  # fmt: skip

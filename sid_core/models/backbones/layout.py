@@ -1,4 +1,4 @@
-"""Check and load what families share whose teachers are pipelines of diffusers: classes, configs and sizes of components."""
+"""Check and load the components of families whose teachers are pipelines of diffusers."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -102,11 +102,7 @@ class DiffusersLayout(Backbone):
 
     @classmethod
     def latent_shape(cls, folder: Path) -> tuple[int, int, int]:
-        """Return (C, H, W) of the latents the network was trained on.
-
-        Raises:
-            UserError: the network's config does not state their size.
-        """
+        """Return (C, H, W) of the latents the network was trained on, which its config must state."""
         config = read_json(Path(folder) / cls.NETWORK / "config.json")
         size = config.get("sample_size")
         sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
@@ -125,11 +121,7 @@ class DiffusersLayout(Backbone):
 
     @classmethod
     def exported(cls, folder: Path, steps: Steps) -> tuple[SchedulerMixin, Usage]:
-        """Return diffusers' scheduler for a generator of a prepared teacher `folder`, and how to use both.
-
-        Raises:
-            UserError: no scheduler of diffusers starts there.
-        """
+        """Return diffusers' scheduler for a generator of a prepared teacher, and how to use both, or reject its steps."""
         raise NotImplementedError
 
     @classmethod
@@ -152,11 +144,7 @@ class DiffusersLayout(Backbone):
 
     @classmethod
     def check_configs(cls, folder: Path, place: str) -> None:
-        """Reject a pipeline with unsupported components or settings, by its JSON files.
-
-        Raises:
-            UserError: states file, setting, value and the expected value.
-        """
+        """Reject a pipeline with unsupported components or settings, by its JSON files."""
         if (folder / "model_index.json").is_file():
             cls._check_index(read_json(folder / "model_index.json"), place)
         for component, classes in cls.CLASSES.items():
@@ -190,11 +178,7 @@ class DiffusersLayout(Backbone):
 
     @classmethod
     def check_components(cls, folder: Path, place: str) -> tuple[Backbone, Encoder, dict]:
-        """Load the fetched components, and check that they fit each other.
-
-        Returns:
-            The network, the text encoders, and for provenance.json the tokens of a prompt.
-        """
+        """Return network, text encoders, and for provenance.json the tokens of a prompt, if all fit each other."""
         shape, names = cls.latent_shape(folder), cls.encoder_names(folder)
         clip = [name for name in names if cls.CLASSES[name][0].startswith("CLIP")]
         lengths = [resolve_prompt_length(folder, name.removeprefix("text_encoder"), place) for name in clip]
@@ -253,11 +237,7 @@ def check_finite(component: str, model: nn.Module, place: str) -> None:
 
 
 def resolve_prompt_length(folder: Path, suffix: str, place: str) -> int:
-    """Return a tokenizer's length of a prompt; a missing one is set to its text encoder's in the prepared copy.
-
-    Raises:
-        UserError: prompts would be longer than the text encoder has positions.
-    """
+    """Return a tokenizer's length of a prompt; a missing one is set to its text encoder's in the prepared copy."""
     text = read_json(folder / f"text_encoder{suffix}" / "config.json")
     positions = text.get("text_config", text).get("max_position_embeddings", 77)  # transformers' default
     path = folder / f"tokenizer{suffix}" / _config_name("tokenizer")

@@ -152,11 +152,7 @@ class StableDiffusion(DiffusersLayout):
 
 
 def _resolve_prediction_type(folder: Path, backbone: Backbone, empty: Conditioning, place: str) -> dict:
-    """Return the scheduler's prediction type; a missing one is measured and written into the prepared copy.
-
-    Raises:
-        UserError: the measured errors do not separate the types.
-    """
+    """Return the scheduler's prediction type; a missing one is measured and written into the prepared copy."""
     config = scheduler_config(folder)
     if config.get("prediction_type") is not None:
         return {"value": prediction_type(config), "stated": True}

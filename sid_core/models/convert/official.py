@@ -35,7 +35,7 @@ WITHOUT_SHAPE = (
 
 
 def import_settings(settings: "ImportSettings", teacher: Path, out: Path) -> None:
-    """Write the generator of `settings`, from a path or the hub; raises UserError as `import_official` does."""
+    """Write the generator of `settings`, from a path or the hub."""
     imported = settings.imported
     path, source = Path(imported.file).expanduser(), {}
     if imported.repo is not None:
@@ -79,9 +79,6 @@ def import_official(
         teacher: a prepared teacher, of the generator's architecture.
         run: settings of the distillation; None where unknown.
         source: repository and commit of the file, for generator.json.
-
-    Raises:
-        UserError: the file is no such pickle, holds anything but a network, or one of another architecture.
     """
     if not 0 <= t_init <= 999 or not 1 <= run["num_steps"] <= max(t_init, 1):
         raise UserError(f"t_init={t_init}, num_steps={run['num_steps']}: expected 0–999, and 1 to t_init steps")
@@ -120,11 +117,7 @@ def _read_network(path: Path) -> PickledObject:
 
 
 def state_dict(network: PickledObject) -> dict[str, Tensor]:
-    """Collect parameters and persistent buffers of a module read as data, with the names of torch's `state_dict`.
-
-    Raises:
-        UserError: cyclic or too many modules, or malformed tables of parameters.
-    """
+    """Collect parameters and persistent buffers of a module read as data, with the names of torch's `state_dict`."""
     result: dict[str, Tensor] = {}
     waiting, visited = [("", network)], 0
     while waiting:

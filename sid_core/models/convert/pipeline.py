@@ -27,9 +27,6 @@ def export(generator: Path, teacher: Path, out: Path, score: Path | None = None)
     """Write the pipeline of a generator (runs/RUN) to `out`, with a model card and a demo.
 
     DiffusionPipeline.from_pretrained(out) loads it; adapters, without a demo, are for load_lora_weights(out).
-
-    Raises:
-        UserError: a file is missing, damaged or of another generator, or it takes several steps with noise other than ddim.
     """
     generator = generator_folder(generator)
     if not teacher.is_dir():
@@ -95,11 +92,7 @@ def write_model_index(folder: Path, scheduler: str, family: type[DiffusersLayout
 
 
 def push(pipeline: Path, repo: str, private: bool = False) -> str:
-    """Upload an exported pipeline to a hub (HF_TOKEN, HF_ENDPOINT), creating the repository if missing; return its URL.
-
-    Raises:
-        UserError: the folder is no export or was changed, or the hub returns an error, which the message states.
-    """
+    """Upload an exported pipeline to a hub (HF_TOKEN, HF_ENDPOINT), into a new repository if missing; return its URL."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 
