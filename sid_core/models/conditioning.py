@@ -27,7 +27,7 @@ class Conditioning:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
         """Apply `change` to every tensor that is not None."""
-        return Conditioning(*(None if part is None else change(part) for part in self._parts()))
+        return Conditioning(**{name: change(part) for name, part in self.parts().items()})
 
     def __getitem__(self, rows: slice | Tensor) -> "Conditioning":
         return self.map(lambda part: part[rows])
@@ -46,27 +46,25 @@ class Conditioning:
     def split(self, size: int) -> list["Conditioning"]:
         return [self[start : start + size] for start in range(0, len(self), size)]
 
-    def replace(self, dropped: Tensor, empty: "Conditioning") -> "Conditioning":
-        """Return a copy with the one row of `empty` where `dropped` (B,) bool is set."""
-
-        def choose(part: Tensor, instead: Tensor) -> Tensor:
-            return torch.where(to_device(dropped, part.device).view(-1, *[1] * (part.ndim - 1)), instead, part)
-
-        pairs = zip(self._parts(), empty._parts(), strict=True)
-        return Conditioning(*(None if part is None else choose(part, instead) for part, instead in pairs))
+    def replace(self, dropped: Tensor | None, empty: "Conditioning") -> "Conditioning":
+        """Return a copy with the one row of `empty` where `dropped` (B,) bool is set; None drops none."""
+        if dropped is None:
+            return self
+        parts, instead = self.parts(), empty.parts()
+        for name, part in parts.items():
+            rows = to_device(dropped, part.device).view(-1, *[1] * (part.ndim - 1))
+            parts[name] = torch.where(rows, instead[name], part)
+        return Conditioning(**parts)
 
     @staticmethod
     def cat(blocks: Sequence["Conditioning"]) -> "Conditioning":
         """Join rows."""
-        columns = zip(*(block._parts() for block in blocks), strict=True)
-        return Conditioning(*(None if parts[0] is None else torch.cat(parts) for parts in columns))
+        tables = [block.parts() for block in blocks]
+        return Conditioning(**{name: torch.cat([table[name] for table in tables]) for name in tables[0]})
 
     def parts(self) -> dict[str, Tensor]:
         """Return the tensors that are not None, by name."""
         return {name: part for name, part in vars(self).items() if part is not None}
-
-    def _parts(self) -> tuple[Tensor | None, ...]:
-        return self.tokens, self.pooled, self.mask
 
 
 class Encoder(Protocol):
@@ -105,7 +103,7 @@ class PromptSet:
             cond = self._table[self._row[indices]].to_device(self.empty.tokens.device)
         else:
             cond = self.encoder.encode([self.prompts[i] for i in indices.tolist()])
-        return cond if dropped is None else cond.replace(dropped, self.empty)
+        return cond.replace(dropped, self.empty)
 
 
 def distinct(prompts: Sequence[str], most: int) -> tuple[list[str], Tensor] | None:

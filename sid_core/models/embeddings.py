@@ -54,9 +54,8 @@ def embed_prompts(captions: Path, teacher: Path, out: Path) -> None:
         sidecar(path).unlink(missing_ok=True)
         number += 1
     with atomic_path(out / INDEX) as temporary:
-        save_file(
-            {"rows": rows} | {f"empty.{name}": part.contiguous() for name, part in empty.parts().items()}, temporary
-        )
+        tensors = {f"empty.{name}": part.contiguous() for name, part in empty.parts().items()}
+        save_file({"rows": rows} | tensors, temporary)
     write_sidecar(out / INDEX, origin | {"per_shard": per_shard, "shards": hashes})
 
 
@@ -84,8 +83,7 @@ class StoredPrompts:
         """Return what PromptSet returns."""
         rows = [divmod(row, self._per_shard) for row in self._rows[indices].tolist()]
         cond = Conditioning.cat([self._shard(number)[row : row + 1] for number, row in rows])
-        cond = cond.to_device(self.empty.tokens.device)
-        return cond if dropped is None else cond.replace(dropped, self.empty)
+        return cond.to_device(self.empty.tokens.device).replace(dropped, self.empty)
 
     def _shard(self, number: int) -> Conditioning:
         if number not in self._shards:

@@ -7,9 +7,16 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, cat, nn
 
+from ..storage.files import read_json
 from .components import load_component
 
 AT_ONCE = 1  # images decoded together during training, which fills the GPU's memory
+
+
+def pixels_per_latent(folder: Path) -> int:
+    """Return the side of an image over the side of its latents, for a teacher directory."""
+    vae = read_json(Path(folder) / "vae" / "config.json")
+    return 2 ** (len(vae.get("block_out_channels") or vae["encoder_block_out_channels"]) - 1)
 
 
 class ImageCodec(nn.Module):
@@ -28,10 +35,6 @@ class ImageCodec(nn.Module):
     def from_directory(cls, folder: Path, at_once: int | None = None) -> "ImageCodec":
         """Load `vae` of a teacher directory."""
         return cls(load_component(AutoencoderKL, Path(folder) / "vae"), at_once)
-
-    @property
-    def latent_channels(self) -> int:
-        return self.vae.config.latent_channels
 
     @property
     def shift(self) -> float:

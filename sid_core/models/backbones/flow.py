@@ -6,6 +6,7 @@ from inspect import signature
 from pathlib import Path
 from typing import ClassVar, Self
 
+import diffusers
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ class FlowTransformer(DiffusersLayout):
 
     NETWORK = "transformer"
     INPUT: ClassVar[str]  # weight of the linear layer that takes the latents
+    PATCH: ClassVar[int | None] = None  # side of a patch in latents; None: the network's setting
 
     def blocks(self) -> Iterator[nn.Module]:
         yield from self.network.transformer_blocks
@@ -51,7 +53,7 @@ class FlowTransformer(DiffusersLayout):
     def image_tokens(cls, folder: Path) -> int:
         """Return the number of patches of an image, on which a dynamic shift depends."""
         _, height, width = cls.latent_shape(folder)
-        patch = read_json(Path(folder) / cls.NETWORK / "config.json")["patch_size"]
+        patch = cls.PATCH or read_json(Path(folder) / cls.NETWORK / "config.json")["patch_size"]
         return height // patch * (width // patch)
 
     @classmethod

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from ...method import Steps
 from ...storage.files import read_json
 from ..conditioning import Conditioning
+from ..vae import pixels_per_latent
 from .flow import FlowTransformer
 from .layout import CLIP_TOKENIZER, T5_TOKENIZER, UNUSED_INDEX, TextEncoders, Usage, component_files
 
 T5_LENGTH = 512  # tokens, as the pipeline's argument max_sequence_length
 GUIDANCE = 3.5  # input of the network in every evaluation, the pipeline's default
-PATCH = 2
 
 
 class Flux(FlowTransformer):
@@ -28,6 +28,7 @@ class Flux(FlowTransformer):
     INDEX = UNUSED_INDEX
     FOREIGN = ("unet", "controlnet", "text_encoder_3")
     GUIDED = False
+    PATCH = 2
     CLASSES = {
         "tokenizer": CLIP_TOKENIZER,
         "tokenizer_2": T5_TOKENIZER,
@@ -46,17 +47,17 @@ class Flux(FlowTransformer):
     COMPILED = SHARDED = frozenset({"FluxTransformerBlock", "FluxSingleTransformerBlock"})
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        places = torch.zeros(x_t.shape[2] // PATCH, x_t.shape[3] // PATCH, 3, device=x_t.device)
+        places = torch.zeros(*(side // self.PATCH for side in x_t.shape[2:]), 3, device=x_t.device)
         places[..., 1] += torch.arange(places.shape[0], device=x_t.device)[:, None]
         places[..., 2] += torch.arange(places.shape[1], device=x_t.device)
         guidance = torch.full_like(t, GUIDANCE) if self.network.config.guidance_embeds else None
         # diffusers' network counts time from 0 to 1
-        packed = nn.functional.pixel_unshuffle(x_t, PATCH).flatten(2).transpose(1, 2)
+        packed = nn.functional.pixel_unshuffle(x_t, self.PATCH).flatten(2).transpose(1, 2)
         output = self.network(
             packed, cond.tokens, cond.pooled, t, places.flatten(0, 1), places.new_zeros(cond.tokens.shape[1], 3),
             guidance, return_dict=False,
         )[0]  # fmt: skip
-        return nn.functional.pixel_shuffle(output.transpose(1, 2).unflatten(2, places.shape[:2]), PATCH)
+        return nn.functional.pixel_shuffle(output.transpose(1, 2).unflatten(2, places.shape[:2]), self.PATCH)
 
     def blocks(self) -> Iterator[nn.Module]:
         yield from super().blocks()
@@ -66,13 +67,8 @@ class Flux(FlowTransformer):
     def latent_shape(cls, folder: Path) -> tuple[int, int, int]:
         """Return (C, H, W) of the VAE's latents: the transformer's config states no size."""
         network, vae = (read_json(Path(folder) / name / "config.json") for name in (cls.NETWORK, "vae"))
-        side = vae["sample_size"] // 2 ** (len(vae["block_out_channels"]) - 1)
-        return network["in_channels"] // PATCH**2, side, side
-
-    @classmethod
-    def image_tokens(cls, folder: Path) -> int:
-        _, height, width = cls.latent_shape(folder)
-        return height // PATCH * (width // PATCH)
+        side = vae["sample_size"] // pixels_per_latent(folder)
+        return network["in_channels"] // cls.PATCH**2, side, side
 
     @classmethod
     def noise_levels(cls, steps: int) -> list[float]:

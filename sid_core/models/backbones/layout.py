@@ -206,9 +206,9 @@ class DiffusersLayout(Backbone):
                 raise UserError(
                     f"{place}: {' + '.join(models)} gives {found} {values}, {cls.NETWORK} expects {width}; they do not belong together"
                 )
-        if codec.latent_channels != shape[0]:
+        if (channels := codec.vae.config.latent_channels) != shape[0]:
             raise UserError(
-                f"{place}: vae has {codec.latent_channels} latent channels, {cls.NETWORK} expects {shape[0]}; they do not belong "
+                f"{place}: vae has {channels} latent channels, {cls.NETWORK} expects {shape[0]}; they do not belong "
                 "together. Fix: take the vae of the same model"
             )
         return backbone, encoder, {"tokens": empty.tokens.shape[1]}

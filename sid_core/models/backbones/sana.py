@@ -8,8 +8,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from ...method import Steps
-from ...storage.files import read_json
 from ..conditioning import Conditioning, Encoder
+from ..vae import pixels_per_latent
 from .flow import FlowTransformer
 from .layout import Usage, component_files
 
@@ -50,8 +50,7 @@ class Sana(FlowTransformer):
     @classmethod
     def exported(cls, folder: Path, steps: Steps) -> tuple[FlowMatchEulerDiscreteScheduler, Usage]:
         scheduler, usage = super().exported(folder, steps)
-        levels = len(read_json(folder / "vae" / "config.json")["encoder_block_out_channels"])
-        height, width = (side * 2 ** (levels - 1) for side in cls.latent_shape(folder)[1:])
+        height, width = (side * pixels_per_latent(folder) for side in cls.latent_shape(folder)[1:])
         # the pipeline's own size is 1024, and it may replace a size by its nearest in a table
         call = f"{usage.call}, height={height}, width={width}, use_resolution_binning=False"
         return scheduler, replace(usage, call=call)

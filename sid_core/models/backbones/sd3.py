@@ -76,8 +76,9 @@ class StableDiffusion3(FlowTransformer):
         network = read_json(folder / "transformer" / "config.json")
         channels = network.get("out_channels") or network["in_channels"]
         cls._expect(f"{place}: transformer", network, "in_channels", (channels,))
-        width, joint = clip_width(folder), network["joint_attention_dim"]
-        if width > joint:
+        texts = [read_json(folder / name / "config.json") for name in ("text_encoder", "text_encoder_2")]
+        width, joint = sum(text.get("hidden_size", 512) for text in texts), network["joint_attention_dim"]
+        if width > joint:  # 512 is transformers' default
             raise UserError(
                 f"{place}: text_encoder and text_encoder_2 give {width} values a token, transformer expects at most {joint}; they "
                 "do not belong together. Fix: take the text encoders of the same model"
@@ -93,12 +94,6 @@ class StableDiffusion3(FlowTransformer):
 def t5_length(folder: Path) -> int:
     """Return the number of T5's tokens that follow those of CLIP."""
     return read_json(folder / "model_index.json").get("max_sequence_length", T5_LENGTH)
-
-
-def clip_width(folder: Path) -> int:
-    """Return the width of both CLIP encoders' tokens, joined on features."""
-    configs = [read_json(folder / name / "config.json") for name in ("text_encoder", "text_encoder_2")]
-    return sum(config.get("hidden_size", 512) for config in configs)  # transformers' default
 
 
 class ClipAndT5Encoders(TextEncoders):

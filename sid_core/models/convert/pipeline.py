@@ -15,6 +15,7 @@ from ..backbones.layout import DiffusersLayout
 from ..generator import generator_folder, generator_sha256, recorded_steps
 from ..lora import FILE
 from ..teacher import latent_shape, teacher_sha256
+from ..vae import pixels_per_latent
 from .card import card_title, license_of, model_card
 from .comfy import comfy_section
 from .demo import write_demo
@@ -54,9 +55,7 @@ def export(generator: Path, teacher: Path, out: Path, score: Path | None = None)
         shutil.copy(generator / "generator.json", folder)
         scheduler, usage = family.exported(teacher, steps)
         scheduler.save_pretrained(folder / "scheduler")
-        vae = read_json(teacher / "vae" / "config.json")
-        levels = len(vae.get("block_out_channels") or vae["encoder_block_out_channels"])
-        side = latent_shape(teacher)[1] * 2 ** (levels - 1)
+        side = latent_shape(teacher)[1] * pixels_per_latent(teacher)
         origin = {"pipeline": family.PIPELINES[0], "scheduler": type(scheduler).__name__}
         provenance, comfy = read_json(teacher / "provenance.json") | origin, ""
         if (adapters := generator / family.NETWORK / FILE).is_file():
