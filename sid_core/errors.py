@@ -26,6 +26,11 @@ class UserError(Exception):
         super().__init__(redact(message))
 
 
+def one_line(error: Exception, most: int = 200) -> str:
+    """Return the message of a library's error without line breaks, or its class where it has none."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def log_to_stderr() -> None:
     """Log this process's messages to stderr: also those of libraries, some of which name whole URLs."""
     handler = logging.StreamHandler(sys.stderr)

@@ -3,6 +3,7 @@
 Nothing is downloaded. Weights are not zero: multiplying zeros takes a GPU less power, hence less time, than training.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,22 +60,14 @@ UNETS = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """The properties of a teacher that determine time and memory of a step.
+    """The properties of a teacher that determine time and memory of a step."""
 
-    Attributes:
-        unet: config of a UNet2DConditionModel.
-        latent_shape: (C, H, W).
-        text_shape: (L, D), tokens of a prompt and their width.
-        text_parameters: parameters of the text encoders.
-        vae: config of an AutoencoderKL.
-    """
-
-    unet: dict
+    unet: dict  # config of a UNet2DConditionModel
     scheduler: dict
-    latent_shape: tuple[int, int, int]
-    text_shape: tuple[int, int]
-    text_parameters: int
-    vae: dict
+    latent_shape: tuple[int, int, int]  # (C, H, W)
+    text_shape: tuple[int, int]  # (L, D), tokens of a prompt and their width
+    text_parameters: int  # of the text encoders
+    vae: dict  # config of an AutoencoderKL
 
     @property
     def pooled(self) -> int | None:
@@ -90,11 +83,8 @@ def from_name(name: str) -> Architecture:
     if name not in UNETS:
         raise UserError(f"size={name}: expected {', '.join(UNETS)} or shapes")
     unet = UNETS[name]
-    length, text_parameters = {
-        "small": (16, 0),
-        "sd15": (77, CLIP_L),
-        "sdxl": (77, CLIP_L + OPEN_CLIP_G),
-    }.get(name, (77, OPEN_CLIP_H))
+    text_parameters = {"small": 0, "sd15": CLIP_L, "sdxl": CLIP_L + OPEN_CLIP_G}.get(name, OPEN_CLIP_H)
+    length = 16 if name == "small" else 77
     prediction = "v_prediction" if name == "sd21-768" else "epsilon"
     size = unet["sample_size"]
     return Architecture(
@@ -113,23 +103,22 @@ def from_directory(folder: Path) -> Architecture:
     text_shape = text["max_position_embeddings"], unet["cross_attention_dim"]
     parameters = 0
     for encoder in family_of(folder).encoder_names(folder):
-        with safe_open(folder / encoder / "model.safetensors", "pt") as file:
+        weights = folder / encoder / "model.safetensors"
+        if not weights.is_file():
+            raise UserError(f"--teacher {folder}: no {encoder}/{weights.name}. Fix: give a prepared teacher")
+        with safe_open(weights, "pt") as file:
             names = file.keys()
-            parameters += sum(torch.Size(file.get_slice(name).get_shape()).numel() for name in names)
-    configs = [
-        {key: value for key, value in config.items() if not key.startswith("_")}
-        for config in (unet, read_json(folder / "vae" / "config.json"))
-    ]
-    return Architecture(configs[0], scheduler_config(folder), latent_shape(folder), text_shape, parameters, configs[1])
+            parameters += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    vae = read_json(folder / "vae" / "config.json")
+    unet, vae = ({key: config[key] for key in config if not key.startswith("_")} for config in (unet, vae))
+    return Architecture(unet, scheduler_config(folder), latent_shape(folder), text_shape, parameters, vae)
 
 
 def new_backbone(architecture: Architecture, device: str | torch.device, seed: int = 0) -> Backbone:
     """Make a Backbone of random float32 weights; on the device `meta` it has shapes and no data."""
-    device = torch.device(device)
     schedule = noise_schedule(architecture.scheduler).to(device)
-    unet = new_unet(architecture, device, seed)
     family = StableDiffusionXL if architecture.pooled else StableDiffusion
-    return family(unet, schedule, prediction_type(architecture.scheduler)).eval()
+    return family(new_unet(architecture, device, seed), schedule, prediction_type(architecture.scheduler)).eval()
 
 
 def new_codec(architecture: Architecture) -> ImageCodec:

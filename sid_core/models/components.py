@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 
 
 def load_component(kind: type, folder: Path) -> torch.nn.Module:
@@ -16,9 +16,7 @@ def load_component(kind: type, folder: Path) -> torch.nn.Module:
     try:
         model, found = kind.from_pretrained(folder, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder}: cannot be loaded as {kind.__name__}: {reason}") from None
-    missing = sorted(found["missing_keys"])
-    if missing:  # both libraries would continue with random ones
+        raise UserError(f"{folder}: cannot be loaded as {kind.__name__}: {one_line(error, 300)}") from None
+    if missing := sorted(found["missing_keys"]):  # both libraries would continue with random ones
         raise UserError(f"{folder}: lacks weights of {kind.__name__}: {', '.join(missing[:5])}; get the file again")
     return model

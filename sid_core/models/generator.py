@@ -48,9 +48,8 @@ def resample(settings: "ResampleSettings", generator: Path, out: Path) -> None:
             f"a mixture of a multiple of {run.num_steps} steps. Fix: distil it with steps_objective: mixture"
         )
     with atomic_path(out, "generator.json") as folder:
-        shutil.copytree(
-            generator, folder, copy_function=_link, ignore=shutil.ignore_patterns("generator.json", MANIFEST)
-        )
+        replaced = shutil.ignore_patterns("generator.json", MANIFEST)
+        shutil.copytree(generator, folder, copy_function=_link, ignore=replaced)
         write_json(folder / "generator.json", record | {"run": run.model_dump(), "num_steps": run.num_steps})
         write_manifest(folder)
 
@@ -98,7 +97,7 @@ def generator_folder(path: Path) -> Path:
 
 def find_teacher(generator: Path) -> Path:
     """Find the prepared teacher of a generator by its hash, next to the experiment's runs/."""
-    results = generator.resolve().parents[2]
+    results = [generator, *generator.resolve().parents][:4][-1]  # a shallow path has fewer
     expected = read_json(generator / "generator.json").get("teacher_sha256")
     for folder in Results(results).teachers():
         if (folder / "manifest.json").is_file() and recorded_sha256(folder) == expected:

@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..method.schedule import VPSchedule
 from ..storage.files import read_json
 
@@ -41,14 +41,10 @@ def noise_schedule(config: dict) -> VPSchedule:
         )
     if config.get("use_flow_sigmas", False) or config.get("timestep_type", "discrete") != "discrete":
         key = "use_flow_sigmas" if config.get("use_flow_sigmas", False) else "timestep_type"
-        raise UserError(
-            f"scheduler: {key}={config[key]}: expected integer noise levels of a DDPM schedule. Fix: give another teacher"
-        )
+        raise UserError(f"scheduler: {key}={config[key]}: expected a discrete DDPM schedule. Fix: give another teacher")
     for key in ("clip_sample", "thresholding"):
         if config.get(key, False):
-            raise UserError(
-                f"scheduler: {key}=true: expected false, since latents are not bounded. Fix: set it in scheduler_config.json"
-            )
+            raise UserError(f"scheduler: {key}=true: latents have no bounds. Fix: set false in scheduler_config.json")
     prediction_type(config)
     abar = torch.cumprod(1 - _betas(config), 0)
     if config.get("rescale_betas_zero_snr", False):
@@ -130,7 +126,7 @@ def make_solver(name: str, folder: Path, steps: int) -> DDIMScheduler | DPMSolve
     try:
         solver.set_timesteps(steps)
     except ValueError as error:
-        raise UserError(f"steps={steps}: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"steps={steps}: {one_line(error)}") from None
     return solver
 
 
@@ -145,9 +141,7 @@ def euler_scheduler(teacher: Path, t_init: int) -> EulerDiscreteScheduler:
     """
     betas = make_solver("ddim", teacher, 1).betas[: t_init + 1].tolist()
     if betas[-1] >= 1:
-        raise UserError(
-            f"t_init={t_init}: alpha is 0 there, and diffusers' schedulers divide by it. Fix: distil from a lower t_init"
-        )
+        raise UserError(f"t_init={t_init}: alpha is 0 there; diffusers divides by it. Fix: distil from a lower one")
     return EulerDiscreteScheduler(
         num_train_timesteps=t_init + 1,
         trained_betas=betas,

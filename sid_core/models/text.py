@@ -10,7 +10,7 @@ from transformers.utils import ModelOutput
 from transformers.utils import logging as transformers_logging
 
 from ..cluster.machine import to_device
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .components import load_component
 from .conditioning import Conditioning
 
@@ -45,9 +45,7 @@ class TextEncoder(nn.Module):
         try:
             tokenizer = tokenizer_kind.from_pretrained(Path(folder) / name)
         except Exception as error:  # tokenizers' Rust code raises no narrower class
-            raise UserError(
-                f"{folder}: {name}: cannot be read ({' '.join(str(error).split())[:200]}). Fix: get its files again"
-            ) from None
+            raise UserError(f"{folder}: {name}: cannot be read ({one_line(error)}). Fix: get its files again") from None
         return cls(tokenizer, load_component(kind, Path(folder) / f"text_encoder{suffix}"), length)
 
     @torch.no_grad()

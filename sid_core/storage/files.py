@@ -193,9 +193,7 @@ def verify_manifest(folder: str | Path) -> dict:
 
 def _check_content(path: Path, entry: dict, remove: Path) -> None:
     if path.stat().st_size != entry["bytes"] or sha256_file(path) != entry["sha256"]:
-        raise UserError(
-            f"{path}: differs from its recorded sha256 (truncated or edited). Fix: delete {remove}, run again"
-        )
+        raise UserError(f"{path}: differs from its recorded sha256 (truncated or edited). Fix: delete {remove}, rerun")
 
 
 def sidecar(path: str | Path) -> Path:
@@ -213,9 +211,7 @@ def verify_sidecar(path: str | Path) -> dict:
     """Check a file against its sidecar {"sha256", "bytes", "record"} and return that; raise UserError where they differ."""
     path = Path(path)
     if not path.is_file() or not sidecar(path).is_file():
-        raise UserError(
-            f"{path}: missing, or without its record {sidecar(path).name}. Fix: run the stage that makes it"
-        )
+        raise UserError(f"{path}: missing, or without its record {sidecar(path).name}. Fix: run the stage of it")
     entry = read_json(sidecar(path))
     _check_content(path, entry, path)
     return entry

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .files import sha256_file, write_text
 
 log = logging.getLogger(__name__)
@@ -127,9 +127,8 @@ def _user_error(error: Exception, name: str, revision: str, keys: tuple[str, str
     error = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
     status = _status(error)
     if isinstance(error, errors.GatedRepoError):
-        return UserError(
-            f"{repository}: the hub answers {status}, it is gated; accept its terms at {place}, and set HF_TOKEN"
-        )
+        remedy = f"accept its terms at {place}, and set HF_TOKEN"
+        return UserError(f"{repository}: the hub answers {status}, it is gated; {remedy}")
     if isinstance(error, errors.RevisionNotFoundError):
         return UserError(f"{keys[1]}={revision}: no such revision of {name}; give a commit that {place}/commits lists")
     if isinstance(error, errors.RemoteEntryNotFoundError):
@@ -146,7 +145,7 @@ def _user_error(error: Exception, name: str, revision: str, keys: tuple[str, str
         return UserError(
             f"{repository}: {file or 'it'} is not in the cache at revision {revision}, and HF_HUB_OFFLINE is set; {remedy}"
         )
-    reason = f"the hub answers {status}" if status else " ".join(str(error).split())[:200] or type(error).__name__
+    reason = f"the hub answers {status}" if status else one_line(error)
     if isinstance(error, OSError) and error.errno:
         remedy = "make room, or set HF_HOME to another folder, and run again"
         return UserError(f"{repository}: {file} cannot be written to {constants.HF_HUB_CACHE}: {reason}; {remedy}")

@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .files import read_json, write_json
 from .progress import Progress
 
@@ -55,9 +55,9 @@ def receive(url: str, part: Path, size: int | None) -> None:
     try:
         response = requests.get(url, headers=_headers(note, part), stream=True, timeout=(min(30, STALL_S), STALL_S))
     except (requests.ConnectionError, requests.Timeout) as error:
-        raise TransferInterrupted(f"no connection ({_reason(error)})") from None
+        raise TransferInterrupted(f"no connection ({one_line(error)})") from None
     except requests.RequestException as error:
-        raise UserError(f"{url}: {_reason(error)}. Fix: correct the URL, or give the path of a copy") from None
+        raise UserError(f"{url}: {one_line(error)}. Fix: correct the URL, or give the path of a copy") from None
     with response:
         if response.status_code == 416:  # the file is no longer than `part`: start over
             part.unlink(missing_ok=True)
@@ -172,7 +172,7 @@ def _chunks(response: "Response") -> Iterator[bytes]:
             # read1 returns the available bytes; read would wait for a full chunk
             chunk = response.raw.read1(CHUNK, decode_content=False)
         except (HTTPError, OSError) as error:
-            raise TransferInterrupted(f"the connection was lost ({_reason(error)})") from None
+            raise TransferInterrupted(f"the connection was lost ({one_line(error)})") from None
         if not chunk:
             return
         yield chunk
@@ -181,7 +181,3 @@ def _chunks(response: "Response") -> Iterator[bytes]:
             if got < SLOWEST * STALL_S:
                 raise TransferInterrupted(f"only {got} bytes arrived in {STALL_S:.0f} s")
             since, got = time.monotonic(), 0
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,8 +1,11 @@
 """Build networks by name or from a directory: their sizes are those of the real ones."""
 
+import shutil
+
 import pytest
 from tiny_sdxl import POOLED, TOKENS, WIDTHS
 
+from sid_core.errors import UserError
 from sid_core.models import architectures
 from sid_core.models.backbones import StableDiffusion, StableDiffusionXL
 from sid_core.models.teacher import load_backbone, load_text_encoder
@@ -28,3 +31,10 @@ def test_architecture_of_an_sdxl_directory_is_that_of_its_networks(tiny_sdxl_sou
     assert architecture.text_parameters == parameters(load_text_encoder(tiny_sdxl_source))
     made = architectures.new_backbone(architecture, "cpu")
     assert parameters(made.network) == parameters(load_backbone(tiny_sdxl_source).network)
+
+
+def test_architecture_of_a_directory_without_weights_of_a_text_encoder_names_them(tiny_sdxl_source, tmp_path):
+    folder = shutil.copytree(tiny_sdxl_source, tmp_path / "source")
+    (folder / "text_encoder_2" / "model.safetensors").rename(folder / "text_encoder_2" / "model.fp16.safetensors")
+    with pytest.raises(UserError, match=r"--teacher .*: no text_encoder_2/model\.safetensors\. Fix: give a prepared"):
+        architectures.from_directory(folder)

@@ -1,12 +1,14 @@
 """Rewrite a generator of several evaluations as one of fewer."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from sid_core.config import ResampleSettings, Run
 from sid_core.errors import UserError
 from sid_core.method import Steps, n_step
-from sid_core.models.generator import generator_sha256, load_generator, recorded_steps, resample
+from sid_core.models.generator import find_teacher, generator_sha256, load_generator, recorded_steps, resample
 from sid_core.models.text import TextEncoder
 from sid_core.storage.files import read_json, verify_manifest, write_json, write_manifest
 
@@ -57,3 +59,8 @@ def test_resample_of_steps_that_were_not_trained_raises(four_steps, tmp_path, co
     ):
         resample(settings(count), four_steps, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_find_teacher_of_a_folder_next_to_the_root_raises():
+    with pytest.raises(UserError, match=r"^/nowhere/generator\.json: no such file"):
+        find_teacher(Path("/nowhere"))

@@ -11,17 +11,17 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from teacher_folders import edit, prepare, weights_of
 from transformers import CLIPTextModel
 
 from recipes import networks
-from sid_core.config import Teacher
 from sid_core.data import shapes
 from sid_core.errors import UserError
 from sid_core.models.backbones import StableDiffusion, prediction
 from sid_core.models.components import load_component
 from sid_core.models.generator import load_generator, save_generator
 from sid_core.models.scheduler import make_solver
-from sid_core.models.teacher import latent_shape, load_backbone, prepare_teacher, teacher_sha256
+from sid_core.models.teacher import latent_shape, load_backbone, teacher_sha256
 from sid_core.models.text import TextEncoder
 from sid_core.models.vae import ImageCodec
 from sid_core.storage.files import read_json
@@ -31,19 +31,6 @@ from sid_core.storage.files import read_json
 def copy(tiny_teacher_source, tmp_path):
     """Copy a teacher folder, so that a test may damage it."""
     return shutil.copytree(tiny_teacher_source, tmp_path / "source")
-
-
-def prepare(source, tmp_path, **settings):
-    out = tmp_path / "out"
-    try:
-        prepare_teacher(Teacher(source="local", path=str(source), **settings), out)
-    finally:
-        assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".out")] == []
-    return out
-
-
-def edit(path, **changes):
-    path.write_text(json.dumps(read_json(path) | changes))
 
 
 def test_prepare_teacher_copies_the_weights_unchanged(tiny_teacher_source, tiny_teacher):
@@ -286,7 +273,7 @@ def test_prepare_teacher_with_weights_that_are_no_numbers_names_them(copy, tmp_p
         prepare(copy, tmp_path)
 
 
-@pytest.mark.parametrize("stated", [None, int(1e30)])
+@pytest.mark.parametrize("stated", [None, int(1e30), 1e30])
 def test_prepare_teacher_whose_tokenizer_states_no_length_takes_the_encoders(copy, tmp_path, stated):
     edit(copy / "tokenizer" / "tokenizer_config.json", model_max_length=stated)
     out = prepare(copy, tmp_path)
@@ -299,9 +286,10 @@ def test_prepare_teacher_without_tokenizer_config_takes_the_encoders_length(copy
     assert TextEncoder.from_directory(prepare(copy, tmp_path)).empty().tokens.shape == (1, 12, 16)
 
 
-def test_prepare_teacher_whose_tokenizer_is_longer_than_the_encoder_names_both(copy, tmp_path):
-    edit(copy / "tokenizer" / "tokenizer_config.json", model_max_length=77)
-    with pytest.raises(UserError, match="tokenizer: model_max_length=77: expected at most 12"):
+@pytest.mark.parametrize("length", [77, "12"])
+def test_prepare_teacher_whose_tokenizer_is_longer_than_the_encoder_names_both(copy, tmp_path, length):
+    edit(copy / "tokenizer" / "tokenizer_config.json", model_max_length=length)
+    with pytest.raises(UserError, match=f"tokenizer: model_max_length={length}: expected at most 12"):
         prepare(copy, tmp_path)
 
 
@@ -397,7 +385,7 @@ def test_prepare_teacher_with_a_stated_prediction_type_records_it(tiny_teacher):
 
 # --- forms of weights --------------------------------------------------------------------------------------------------
 
-STEMS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+STEMS = StableDiffusion.WEIGHTS
 
 
 def shard(folder, component, variant=""):
@@ -423,14 +411,6 @@ def make_fp16(folder, keep):
         save_file(half, folder / component / f"{stem}.fp16.safetensors", metadata={"format": "pt"})
         if not keep:
             path.unlink()
-
-
-def weights_of(folder):
-    return {
-        f"{component}.{key}": tensor
-        for component, stem in STEMS.items()
-        for key, tensor in load_file(folder / component / f"{stem}.safetensors").items()
-    }
 
 
 def test_prepare_teacher_in_shards_joins_them(copy, tiny_teacher, tmp_path):

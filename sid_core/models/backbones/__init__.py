@@ -20,9 +20,8 @@ def family_of_index(index: dict, place: object) -> type[Backbone]:
         return FAMILIES[0]
     families = {pipeline: family for family in FAMILIES for pipeline in family.PIPELINES}
     if name not in families:
-        raise UserError(
-            f"{place}: model_index.json: _class_name={name}: expected {' or '.join(families)}. Fix: give another teacher"
-        )
+        known = " or ".join(families)
+        raise UserError(f"{place}: model_index.json: _class_name={name}: expected {known}. Fix: give another teacher")
     return families[name]
 
 
@@ -36,9 +35,7 @@ def expect_family(folder: Path, *supported: type[Backbone]) -> None:
     """Reject a teacher of another family, whose files a stage does not know."""
     if (family := family_of(folder)) not in supported:
         names = " or ".join(one.__name__ for one in supported)
-        raise UserError(
-            f"--teacher {folder}: expected a teacher of {names}, got {family.__name__}. Fix: give another teacher"
-        )
+        raise UserError(f"--teacher {folder}: expected a teacher of {names}, got {family.__name__}. Fix: give one")
 
 
 __all__ = [

@@ -51,19 +51,12 @@ def component_files(classes: dict[str, tuple[str, ...]]) -> tuple[dict, dict, di
 
 @dataclass(frozen=True)
 class Usage:
-    """Python arguments that the model card of an exported pipeline states.
+    """Python arguments that the model card of an exported pipeline states."""
 
-    Attributes:
-        call: of the pipeline's call, for the steps of its training.
-        load: further ones of `from_pretrained`, each after a comma.
-        guidance: `guidance_scale` of the call; 1 evaluates the prompt alone.
-        note: what else a reader should know.
-    """
-
-    call: str
-    load: str = ""
-    guidance: float = 1
-    note: str = ""
+    call: str  # of the pipeline's call, for the steps of its training
+    load: str = ""  # further ones of `from_pretrained`, each after a comma
+    guidance: float = 1  # `guidance_scale` of the call; 1 evaluates the prompt alone
+    note: str = ""  # what else a reader should know
 
 
 class DiffusersLayout(Backbone):
@@ -232,7 +225,7 @@ def check_finite(component: str, model: nn.Module, place: str) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise UserError(
-                f"{place}: {component}: {name} holds values that are NaN or infinite. Fix: fetch the file again, or give another teacher"
+                f"{place}: {component}: {name} holds values that are NaN or infinite. Fix: fetch the file again"
             )
 
 
@@ -243,7 +236,7 @@ def resolve_prompt_length(folder: Path, suffix: str, place: str) -> int:
     path = folder / f"tokenizer{suffix}" / _config_name("tokenizer")
     config = read_json(path) if path.is_file() else {"tokenizer_class": "CLIPTokenizer"}
     length = config.get("model_max_length") or LONGEST
-    if length >= LONGEST:
+    if isinstance(length, int | float) and length >= LONGEST:
         write_json(path, config | {"model_max_length": positions})
         return positions
     if not isinstance(length, int) or length > positions:

@@ -83,9 +83,7 @@ def check_shared_prefix(unet: nn.Module) -> None:
     network inherit the result.
     """
     if not shares_prefix(unet):
-        log.info(
-            "guided pairs: both branches are evaluated whole; the shared prefix supports Stable Diffusion's blocks alone"
-        )
+        log.info("guided pairs: evaluated whole; the shared prefix supports the blocks of Stable Diffusion alone")
         return
     draws, weight = torch.Generator().manual_seed(0), next(unet.parameters())
     side = max(8, 2 ** (len(unet.down_blocks) - 1))  # small: larger ones take longer and prove no more
@@ -100,9 +98,7 @@ def check_shared_prefix(unet: nn.Module) -> None:
         difference, reason = math.inf, f"fails ({type(error).__name__}: {str(error)[:100]})"
     if not difference <= TOLERANCE:  # `not <=`: it may be NaN
         unet.shared_prefix_disabled = True
-        log.warning(
-            "guided pairs: the shared prefix %s; both branches are evaluated whole, up to a tenth slower", reason
-        )
+        log.warning("guided pairs: the shared prefix %s; both branches are evaluated whole, a tenth slower", reason)
 
 
 def shares_prefix(unet: nn.Module) -> bool:

@@ -37,13 +37,7 @@ pipeline.scheduler = {scheduler}.from_pretrained(here, subfolder="scheduler")"""
 
 
 def model_card(
-    record: dict,
-    weights_sha256: str,
-    provenance: dict,
-    score: dict | None,
-    side: int,
-    usage: Usage,
-    comfy: str = "",
+    record: dict, weights_sha256: str, provenance: dict, score: dict | None, side: int, usage: Usage, comfy: str = ""
 ) -> str:
     """Return Markdown that begins with the hub's metadata.
 
@@ -51,8 +45,6 @@ def model_card(
         record, score: generator.json, and score.json of these weights.
         provenance: provenance.json of the teacher, and `pipeline` and `scheduler`, classes of diffusers.
         side: pixels of an image.
-        usage: arguments of the pipeline.
-        comfy: section on ComfyUI, if any.
     """
     terms, lora = license_of(provenance), record["run"].get("lora")
     names = {"scheduler": provenance.get("scheduler"), "teacher": provenance.get("repo") or "THE TEACHER"}
@@ -78,8 +70,8 @@ def card_title(record: dict, side: int) -> str:
     return f"{record['run']['name']}: text to {side} x {side} images in {_count(record)}"
 
 
-def _count(record: dict) -> str:
-    return "one step" if record["num_steps"] == 1 else f"{record['num_steps']} steps"
+def _count(record: dict, unit: str = "step") -> str:
+    return f"one {unit}" if record["num_steps"] == 1 else f"{record['num_steps']} {unit}s"
 
 
 def license_of(provenance: dict) -> str | None:
@@ -98,10 +90,9 @@ def _metadata(terms: str | None, repo: str | None, lora: dict | None) -> str:
 def _description(record: dict, provenance: dict) -> str:
     imported = record.get("imported")
     origin = f"The weights are those of the published `{imported['file']}`." if imported else "Distilled by `sid_core`."
-    needs = "one network evaluation" if record["num_steps"] == 1 else f"{record['num_steps']} network evaluations"
     real = "in a training that uses real images" if record.get("uses_real_images") else "without real images"
     return (
-        f"A generator that needs {needs} an image, distilled from {_teacher(provenance)} by Score identity "
+        f"A generator that needs {_count(record, 'network evaluation')} an image, distilled from {_teacher(provenance)} by Score identity "
         f"Distillation with long-short guidance ([arXiv 2406.01561](https://arxiv.org/abs/2406.01561)), {real}. {origin}"
     )
 

@@ -22,12 +22,8 @@ SAMPLING = {"epsilon": "eps", "v_prediction": "v_prediction"}
 def comfy_section(teacher: Path, record: dict, source: str | None, side: int) -> str:
     """Return a section of the card; '' for the embedded teacher, several steps, and other schedules than ComfyUI's default.
 
-    ComfyUI's Euler sampler starts from sigma / alpha z and steps to 0, as diffusers' Euler scheduler does.
-
-    Args:
-        record: generator.json.
-        source: that of the teacher's provenance.
-        side: pixels of an image.
+    ComfyUI's Euler sampler starts from sigma / alpha z and steps to 0, as diffusers' Euler scheduler does. `record` is
+    generator.json, `source` that of the teacher's provenance.
     """
     config = scheduler_config(teacher)
     other = config.get("trained_betas") is not None or config.get("rescale_betas_zero_snr", False)

@@ -58,12 +58,7 @@ LIBRARIES = ("torch", "diffusers", "transformers")
 
 
 def write_demo(folder: Path, title: str, usage: Usage, terms: str | None) -> None:
-    """Write app.py, requirements.txt and README.md with a Space's metadata.
-
-    Args:
-        usage: arguments of the pipeline.
-        terms: the license of the teacher, if known.
-    """
+    """Write app.py, requirements.txt and README.md with a Space's metadata; `terms` is the license of the teacher."""
     required = [f"{name}>={version(name).partition('+')[0]}" for name in LIBRARIES]
     write_text(folder / "app.py", APP.format(title=title, load=usage.load, call=usage.call, guidance=usage.guidance))
     write_text(folder / "requirements.txt", "\n".join(["gradio>=5", *required]) + "\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import diffusers
 
-from ...errors import UserError
+from ...errors import UserError, one_line
 from ...storage.files import atomic_path, read_json, verify_manifest, write_json, write_manifest, write_text
 from ..backbones import StableDiffusion, family_of
 from ..backbones.layout import DiffusersLayout
@@ -46,9 +46,7 @@ def export(generator: Path, teacher: Path, out: Path, score: Path | None = None)
     if score and not (isinstance(scores, dict) and {"generator_sha256", "protocol_hash"} <= set(scores)):
         raise UserError(f"--score {score}: no score of a run; expected results/EXPERIMENT/runs/RUN/score.json")
     if scores and scores["generator_sha256"] != weights:
-        raise UserError(
-            f"--score {score}: of other weights than {generator}. Fix: score this generator, or omit --score"
-        )
+        raise UserError(f"--score {score}: of other weights than {generator}. Fix: score this generator, or omit it")
     family = family_of(teacher)
     with atomic_path(out, *MARKERS) as folder:
         folder.mkdir()
@@ -76,18 +74,12 @@ def export(generator: Path, teacher: Path, out: Path, score: Path | None = None)
 
 def write_model_index(folder: Path, scheduler: str, family: type[DiffusersLayout] = StableDiffusion) -> None:
     """Write model_index.json of a family's pipeline with the components in `folder`."""
-    components = {
-        name: ["transformers" if name.startswith(("tokenizer", "text_encoder")) else "diffusers", classes[0]]
-        if (folder / name).is_dir()
-        else [None, None]
-        for name, classes in family.CLASSES.items()
-    }
-    index = {
-        "_class_name": family.PIPELINES[0],
-        "_diffusers_version": diffusers.__version__,
-        "scheduler": ["diffusers", scheduler],
-    }
-    write_json(folder / "model_index.json", dict(sorted((index | family.INDEX | components).items())))
+    index = {"_class_name": family.PIPELINES[0], "_diffusers_version": diffusers.__version__} | family.INDEX
+    index["scheduler"] = ["diffusers", scheduler]
+    for name, (kind, *_) in family.CLASSES.items():
+        library = "transformers" if name.startswith(("tokenizer", "text_encoder")) else "diffusers"
+        index[name] = [library, kind] if (folder / name).is_dir() else [None, None]
+    write_json(folder / "model_index.json", dict(sorted(index.items())))
 
 
 def push(pipeline: Path, repo: str, private: bool = False) -> str:
@@ -115,6 +107,5 @@ def push(pipeline: Path, repo: str, private: bool = False) -> str:
         }.get(status, "run again later; what has arrived is not sent twice")
         raise UserError(f"--repo {repo}: the hub answers {status}; {remedy}") from None
     except (HTTPError, OSError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"--repo {repo}: {reason} ({constants.ENDPOINT}); check the connection, run again") from None
+        raise UserError(f"--repo {repo}: {one_line(error)} ({constants.ENDPOINT}). Fix: check the connection") from None
     return commit.commit_url

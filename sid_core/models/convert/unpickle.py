@@ -20,7 +20,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from ...errors import UserError
+from ...errors import UserError, one_line
 
 MOST_INSTRUCTIONS = 5_000_000  # reads, arguments and attributes; a UNet of Stable Diffusion has 0.2 million
 MOST_NUMEL = 2**40
@@ -83,7 +83,7 @@ def read_pickle(path: Path) -> object:
         except UnexpectedContent as error:
             reason = str(error)
         except Exception as error:  # any kind: the standard machine trusts its input
-            reason = f"no valid pickle ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
+            reason = f"no valid pickle ({type(error).__name__}: {one_line(error, 100)})"
     raise UserError(f"{path}: rejected: {reason}; a published generator has no such content, and nothing was executed")
 
 

@@ -1,7 +1,6 @@
 """Prepare, distil, sample and export tiny teachers with flow matching; reject what does not fit them by name."""
 
 import inspect
-import json
 import re
 import shutil
 
@@ -11,6 +10,7 @@ import tiny_sana
 import torch
 from PIL import Image
 from small_run import PROMPTS, make_settings
+from teacher_folders import edit, prepare
 from tiny_sd3 import new_pipeline
 
 from recipes import networks
@@ -22,7 +22,6 @@ from sid_core.models.backbones import StableDiffusion3, family_of
 from sid_core.models.conditioning import Conditioning
 from sid_core.models.devices import place
 from sid_core.models.teacher import load_backbone, load_solver, load_text_encoder, prepare_teacher
-from sid_core.storage.files import read_json
 from sid_core.training.run import make_trainer
 
 
@@ -30,15 +29,6 @@ from sid_core.training.run import make_trainer
 def copy(request, tmp_path):
     """Return a copy of a source, Stable Diffusion 3's by default."""
     return shutil.copytree(request.getfixturevalue(getattr(request, "param", "tiny_sd3_source")), tmp_path / "source")
-
-
-def prepare(source, tmp_path):
-    prepare_teacher(Teacher(source="local", path=str(source)), tmp_path / "out")
-    return tmp_path / "out"
-
-
-def edit(path, **changes):
-    path.write_text(json.dumps(read_json(path) | changes))
 
 
 def without_t5(source):
@@ -143,16 +133,6 @@ SD3 = [
     ("text_encoder_3/config.json", {"model_type": "umt5"}, "text_encoder_3: model_type=umt5: expected t5"),
     ("scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "scheduler: _class_name=DDIMScheduler"),
 ]
-
-
-@pytest.mark.parametrize(("file", "changes", "message"), SD3)
-def test_prepare_teacher_of_another_sd3_names_what_differs(copy, tmp_path, file, changes, message):
-    edit(copy / file, **changes)
-    with pytest.raises(UserError, match=f"{re.escape(message)}.*Fix: (give|take|omit) "):
-        prepare(copy, tmp_path)
-    assert not (tmp_path / "out").exists()
-
-
 SANA = [
     ("vae/config.json", {"_class_name": "AutoencoderKL"}, "vae: _class_name=AutoencoderKL: expected AutoencoderDC"),
     ("text_encoder/config.json", {"model_type": "t5"}, "text_encoder: model_type=t5: expected gemma2"),
@@ -160,30 +140,25 @@ SANA = [
     ("model_index.json", {"_class_name": "SanaVideoPipeline"}, "_class_name=SanaVideoPipeline"),
     ("scheduler/scheduler_config.json", {"use_flow_sigmas": False}, "_class_name=DPMSolverMultistepScheduler"),
 ]
-
-
-@pytest.mark.parametrize("copy", ["tiny_sana_source"], indirect=True)
-@pytest.mark.parametrize(("file", "changes", "message"), SANA)
-def test_prepare_teacher_of_another_sana_names_what_differs(copy, tmp_path, file, changes, message):
-    edit(copy / file, **changes)
-    with pytest.raises(UserError, match=f"{re.escape(message)}.*Fix: (give|take) "):
-        prepare(copy, tmp_path)
-
-
 FLUX = [
     ("vae/config.json", {"_class_name": "AutoencoderDC"}, "vae: _class_name=AutoencoderDC: expected AutoencoderKL"),
     ("text_encoder_2/config.json", {"model_type": "umt5"}, "text_encoder_2: model_type=umt5: expected t5"),
     ("transformer/config.json", {"out_channels": 8}, "transformer: out_channels=8: expected none"),
     ("model_index.json", {"_class_name": "FluxFillPipeline"}, "_class_name=FluxFillPipeline"),
 ]
+OTHERS = {"tiny_sd3_source": SD3, "tiny_sana_source": SANA, "tiny_flux_source": FLUX}
 
 
-@pytest.mark.parametrize("copy", ["tiny_flux_source"], indirect=True)
-@pytest.mark.parametrize(("file", "changes", "message"), FLUX)
-def test_prepare_teacher_of_another_flux_names_what_differs(copy, tmp_path, file, changes, message):
+@pytest.mark.parametrize(
+    ("copy", "file", "changes", "message"),
+    [(source, *row) for source, rows in OTHERS.items() for row in rows],
+    indirect=["copy"],
+)
+def test_prepare_teacher_of_another_flow_names_what_differs(copy, tmp_path, file, changes, message):
     edit(copy / file, **changes)
-    with pytest.raises(UserError, match=f"{re.escape(message)}.*Fix: (give|take) "):
+    with pytest.raises(UserError, match=f"{re.escape(message)}.*Fix: (give|take|omit) "):
         prepare(copy, tmp_path)
+    assert not (tmp_path / "out").exists()
 
 
 def test_stages_of_unets_alone_name_another_family(tiny_sd3_source, tmp_path, capsys):

@@ -1,6 +1,5 @@
 """Prepare, distil, sample and export a tiny Stable Diffusion XL; reject its relatives by name."""
 
-import json
 import re
 import shutil
 
@@ -9,9 +8,9 @@ import pytest
 import torch
 from diffusers import ControlNetModel, DiffusionPipeline
 from PIL import Image
-from safetensors.torch import load_file
 from serving import Server
 from small_run import PROMPTS
+from teacher_folders import edit, prepare, weights_of
 from tiny_parts import old_tokenizer
 from tiny_sdxl import POOLED, SIZE_WIDTH, TOKENS, WIDTHS, new_pipeline
 
@@ -24,7 +23,6 @@ from sid_core.models.conditioning import PromptSet
 from sid_core.models.devices import place
 from sid_core.models.teacher import load_backbone, load_image_codec, load_text_encoder, prepare_teacher
 from sid_core.sampling.session import InferenceSession
-from sid_core.storage.files import read_json
 
 
 @pytest.fixture
@@ -37,15 +35,6 @@ def teacher(tiny_sdxl_source, tmp_path_factory):
     out = tmp_path_factory.mktemp("results") / "teacher"
     prepare_teacher(Teacher(source="local", path=str(tiny_sdxl_source)), out)
     return out
-
-
-def prepare(source, tmp_path, **settings):
-    prepare_teacher(Teacher(source="local", path=str(source), **settings), tmp_path / "out")
-    return tmp_path / "out"
-
-
-def edit(path, **changes):
-    path.write_text(json.dumps(read_json(path) | changes))
 
 
 @pytest.mark.parametrize(
@@ -163,14 +152,6 @@ def test_image_codec_that_overflows_in_16_bits_stays_in_float32(copy, tmp_path, 
 
 
 # --- preparation -------------------------------------------------------------------------------------------------------
-
-
-def weights_of(folder):
-    return {
-        f"{component}.{key}": tensor
-        for component, stem in StableDiffusionXL.WEIGHTS.items()
-        for key, tensor in load_file(folder / component / f"{stem}.safetensors").items()
-    }
 
 
 def test_prepare_teacher_of_sdxl_in_half_precision_and_shards_joins_them(teacher, tmp_path):
