@@ -106,11 +106,10 @@ class FlowTransformer(DiffusersLayout):
         tensors = load_file(weights)
         tensors[cls.INPUT] *= start
         save_file(tensors, weights, metadata={"format": "pt"})
-        config = read_json(folder / "vae" / "config.json")
+        path = folder / "vae" / "config.json"
         default = signature(getattr(diffusers, cls.CLASSES["vae"][0])).parameters["scaling_factor"].default
-        write_json(
-            folder / "vae" / "config.json", config | {"scaling_factor": config.get("scaling_factor", default) / start}
-        )
+        scale = read_json(path).get("scaling_factor", default) / start
+        write_json(path, read_json(path) | {"scaling_factor": scale})
 
     @classmethod
     def check(cls, folder: Path, place: str) -> dict:

@@ -119,11 +119,7 @@ class DiffusersLayout(Backbone):
 
     @classmethod
     def fit_export(cls, folder: Path, steps: Steps) -> None:
-        """Rescale components in an exported `folder`, where its pipeline starts from other noise than training did.
-
-        Raises:
-            UserError: they cannot be changed so.
-        """
+        """Rescale components in an exported `folder` whose pipeline starts from other noise than training did."""
 
     @classmethod
     def check_files(cls, files: Collection[str], place: str) -> None:
