@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from ..config import COCO2014_30K, caption_format
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..storage.files import LONGEST_LINE
 from .pool import batches
 
@@ -241,8 +241,7 @@ def _parquet_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[l
             if batch.num_rows:
                 yield [_one_line(cell or "") for cell in batch.column(0).to_pylist()]
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        cause = " ".join(str(error).split())[:200]
-        raise UserError(f"{where}: truncated or damaged ({cause}). Fix: fetch or write it again") from None
+        raise UserError(f"{where}: truncated or damaged ({one_line(error)}). Fix: fetch or write it again") from None
 
 
 def _one_line(cell: str) -> str:

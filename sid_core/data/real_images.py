@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..storage.files import LONGEST_LINE
 from .images import shrink, to_rgb
 from .pool import in_order
@@ -182,7 +182,7 @@ def _table(real: "Real", folder: Path) -> Pairs:
     try:
         table = readers[path.suffix.lower()]()
     except (ValueError, OSError) as error:  # pandas' and pyarrow's errors are ValueErrors
-        cause = " ".join(str(error).split())[:200]
+        cause = one_line(error)
         raise UserError(f"distill.real.captions={path}: truncated or no table ({cause}). Fix: write it again") from None
     _check_columns(real, list(table.columns), path)
     rows = list(zip(table[real.image_column], table[real.caption_column], strict=True))
@@ -207,7 +207,7 @@ def _parquet(real: "Real", path: Path) -> Pairs:
     try:
         file = parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
-        cause = " ".join(str(error).split())[:200]
+        cause = one_line(error)
         raise UserError(f"distill.real: {path}: truncated or no parquet ({cause}). Fix: get it again") from None
     _check_columns(real, file.schema_arrow.names, path)
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from safetensors import SafetensorError
 
-from ...errors import UserError
+from ...errors import UserError, one_line
 
 # raised by torch, transformers, open_clip and the readers under them; UnpicklingError for a rejected pickle
 UNLOADABLE = (
@@ -21,5 +21,4 @@ def loading(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except UNLOADABLE as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{what} ({type(error).__name__}: {reason}); {remedy}") from None
+        raise UserError(f"{what} ({type(error).__name__}: {one_line(error, 300)}); {remedy}") from None
