@@ -38,7 +38,7 @@ from .settings import stage_settings
 
 
 def bootstrap(workflow, config: dict) -> "Setup":
-    """Validate a Snakefile's configuration, or raise WorkflowError, and prepare its process, its jobs and the rules that follow."""
+    """Validate a Snakefile's configuration, or raise WorkflowError; prepare its process, jobs and rules that follow."""
     from snakemake.exceptions import WorkflowError
 
     try:
@@ -70,7 +70,7 @@ def _check_objectives(config: Config) -> None:
 
 
 def _limit_gpus(workflow, asks: DistillResources) -> None:
-    """Limit the GPUs of all jobs to this machine's, unless a profile, `--resources gpu=N` or a cluster sets the limit."""
+    """Limit the GPUs of all jobs to this machine's, unless a profile, --resources gpu=N or a cluster limits them."""
     from snakemake.resources import Resource
 
     limits = workflow.global_resources

@@ -1,4 +1,4 @@
-"""Compute digests of a stage's code and of the user's files: as `params` of rules they rerun what depends on an edited file."""
+"""Compute digests of code and of the user's files: as `params` of rules they rerun what depends on an edited one."""
 
 import ast
 import hashlib

@@ -45,7 +45,7 @@ class Finding(NamedTuple):
 
 
 def diagnose(config: Config, check_store: Callable[[str | None], tuple[str, str | None]]) -> Iterator[Finding]:
-    """Yield a finding of each check; `check_store` returns MLflow's URI for a configured one, and why it cannot be used, if so."""
+    """Yield a finding of each check; `check_store` takes a configured URI of MLflow as `tracking.check` does."""
     stages, listed = make_plan(config, int(has_gpu())), shutil.which("sbatch") is not None
     slurm = listed and find_spec(PLUGIN) is not None
     yield _check_python()

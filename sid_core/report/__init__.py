@@ -14,11 +14,7 @@ from .theme import RenderedFigure, to_png, write_png
 
 
 def write_report(config: Config, inputs: Inputs) -> None:
-    """Write summary.csv, summary.md, convergence.csv, figures/ and report.html, each atomically and after all are made.
-
-    Raises:
-        UserError: an input is missing or damaged, or two scores were measured by different protocols.
-    """
+    """Write summary.csv, summary.md, convergence.csv, figures/ and report.html, each atomically, after all are made."""
     folder, out = inputs.results.folder, inputs.out
     scores = table.read_scores(inputs.scores)
     rows = table.make_rows(config, folder, scores)

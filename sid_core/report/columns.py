@@ -60,10 +60,8 @@ def _value(entry: Entry, key: str) -> float | None:
 
 
 def _metric(metric: Metric) -> Column:
-    def text(entry: Entry) -> str:
-        return rounded(entry.estimate(metric.key), metric.decimals)
-
-    return Column(metric.heading, text, lambda entry: _value(entry, metric.key), metric.key)
+    key, decimals = metric.key, metric.decimals
+    return Column(metric.heading, lambda e: rounded(e.estimate(key), decimals), lambda e: _value(e, key), key)
 
 
 def kimg(entry: Entry) -> str:
@@ -93,6 +91,11 @@ def further(entries: list[Entry]) -> list[Column]:
     columns = [_metric(metric) for metric in METRICS.values() if metric.shown == "further"]
     columns += map(_metric, BENCHMARKS.values())
     columns.append(_metric(Metric("teacher_eps_error", "ε-error", "lower", 3)))
+    return filled(columns, entries)
+
+
+def filled(columns: list[Column], entries: list[Entry]) -> list[Column]:
+    """Return the columns in which an entry has a value."""
     return [column for column in columns if any(column.value(entry) is not None for entry in entries)]
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-from itertools import cycle
 
 import matplotlib
 import numpy as np
@@ -37,11 +36,7 @@ OPTIONAL = ("network_passes", "discriminator_accuracy", *PROXIES)  # an earlier 
 
 
 def read_curves(config: Config, trainings: dict[str, Row | State]) -> Curves:
-    """Read the logged points of every run: KEYS and OPTIONAL, each (points,) float64, NaN where absent or null.
-
-    Raises:
-        UserError: a training.jsonl is missing, empty or damaged; the message names the line.
-    """
+    """Read the logged points of every run: KEYS and OPTIONAL, each (points,) float64, NaN where absent or null."""
     return [(run, _read_curve(trainings[run.name])) for run in runs(config) if run.name in trainings]
 
 
@@ -84,7 +79,11 @@ def training(alarms: Alarms, curves: Curves) -> Figure:
                 style = {"markevery": [-1], "gid": f"run:{base_name(run)}", **styles[run.name]}
                 axes.plot(points["nimg"], points[key], **style)
             for limit in limits.get(key, []):
-                _limit(axes, limit)
+                axes.axhline(limit, color=LIGHT.faint, linewidth=1.1, linestyle=DASHES)
+                axes.annotate(
+                    f"alarm {limit:g}", (1, limit), (0, 2), xycoords=("axes fraction", "data"),
+                    textcoords="offset points", ha="right", va="bottom", fontsize=7, color=LIGHT.faint,
+                )  # fmt: skip
             axes.margins(y=0.08)
             _scale(axes, logarithmic)
             axes.set_title(title, loc="left", fontsize=9.5, fontweight="bold", pad=16)
@@ -98,14 +97,6 @@ def training(alarms: Alarms, curves: Curves) -> Figure:
             axes.set_axis_off()
         _legend(panels[len(shown)], styles, curves)
         return figure
-
-
-def _limit(axes: Axes, limit: float) -> None:
-    axes.axhline(limit, color=LIGHT.faint, linewidth=1.1, linestyle=DASHES)
-    axes.annotate(
-        f"alarm {limit:g}", (1, limit), (0, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
-        ha="right", va="bottom", fontsize=7, color=LIGHT.faint,
-    )  # fmt: skip
 
 
 def _scale(axes: Axes, logarithmic: bool) -> None:
@@ -123,18 +114,13 @@ def _scale(axes: Axes, logarithmic: bool) -> None:
 def _styles(curves: Curves) -> dict[str, dict]:
     """Return styles by run: seeds of a setting share colour and end marker; lines are dashed from the seventh on."""
     names = list(dict.fromkeys(base_name(run) for run, _ in curves))
-    looks = dict(zip(names, cycle(zip(LIGHT.lines, MARKERS, strict=True)), strict=False))
-    several = len(names) < len(curves)
-    return {
-        run.name: {
-            "color": looks[base_name(run)][0],
-            "marker": looks[base_name(run)][1],
-            "linestyle": "-" if names.index(base_name(run)) < len(LIGHT.lines) else (0, (2, 1)),
-            "alpha": 0.75 if several else 1.0,
-            "linewidth": 0.9 if several else 1.3,
-        }
-        for run, _ in curves
-    }
+    shared = {"alpha": 0.75, "linewidth": 0.9} if len(names) < len(curves) else {"alpha": 1.0, "linewidth": 1.3}
+    styles = {}
+    for run, _ in curves:
+        again, at = divmod(names.index(base_name(run)), len(LIGHT.lines))
+        linestyle = (0, (2, 1)) if again else "-"
+        styles[run.name] = {"color": LIGHT.lines[at], "marker": MARKERS[at], "linestyle": linestyle, **shared}
+    return styles
 
 
 def _legend(axes: Axes, styles: dict[str, dict], curves: Curves) -> None:

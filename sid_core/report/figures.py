@@ -55,13 +55,7 @@ def draw_point(axes: Axes, point: Point, colour: str, marker: str) -> None:
 
 
 def draw_curve(
-    axes: Axes,
-    points: Sequence[Point],
-    title: str,
-    colour: str,
-    marker: str,
-    linestyle: object = "-",
-    size: float = 9.5,
+    axes: Axes, points: list[Point], title: str, colour: str, marker: str, linestyle: object = "-", size: float = 9.5
 ) -> list[Label]:
     """Plot points joined in their order; return labels for the points and for the curve."""
     for point in points:
@@ -80,17 +74,8 @@ def legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
 
 
-def trade_off_axes(axes: Axes, key: str) -> None:
-    """Label the axes of a metric against the CLIP score."""
-    axes.set_xlabel("CLIP score  (higher is better)")
-    axes.set_ylabel(f"{METRICS[key].title}  ({METRICS[key].better} is better)")
-
-
 def fid_clip(entries: list[Entry]) -> Figure:
-    """Plot FID, and beside it recall, against the CLIP score.
-
-    Both panels have the generators over LSG scales, the teacher over guidance scales, lower bounds and other strategies.
-    """
+    """Plot FID, and beside it recall, against the CLIP score: generators, teacher, lower bounds, other strategies."""
     return _trade_off(entries, ("fid", "recall"), (11, 4.6))
 
 
@@ -105,7 +90,8 @@ def _trade_off(entries: list[Entry], keys: tuple[str, ...], size: tuple[float, f
         panels = figure.subplots(1, len(keys), sharex=True, squeeze=False)[0]
         labels = []
         for axes, key in zip(panels, keys, strict=True):
-            trade_off_axes(axes, key)
+            axes.set_xlabel("CLIP score  (higher is better)")
+            axes.set_ylabel(f"{METRICS[key].title}  ({METRICS[key].better} is better)")
             shown = [entry for entry in entries if entry.estimate(key) is not None]
             labels.append(_curves(axes, shown, key) + _single_points(axes, shown, key) + _published(axes, shown, key))
             axes.margins(0.18, 0.14)

@@ -15,6 +15,7 @@ from .samples import LARGEST, fit
 from .theme import LIGHT
 
 GRID = 512  # pixels
+WHOLE = re.compile(r"\S*-\S+|κ = \S+|\S+ steps|CFG \S+|\S+ ± \S+|\[.*?\]")
 EXACT = 64  # pixels; smaller samples are stored losslessly, larger ones compressed
 
 
@@ -37,11 +38,7 @@ def grid_uri(path: Path) -> str:
 
 def unbroken(text: str) -> Markup:
     """Keep 'SiD-LSG', 'κ = 1.5', '8 steps', '2.07 ± 0.17' and '[0.54, 1.40]' each on one line."""
-    return Markup(
-        re.sub(
-            r"\S*-\S+|κ = \S+|\S+ steps|CFG \S+|\S+ ± \S+|\[.*?\]", r'<span class="whole">\g<0></span>', escape(text)
-        )
-    )
+    return Markup(WHOLE.sub(r'<span class="whole">\g<0></span>', escape(text)))
 
 
 def inline(svg: str, alt: str, tips: Mapping[str, str] | None) -> Markup:

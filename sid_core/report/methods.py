@@ -55,9 +55,8 @@ def compare(entries: list[Entry], differences: Differences) -> Comparison | None
         cells = [_difference(entry, first, differences, key) for entry in others]
         columns[METRICS[key].heading] = [_number(first, key), *cells]
     filled = {title: cells for title, cells in columns.items() if set(cells) != {"—"}}
-    rows = [
-        (entry.name, list(cells)) for entry, cells in zip(settings, zip(*filled.values(), strict=True), strict=True)
-    ]
+    lines = zip(*filled.values(), strict=True)
+    rows = [(entry.name, list(cells)) for entry, cells in zip(settings, lines, strict=True)]
     return Comparison(methods, list(filled), rows, [_verdict(first, others, differences, key) for key in COMPARED])
 
 
@@ -95,10 +94,7 @@ def _verdict(first: Entry, others: list[Entry], differences: Differences, key: s
 
 
 def draw(methods: dict[str, list[Entry]]) -> Figure:
-    """Plot FID against CLIP score and recall, and CLIP score against the alignment number, a marker for each method.
-
-    A line joins the guidance scales of a method.
-    """
+    """Plot FID over CLIP score and recall, and CLIP score over the alignment number; a line joins a method's scales."""
     with matplotlib.rc_context(LIGHT.rc()):
         figure = new_figure(11, 4.6)
         panels = figure.subplots(1, len(PANELS))
@@ -131,14 +127,10 @@ def _draw_method(axes: Axes, group: list[Entry], colour: str, marker: str, x: st
             point = Point(entry.name, *place_, "", entry.intervals.get(x), entry.intervals.get(y))
             draw_point(axes, point, colour, marker)
             if entry.row.alpha == group[0].row.alpha:
-                points.setdefault(_scale(entry), point)
+                of_fake = entry.row.strategy in ("short", "anti")
+                points.setdefault(entry.row.kappa_fake_train if of_fake else entry.row.kappa_teacher, point)
     if x == ALIGNMENT or len(points) < 2:
         return []
     curve = sorted(points.items())
     axes.plot([p.x for _, p in curve], [p.y for _, p in curve], color=colour, linewidth=1.6, zorder=2)
     return [Label(((p.x, p.y),), scale_name(scale), colour, 8) for scale, p in curve]
-
-
-def _scale(entry: Entry) -> float:
-    row = entry.row
-    return row.kappa_fake_train if row.strategy in ("short", "anti") else row.kappa_teacher

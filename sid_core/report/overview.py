@@ -7,9 +7,9 @@ from ..errors import UserError
 from ..evaluation.metrics.catalogue import headline
 from ..pipeline.paths import Results
 from ..storage.files import write_text
-from .columns import Column, is_best, main
+from .columns import Column, filled, is_best, main
 from .entries import Entry, best
-from .page import GROUPS, fill, filled, groups_of
+from .page import GROUPS, fill, groups_of
 from .table import Row, read_summary
 
 OBJECTIVE = Column("Objective", lambda e: e.row.objective or "—", lambda e: e.row.objective)
@@ -42,19 +42,13 @@ class Protocol:
 
 
 def write_overview(folder: Path) -> None:
-    """Write `folder`/report.html; experiments without readable results are listed with the reason.
-
-    Raises:
-        UserError: the folder holds no experiment.
-    """
+    """Write `folder`/report.html; experiments without readable results are listed with the reason."""
     if Results(folder).config.is_file():
         raise UserError(f"--results {folder}: is one experiment. Fix: give the folder above it, or --settings")
-    found = [
-        path for path in sorted(folder.glob("*")) if Results(path).config.is_file() or Results(path).summary.is_file()
-    ]
+    found = [each for each in map(Results, sorted(folder.glob("*"))) if each.config.is_file() or each.summary.is_file()]
     if not found:
         raise UserError(f"--results {folder}: has no experiment; expected a folder of folders results/EXPERIMENT")
-    experiments = {path.name: _read(path) for path in found}
+    experiments = {each.folder.name: _read(each.folder) for each in found}
     of_all = [column for column in main() if column.title != "Images/s"]  # that is the machine's
     entries = [entry for experiment in experiments.values() for entry in experiment.entries]
     html = fill(

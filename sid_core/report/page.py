@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from ..config import Config, Run
 from ..evaluation.metrics.catalogue import METRICS, headline
-from .columns import RUN, Column, further, is_best, main, with_interval
+from .columns import RUN, filled, further, is_best, main, with_interval
 from .entries import Differences, Entry
 from .health import COLUMNS, Health
 from .markup import EXACT, grid_uri, image_uri, inline, unbroken
@@ -39,22 +39,17 @@ class Content:
 
 
 def render(
-    config: Config,
-    entries: list[Entry],
-    scores: dict[str, dict],
-    rendered: dict[str, RenderedFigure],
-    content: Content,
+    config: Config, entries: list[Entry], scores: dict[str, dict], rendered: dict[str, RenderedFigure], content: Content
 ) -> str:
-    """Fill the page with the figures overview, fid_clip, training, scales, convergence, methods if there, and everything else."""
+    """Fill the page with the figures by name, those that there are, and everything else."""
     numbers = [astuple(difference) for difference in content.differences.values()]
     compared = {name for number in numbers for name in number[:2]}
-    foreign = [entry for entry in entries if not entry.comparable]
+    own, foreign = ([entry for entry in entries if entry.comparable is same] for same in (True, False))
     swept = {entry.name for entry in entries if entry.swept or entry.kind == "teacher"}
     strip = [row for row in content.grid.rows if row.name in swept]
     if len(strip) < 2:
         strip = [row for row in content.grid.rows if row.kind != "real"]
-    groups = content.methods.methods.values() if content.methods else []
-    first = [group[0].name for group in groups]
+    methods = [group[0].name for group in content.methods.methods.values()] if content.methods else []
     return fill(
         "page.html",
         "tables.js",
@@ -64,8 +59,8 @@ def render(
         content=content,
         rendered=rendered,
         strip=strip,
-        of_methods=[row for row in content.grid.rows if row.name in first],
-        groups=groups_of([entry for entry in entries if entry.comparable]),
+        of_methods=[row for row in content.grid.rows if row.name in methods],
+        groups=groups_of(own),
         foreign=groups_of(foreign),
         not_comparable=not_comparable(entries),
         tips={entry.name: _tip(entry) for entry in entries},
@@ -92,9 +87,8 @@ def render(
 
 def fill(name: str, *scripts: str, **values: object) -> str:
     """Fill a template of this folder with the style, the scripts and `values`; every text is escaped where it enters."""
-    environment = Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, loader=FileSystemLoader(HERE)
-    )
+    options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
+    environment = Environment(loader=FileSystemLoader(HERE), **options)
     style, *code = (Markup((HERE / file).read_text(encoding="utf-8")) for file in ("page.css", *scripts))
     return environment.get_template(name).render(style=style, script=Markup("\n").join(code), **values)
 
@@ -107,11 +101,6 @@ def groups_of(entries: list[Entry]) -> dict[str, list[Entry]]:
     return groups
 
 
-def filled(columns: list[Column], entries: list[Entry]) -> list[Column]:
-    """Return the columns in which an entry has a value."""
-    return [column for column in columns if any(column.value(entry) is not None for entry in entries)]
-
-
 def _tip(entry: Entry) -> str:
     numbers = [f"{metric.title} {with_interval(entry, metric)}" for metric in headline()]
     return "\n".join([entry.label, *numbers, entry.name])
@@ -119,9 +108,9 @@ def _tip(entry: Entry) -> str:
 
 def _trade_off_words(entries: list[Entry]) -> str:
     several = ", ".join(entry.label for entry in entries if len(entry.rows) > 1)
+    of = f"over seeds of training ({several}) or of the metric (all others)" if several else "of the metric"
     return (
         "FID, the distance from real images, is better further down; recall, the part of their variety that is reached, further "
         "up; and the CLIP score, agreement with the prompt, further to the right. Each point carries its guidance scale; point at "
-        "it for its numbers, click to select its run. Bars: 95 % intervals, "
-        f"{f'over seeds of training ({several}) or of the metric (all others)' if several else 'of the metric'}."
+        f"it for its numbers, click to select its run. Bars: 95 % intervals, {of}."
     )

@@ -13,13 +13,12 @@ def provenance(config: Config, scores: dict[str, dict]) -> dict:
     """Return names and values by section."""
     first = next(iter(scores.values()))
     differing, rows = differing_settings(config)
+    scored = [run for run in generators(config) if run.name in scores]
     return {
         "protocol": {"hash": first["protocol_hash"]} | _texts(first["protocol"]),
         "differing": differing,
         "rows": rows,
-        "generators": {
-            run.label: scores[run.name]["generator_sha256"] for run in generators(config) if run.name in scores
-        },
+        "generators": {run.label: scores[run.name]["generator_sha256"] for run in scored},
         "versions": {"commit of this report": commit()} | _versions(scores),
         "configuration": dump(config),
     }
@@ -27,14 +26,11 @@ def provenance(config: Config, scores: dict[str, dict]) -> dict:
 
 def differing_settings(config: Config) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """Name the settings that differ between distillations, and return (name without seed, [run, *values]) of each."""
-    runs = [each.run for each in distillations(config)]
-    settings = [_texts(each.model_dump(mode="json")) for each in distillations(config)]
-    names = dict.fromkeys(name for values in settings for name in values if name != "run.name")
-    differing = [name for name in names if len({values.get(name) for values in settings}) > 1]
-    rows = [
-        [run.label, *(values.get(name, "—") for name in differing)] for run, values in zip(runs, settings, strict=True)
-    ]
-    return differing, [(base_name(run), row) for run, row in zip(runs, rows, strict=True)]
+    runs = [(each.run, _texts(each.model_dump(mode="json"))) for each in distillations(config)]
+    names = dict.fromkeys(name for _, values in runs for name in values if name != "run.name")
+    differing = [name for name in names if len({values.get(name) for _, values in runs}) > 1]
+    rows = [(base_name(run), [run.label, *(values.get(name, "—") for name in differing)]) for run, values in runs]
+    return differing, rows
 
 
 def commit() -> str:
@@ -53,10 +49,8 @@ def commit() -> str:
 
 def _texts(record: dict) -> dict[str, str]:
     """Flatten a nested record to texts by dotted names."""
-    return {
-        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for key, value in flat(record).items()
-    }
+    values = flat(record)
+    return {key: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for key, v in values.items()}
 
 
 def _versions(scores: dict[str, dict]) -> dict[str, str]:

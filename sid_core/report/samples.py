@@ -48,11 +48,7 @@ class Grid:
 
 
 def read_grid(config: Config, folder: Path, entries: list[Entry]) -> Grid:
-    """Read the first samples with different captions of the best teacher baseline, every generator (first seed) and real images.
-
-    Raises:
-        UserError: captions, a shard or a sample is missing, damaged, or differs from its record.
-    """
+    """Read samples of different captions: the best teacher baseline's, every generator's (first seed), real images."""
     shard = shards(config)[0]
     count = min(config.generate.samples, config.generate.samples_per_shard)
     captions = read_lines(Results(folder).captions, "caption")[:count]
@@ -80,7 +76,7 @@ def read_progress(config: Config, trainings: dict[str, Row | State]) -> list[tup
 
 
 def read_images(shard: Path, indices: list[int], captions: list[str]) -> list[np.ndarray]:
-    """Read samples of a shard, uint8 (H, W, 3), and verify captions and pixels against its record."""
+    """Read samples of a shard, uint8 (H, W, 3); raise UserError where captions or pixels differ from its record."""
     record = read_json(sidecar(shard)).get("record", {})
     recorded = {sample["index"]: sample["sha256"] for sample in record.get("samples", [])}
     if record.get("captions_sha256") != hashlib.sha256("\n".join(captions).encode()).hexdigest():
@@ -93,9 +89,7 @@ def read_images(shard: Path, indices: list[int], captions: list[str]) -> list[np
                     with archive.extractfile(member) as file, Image.open(file) as image:
                         images[index] = np.asarray(image.convert("RGB"))
                     if hashlib.sha256(images[index].tobytes()).hexdigest() != recorded.get(index):
-                        raise UserError(
-                            f"{shard}: sample {member.name} differs from its record. Fix: delete it and rerun."
-                        )
+                        raise UserError(f"{shard}: {member.name} differs from its record. Fix: delete it and rerun.")
                 if len(images) == len(indices):
                     break
     except FileNotFoundError:
@@ -123,7 +117,9 @@ def draw(grid: Grid) -> Figure:
     """Plot the sheet of the first COLUMNS samples, pixel by pixel: captions above the columns, names left of the rows."""
     tiles = [[fit(image) for image in row.images[:COLUMNS]] for row in grid.rows]
     height, width = np.max([tile.shape[:2] for line in tiles for tile in line], axis=0)
-    captions = [_wrap(caption, width) for caption in grid.captions[:COLUMNS]]
+    letters = max(int(width / 10.5), 8)  # of a column, each of 10.5 pixels
+    shortened = (textwrap.shorten(caption, 90, placeholder="…") for caption in grid.captions[:COLUMNS])
+    captions = [textwrap.fill(caption, letters) for caption in shortened]
     y = MARGIN + 26 * max(caption.count("\n") + 1 for caption in captions)
     starts = []
     for row, before in zip(grid.rows, [None, *grid.rows[:-1]], strict=True):
@@ -143,22 +139,9 @@ def draw(grid: Grid) -> Figure:
             text(x, starts[0] - 12, caption, fontsize=6.5, va="bottom", color=LIGHT.faint)
         for row, line, start in zip(grid.rows, tiles, starts, strict=True):
             x, middle = NAMES_WIDTH - 18, start + height / 2
-            text(
-                x,
-                middle - 4,
-                textwrap.fill(row.title, 18, break_on_hyphens=False),
-                fontsize=8,
-                ha="right",
-                va="bottom",
-                fontweight="bold",
-                linespacing=1.25,
-            )
+            title = textwrap.fill(row.title, 18, break_on_hyphens=False)
+            text(x, middle - 4, title, fontsize=8, ha="right", va="bottom", fontweight="bold", linespacing=1.25)
             text(x, middle + 8, row.subtitle, fontsize=7.5, ha="right", va="top", color=LIGHT.faint)
             for x, tile in zip(columns, line, strict=True):
                 figure.figimage(tile, x, sheet_height - start - tile.shape[0])
     return figure
-
-
-def _wrap(caption: str, width: int) -> str:
-    """Wrap a caption to a column's width (10.5 pixels a letter), shortened where it is long."""
-    return textwrap.fill(textwrap.shorten(caption, 90, placeholder="…"), max(int(width / 10.5), 8))

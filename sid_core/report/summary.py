@@ -40,11 +40,8 @@ def _imported(scores: dict[str, dict]) -> list[str]:
 def _real_images(entries: list[Entry]) -> list[str]:
     """Name the generators whose training used real images, which the others did without."""
     named = [entry.label for entry in entries if entry.row.real_images == "yes"]
-    if not named:
-        return []
-    return [
-        f"{len(named)} of the generators saw real images in training: {'; '.join(named)}. All others are data-free."
-    ]
+    text = f"{len(named)} of the generators saw real images in training: {'; '.join(named)}. All others are data-free."
+    return [text] if named else []
 
 
 def terms(config: Config) -> dict[str, str]:

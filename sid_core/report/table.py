@@ -89,11 +89,7 @@ def columns() -> list[str]:
 
 
 def read_scores(paths: dict[str, Path]) -> dict[str, dict]:
-    """Read scores by name of run or baseline, in the order of the tables.
-
-    Raises:
-        UserError: a score is missing or damaged, or two were measured by different protocols.
-    """
+    """Read scores by name of run or baseline; raise UserError for a damaged one, or one of another protocol."""
     scores = {name: _read_score(path) for name, path in paths.items()}
     first, *others = scores
     for name in others:
@@ -130,9 +126,7 @@ def _imported(score: dict, path: Path) -> dict:
     found = read_json(path) if path.is_file() else {}
     for key, result in found.items():
         if result["generator_sha256"] != score["generator_sha256"]:
-            raise UserError(
-                f"{path}: {key} is of other weights than the score. Fix: delete it, or export and import again."
-            )
+            raise UserError(f"{path}: {key} is of other weights than the score. Fix: delete it, or export again.")
     errors = score["standard_errors"] | {key: result["se"] for key, result in found.items()}
     values = {key: result["value"] for key, result in found.items()}
     return values | {"standard_errors": errors, "imported": {key: result["file"] for key, result in found.items()}}
@@ -152,14 +146,10 @@ def _generator_row(config: Config, folder: Path, run: Run, score: dict) -> Row:
         label=run.label,
         kind="generator",
         teacher=_teacher_name(config, run),
-        method=run.method,
-        objective=run.objective,
-        strategy=run.strategy,
+        **{key: getattr(run, key) for key in ("method", "objective", "strategy", "alpha", "seed")},
         kappa_fake_train=run.fake_train,
         kappa_fake_eval=run.fake_eval,
         kappa_teacher=run.teacher,
-        alpha=run.alpha,
-        seed=run.seed,
         steps=run.num_steps,
         train_kimg=record["train_kimg"],
         whole_kimg=record.get("whole_kimg") if "chosen" in record else None,
@@ -177,27 +167,21 @@ def _generator_record(generator: Path, run: Run, score: dict) -> dict:
         raise UserError(f"{path}: expected a generator's record with run and train_kimg. Fix: distil {run.name} again.")
     for key, wanted in run.model_dump().items():
         if record["run"].get(key) != wanted:
-            raise UserError(
-                f"{path}: {key}={record['run'].get(key)!r}: expected {wanted!r} as configured. Fix: distil {run.name} again, or "
-                "rename the experiment."
-            )
+            text = f"{path}: {key}={record['run'].get(key)!r}: expected {wanted!r} as configured"
+            raise UserError(f"{text}. Fix: distil {run.name} again, or rename the experiment.")
     files = read_json(generator / MANIFEST).get("files", {})
     if score["generator_sha256"] not in [entry["sha256"] for entry in files.values()]:
-        scored = score["generator_sha256"]
-        raise UserError(
-            f"{generator}: not the scored weights ({scored}). Fix: delete the samples of {run.name} and rerun."
-        )
+        text = f"{generator}: not the scored weights ({score['generator_sha256']})"
+        raise UserError(f"{text}. Fix: delete the samples of {run.name} and rerun.")
     return record
 
 
 def _baseline_row(config: Config, baseline: Baseline, score: dict) -> Row:
     return Row(
         run=baseline.name,
-        label=baseline.label,
-        kind=baseline.kind,
+        **{key: getattr(baseline, key) for key in ("label", "kind", "solver")},
         teacher=_teacher_name(config),
         kappa_teacher=baseline.guidance_scale,
-        solver=baseline.solver,
         steps=baseline.steps or None,
         **_measured(score),
     )
@@ -247,9 +231,7 @@ def _published_row(line: dict[str, str], not_comparable: str | None) -> Row:
         kind="published",
         teacher=line["teacher"],
         strategy=line["strategy"],
-        kappa_fake_train=kappa,
-        kappa_fake_eval=kappa,
-        kappa_teacher=kappa,
+        **dict.fromkeys(("kappa_fake_train", "kappa_fake_eval", "kappa_teacher"), kappa),
         steps=int(line["nfe"]),
         nfe=int(line["nfe"]),
         train_kimg=float(line["train_kimg"]),
@@ -270,11 +252,7 @@ def to_csv(rows: list[Row]) -> str:
 
 
 def read_summary(path: Path) -> list[Row]:
-    """Read the rows of a summary.csv; columns of metrics may be missing, as in one of an earlier version.
-
-    Raises:
-        UserError: another file, a value of another type, or a row without protocol hash or headline metric.
-    """
+    """Read the rows of a summary.csv; columns of metrics may be missing, as in one of an earlier version."""
     kinds = {field.name: get_args(field.type) or (field.type,) for field in fields(Row) if field.name != "measured"}
     rows = []
     try:

@@ -34,27 +34,12 @@ class Theme:
 
     def rc(self) -> dict:
         """Return matplotlib settings."""
-        return {
-            "font.size": 9,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.edgecolor": self.faint,
-            "axes.labelcolor": self.ink,
-            "axes.facecolor": self.paper,
-            "axes.axisbelow": True,
-            "axes.grid": True,
-            "grid.color": self.grid,
-            "grid.linewidth": 0.7,
-            "figure.facecolor": self.paper,
-            "savefig.facecolor": self.paper,
-            "text.color": self.ink,
-            "text.parse_math": False,
-            "xtick.color": self.faint,
-            "ytick.color": self.faint,
-            "xtick.labelcolor": self.ink,
-            "ytick.labelcolor": self.ink,
-            "axes.formatter.use_mathtext": False,
-        }
+        paper = dict.fromkeys(("axes.facecolor", "figure.facecolor", "savefig.facecolor"), self.paper)
+        ink = dict.fromkeys(("axes.labelcolor", "text.color", "xtick.labelcolor", "ytick.labelcolor"), self.ink)
+        faint = dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), self.faint)
+        grid = {"axes.axisbelow": True, "axes.grid": True, "grid.color": self.grid, "grid.linewidth": 0.7}
+        off = ("axes.spines.top", "axes.spines.right", "text.parse_math", "axes.formatter.use_mathtext")
+        return {"font.size": 9} | paper | ink | faint | grid | dict.fromkeys(off, False)
 
     def names(self) -> dict[str, str]:
         """Name each colour by its hex digits as in an SVG file."""

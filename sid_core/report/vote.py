@@ -23,9 +23,6 @@ def write_vote_page(runs: Sequence[Path], out: Path, count: int, seed: int) -> N
     """Write a page on which a person votes on every two of `runs` for `count` prompts, at most those of a shard.
 
     Prompts, order and sides come from `seed`. The page has the names in base64, so that nobody reads them by accident.
-
-    Raises:
-        UserError: fewer than two runs, samples are missing, damaged, or of other captions or noise than the first run's.
     """
     if count < 1:
         raise UserError(f"--count {count}: expected 1 or more prompts")
@@ -33,9 +30,8 @@ def write_vote_page(runs: Sequence[Path], out: Path, count: int, seed: int) -> N
     captions, noise = _captions(runs[0])
     for run in runs[1:]:
         if _captions(run) != (captions, noise):
-            raise UserError(
-                f"not comparable: {runs[0]} and {run} have samples of other captions or seeds. Fix: give runs of one experiment"
-            )
+            text = f"not comparable: {runs[0]} and {run} have samples of other captions or seeds"
+            raise UserError(f"{text}. Fix: give runs of one experiment")
     rng, first = random.Random(seed), dict(zip(reversed(captions), reversed(range(len(captions))), strict=True))
     indices = sorted(rng.sample(sorted(first.values()), min(count, len(first))))
     images = [
@@ -62,9 +58,8 @@ def _captions(run: Path) -> tuple[list[str], list[int]]:
     """Return captions and seeds of the samples in a run's first shard."""
     shard = Row(run).samples(SHARD)
     if not shard.is_file():
-        raise UserError(
-            f"{run}: no {shard.relative_to(run)}; expected a run with samples, such as results/shapes/runs/lsg-2"
-        )
+        text = f"{run}: no {shard.relative_to(run)}"
+        raise UserError(f"{text}; expected a run with samples, such as results/shapes/runs/lsg-2")
     samples = read_json(sidecar(shard)).get("record", {}).get("samples", [])
     captions = read_lines(Results(run.resolve().parents[1]).captions, "caption")[: len(samples)]
     return captions, [sample["seed"] for sample in samples]
