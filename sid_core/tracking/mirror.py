@@ -38,10 +38,7 @@ class Mirror:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        if kind is None:
-            self._ended_as = "FINISHED"
-        else:
-            self._ended_as = "FAILED" if isinstance(error, UserError) else "KILLED"
+        self._ended_as = "FINISHED" if kind is None else "FAILED" if isinstance(error, UserError) else "KILLED"
         self._stop.set()
         self._thread.join(GOODBYE_S)
 

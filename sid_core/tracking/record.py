@@ -24,16 +24,9 @@ NAMES = {"run", "label", "kind", "alpha", "not_comparable", "generator_sha256"} 
 
 
 def sync(results: Path, uri: str | None) -> None:
-    """Mirror results/EXPERIMENT, finished or not, to a store that was unavailable or unused before.
-
-    Args:
-        uri: default: MLFLOW_TRACKING_URI, else tracking.uri of the frozen settings, else mlflow.db here.
-
-    Raises:
-        UserError: `results` has no experiment; MLflow cannot be used.
-    """
+    """Mirror results/EXPERIMENT, finished or not, to the store of `resolve_uri`; raise UserError if it fails."""
     config = load_frozen(results)
-    store = init(config.experiment, resolve_uri(uri or config.tracking.uri), Results(results).store)
+    store = init(config.experiment, resolve_uri(config.tracking.uri, uri), Results(results).store)
     if not store["problem"]:
         store = track(results)
     if store["problem"]:
@@ -44,9 +37,6 @@ def track(results: Path) -> dict:
     """Upload every row of summary.csv and every training to MLflow, and register the best generator.
 
     Prints links, and writes and returns tracking.json: the record of `init`, ids of runs, links, the registered model.
-
-    Raises:
-        UserError: `results` has no experiment, or no record of `init`.
     """
     paths = Results(results)
     best, store = load_frozen(results).tracking.best, read_json(paths.store)

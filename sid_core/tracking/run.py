@@ -22,18 +22,14 @@ class MirroredRun:
         store: dict,
         name: str,
         settings: dict,
-        tags: dict[str, str],
+        tags: dict,
         protocol_hash: str | None = None,
         label: str | None = None,
     ):
-        """Find the run of these settings by its tag `identity`, or create it.
+        """Find the run of this name and these settings by its tag `identity`, or create it.
 
-        Args:
-            store: record of `init`.
-            settings: identity of the run beside its name.
-            name: of the folder.
-            protocol_hash: of its scores. A run that was scored by another protocol keeps its scores; these get their own run.
-            label: the run's name in MLflow; a name that a user gave it there stays.
+        A run that was scored by another protocol keeps its scores; these get their own run. `label` is its name in MLflow
+        unless a user has changed that.
         """
         self.client, experiment = make_client(store["uri"]), store["experiment_id"]
         identity = digest([store["experiment"], name, settings])[:32]
@@ -52,9 +48,8 @@ class MirroredRun:
         """Log the params that the run does not have yet: another value for one it has would raise."""
         from mlflow.entities import Param
 
-        new = {
-            key: value for key, value in values.items() if key not in self.run.data.params and value not in (None, "")
-        }
+        known = self.run.data.params
+        new = {key: value for key, value in values.items() if key not in known and value not in (None, "")}
         self.client.log_batch(self.id, params=[Param(key, str(value)) for key, value in new.items()])
 
     def metrics(self, values: dict[str, float]) -> None:
@@ -69,13 +64,11 @@ class MirroredRun:
         """Log the points of a training log beyond the last logged one; points logged twice would show twice."""
         from mlflow.entities import Metric
 
-        last = self.client.get_run(self.id).data.metrics.get(LAST_POINT, -1)
+        last, start_ms = self.client.get_run(self.id).data.metrics.get(LAST_POINT, -1), self.run.info.start_time
         points = [point for point in _read_points(path) if point["nimg"] > last]
         for first in range(0, len(points), POINTS):
             batch = [
-                Metric(
-                    f"training/{key}", value, self.run.info.start_time + round(1000 * point["elapsed_s"]), point["nimg"]
-                )
+                Metric(f"training/{key}", value, start_ms + round(1000 * point["elapsed_s"]), point["nimg"])
                 for point in points[first : first + POINTS]
                 for key, value in point.items()
                 if value is not None
@@ -95,10 +88,8 @@ class MirroredRun:
 
     def files(self, *paths: Path) -> None:
         """Upload files and folders, where they changed since the last time."""
-        names = [
-            file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()
-        ]
-        current = digest([[str(file), sha256_file(file)] for file in names])
+        files = (file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]))
+        current = digest([[str(file), sha256_file(file)] for file in files if file.is_file()])
         if self.client.get_run(self.id).data.tags.get(FILES) == current:
             return
         for path in paths:
@@ -132,15 +123,14 @@ def generator_run(
     store: dict,
     settings: DistillSettings | ImportSettings | ResampleSettings,
     protocol_hash: str | None = None,
-    *sources: Path,
+    *paths: Path,
 ) -> MirroredRun:
     """Return the MLflow run of a distillation or an import, with its settings as params.
 
-    Args:
-        sources: generator.json and identity.json of the training; the first that is there names teacher, prompts and code, by
-            which a training of other code or data is a run of its own.
+    The first of `paths` (generator.json, identity.json) that is there names teacher, prompts and code: a training of
+    others is a run of its own.
     """
-    records = (read_json(path) for path in sources if path.is_file())
+    records = (read_json(path) for path in paths if path.is_file())
     origin = next((found for found in map(trained_from, records) if found), None)
     run, others = settings.run, flat(settings.model_dump(mode="json", exclude={"run"}))
     identity = settings.model_dump(mode="json") | ({"trained_from": origin} if origin else {})

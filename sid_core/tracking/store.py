@@ -27,19 +27,16 @@ SHARED = re.compile(
 )
 
 
-def resolve_uri(configured: str | None) -> str:
-    """Return the store's URI: MLFLOW_TRACKING_URI, else the configured one, else mlflow.db here.
+def resolve_uri(configured: str | None, asked: str | None = None) -> str:
+    """Return the store's URI: the one asked for, else MLFLOW_TRACKING_URI, else the configured one, else mlflow.db here.
 
     SQLite paths are made absolute: a relative one would follow each process's working folder. A password in
     MLFLOW_TRACKING_URI is replaced by ***, since records and command lines contain the URI; `make_client` takes the password
     from the environment again.
-
-    Raises:
-        UserError: a password in `configured`.
     """
-    given = os.environ.get("MLFLOW_TRACKING_URI")
-    uri = given or configured or f"{SQLITE}mlflow.db"
-    if not given and redact(uri) != uri:
+    environment = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = asked or environment or configured or f"{SQLITE}mlflow.db"
+    if uri != environment and redact(uri) != uri:
         raise UserError(f"{uri}: expected a URI without user, password or token. Fix: set MLFLOW_TRACKING_URI to it")
     return f"{SQLITE}{_database(uri).resolve()}" if _database(uri) else redact(uri)
 
@@ -50,14 +47,8 @@ def init(experiment: str, uri: str | None, out: Path, attempt: int = 1) -> dict:
     If several processes open a fresh SQLite file, one creates it while the others wait. A problem is printed once, here, and
     the pipeline continues. A server that does not answer costs 20 seconds.
     """
-    record = {
-        "uri": uri,
-        "host": socket.gethostname(),
-        "experiment": experiment,
-        "experiment_id": None,
-        "problem": None,
-        "attempt": attempt,
-    }
+    record = {"uri": uri, "host": socket.gethostname(), "experiment": experiment, "experiment_id": None}
+    record |= {"problem": None, "attempt": attempt}
     if uri is None:
         record["problem"] = "switched off (tracking.enabled)"
     else:
@@ -65,10 +56,8 @@ def init(experiment: str, uri: str | None, out: Path, attempt: int = 1) -> dict:
             with _alone(_database(uri)):
                 record["experiment_id"] = _open_experiment(experiment, uri)
         except Exception as error:
-            record["problem"] = first_line(error)
-            print(
-                f"MLflow at {uri} cannot be used ({record['problem']}): this run is not tracked. {later(out.parents[1])}"
-            )
+            record["problem"] = problem = first_line(error)
+            print(f"MLflow at {uri} cannot be used ({problem}): this run is not tracked. {later(out.parents[1])}")
     write_json(out, record)
     return record
 
@@ -139,14 +128,12 @@ def _open_experiment(name: str, uri: str) -> str:
             connection.execute("PRAGMA journal_mode=WAL")
     files = database and (database.parent / "mlartifacts" / name).as_uri()
     if experiment is None:
-        experiment_id = client.create_experiment(name, files, TRAINING_PAGE)
-    elif experiment.lifecycle_stage != "active":
+        return client.create_experiment(name, files, TRAINING_PAGE)
+    if experiment.lifecycle_stage != "active":
         raise UserError(f"experiment {name!r} was deleted there; restore it, or give this experiment another name")
-    else:
-        if database:
-            _check_not_moved(database, experiment.artifact_location, files)
-        experiment_id = experiment.experiment_id
-    return experiment_id
+    if database:
+        _check_not_moved(database, experiment.artifact_location, files)
+    return experiment.experiment_id
 
 
 def _check_local(database: Path) -> None:
@@ -161,10 +148,7 @@ def _check_not_moved(database: Path, recorded: str, expected: str) -> None:
     """Reject a database that was moved or copied with its folder.
 
     It has the absolute path of every file and registered model: MLflow would find none, and download empty folders without an
-    error.
-
-    Raises:
-        UserError: the experiment's files are recorded under another path, of the form that this program writes.
+    error. A path that this program did not write is the user's own.
     """
     own = f"/mlartifacts/{expected.rsplit('/', 1)[1]}"
     if recorded != expected and recorded.endswith(own):
@@ -188,8 +172,7 @@ def shared_file_system(path: Path, mounts: str) -> str | None:
 
 
 def make_client(uri: str) -> "MlflowClient":
-    """Return MLflow's client, with short timeouts for a dead server and without usage statistics."""
-    # the defaults block for minutes on a dead server, and send usage statistics
+    """Return MLflow's client; its defaults block for minutes on a dead server, and send usage statistics."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -202,18 +185,12 @@ def make_client(uri: str) -> "MlflowClient":
 
 
 def with_password(uri: str) -> str:
-    """Return a recorded URI with the password from MLFLOW_TRACKING_URI if the record hides it.
-
-    Raises:
-        UserError: the environment has none, or another.
-    """
+    """Return a recorded URI with the password from MLFLOW_TRACKING_URI if the record hides it."""
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
     if HIDDEN not in uri:
         return uri
     if redact(given) != uri:
-        raise UserError(
-            f"MLflow at {uri}: its password is kept in no file. Fix: set MLFLOW_TRACKING_URI to the whole URI"
-        )
+        raise UserError(f"MLflow at {uri}: its password is in no file. Fix: set MLFLOW_TRACKING_URI to the whole URI")
     return given
 
 

@@ -66,23 +66,24 @@ def history(client, run_id: str, key: str) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize(
-    ("environment", "configured", "expected"),
+    ("asked", "environment", "configured", "expected"),
     [
-        (None, None, "sqlite:///{here}/mlflow.db"),
-        (None, "sqlite:///runs.db", "sqlite:///{here}/runs.db"),
-        (None, "sqlite:////data/runs.db", "sqlite:////data/runs.db"),
-        (None, "http://server:5000", "http://server:5000"),
-        ("http://server:5000", "sqlite:///runs.db", "http://server:5000"),
+        (None, None, None, "sqlite:///{here}/mlflow.db"),
+        (None, None, "sqlite:///runs.db", "sqlite:///{here}/runs.db"),
+        (None, None, "sqlite:////data/runs.db", "sqlite:////data/runs.db"),
+        (None, None, "http://server:5000", "http://server:5000"),
+        (None, "http://server:5000", "sqlite:///runs.db", "http://server:5000"),
+        ("sqlite:///asked.db", "http://server:5000", "sqlite:///runs.db", "sqlite:///{here}/asked.db"),
     ],
 )
-def test_resolve_uri_of_each_source_is_absolute_and_prefers_the_environment(
-    monkeypatch, tmp_path, environment, configured, expected
+def test_resolve_uri_of_each_source_is_absolute_and_prefers_an_option_then_the_environment(
+    monkeypatch, tmp_path, asked, environment, configured, expected
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     if environment:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", environment)
-    assert tracking.resolve_uri(configured) == expected.format(here=tmp_path)
+    assert tracking.resolve_uri(configured, asked) == expected.format(here=tmp_path)
 
 
 def test_resolve_uri_with_a_password_hides_it_from_records_alone(tmp_path, monkeypatch, capsys):
@@ -111,6 +112,12 @@ def test_resolve_uri_of_a_configured_password_raises(monkeypatch):
     with pytest.raises(UserError, match=r"http://\*\*\*@host: expected .* Fix: set MLFLOW_TRACKING_URI") as caught:
         tracking.resolve_uri("http://me:hidden@host")
     assert "hidden" not in str(caught.value)
+
+
+def test_sync_with_a_uri_prefers_it_to_the_environment(results, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{results / 'other.db'}")
+    assert sync(results, "http://127.0.0.1:9") == 1
+    assert "MLflow at http://127.0.0.1:9 cannot be used" in capsys.readouterr().out
 
 
 def test_links_of_a_server_with_a_password_name_the_host_alone():
