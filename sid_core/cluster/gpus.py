@@ -34,12 +34,7 @@ def acquire_gpus(count: int) -> Iterator[list[int]]:
     """Hold `count` of the visible GPUs, waiting for other jobs if needed, and hide all others from this process.
 
     Slurm assigns GPUs to the jobs it runs; only local jobs of a Snakemake within a Slurm job share those of that job.
-
-    Yields:
-        File descriptors of the locks, for child processes that must hold them too; none on a machine without GPUs.
-
-    Raises:
-        UserError: `count` exceeds the number of visible GPUs.
+    Yield the locks' file descriptors, for child processes that must hold them too; none on a machine without GPUs.
     """
     names = visible_gpus()
     if os.environ.get("SLURM_JOB_ID") != os.environ.get(SUBMITTER_JOB) or not names:

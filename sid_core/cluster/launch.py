@@ -54,11 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make_command(stage: list[str], gpu_count: int, nodes: int, threads: int) -> list[str]:
-    """Return the command that starts one process per GPU, or one per node if there are no GPUs.
-
-    Raises:
-        UserError: the GPUs do not divide evenly among the nodes, or there are several nodes outside of Slurm.
-    """
+    """Return the command that starts one process per GPU, or one per node if there are no GPUs."""
     if gpu_count and gpu_count % nodes:
         raise UserError(f"resources.distill.gpu={gpu_count}: expected a multiple of nodes={nodes}")
     per_node = max(gpu_count // nodes, 1)
@@ -101,9 +97,8 @@ class Job:
                 self.out_of_time = True
                 self._stop(signal.SIGUSR1)
             with suppress(subprocess.TimeoutExpired):
-                code = self._child.wait(
-                    None if self._signum or "SLURM_JOB_ID" not in os.environ else min(left_s, POLL_S)
-                )
+                polls = "SLURM_JOB_ID" in os.environ and not self._signum
+                code = self._child.wait(min(left_s, POLL_S) if polls else None)
         if self._signum:
             return code and 128 + self._signum
         if code < 0:
@@ -119,11 +114,7 @@ class Job:
 
 
 class AttemptHistory:
-    """Attempts of one Snakemake call on a state folder: requeued jobs and retries. Outside of Snakemake each begins anew.
-
-    Raises:
-        UserError: there are too many attempts, or this is a retry of a training that a limit stopped.
-    """
+    """Attempts of one Snakemake call on a state folder: requeued jobs and retries. Without Snakemake each begins anew."""
 
     def __init__(self, state: Path, attempt: int, most: int):
         self._path, self._state = state / "starts.json", state
@@ -141,9 +132,7 @@ class AttemptHistory:
                 f"resources.distill.continuations={most}. Fix: run snakemake again, which resumes it"
             )
         if attempts:
-            log.info(
-                "%s: continuation %d of at most %d, from %s nimg", state.name, len(attempts), most, f"{from_nimg:,}"
-            )
+            log.info(f"{state.name}: continuation {len(attempts)} of at most {most}, from {from_nimg:,} nimg")
         job = os.environ.get("SLURM_JOB_ID")
         this = {"from_nimg": from_nimg, "call": call, "job": job, "host": socket.gethostname()}
         write_json(self._path, [*attempts, this | {"time_s": round(time.time())}])
@@ -151,10 +140,8 @@ class AttemptHistory:
     def check_progress(self) -> None:
         """Raise UserError if this attempt saved no checkpoint: attempts without progress would repeat to the limit."""
         if _newest(self._state)[0] == self._newest:
-            raise UserError(
-                f"{self._state.name}: its time was up before half an iteration was done. Fix: raise "
-                "resources.distill.runtime, or lower its save_s"
-            )
+            text = f"{self._state.name}: its time was up before half an iteration was done"
+            raise UserError(f"{text}. Fix: raise resources.distill.runtime, or lower its save_s")
 
     def clear(self) -> None:
         """Delete the history of attempts after the training is done."""
@@ -170,11 +157,7 @@ def _newest(state: Path) -> tuple[Path | None, int]:
 
 
 def requeue(run: str, left_s: float) -> None:
-    """Requeue this job and wait for Slurm to end it.
-
-    Raises:
-        UserError: Snakemake did not submit this job: a user's own script must not restart by itself.
-    """
+    """Requeue this job and wait for Slurm to end it; a user's own script must not restart by itself."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     comment = _ask_squeue("%k")  # empty where Slurm does not answer, and then it requeues nothing either
     if comment and not comment.startswith("rule_"):

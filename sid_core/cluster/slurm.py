@@ -24,9 +24,7 @@ from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
 NAME = "slurm"
 LOST = "LOST"  # our state of a job that Slurm does not list
-READ_IN = (
-    "2.8.0"  # version of the plugin whose private members are TOUCHED; tests/slurm/test_plugin.py notices a change
-)
+READ_IN = "2.8.0"  # of the plugin, whose private members are TOUCHED; tests/slurm/test_plugin.py notices a change
 TOUCHED = ("_job_submission_executor", "_submitted_job_clusters", "_report_job_error_threadsafe")
 INTERRUPTED = {"TIMEOUT", "NODE_FAIL", "PREEMPTED", LOST}  # states after which `launch` continues
 FAILED = {"BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
@@ -82,9 +80,7 @@ def _make(upstream: type, prefix: str) -> type:
             async for _ in super().check_active_jobs(active_jobs):
                 pass  # without an answer of Slurm the plugin forgets jobs, and Snakemake waits forever
             open_jobs = [job_info for job_info in active_jobs if job_info.job not in self._reported]
-            by_sacct = (
-                self.get_status_command() == "sacct" and shutil.which("sacct") is not None
-            )  # as the plugin decides
+            by_sacct = self.get_status_command() == "sacct" and shutil.which("sacct") is not None  # as upstream does
             stuck = {}
             if open_jobs:  # those of an earlier Snakemake too: ours wait for them
                 ids = [*self._registry.before, *(job_info.external_jobid for job_info in open_jobs)]
@@ -151,9 +147,8 @@ class JobMonitor:
     def find_stuck_jobs(self, jobs: list[str], done: Collection[str] = (), by_sacct: bool = False) -> dict[str, str]:
         """Return the `jobs` to give up and the reasons, after releasing those that Slurm could not start.
 
-        Args:
-            done: successful jobs. A controller that crashed may start them again; they are cancelled, as others read their files.
-            by_sacct: sacct may list, perhaps later, jobs that squeue forgot: such jobs are not lost.
+        A controller that crashed may start jobs again that are `done`: they are cancelled, as others read their files.
+        `by_sacct`: sacct may list, perhaps later, jobs that squeue forgot: such jobs are not lost.
         """
         listed = _listed()
         if listed is None:
@@ -229,11 +224,7 @@ def _ask_sacct(jobs: list[str]) -> dict[str, str]:
 
 
 def ask_squeue(*options: str, wait: Callable[[float], bool | None] = time.sleep) -> str:
-    """Return squeue's output, waiting for an unavailable controller: `wait` takes seconds and returns true to give up.
-
-    Raises:
-        WorkflowError: the controller is unavailable for too long, or `wait` gave up.
-    """
+    """Return squeue's output, or raise WorkflowError if there is none for too long, or `wait` returned true in between."""
     deadline = None
     while True:
         asked = subprocess.run(["squeue", "--noheader", *options], capture_output=True, text=True)

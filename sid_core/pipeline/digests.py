@@ -29,13 +29,12 @@ def stage_digest(module: str) -> str:
     return code_digest(*sorted(modules | beside))
 
 
-def code_digest(*modules: str | Path) -> str:
-    """Hash files, or folders of Python; comments, blank lines and docstrings of Python do not count."""
+def code_digest(*files: Path) -> str:
+    """Hash files; comments, blank lines and docstrings of Python do not count."""
     hashed = hashlib.sha256()
-    for module in modules:
-        for path in sorted(Path(module).rglob("*.py")) if Path(module).is_dir() else [Path(module)]:
-            source = path.read_bytes()
-            hashed.update(path.name.encode() + (_meaning(source) if path.suffix == ".py" else source))
+    for path in files:
+        source = path.read_bytes()
+        hashed.update(path.name.encode() + (_meaning(source) if path.suffix == ".py" else source))
     return hashed.hexdigest()[:16]
 
 

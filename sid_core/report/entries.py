@@ -3,6 +3,7 @@
 import csv
 import io
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,8 +72,7 @@ def make_entries(config: Config, rows: list[Row], scores: dict[str, dict], over_
 
 def read_intervals(path: Path) -> Intervals:
     """Read seeds.csv: 95 % intervals of means over training seeds."""
-    lines = csv.DictReader(io.StringIO(read_text(path)))
-    return {(line["run"], line["metric"]): (float(line["low"]), float(line["high"])) for line in lines}
+    return {(line["run"], line["metric"]): (float(line["low"]), float(line["high"])) for line in _read_csv(path)}
 
 
 def read_differences(path: Path, entries: list[Entry]) -> Differences:
@@ -80,11 +80,11 @@ def read_differences(path: Path, entries: list[Entry]) -> Differences:
     own = {entry.name: entry.name for entry in entries}
     settings = {"samples": {entry.row.run: entry.name for entry in entries}, "seeds": own}
     found: Differences = {}
-    for line in csv.DictReader(io.StringIO(read_text(path))):
+    for line in _read_csv(path):
         names = settings[line["over"]]
-        a, b = names.get(line["a"]), names.get(line["b"])
-        if a is None or b is None:
+        if not {line["a"], line["b"]} <= names.keys():
             continue
+        a, b = names[line["a"]], names[line["b"]]
         value, low, high = (float(line[key]) for key in ("difference", "low", "high"))
         better = names[line["better"]] if line["better"] else ""
         difference = Difference(a, b, line["metric"], value, low, high, better, line["over"])
@@ -99,11 +99,11 @@ def pair(a: str, b: str, metric: str) -> tuple[frozenset[str], str]:
     return frozenset((a, b)), metric
 
 
-def read_text(path: Path) -> str:
-    """Read a file of the rule `pairs`; raises UserError where it is missing."""
+def _read_csv(path: Path) -> Iterable[dict[str, str]]:
+    """Read a file of the rule `pairs`; raise UserError where it is missing."""
     if not path.is_file():
         raise UserError(f"{path}: no such file. Fix: run sid-core pairs before the report.")
-    return path.read_text(encoding="utf-8")
+    return csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
 
 
 def base_name(run: Run) -> str:

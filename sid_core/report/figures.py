@@ -74,6 +74,11 @@ def legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
 
 
+def axis_title(key: str) -> str:
+    """Return a metric's name and its better direction."""
+    return f"{METRICS[key].title}  ({METRICS[key].better} is better)"
+
+
 def fid_clip(entries: list[Entry]) -> Figure:
     """Plot FID, and beside it recall, against the CLIP score: generators, teacher, lower bounds, other strategies."""
     return _trade_off(entries, ("fid", "recall"), (11, 4.6))
@@ -91,7 +96,7 @@ def _trade_off(entries: list[Entry], keys: tuple[str, ...], size: tuple[float, f
         labels = []
         for axes, key in zip(panels, keys, strict=True):
             axes.set_xlabel("CLIP score  (higher is better)")
-            axes.set_ylabel(f"{METRICS[key].title}  ({METRICS[key].better} is better)")
+            axes.set_ylabel(axis_title(key))
             shown = [entry for entry in entries if entry.estimate(key) is not None]
             labels.append(_curves(axes, shown, key) + _single_points(axes, shown, key) + _published(axes, shown, key))
             axes.margins(0.18, 0.14)

@@ -12,15 +12,8 @@ from .curves import Curves, exceeds_limit
 from .entries import base_name
 
 COLUMNS = (
-    "Run",
-    "Training",
-    "Images",
-    "Time",
-    "Skipped updates",
-    "Points beyond an alarm",
-    "Score gap",
-    "Latent spread",
-)
+    "Run", "Training", "Images", "Time", "Skipped updates", "Points beyond an alarm", "Score gap", "Latent spread",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,12 +60,9 @@ def examine(alarms: Alarms, curves: Curves, folder: Path) -> list[Health]:
                 ended=ended.get("how", None if generator else "unfinished"),
                 why=ended.get("why", ""),
                 generator=generator,
-                nimg=int(points["nimg"][-1]),
-                elapsed_s=float(points["elapsed_s"][-1]),
-                skipped=int(points["skipped"][-1]),
                 exceeded=int(np.sum(exceeds_limit(alarms, run, points))),
-                score_gap=float(points["score_gap"][-1]),
-                latent_std=float(points["latent_std"][-1]),
+                **{key: int(points[key][-1]) for key in ("nimg", "skipped")},
+                **{key: float(points[key][-1]) for key in ("elapsed_s", "score_gap", "latent_std")},
             )
         )
     return result

@@ -51,7 +51,9 @@ def inline(svg: str, alt: str, tips: Mapping[str, str] | None) -> Markup:
     def identity(match: re.Match) -> str:
         kind, _, run = match[1].partition(":")
         if kind == "point" and tips:
-            return f' class="point" data-run="{run}" role="button" tabindex="0" {_tip_attributes(tips.get(run, run))}'
+            tip = escape(tips.get(run, run)).replace("\n", "&#10;")
+            button = f'role="button" tabindex="0" data-tip="{tip}" aria-label="{tip}" aria-pressed="false"'
+            return f' class="point" data-run="{run}" {button}'
         if kind in ("run", "point"):
             return f' data-run="{run}"'
         return match[0] if match[1] in used else ""
@@ -66,8 +68,3 @@ def inline(svg: str, alt: str, tips: Mapping[str, str] | None) -> Markup:
     body = re.sub(r"\s*\n\s*", " ", body)
     role = "group" if tips else "img"
     return Markup(f'<svg {viewbox} role="{role}" aria-label="{escape(alt)}">{body}</svg>')
-
-
-def _tip_attributes(tip: str) -> str:
-    text = escape(tip).replace("\n", "&#10;")
-    return f'data-tip="{text}" aria-label="{text}" aria-pressed="false"'

@@ -14,7 +14,7 @@ from ..evaluation.metrics.catalogue import METRICS
 from .columns import kimg
 from .curves import MARKERS
 from .entries import Differences, Entry, pair
-from .figures import Point, draw_point, legend_below
+from .figures import Point, axis_title, draw_point, legend_below
 from .labels import Label, place
 from .theme import LIGHT, new_figure
 
@@ -106,16 +106,12 @@ def draw(methods: dict[str, list[Entry]]) -> Figure:
             for axes, keys in zip(panels, PANELS, strict=True)
         ]
         for axes, (x, y), texts in zip(panels, PANELS, labels, strict=True):
-            axes.set_xlabel(f"alignment number {x}" if x == ALIGNMENT else _title(x))
-            axes.set_ylabel(_title(y))
+            axes.set_xlabel(f"alignment number {x}" if x == ALIGNMENT else axis_title(x))
+            axes.set_ylabel(axis_title(y))
             axes.margins(0.12, 0.14)
             if texts:
                 place(axes, texts)
         return figure
-
-
-def _title(key: str) -> str:
-    return f"{METRICS[key].title}  ({METRICS[key].better} is better)"
 
 
 def _draw_method(axes: Axes, group: list[Entry], colour: str, marker: str, x: str, y: str) -> list[Label]:

@@ -32,9 +32,8 @@ class Gallery:
             if self.results.run(run.name).record.is_file()
         }
         if not self.runs:
-            raise UserError(
-                f"{self.results.runs}: no finished generator yet; see `sid-core status --results {results}`"
-            )
+            text = f"{self.results.runs}: no finished generator yet"
+            raise UserError(f"{text}; see `sid-core status --results {results}`")
         self.experiment, self._embedded = config.experiment, config.teacher.source.startswith("embedded")
         self._sessions: dict[Path, InferenceSession] = {}
 
@@ -43,21 +42,16 @@ class Gallery:
         captions = self.results.captions
         examples = read_lines(captions, "caption")[: 10 * EXAMPLES] if captions.is_file() else []
         runs = []
-        for name, row in ((name, self.results.run(name)) for name in self.runs):
-            score = read_json(row.score) if row.score.is_file() else {}
-            record = read_json(row.record)
+        for row in map(self.results.run, self.runs):
+            score, record = read_json(row.score) if row.score.is_file() else {}, read_json(row.record)
             note = REAL_IMAGES if record.get("uses_real_images") else ""
             values = {key: score.get(key) for key in ("fid", "clip")}
-            runs.append({"name": name, "seed": record["run"]["seed"] or 0, **values, "note": note})
+            runs.append({"name": row.folder.name, "seed": record["run"]["seed"] or 0, **values, "note": note})
         about = {"experiment": self.experiment, "runs": runs, "examples": list(dict.fromkeys(examples))[:EXAMPLES]}
         return about | {"vocabulary": _vocabulary() if self._embedded else None}
 
     def draw(self, name: str, prompt: str, seed: int) -> tuple[bytes, float, float]:
-        """Return the PNG that `sid-core sample` writes, and the seconds of loading and of sampling.
-
-        Raises:
-            UserError: no such run, an invalid prompt or seed, damaged files.
-        """
+        """Return the PNG that `sid-core sample` writes, and the seconds of loading and of sampling."""
         if name not in self.runs:
             raise UserError(f"run={name}: expected one of {', '.join(self.runs)}")
         _check_prompt(prompt)

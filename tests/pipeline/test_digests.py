@@ -131,7 +131,7 @@ def test_stage_digest_follows_imports(tmp_path, monkeypatch):
 def test_code_digest_sees_code_and_not_comments(tmp_path):
     def digest(text: str) -> str:
         (tmp_path / "module.py").write_text(text)
-        return digests.code_digest(tmp_path)
+        return digests.code_digest(tmp_path / "module.py")
 
     first = digest('"""Doc."""\n\ndef f(x):\n    """Doc."""\n    return x + 1\n')
     assert digest('"""Other."""\ndef f(x):  # comment\n    return (x + 1)\n') == first
