@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from serving import Corrupt, Drop, Server, Status, disk_is_full
+from teacher_folders import edit
 from tiny_parts import LICENSE, sd_repository
 
 from sid_core.config import Teacher
@@ -238,9 +239,7 @@ def test_prepare_teacher_of_a_missing_variant_raises(repository, tmp_path, monke
 
 def test_prepare_teacher_of_another_family_raises_before_fetching_weights(tiny_teacher_source, tmp_path, monkeypatch):
     sdxl = sd_repository(tiny_teacher_source, tmp_path / "sdxl")
-    write_json(
-        sdxl / "unet" / "config.json", read_json(sdxl / "unet" / "config.json") | {"addition_embed_type": "text_time"}
-    )
+    edit(sdxl / "unet" / "config.json", addition_embed_type="text_time")
     with Server(repos={REPO: sdxl}) as hub:
         hub.use_as_hub(monkeypatch, tmp_path / "cache")
         assert f"teacher.repo={REPO}: unet: addition_embed_type=text_time" in refused(hub, tmp_path)

@@ -185,7 +185,7 @@ class DiffusersLayout(Backbone):
             if (ids := len(one.tokenizer)) > (rows := one.model.get_input_embeddings().num_embeddings):
                 tokenizer = name.replace("text_encoder", "tokenizer")
                 raise UserError(
-                    f"{place}: {tokenizer} has {ids} tokens, {name} expects {rows}; they do not belong together"
+                    f"{place}: {tokenizer} has {ids} tokens, {name} expects {rows}. Fix: take both of a model"
                 )
         empty = encoder.empty()
         for part, key in cls.WIDTHS.items():
@@ -235,7 +235,7 @@ def resolve_prompt_length(folder: Path, suffix: str, place: str) -> int:
     if isinstance(length, int | float) and length >= LONGEST:
         write_json(path, config | {"model_max_length": positions})
         return positions
-    if not isinstance(length, int) or length > positions:
+    if not isinstance(length, int) or not 0 < length <= positions:
         raise UserError(
             f"{place}: tokenizer{suffix}: model_max_length={length}: expected at most {positions}, the text encoder's positions. "
             f"Fix: set it to {positions} in tokenizer{suffix}/{path.name} of a local copy"

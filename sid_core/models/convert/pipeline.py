@@ -48,6 +48,8 @@ def export(generator: Path, teacher: Path, out: Path, score: Path | None = None)
     if scores and scores["generator_sha256"] != weights:
         raise UserError(f"--score {score}: of other weights than {generator}. Fix: score this generator, or omit it")
     family = family_of(teacher)
+    if not issubclass(family, DiffusersLayout):
+        raise UserError(f"--teacher {teacher}: {family.__name__} is no pipeline of diffusers. Fix: use sid-core sample")
     with atomic_path(out, *MARKERS) as folder:
         folder.mkdir()
         shutil.copy(generator / "generator.json", folder)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_flow import TinyFlow, write_teacher
 
+from sid_core import cli
 from sid_core.models import backbones
 from sid_core.models.teacher import load_backbone
 
@@ -13,11 +14,14 @@ def registered(monkeypatch):
     monkeypatch.setattr(backbones, "FAMILIES", [*backbones.FAMILIES, TinyFlow])
 
 
-def test_stages_of_another_family_prepare_distil_and_sample(run_stages, tmp_path):
+def test_stages_of_another_family_prepare_distil_and_sample(run_stages, tmp_path, capsys):
     teacher, generator = run_stages(write_teacher(tmp_path / "source"), side=32)
     assert type(load_backbone(teacher)) is TinyFlow
     assert [path.name for path in generator.glob("*/*.safetensors")] == ["diffusion_pytorch_model.safetensors"]
     assert list(generator.glob("transformer/config.json"))
+    folders = ["--generator", str(generator), "--teacher", str(teacher), "--out", str(tmp_path / "pipeline")]
+    assert cli.main(["export", *folders]) == 1
+    assert "TinyFlow is no pipeline of diffusers. Fix: use sid-core sample" in capsys.readouterr().err
 
 
 def test_backbone_of_another_family_guides_x0(tmp_path):

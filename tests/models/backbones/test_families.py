@@ -1,19 +1,14 @@
 """Compare every family of diffusers' pipelines, with every prediction type, to the pipeline itself."""
 
-import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DiffusionPipeline,
-    DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-)
+from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from small import baseline_settings
 from small_run import PROMPTS
+from teacher_folders import edit
 from tiny_sdxl import BETAS
 
 from sid_core.config import Teacher
@@ -80,7 +75,7 @@ def family(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("family")
     source = shutil.copytree(request.getfixturevalue(name), folder / "source")
     for path, changes in (("model_index.json", index), ("scheduler/scheduler_config.json", scheduler)):
-        (source / path).write_text(json.dumps(json.loads((source / path).read_text()) | changes))
+        edit(source / path, **changes)
     prepare_teacher(Teacher(source="local", path=str(source)), folder / "teacher")
     absent = {component: None for component, entry in index.items() if entry == [None, None]}
     pipeline = DiffusionPipeline.from_pretrained(source, **absent)

@@ -15,15 +15,9 @@ CROSS, PLAIN = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "
 def unet(down=(CROSS[0], PLAIN[0]), up=(PLAIN[1], CROSS[1]), **more) -> UNet2DConditionModel:
     torch.manual_seed(0)
     settings = {
-        "sample_size": 8,
-        "block_out_channels": (8, 16),
-        "layers_per_block": 2,
-        "norm_num_groups": 4,
-        "cross_attention_dim": 6,
-        "attention_head_dim": 2,
-        "down_block_types": down,
-        "up_block_types": up,
-    }
+        "sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 2, "norm_num_groups": 4,
+        "cross_attention_dim": 6, "attention_head_dim": 2, "down_block_types": down, "up_block_types": up,
+    }  # fmt: skip
     return UNet2DConditionModel(**settings | more)
 
 

@@ -15,6 +15,7 @@ import yaml
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler, LCMScheduler, StableDiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from PIL import Image
+from teacher_folders import edit
 
 from sid_core import cli
 from sid_core.config import Lora, Teacher
@@ -35,8 +36,7 @@ PROMPT = "a red dot"
 def change_scheduler(source: Path, out: Path, **changes: object) -> Path:
     """Prepare the teacher with another scheduler config."""
     shutil.copytree(source, out / "source")
-    path = out / "source" / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    edit(out / "source" / "scheduler" / "scheduler_config.json", **changes)
     prepare_teacher(Teacher(source="local", path=str(out / "source")), out / "teacher")
     return out / "teacher"
 
