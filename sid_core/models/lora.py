@@ -36,7 +36,8 @@ def adapted(backbone: Backbone, lora: "Lora", stream: torch.Generator) -> Backbo
     Raises:
         UserError: a target is no linear layer or convolution of the network.
     """
-    network = copy.deepcopy(backbone.network, {id(p): p for p in backbone.network.parameters()})
+    shared = (*backbone.network.parameters(), *backbone.network.buffers())
+    network = copy.deepcopy(backbone.network, {id(tensor): tensor for tensor in shared})
     for layer in _layers(network, lora.targets, backbone.ADAPTED):
         sizes = {"bias": False, "device": "cpu"}
         if isinstance(layer, nn.Conv2d):

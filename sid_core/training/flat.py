@@ -69,11 +69,12 @@ class Layout:
 
 
 def with_weights(network: Network, weights: dict[str, Tensor]) -> Network:
-    """Copy a frozen network with `weights`, by name, as parameters; it shares the others, and no tensor is copied."""
+    """Copy a frozen network with `weights`, by name, as parameters or buffers; it shares the others, and no tensor is copied."""
     memo = {
         id(p): nn.Parameter(weights[name], requires_grad=False) if name in weights else p
         for name, p in network.named_parameters()
     }
+    memo |= {id(buffer): weights.get(name, buffer) for name, buffer in network.named_buffers()}
     return copy.deepcopy(network, memo)
 
 

@@ -22,6 +22,8 @@ from sid_core.models.backbones import StableDiffusion3, family_of
 from sid_core.models.conditioning import Conditioning
 from sid_core.models.devices import place
 from sid_core.models.teacher import load_backbone, load_solver, load_text_encoder, prepare_teacher
+from sid_core.training import dry_run
+from sid_core.training.iteration import Trainer
 from sid_core.training.run import make_trainer
 
 
@@ -120,6 +122,18 @@ def test_trainer_step_of_a_flow_changes_its_networks(request, source, checkpoint
         assert not torch.equal(trained.master, before[name])
 
 
+def test_trainer_on_a_device_shares_one_copy_of_the_positions_there(tiny_sd3_source):
+    """Take the teacher from host memory to meta, as to a GPU."""
+    meta, teacher = torch.device("meta"), load_backbone(tiny_sd3_source)
+    prompts = dry_run.RandomPrompts((268, 32), meta, 24)
+    settings = dry_run.make_settings(batch=1, micro_batch=1, precision="bfloat16")
+    trainer = Trainer(teacher, prompts, (4, 8, 8), dry_run.make_run(2.0), settings, device=meta)
+    trainer.step()
+    networks = (trainer.teacher, trainer.fake_score, trainer.generator, trainer.ema)
+    positions = {id(buffer): buffer for backbone in networks for buffer in backbone.network.buffers()}
+    assert [buffer.device for buffer in positions.values()] == [meta]
+
+
 # --- mistakes ----------------------------------------------------------------------------------------------------------
 
 SD3 = [
@@ -163,9 +177,9 @@ def test_prepare_teacher_of_another_flow_names_what_differs(copy, tmp_path, file
 
 def test_stages_of_unets_alone_name_another_family(tiny_sd3_source, tmp_path, capsys):
     pickle = str(tmp_path / "batch512_cfg222_t625_4812_v2.pkl")
-    for command in (["plan-memory"], ["import-official", pickle, "--out", str(tmp_path / "out")]):
-        assert cli.main([*command, "--teacher", str(tiny_sd3_source)]) == 1
-        assert "expected a teacher of StableDiffusion" in capsys.readouterr().err
+    command = ["import-official", pickle, "--out", str(tmp_path / "out")]
+    assert cli.main([*command, "--teacher", str(tiny_sd3_source)]) == 1
+    assert "expected a teacher of StableDiffusion" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("scale", [0.0, 2.0])
