@@ -112,7 +112,9 @@ def compare_methods(size: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", nargs="+", default=["sd15", "shapes"], choices=[*architectures.UNETS, "shapes"])
+    parser.add_argument(
+        "--size", nargs="+", default=["sd15", "shapes"], choices=[*architectures.ARCHITECTURES, "shapes"]
+    )
     parser.add_argument("--kappa", nargs="+", type=float, default=[2.0, 1.0])
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--methods", action="store_true", help="compare objectives, strategies and steps")

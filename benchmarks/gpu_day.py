@@ -333,7 +333,7 @@ def main() -> None:
     record["minutes"] = (time.perf_counter() - day.began_s) / 60
     write_json(given.out / "record.json", record)
     ours, text = record["ours"], tables(record)
-    parameters = sum(p.numel() for p in architectures.new_unet(day.architecture, "meta").parameters())
+    parameters = sum(p.numel() for p in architectures.new_network(day.architecture, "meta").parameters())
     settings = f"{ours['precision']}, micro-batch {ours['micro_batch']}" + ", compiled" * ours["compile"]
     measured = {"date": record["date"], "device": record["machine"]["device"], "settings": settings}
     measured |= {"unet_million": round(parameters / 1e6, 1), "speeds": speeds(record)}

@@ -32,7 +32,7 @@ def vectors(trainer: Trainer) -> dict[str, torch.Tensor]:
 def main() -> None:
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=[*architectures.UNETS, "shapes"], default="sd15" if gpu else "small")
+    parser.add_argument("--size", choices=[*architectures.ARCHITECTURES, "shapes"], default="sd15" if gpu else "small")
     parser.add_argument("--precision", choices=DTYPES, default="bfloat16" if gpu else "float32")
     parser.add_argument("--micro-batch", type=int, default=4 if gpu else 1)
     parser.add_argument("--compile", action="store_true")

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import torch
 from diffusers import UNet2DConditionModel
 
-from sid_core.models.architectures import UNETS
+from sid_core.models.architectures import ARCHITECTURES
 from sid_core.storage.states import saved_states
 from sid_core.training import state
 from sid_core.training.distributed import World
@@ -28,7 +28,7 @@ def make_trainer(width: int) -> SimpleNamespace:
     """Make a checkpoint's contents in host memory; all vectors are one, to save memory."""
     channels = [width, 2 * width, 4 * width, 4 * width]
     with torch.device("meta"):
-        layout = Layout(UNet2DConditionModel(**UNETS["sd15"] | {"block_out_channels": channels}))
+        layout = Layout(UNet2DConditionModel(**ARCHITECTURES["sd15"].network | {"block_out_channels": channels}))
     vector = torch.rand(layout.size)
     optimizer = SimpleNamespace(second=vector, first=None, steps=torch.tensor(1))
     student = SimpleNamespace(master=vector, optimizer=optimizer, guard=SimpleNamespace(saved=dict))

@@ -107,7 +107,7 @@ def _beside(trainer, architecture, given: argparse.Namespace) -> dict:
 def _arguments() -> argparse.Namespace:
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = [*architectures.UNETS, "shapes"]
+    sizes = [*architectures.ARCHITECTURES, "shapes"]
     parser.add_argument("--size", choices=sizes, default="sd15" if gpu else "small")
     parser.add_argument("--precision", choices=DTYPES, default="bfloat16" if gpu else "float32")
     parser.add_argument("--micro-batch", type=int, default=16 if gpu else 4, help="images per backward pass")

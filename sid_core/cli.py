@@ -327,11 +327,15 @@ def _plan_memory(given: argparse.Namespace) -> None:
         raise UserError(f"--gpus {given.gpus}: expected 1 or more")
     if given.lora is not None and given.lora < 1:
         raise UserError(f"--lora {given.lora}: expected a rank of 1 or more; without --lora all weights are trained")
-    if not 0 < given.kappa < math.inf:
+    if given.kappa is not None and not 0 < given.kappa < math.inf:
         raise UserError(f"--kappa {given.kappa:g}: expected more than 0; 1 is no guidance")
     architecture = architectures.from_directory(given.teacher) if given.teacher else architectures.from_name(given.size)
-    rows = memory.search_settings(architecture, given.kappa, given.precision, given.gpus, given.gan, given.lora)
+    kappa = given.kappa or (2.0 if architecture.family.GUIDED else 1.0)
+    rows = memory.search_settings(architecture, kappa, given.precision, given.gpus, given.gan, given.lora)
     print(memory.to_markdown(rows), memory.advice(rows), memory.NOTE, sep="\n\n")
+
+
+SIZES = ("sd15", "sd21-base", "sd21-768", "sdxl", "sd35-medium", "sana-600m", "flux-dev", "shapes")  # of plan-memory
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------
@@ -396,8 +400,8 @@ OPTIONS: dict[str, dict] = {
     "vote.count": {"type": int, "default": 50, "help": "prompts, each with a pair of every two runs (default: 50)"},
     "t-init": {"type": int, "help": "timestep it starts at (default: the file name's, else 625)"},
     "num-steps": {"type": int, "default": 1, "help": "evaluations per image (default: 1)"},
-    "kappa": {"type": float, "default": 2.0, "help": "guidance scale; 1 is no guidance (default: 2)"},
-    "size": {"choices": ("sd15", "sd21-base", "sd21-768", "sdxl", "shapes"), "help": "or one by its name"},
+    "kappa": {"type": float, "help": "guidance scale; 1 is no guidance (default: 2, and 1 of FLUX)"},
+    "size": {"choices": SIZES, "help": "or one by its name"},
     "precision": {"nargs": "+", "default": ["bfloat16", "float32"], "help": "float16: as bfloat16; tf32: as float32"},
     "gpus": {
         "type": int,

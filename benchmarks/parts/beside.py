@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-from sid_core.models.architectures import Architecture, new_unet
+from sid_core.models.architectures import Architecture, new_network
 from sid_core.training.iteration import Trainer
 
 from .clock import measure, quartiles
@@ -41,7 +41,7 @@ def load(path: Path, architecture: Architecture, trainer: Trainer) -> tuple[str,
         prediction_type=trainer.teacher.prediction_type, alphas_cumprod=trainer.teacher.schedule._alpha ** 2,
         embeddings=prompts.table.tokens, empty=prompts.empty.tokens, device=trainer.device,
     )  # fmt: skip
-    step = module.build(lambda: new_unet(architecture, trainer.device), settings)
+    step = module.build(lambda: new_network(architecture, trainer.device), settings)
     return getattr(module, "NAME", path.stem), step
 
 

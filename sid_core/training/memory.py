@@ -92,8 +92,12 @@ class LiveBytes(TorchDispatchMode):
 def fused_attention() -> Iterator[None]:
     """Replace attention by the fused kernel of GPUs; on `meta` torch would materialise the attention matrix."""
     original = F.scaled_dot_product_attention
+
     # replaced by name: a torch function mode is not active while backward recomputes a checkpointed block
-    F.scaled_dot_product_attention = lambda q, k, v, *_, **__: aten._scaled_dot_product_flash_attention(q, k, v)[0]
+    def fused(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> Tensor:
+        return aten._scaled_dot_product_flash_attention(query, key, value)[0]
+
+    F.scaled_dot_product_attention = fused
     try:
         yield
     finally:
@@ -169,7 +173,8 @@ def predict(
         prompts = RandomPrompts(architecture.text_shape, torch.device("meta"), architecture.pooled)
         run, real = run or make_run(kappa), RandomPairs(prompts, architecture.latent_shape)
         trainer = Trainer(teacher, prompts, architecture.latent_shape, run, settings, real=real)
-        for tensor in (encoder, *codec.parameters(), *trainer.teacher.parameters()):
+        network = trainer.teacher.network
+        for tensor in (encoder, *codec.parameters(), *network.parameters(), *network.buffers()):
             memory.add(tensor)
         static = memory.live
         assert memory.peak <= static, "expected no temporary memory while networks are set up"

@@ -56,7 +56,7 @@ def test_step_runs_its_evaluations_and_no_weight_gradients_of_frozen_networks():
     )
     work = count("small", 2.0)
     assert work.flops == expected
-    convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in architectures.new_unet(SMALL, "meta").modules())
+    convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in architectures.new_network(SMALL, "meta").modules())
     assert work.weight_gradients == 2 * convolutions  # of the fake score once, of the generator once
 
 

@@ -1,5 +1,6 @@
 """Compare predictions on the device meta with allocators, byte counts and autograd."""
 
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from typing import get_args
@@ -17,6 +18,29 @@ from sid_core.training.iteration import Trainer
 
 SMALL = architectures.from_name("small")
 SD15 = architectures.from_name("sd15")
+BLOCKS = {"num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 4}
+SMALL_FLOWS = {
+    "sd35-medium": {
+        "sample_size": 16,
+        "joint_attention_dim": 32,
+        "caption_projection_dim": 64,
+        "pooled_projection_dim": 16,
+        "pos_embed_max_size": 16,
+        "dual_attention_layers": [0],
+    },
+    "sana-600m": {
+        "num_cross_attention_heads": 4,
+        "cross_attention_head_dim": 16,
+        "cross_attention_dim": 64,
+        "caption_channels": 32,
+    },
+    "flux-dev": {
+        "num_single_layers": 2,
+        "joint_attention_dim": 32,
+        "pooled_projection_dim": 16,
+        "axes_dims_rope": (4, 6, 6),
+    },
+}
 NETWORK = architectures.new_backbone(SMALL, "cpu")
 CODEC = sum(p.nbytes for p in architectures.new_codec(SMALL).parameters())
 
@@ -27,7 +51,7 @@ def predict(precision: str, checkpointing: bool = False) -> memory.Prediction:
 
 
 def parameters(architecture) -> int:
-    return sum(p.numel() for p in architectures.new_unet(architecture, "meta").parameters())
+    return sum(p.numel() for p in architectures.new_network(architecture, "meta").parameters())
 
 
 def test_make_settings_equals_the_defaults_of_distill():
@@ -46,6 +70,24 @@ def test_live_bytes_on_meta_equals_the_peak_on_a_device(precision, checkpointing
     predicted = predict(precision, checkpointing)
     settings = {"batch": 3, "micro_batch": 3, "precision": precision, "checkpointing": checkpointing}
     trainer = dry_run.make_trainer(SMALL, "cpu", 2.0, **settings)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        trainer.step()
+    rise = allocated_rise(profiler)
+    assert predicted.fixed + 3 * predicted.per_image - predicted.static == pytest.approx(rise, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "checkpointing"),
+    [("sd35-medium", "float32", False), ("sana-600m", "bfloat16", False), ("flux-dev", "bfloat16", True)],
+)
+def test_predict_of_a_transformer_equals_the_peak_on_a_device(name, precision, checkpointing):
+    large = architectures.from_name(name)
+    network, shape = large.network | BLOCKS | SMALL_FLOWS[name], (large.latent_shape[0], 16, 16)
+    small = replace(large, network=network, latent_shape=shape, tokens=16, text_parameters=0)
+    kappa = 2.0 if large.family.GUIDED else 1.0
+    predicted = memory.predict(small, kappa, precision, checkpointing)
+    settings = {"batch": 3, "micro_batch": 3, "precision": precision, "checkpointing": checkpointing}
+    trainer = dry_run.make_trainer(small, "cpu", kappa, **settings)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         trainer.step()
     rise = allocated_rise(profiler)
@@ -91,7 +133,7 @@ def test_predict_static_equals_the_sum_of_all_vectors(precision, bytes_each):
 @pytest.mark.parametrize(("frozen", "gib"), [(False, 0.87), (True, 0.72)])
 def test_live_bytes_of_sd15_equals_the_tensors_saved_by_autograd(frozen, gib):
     """Compare live bytes after a bfloat16 forward with the storages of saved tensors, without parameters."""
-    unet = architectures.new_unet(SD15, "meta").to(torch.bfloat16).requires_grad_(not frozen)
+    unet = architectures.new_network(SD15, "meta").to(torch.bfloat16).requires_grad_(not frozen)
     x = torch.empty(1, *SD15.latent_shape, device="meta", dtype=torch.bfloat16, requires_grad=True)
     text = torch.empty(1, *SD15.text_shape, device="meta", dtype=torch.bfloat16)
     own = {p.untyped_storage()._cdata for p in unet.parameters()}
@@ -206,7 +248,7 @@ def test_predict_with_lora_counts_one_base_and_vectors_of_adapters():
     lora = SimpleNamespace(rank=2, targets=["to_q", "conv1"], lr_factor=1)
     predicted = memory.predict(SMALL, 2.0, "bfloat16", run=dry_run.make_run(2.0, lora=lora))
     trainer = dry_run.make_trainer(SMALL, "cpu", run=dry_run.make_run(2.0, lora=lora), batch=1, micro_batch=1)
-    tensors = architectures.new_unet(SMALL, "meta").parameters()
+    tensors = architectures.new_network(SMALL, "meta").parameters()
     base = sum(-(-2 * p.numel() // memory.BLOCK) * memory.BLOCK for p in tensors)
     assert predicted.static - CODEC == pytest.approx(base + 28 * trainer.layout.size, rel=0.03)
     assert predicted.averages == 4 * trainer.layout.size

@@ -75,6 +75,10 @@ class Flux(FlowTransformer):
         return np.linspace(1.0, 1 / steps, steps).tolist()
 
     @classmethod
+    def prompt_tokens(cls, folder: Path) -> int:
+        return T5_LENGTH
+
+    @classmethod
     def exported(cls, folder: Path, steps: Steps) -> tuple[FlowMatchEulerDiscreteScheduler, Usage]:
         scheduler, usage = super().exported(folder, steps)
         return scheduler, replace(usage, guidance=GUIDANCE)

@@ -107,6 +107,11 @@ class DiffusersLayout(Backbone):
         return config.get("in_channels", 4), *sides
 
     @classmethod
+    def prompt_tokens(cls, folder: Path) -> int:
+        """Return the number of tokens of an embedded prompt, by the configs alone."""
+        return read_json(folder / "text_encoder" / "config.json")["max_position_embeddings"]
+
+    @classmethod
     def encoder_names(cls, folder: Path) -> list[str]:
         """Return the names of a directory's text encoders, in the order of their numbers."""
         absent = cls.absent([path.name for path in folder.iterdir()], {})

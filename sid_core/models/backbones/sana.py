@@ -48,6 +48,10 @@ class Sana(FlowTransformer):
         return encoder
 
     @classmethod
+    def prompt_tokens(cls, folder: Path) -> int:
+        return LENGTH
+
+    @classmethod
     def exported(cls, folder: Path, steps: Steps) -> tuple[FlowMatchEulerDiscreteScheduler, Usage]:
         scheduler, usage = super().exported(folder, steps)
         height, width = (side * pixels_per_latent(folder) for side in cls.latent_shape(folder)[1:])

@@ -62,6 +62,10 @@ class StableDiffusion3(FlowTransformer):
         return encoder
 
     @classmethod
+    def prompt_tokens(cls, folder: Path) -> int:
+        return super().prompt_tokens(folder) + t5_length(folder)
+
+    @classmethod
     def exported(cls, folder: Path, steps: Steps) -> tuple[FlowMatchEulerDiscreteScheduler, Usage]:
         scheduler, usage = super().exported(folder, steps)
         length = t5_length(folder)
