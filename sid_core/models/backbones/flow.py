@@ -27,6 +27,11 @@ SHIFT_KEYS = ("num_train_timesteps", "use_dynamic_shifting", "time_shift_type")
 SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 # those of diffusers' other schedulers that can follow a flow, if `use_flow_sigmas` is set
 SOLVERS = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler")
+# attention and feed-forward of blocks in which image and text attend to each other
+JOINT_ADAPTED = (
+    "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+    "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
+)  # fmt: skip
 
 
 class FlowTransformer(DiffusersLayout):

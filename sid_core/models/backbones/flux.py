@@ -13,7 +13,7 @@ from ...method import Steps
 from ...storage.files import read_json
 from ..conditioning import Conditioning
 from ..vae import pixels_per_latent
-from .flow import FlowTransformer
+from .flow import JOINT_ADAPTED, FlowTransformer
 from .layout import CLIP_TOKENIZER, T5_TOKENIZER, UNUSED_INDEX, TextEncoders, Usage, component_files
 
 T5_LENGTH = 512  # tokens, as the pipeline's argument max_sequence_length
@@ -45,6 +45,7 @@ class Flux(FlowTransformer):
     WEIGHTS, CONFIGS, NEEDED = component_files(CLASSES)
     INPUT = "x_embedder.weight"
     COMPILED = SHARDED = frozenset({"FluxTransformerBlock", "FluxSingleTransformerBlock"})
+    ADAPTED = (*JOINT_ADAPTED, "proj_mlp", "proj_out")
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         places = torch.zeros(*(side // self.PATCH for side in x_t.shape[2:]), 3, device=x_t.device)

@@ -33,6 +33,7 @@ class Sana(FlowTransformer):
     WEIGHTS, CONFIGS, NEEDED = component_files(CLASSES)
     INPUT = "patch_embed.proj.weight"
     COMPILED = SHARDED = frozenset({"SanaTransformerBlock"})
+    ADAPTED = ("to_q", "to_k", "to_v", "to_out.0", "conv_inverted", "conv_point")
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         time = self.network.config.timestep_scale * self.schedule.network_time(t)

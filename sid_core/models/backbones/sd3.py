@@ -13,7 +13,7 @@ from ...errors import UserError
 from ...method import Steps
 from ...storage.files import read_json
 from ..conditioning import Conditioning
-from .flow import FlowTransformer
+from .flow import JOINT_ADAPTED, FlowTransformer
 from .layout import CLIP_TOKENIZER, T5_TOKENIZER, UNUSED_INDEX, TextEncoders, Usage, component_files
 
 T5_LENGTH, T5_LONGEST = 256, 512  # the pipeline's argument max_sequence_length: its default and its limit
@@ -49,6 +49,7 @@ class StableDiffusion3(FlowTransformer):
     WEIGHTS, CONFIGS, NEEDED = component_files(CLASSES)
     INPUT = "pos_embed.proj.weight"
     COMPILED = SHARDED = frozenset({"JointTransformerBlock"})
+    ADAPTED = JOINT_ADAPTED
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         time = self.schedule.network_time(t)

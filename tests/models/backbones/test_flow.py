@@ -15,7 +15,7 @@ from tiny_sd3 import new_pipeline
 
 from recipes import networks
 from sid_core import cli
-from sid_core.config import Teacher
+from sid_core.config import Lora, Teacher
 from sid_core.errors import UserError
 from sid_core.method import Steps
 from sid_core.models.backbones import StableDiffusion3, family_of
@@ -109,11 +109,13 @@ def test_predict_of_sana_ignores_masked_tokens(tiny_sana_source):
     ).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("checkpointing", "lora"), [(False, None), (True, None), (True, Lora(rank=2))])
 @pytest.mark.parametrize("source", ["tiny_sd3_source", "tiny_sana_source", "tiny_flux_source"])
-def test_trainer_step_of_a_flow_changes_its_networks(request, source, checkpointing):
+def test_trainer_step_of_a_flow_changes_its_networks(request, source, checkpointing, lora):
     unguided = dict.fromkeys(("fake_train", "fake_eval", "teacher"), 1.0)
-    settings = make_settings(unguided, t_init=1000, batch=2, micro_batch=2, checkpointing=checkpointing)
+    settings = make_settings(
+        unguided | {"lora": lora}, t_init=1000, batch=2, micro_batch=2, checkpointing=checkpointing
+    )
     trainer = make_trainer(settings, request.getfixturevalue(source), PROMPTS)
     before = {name: trained.master.clone() for name, trained in trainer.trained.items()}
     trainer.step()
