@@ -98,7 +98,7 @@ def check_shared_prefix(unet: nn.Module) -> None:
         difference, reason = math.inf, f"fails ({type(error).__name__}: {str(error)[:100]})"
     if not difference <= TOLERANCE:  # `not <=`: it may be NaN
         unet.shared_prefix_disabled = True
-        log.warning("guided pairs: the shared prefix %s; both branches are evaluated whole, a tenth slower", reason)
+        log.warning("guided pairs: the shared prefix %s; both branches run whole, up to a tenth slower", reason)
 
 
 def shares_prefix(unet: nn.Module) -> bool:
