@@ -3,9 +3,10 @@
 import csv
 import io
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..config import Config, Run, generators, runs
 from ..errors import UserError
@@ -56,9 +57,7 @@ class Entry:
 def make_entries(config: Config, rows: list[Row], scores: dict[str, dict], over_seeds: Intervals) -> list[Entry]:
     """Group rows over seeds, in their order, with the intervals of `scores` (by run or baseline) or of seeds.csv."""
     by_name, sweep = {run.name: run for run in generators(config)}, _sweep(config)
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(base_name(by_name[row.run]) if row.kind == "generator" else row.run, []).append(row)
+    groups = grouped(rows, lambda row: base_name(by_name[row.run]) if row.kind == "generator" else row.run)
     entries = []
     for name, group in groups.items():
         kind = group[0].kind
@@ -68,6 +67,14 @@ def make_entries(config: Config, rows: list[Row], scores: dict[str, dict], over_
         swept = kind == "generator" and name in sweep
         entries.append(Entry(name, kind, tuple(group), swept, score.get("standard_errors", {}), intervals))
     return entries
+
+
+def grouped(items: Iterable, key: Callable) -> dict[Any, list]:
+    """Group items by `key(item)`; items and groups keep their order."""
+    groups: dict[Any, list] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def read_intervals(path: Path) -> Intervals:

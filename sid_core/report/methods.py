@@ -13,7 +13,7 @@ from ..config import scale_name
 from ..evaluation.metrics.catalogue import METRICS
 from .columns import kimg
 from .curves import MARKERS
-from .entries import Differences, Entry, pair
+from .entries import Differences, Entry, grouped, pair
 from .figures import Point, axis_title, draw_point, legend_below
 from .labels import Label, place
 from .theme import LIGHT, new_figure
@@ -36,10 +36,7 @@ class Comparison:
 
 def compare(entries: list[Entry], differences: Differences) -> Comparison | None:
     """Compare all generators with the first; None where all are of one method."""
-    methods: dict[str, list[Entry]] = {}
-    for entry in entries:
-        if entry.kind == "generator":
-            methods.setdefault(entry.row.method, []).append(entry)
+    methods = grouped([entry for entry in entries if entry.kind == "generator"], lambda entry: entry.row.method)
     if len(methods) < 2:
         return None
     first, *others = settings = [entry for group in methods.values() for entry in group]

@@ -8,7 +8,7 @@ from ..evaluation.metrics.catalogue import headline
 from ..pipeline.paths import Results
 from ..storage.files import write_text
 from .columns import Column, filled, is_best, main
-from .entries import Entry, best
+from .entries import Entry, best, grouped
 from .page import GROUPS, fill, groups_of
 from .table import Row, read_summary
 
@@ -81,18 +81,14 @@ def _read(folder: Path) -> Experiment:
 
 def _entries(experiment: str, rows: list[Row]) -> list[Entry]:
     """Group rows over seeds and protocols; names begin with that of the experiment."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        name = row.run.removesuffix(f"-seed{row.seed}")
-        groups.setdefault((f"{experiment}/{name}", row.protocol_hash), []).append(row)
-    return [Entry(name, group[0].kind, tuple(group)) for (name, _), group in groups.items()]
+    groups = grouped(rows, lambda row: (row.run.removesuffix(f"-seed{row.seed}"), row.protocol_hash))
+    return [Entry(f"{experiment}/{name}", group[0].kind, tuple(group)) for (name, _), group in groups.items()]
 
 
 def _protocols(entries: list[Entry]) -> list[Protocol]:
     """Group entries by protocol hash, each sorted by kind and FID; the protocol with most rows is first."""
     kinds = list(GROUPS)
-    groups: dict[str, list[Entry]] = {}
-    for entry in sorted(entries, key=lambda entry: (kinds.index(entry.kind), entry.estimate("fid")[0])):
-        groups.setdefault(entry.row.protocol_hash, []).append(entry)
+    entries = sorted(entries, key=lambda entry: (kinds.index(entry.kind), entry.estimate("fid")[0]))
+    groups = grouped(entries, lambda entry: entry.row.protocol_hash)
     found = [Protocol(group[0].row.protocol, digest, group) for digest, group in groups.items()]
     return sorted(found, key=lambda protocol: -len(protocol.entries))

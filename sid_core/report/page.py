@@ -9,7 +9,7 @@ from markupsafe import Markup
 from ..config import Config, Run
 from ..evaluation.metrics.catalogue import METRICS, headline
 from .columns import RUN, filled, further, is_best, main, with_interval
-from .entries import Differences, Entry
+from .entries import Differences, Entry, grouped
 from .health import COLUMNS, Health
 from .markup import EXACT, grid_uri, image_uri, inline, unbroken
 from .methods import Comparison
@@ -95,10 +95,7 @@ def fill(name: str, *scripts: str, **values: object) -> str:
 
 def groups_of(entries: list[Entry]) -> dict[str, list[Entry]]:
     """Group entries by the heading of their kind."""
-    groups: dict[str, list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault(GROUPS[entry.kind], []).append(entry)
-    return groups
+    return grouped(entries, lambda entry: GROUPS[entry.kind])
 
 
 def _tip(entry: Entry) -> str:

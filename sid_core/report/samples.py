@@ -52,9 +52,7 @@ def read_grid(config: Config, folder: Path, entries: list[Entry]) -> Grid:
     shard = shards(config)[0]
     count = min(config.generate.samples, config.generate.samples_per_shard)
     captions = read_lines(Results(folder).captions, "caption")[:count]
-    first_with: dict[str, int] = {}
-    for index, caption in enumerate(captions):
-        first_with.setdefault(caption, index)
+    first_with = {caption: index for index, caption in reversed([*enumerate(captions)])}
     indices = sorted(first_with.values())[:PROMPTS]
 
     def row(entry: Entry) -> SampleRow:

@@ -3,7 +3,7 @@
 from ..config import Config, baselines, generators, runs
 from ..evaluation.metrics.catalogue import BENCHMARKS
 from .columns import Column, further, is_best, main, protocol, rounded
-from .entries import Differences, Entry, best, pair
+from .entries import Differences, Entry, best, grouped, pair
 from .table import PUBLISHED_FACTS
 
 FEW_SEEDS = 3
@@ -69,13 +69,11 @@ def terms(config: Config) -> dict[str, str]:
 
 def _errors_are(entries: list[Entry]) -> str:
     of_one = "one standard error of the metric (jackknife for FID, bootstrap for CLIP); it leaves out the spread over seeds of training"
-    by_count: dict[int, list[str]] = {}
-    for entry in entries:
-        if len(entry.rows) > 1:
-            by_count.setdefault(len(entry.rows), []).append(entry.label)
-    if not by_count:
+    several = grouped([entry for entry in entries if len(entry.rows) > 1], lambda entry: len(entry.rows))
+    if not several:
         return f"± is {of_one}."
-    means = "; ".join(f"over {count} seeds of training: {', '.join(names)}" for count, names in by_count.items())
+    names = {count: ", ".join(entry.label for entry in group) for count, group in several.items()}
+    means = "; ".join(f"over {count} seeds of training: {labels}" for count, labels in names.items())
     return f"Mean ± standard deviation {means}. Every other row is one network or none: ± is {of_one}."
 
 
@@ -144,13 +142,10 @@ def warnings(config: Config, entries: list[Entry]) -> list[str]:
     for row in (row for entry in entries if entry.kind != "published" for row in entry.rows if row.samples != wanted):
         result.append(f"Partial: {row.label} was scored on {row.samples:,} samples, the configuration says {wanted:,}.")
     single = ", ".join(run.label for run in generators(config) if run.seed is None)
+    few = f"each import is a single training ({single})" if single else ""
     if runs(config) and len(config.seeds) < FEW_SEEDS:
         seeds = "one seed" if len(config.seeds) == 1 else f"{len(config.seeds)} seeds"
         few = f"every setting was trained with {seeds}"
-    elif single:
-        few = f"each import is a single training ({single})"
-    else:
-        few = ""
     if few:
         result.append(f"Few seeds: {few}; small differences between rows may be chance.")
     if config.prompts.split != "evaluation":

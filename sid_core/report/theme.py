@@ -22,15 +22,15 @@ DPI = 200
 class Theme:
     """Colours of background, text and series."""
 
-    paper: str
-    ink: str
-    faint: str  # secondary text
-    grid: str
-    generator: str
-    teacher: str
-    extra: str
-    published: str
-    lines: tuple[str, ...]  # of runs in the training curves
+    paper: str = "#ffffff"
+    ink: str = "#1b1f24"
+    faint: str = "#5f6770"  # secondary text
+    grid: str = "#e8eaed"
+    generator: str = "#0072B2"
+    teacher: str = "#C65300"
+    extra: str = "#00805E"
+    published: str = "#A5487C"
+    lines: tuple[str, ...] = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")  # of training curves
 
     def rc(self) -> dict:
         """Return matplotlib settings."""
@@ -47,8 +47,7 @@ class Theme:
         return lines | {value.lower(): name for name, value in vars(self).items() if name != "lines"}
 
 
-OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
-LIGHT = Theme("#ffffff", "#1b1f24", "#5f6770", "#e8eaed", "#0072B2", "#C65300", "#00805E", "#A5487C", OKABE_ITO)
+LIGHT = Theme()
 
 
 @dataclass(frozen=True)

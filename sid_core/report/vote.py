@@ -32,8 +32,8 @@ def write_vote_page(runs: Sequence[Path], out: Path, count: int, seed: int) -> N
         if _captions(run) != (captions, noise):
             text = f"not comparable: {runs[0]} and {run} have samples of other captions or seeds"
             raise UserError(f"{text}. Fix: give runs of one experiment")
-    rng, first = random.Random(seed), dict(zip(reversed(captions), reversed(range(len(captions))), strict=True))
-    indices = sorted(rng.sample(sorted(first.values()), min(count, len(first))))
+    rng, first_with = random.Random(seed), {caption: index for index, caption in reversed([*enumerate(captions)])}
+    indices = sorted(rng.sample(sorted(first_with.values()), min(count, len(first_with))))
     images = [
         (name, index, image)
         for name, run in zip(names, runs, strict=True)

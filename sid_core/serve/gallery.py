@@ -26,11 +26,8 @@ class Gallery:
     def __init__(self, results: Path):
         self.results, config = Results(results), load_frozen(results)
         teachers = {imported.name: imported.teacher for imported in config.imports}
-        self.runs = {
-            run.name: self.results.teacher(teachers.get(run.name))
-            for run in generators(config)
-            if self.results.run(run.name).record.is_file()
-        }
+        finished = (run.name for run in generators(config) if self.results.run(run.name).record.is_file())
+        self.runs = {name: self.results.teacher(teachers.get(name)) for name in finished}
         if not self.runs:
             text = f"{self.results.runs}: no finished generator yet"
             raise UserError(f"{text}; see `sid-core status --results {results}`")
