@@ -4,7 +4,7 @@
     python benchmarks/gradient_precision.py --configfile experiments/sd15.yaml --teacher results/sd15/teacher \\
         --captions results/sd15/prompts/train.txt --from-state results/sd15/state/lsg-1.5 --out gradients
 
-Weights, prompts, noise and t are the same in every dtype; t is sampled from one bin of [t_min, t_max) at a time,
+Weights, prompts, noise and t are the same in every dtype; t is sampled from one bin of [20, 980) at a time,
 because the generator's gradient is a small difference of close numbers, amplified by sigma / alpha. `another batch`
 compares float32 with float32 on other prompts and noise: rounding far below it does not matter.
 
@@ -71,7 +71,7 @@ def check_precision(
     float32's are kept in the host's memory meanwhile: 2 * (bins + 1) vectors of the network's size.
 
     Args:
-        bins: equal parts of [t_min, t_max); the rows of the whole range are the means over them.
+        bins: equal parts of the noise levels [20, 980); the rows of the whole range are the means over them.
         warmup: iterations in float32 before the check, where there is no `state`.
         state: folder of a run's training state to begin at.
     """
@@ -81,7 +81,7 @@ def check_precision(
     part = math.gcd(images, settings.distill.micro_batch)
     batches = settings.distill.model_copy(update={"batch": images, "micro_batch": part})
     settings = settings.model_copy(update={"distill": batches})
-    edges = _edges(settings.distill.t_min, settings.distill.t_max, bins)
+    edges = _edges(*Trainer.noise_levels, bins)
     trainer = _trainer(settings, teacher, captions, "float32")
     if state is None:
         for _ in range(warmup):
@@ -146,12 +146,11 @@ def _trainer(settings: DistillSettings, teacher: Path, captions: Sequence[str], 
 def _gradients(trainer: Trainer, edges: list[tuple[int, int]], first: int = LAST) -> Iterator[dict[str, Tensor]]:
     """Yield both networks' gradients (size,) in host memory per bin; random inputs are those of iterations from `first`."""
     set_arithmetic(trainer.settings.precision)
-    settings = trainer.settings
+    settings, trainer.settings = trainer.settings, trainer.settings.model_copy(update={"lr_final": None})
     for student in trainer.trained.values():
         student.lr = 0.0  # gradients, and no update
-    for iteration, (low, high) in enumerate(edges, first):
-        trainer.iteration = iteration
-        trainer.settings = settings.model_copy(update={"t_min": low, "t_max": high, "lr_final": None})
+    for iteration, levels in enumerate(edges, first):
+        trainer.iteration, trainer.noise_levels = iteration, levels
         yield {phase.name: _gradient(trainer, phase) for phase in trainer.phases}
     trainer.settings = settings
 

@@ -212,11 +212,6 @@ def _proxy(given: argparse.Namespace, settings: config.DistillSettings, prompts:
     if given.reference is None or given.reference_settings is None:
         raise UserError("distill.proxy_samples: needs --reference and --reference-settings; or set it to 0")
     reference_settings = config.load_settings(config.BuildReferenceSettings, given.reference_settings)
-    if settings.distill.keep_best and reference_settings.split != "watch":
-        raise UserError(
-            f"distill.keep_best={settings.distill.keep_best}: expected a reference of split watch, got "
-            f"{reference_settings.split}. Fix: build one with split: watch, or keep_best: null"
-        )
     captions = [prompts[i] for i in range(max(len(prompts) - settings.distill.proxy_samples, 0), len(prompts))]
     return Proxy(reference_settings, given.reference, captions, lambda x: codec.to(x.device).decode(x))
 

@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from project import Project
@@ -9,8 +10,10 @@ from project import Project
 from sid_core import config as c
 from sid_core.pipeline.plan import to_text
 from sid_core.report.table import PUBLISHED
-from sid_core.training.iteration import EMA_RAMP, passes_an_image
+from sid_core.tracking import run as tracking
+from sid_core.training.iteration import EMA_RAMP, Trainer, passes_an_image
 from sid_core.training.optimizer import BETA2, EPS
+from sid_core.training.run import _identity
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -40,8 +43,19 @@ def test_experiments_have_the_published_lengths_and_settings(name):
     distill = config.distill
     assert (distill.batch, distill.lr, distill.lr_final, distill.t_init, distill.alpha) == (512, 1e-6, None, 625, 1.0)
     assert (BETA2, EPS) == (0.999, 1e-8)
-    assert (distill.t_min, distill.t_max, distill.prompt_dropout) == (20, 980, 0.1)
+    assert (*Trainer.noise_levels, Trainer.prompt_dropout) == (20, 980, 0.1)
+    assert list(c.CONSTANTS.values()) == [*Trainer.noise_levels, Trainer.prompt_dropout, None]
     assert (distill.ema_halflife_nimg, EMA_RAMP, distill.num_steps) == (50_000, 0.05, 1)
+
+
+def test_identities_of_runs_hold_former_settings(monkeypatch):
+    [settings, *_] = c.distillations(load("sd15"))
+    found = _identity(settings, "t" * 64, ["a prompt"])
+    assert {f"distill.{key}": value for key, value in c.CONSTANTS.items()}.items() <= found.items()
+    monkeypatch.setattr(tracking, "MirroredRun", Mock())
+    tracking.generator_run({}, settings)
+    _, _, identity, *_ = tracking.MirroredRun.call_args.args
+    assert c.CONSTANTS.items() <= identity["distill"].items()
 
 
 def test_sd15_trains_the_main_run_of_the_paper():

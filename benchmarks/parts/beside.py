@@ -34,10 +34,10 @@ def load(path: Path, architecture: Architecture, trainer: Trainer) -> tuple[str,
     spec.loader.exec_module(module)
     if not callable(getattr(module, "build", None)):
         raise SystemExit(f"--beside {path}: expected it to define build(unet_factory, settings)")
-    s, prompts = trainer.settings, trainer.prompts
+    s, prompts, (t_min, t_max) = trainer.settings, trainer.prompts, trainer.noise_levels
     settings = SimpleNamespace(
         batch=s.batch, micro_batch=s.micro_batch, precision=s.precision, kappa=trainer.run.teacher, lr=s.lr,
-        t_init=s.t_init, t_min=s.t_min, t_max=s.t_max, latent_shape=trainer.latent_shape,
+        t_init=s.t_init, t_min=t_min, t_max=t_max, latent_shape=trainer.latent_shape,
         prediction_type=trainer.teacher.prediction_type, alphas_cumprod=trainer.teacher.schedule._alpha ** 2,
         embeddings=prompts.table.tokens, empty=prompts.empty.tokens, device=trainer.device,
     )  # fmt: skip

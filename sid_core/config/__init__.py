@@ -3,6 +3,7 @@
 from .blocks import (
     COCO2014_30K,
     COMMIT,
+    CONSTANTS,
     NAME,
     SEEDS,
     Adversarial,

@@ -323,6 +323,10 @@ def _by_memory(description: str) -> Any:
     return Field(None, description=description, validate_default=True)
 
 
+# former settings of a distillation, with their values, which hashes of runs still hold
+CONSTANTS = {"t_min": 20, "t_max": 980, "prompt_dropout": 0.1, "keep_best": None}
+
+
 class Distill(Block):
     """One distillation; METHOD: Adam, constant lr 1e-6, batch 512, t_init 625 for the published runs."""
 
@@ -343,8 +347,6 @@ class Distill(Block):
     t_init: InitialTimestep = Field(
         625, description="noise level the generator starts at; 1000 with flow matching: noise alone"
     )
-    t_min: Timestep = Field(20, description="training noise levels: t_min <= t < t_max")
-    t_max: Annotated[int, Field(ge=1, le=1000)] = 980
     num_steps: Count = Field(1, description="network evaluations per image")
     steps_objective: StepsObjective = Field(
         "last",
@@ -354,7 +356,6 @@ class Distill(Block):
         "fresh",
         description="before an evaluation but the first: fresh, fixed (the first noise), ddim (the implied noise)",
     )
-    prompt_dropout: float = Field(0.1, ge=0, lt=1, description="in the fake score's phase, where its guidance is not 1")
     ema_halflife_nimg: NonNegative = Field(description="images; at first 5 % of the images seen")
     nonfinite: Literal["stop", "skip"] = Field(
         "stop", description="on a NaN or infinity in a loss or gradient; ten skips in a row also stop the run"
@@ -382,9 +383,6 @@ class Distill(Block):
     samples_every_nimg: Count = Field(description="images between sample grids")
     proxy_samples: int = Field(0, ge=0, description="last training captions, held out for two proxy metrics; 0: none")
     proxy_every_nimg: Count = Field(100_000, description="images between proxy evaluations")
-    keep_best: Literal["fid_proxy"] | None = Field(
-        None, description="publish the generator of the lowest fid_proxy (embedded reference alone); null: the last one"
-    )
     alarms: Alarms
 
     @field_validator(*MEMORY["fast"])
@@ -402,16 +400,12 @@ class Distill(Block):
     def _consistent(self) -> "Distill":
         if self.compile and self.checkpointing:
             raise ValueError("compile, checkpointing: recomputed activations are not compiled; set one to false")
-        if self.proxy_samples == 1 or (self.keep_best and not self.proxy_samples):
-            raise ValueError(
-                f"proxy_samples={self.proxy_samples}: expected 2, better hundreds, or 0 and keep_best: null"
-            )
+        if self.proxy_samples == 1:
+            raise ValueError("proxy_samples=1: expected 2, better hundreds, or 0")
         if self.lr_final is not None and self.lr_final > self.lr:
             raise ValueError(
                 f"lr_final={self.lr_final:g}: expected at most lr={self.lr:g}, which decays to it; or null"
             )
-        if self.t_min >= self.t_max:
-            raise ValueError(f"t_min={self.t_min}, t_max={self.t_max}: expected t_min < t_max")
         if self.batch % self.micro_batch:
             raise ValueError(f"micro_batch={self.micro_batch}: expected a divisor of batch={self.batch}")
         if self.num_steps > max(self.t_init, 1):
@@ -483,19 +477,13 @@ def _network(description: str, default: Network | None = None) -> Any:
 
 
 class FeatureSettings(Block):
-    """Evaluation networks, image size and precision of features."""
+    """Evaluation networks and image size of features."""
 
     feature_network: Network = _network(
         "a folder with config.json and model.safetensors, or the path or URL of a TorchScript file; default: `embedded`",
         EMBEDDED,
     )
     clip: Network = _network("a folder or repository in open_clip's layout; default: `embedded`", EMBEDDED)
-    clip_strict: bool = Field(
-        False, description="lower 63 of 256 levels by one before CLIP, as the published script's rounding does"
-    )
-    precision: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="of both networks; 16 bits are faster on a GPU, and another protocol"
-    )
     dinov2: Network | None = _network("transformers' Dinov2, for fd_dinov2; null: not computed")
     hps: Network | None = _network("HPS_v2.1_compressed.pt, for hps (HPSv2.1); null: not computed")
     pickscore: Network | None = _network("transformers' PickScore, for pickscore; null: not computed")
@@ -529,7 +517,6 @@ COCO = {
     "evaluate.caption_prefix": "A photo depicts ",
     "evaluate.feature_size": 299,
     "evaluate.feature_network.sha256": "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",  # Inception's
-    "evaluate.precision": "float32",
 }
 COCO_2014 = COCO | {"prompts.evaluation": COCO2014_30K, "evaluate.reference_samples": 40_504}
 # settings that a protocol's name guarantees (docs/explanation/protocol.md); other names are free

@@ -12,14 +12,16 @@ import yaml
 from pydantic import ValidationError
 
 from ..errors import UserError, redact
-from .blocks import IN_WORDS, NULLS, Block, Network
+from .blocks import CONSTANTS, IN_WORDS, NULLS, Block, Network
 from .schema import Config
 
 PRESETS = Path(__file__).with_name("presets")
 # former settings, which nobody had a reason to change
-CONSTANTS = {
+FORMER = {
+    *CONSTANTS,
     *("adam_beta1", "adam_beta2", "adam_eps", "weight_decay", "state_every_s", "keep_states"),
     *("vae_slicing", "eps_error_samples", "kid_subsets", "kid_subset_size", "jackknife_groups", "bootstrap"),
+    *("clip_strict", "evaluate.precision"),
 }
 
 
@@ -136,7 +138,7 @@ def _explain(kind: type[Block], problem: dict, files: Sequence[str | Path], argu
         if problem["loc"][-1] == "[key]":
             return f"{key}: expected text as a key, which YAML reads as another value. Fix: quote the key"
         return f"{key}={_not_quoted(location, value, files, arguments)}"
-    if problem["type"] == "extra_forbidden" and location[-1] in CONSTANTS:
+    if problem["type"] == "extra_forbidden" and {key, location[-1]} & FORMER:
         return f"unknown key {key!r}: now a constant. Fix: remove it"
     if problem["type"] == "extra_forbidden":
         close = difflib.get_close_matches(str(location[-1]), _keys(kind, location[:-1]), n=1)

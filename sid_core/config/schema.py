@@ -96,11 +96,6 @@ class Config(Block):
                 f"generate.seed={self.generate.seed}: expected seed + samples up to 2^31, the first of the validation split. "
                 "Fix: choose a smaller seed"
             )
-        if self.distill.keep_best and self.evaluate.reference != "embedded":
-            raise ValueError(
-                f"distill.keep_best={self.distill.keep_best}: expected null with evaluate.reference={self.evaluate.reference}, "
-                "as the generator would be chosen on the images it is scored against"
-            )
         if self.distill.real and self.distill.real.source == "embedded" and self.prompts.source != "embedded":
             raise ValueError(
                 f"distill.real.source=embedded: expected prompts.source=embedded, got {self.prompts.source}, as scenes have "

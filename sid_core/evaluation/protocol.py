@@ -27,10 +27,7 @@ def image_record(settings: "FeatureSettings") -> dict:
         "image_resize": settings.image_size and "centre crop, PIL LANCZOS, uint8",
         "feature_size": settings.feature_size,
         "feature_resize": settings.feature_size and "clean-fid: PIL bicubic, float, per channel",
-        "clip_resize": "open_clip preprocessing of the same image"
-        + (", its levels rounded as the published script does" if settings.clip_strict else ""),
-        # absent for float32, whose hash stays that of versions without this setting
-        **({} if settings.precision == "float32" else {"network_precision": settings.precision}),
+        "clip_resize": "open_clip preprocessing of the same image",
     }
 
 

@@ -5,12 +5,13 @@ import math
 import torch
 from torch import Tensor, nn
 
+NOISE_LEVELS = (20, 980)  # of training, as published; the last is excluded
+
 
 class Schedule(nn.Module):
     """Maps t (B,) to alpha, sigma and loss weights, each (B, 1, 1, 1) float32.
 
-    A subclass decides the type and the range of t. Settings give t in thousandths of that range: t_init = 625,
-    t_min = 20, t_max = 980.
+    A subclass decides the type and the range of t. Settings and NOISE_LEVELS give t in thousandths of that range.
 
     Attributes:
         limits: the first and the last t of settings.
@@ -31,7 +32,7 @@ class Schedule(nn.Module):
         raise NotImplementedError
 
     def draw(self, stream: torch.Generator, batch: int, low: int, high: int) -> Tensor:
-        """Draw t (B,) for training, between the settings t_min = `low` and t_max = `high`."""
+        """Draw t (B,) for training, between `low` and `high` in thousandths."""
         raise NotImplementedError
 
     def steps(self, t_init: int, num_steps: int) -> list[int] | list[float]:

@@ -37,11 +37,6 @@ def set_memory_format(network: nn.Module, precision: str, device: torch.device) 
         network.to(memory_format=torch.channels_last)
 
 
-def autocast(device: str, dtype: torch.dtype) -> torch.autocast:
-    """Return a context that autocasts to a 16-bit `dtype`; in float32 it does nothing."""
-    return torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
-
-
 def disable_tf32() -> None:
     """Disable TF32, cuDNN's default for float32 convolutions, whose mantissa has 10 bits instead of 23."""
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -22,6 +22,7 @@ from ..data.images import dequantise
 from ..data.shapes import scenes
 from ..errors import UserError
 from ..method.randomness import random_stream
+from ..method.schedule import NOISE_LEVELS
 from ..models.backbones import Backbone
 from ..models.conditioning import Conditioning, PromptSet
 from ..models.devices import place
@@ -39,7 +40,6 @@ Rows = TypeVar("Rows", Tensor, Conditioning)
 LARGEST_BLOCK = 64
 BLOCK_PIXELS = 64 * 32 * 32  # of the latents
 NOISE_DEVICE = "cpu"
-EPS_LEVELS = (20, 980)  # timesteps of the epsilon-prediction error: those of training
 
 
 def block_size(latent_shape: tuple[int, int, int]) -> int:
@@ -143,5 +143,5 @@ class Inputs:
     def _probe(self, index: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
         """Draw t () and eps (C, h, w) from a random stream of their own: the sample's stream would give eps = z."""
         stream = random_stream("eps error", self.seed(index))
-        (t,) = self.teacher.schedule.draw(stream, 1, *EPS_LEVELS)
+        (t,) = self.teacher.schedule.draw(stream, 1, *NOISE_LEVELS)
         return t, torch.randn(shape, generator=stream)

@@ -5,7 +5,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from ..config import DistillSettings, ImportSettings, ResampleSettings
+from ..config import CONSTANTS, DistillSettings, ImportSettings, ResampleSettings
 from ..storage.files import digest, flat, read_json, sha256_file
 from ..storage.states import trained_from
 from .store import make_client
@@ -134,6 +134,8 @@ def generator_run(
     origin = next((found for found in map(trained_from, records) if found), None)
     run, others = settings.run, flat(settings.model_dump(mode="json", exclude={"run"}))
     identity = settings.model_dump(mode="json") | ({"trained_from": origin} if origin else {})
+    if isinstance(settings, DistillSettings):
+        identity["distill"] |= CONSTANTS
     strategy_tags = {"kind": "generator", "strategy": run.strategy, "scale": run.scale}
     strategy_tags["real_images"] = "yes" if run.uses_real_images else "no"
     mirrored = MirroredRun(store, run.name, identity, strategy_tags, protocol_hash, run.label)

@@ -18,8 +18,7 @@ from .precision import set_determinism
 # fields of config.Distill that Trainer reads, as in the published runs
 PUBLISHED = {
     "train_kimg": 4812, "batch": 512, "micro_batch": 16, "lr": 1e-6, "fake_lr": None, "lr_final": None,
-    "t_init": 625, "t_min": 20, "t_max": 980,
-    "prompt_dropout": 0.1, "ema_halflife_nimg": 50000, "nonfinite": "stop",
+    "t_init": 625, "ema_halflife_nimg": 50000, "nonfinite": "stop",
     "precision": "float32", "checkpointing": False, "offload": "none", "shard": "none",
     "compile": False, "deterministic": True,
 }  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..method import DTYPES, OBJECTIVES, Batch, Guidance, Networks, Phase, Steps, n_step
+from ..method.schedule import NOISE_LEVELS
 from ..models.backbones import Backbone
 from ..models.conditioning import Conditioning, PromptSet
 from ..models.lora import adapted, own_weights
@@ -51,6 +52,9 @@ class Trainer:
         phases_done, metrics: of an interrupted iteration; else 0 and empty.
         should_interrupt: called before each micro-batch; true interrupts the iteration.
     """
+
+    noise_levels = NOISE_LEVELS
+    prompt_dropout = 0.1  # in the fake score's phase, where its guidance is not 1
 
     def __init__(
         self,
@@ -230,7 +234,7 @@ class Trainer:
     def _update(self, phase: Phase) -> dict[str, Tensor]:
         """Accumulate one network's gradient over the micro-batches of the phase's draws, and update it."""
         trained, networks = self.trained[phase.network], Networks(self.teacher, self.fake_score, self.generator)
-        dropout = self.settings.prompt_dropout if phase.drops_prompts else 0.0
+        dropout = self.prompt_dropout if phase.drops_prompts else 0.0
         key = phase.stream or phase.name
         batch = self._draw(key, self.iteration, self.settings.batch, dropout)
         if self.objective.uses_real_images and phase.network == "fake_score":
@@ -280,7 +284,7 @@ class Trainer:
             latent_shape=self.latent_shape,
             num_prompts=len(self.prompts) - self.held_out,
             noises=self.objective.steps.noises,
-            draw_t=lambda stream: self.teacher.schedule.draw(stream, batch, self.settings.t_min, self.settings.t_max),
+            draw_t=lambda stream: self.teacher.schedule.draw(stream, batch, *self.noise_levels),
             dropout=dropout,
         )
 

@@ -1,28 +1,24 @@
-"""Write a run's log, sample grids, and the weights with the best proxy metric."""
+"""Write a run's log and sample grids."""
 
 import json
 import logging
 import math
-import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..errors import UserError
 from ..pipeline.paths import State
-from ..storage.files import atomic_path, read_json, sidecar, verify_sidecar, write_sidecar, write_text
+from ..storage.files import write_text
 from .iteration import Trainer
-from .state import BEST
 
 log = logging.getLogger(__name__)
 GRID = 16  # samples in a grid
 
 
 class TrainingLogger:
-    """Log, sample grids and best weights of a run, continued from its checkpoint; on rank 0 only.
+    """Log and sample grids of a run, continued from its checkpoint; on rank 0 only.
 
     Attributes:
         before: logged points up to that checkpoint.
@@ -41,9 +37,6 @@ class TrainingLogger:
         State(state).grids.mkdir(exist_ok=True)
         self.path = State(state).training
         self.before = _truncate_log(self.path, trainer.nimg)
-        for path, record in _bests(state):
-            if record["nimg"] > trainer.nimg:  # from lost iterations of an earlier attempt, perhaps with other code
-                _remove(path)
         self.clock = Clock(trainer, self.before[-1] if self.before else {})
         if trainer.iteration:
             log.info("%s: continuing at %s of %s images", trainer.run.name, f"{trainer.nimg:,}", f"{self.total_nimg:,}")
@@ -62,59 +55,8 @@ class TrainingLogger:
             self.on_samples(self.trainer.nimg, self.trainer.grid_latents(GRID))
 
     def score_held_out(self) -> dict[str, float | None]:
-        """Return proxy metrics of held-out prompts; with `keep_best`, save the weights if theirs is the lowest so far."""
-        if self.on_held_out is None:
-            return {}
-        values = self.on_held_out(self.trainer.held_out_latents())
-        rule = self.trainer.settings.keep_best
-        if rule and values[rule] is not None:
-            before = [record["value"] for _, record in _bests(self.state)]
-            if values[rule] < min(before, default=math.inf):
-                path = self.state / f"best-{self.trainer.nimg:012d}.safetensors"
-                with atomic_path(path) as temporary:
-                    weights = self.trainer.averages().items()
-                    save_file({name: weight.cpu().contiguous() for name, weight in weights}, temporary)
-                write_sidecar(path, {"nimg": self.trainer.nimg, "value": values[rule]})
-                _remove_superseded(self.state, self.trainer.settings.batch)
-        return values
-
-
-def load_best(state: Path) -> tuple[dict[str, Tensor], dict]:
-    """Load the best weights by name, and {"nimg", "value"} of their proxy evaluation.
-
-    Raises:
-        UserError: no proxy metric was finite, so there are none, or they are damaged.
-    """
-    bests = _bests(state)
-    if not bests:
-        raise UserError(f"{state}: expected the best weights, got no finite fid_proxy. Fix: distill.keep_best: null")
-    path, chosen = bests[-1]
-    verify_sidecar(path)
-    return load_file(path), chosen
-
-
-def _bests(state: Path) -> list[tuple[Path, dict]]:
-    """Return weight files with their records, in order of images seen; values decrease."""
-    whole = (path for path in sorted(state.iterdir()) if BEST.fullmatch(path.name) and sidecar(path).is_file())
-    return [(path, read_json(sidecar(path))["record"]) for path in whole]
-
-
-def _remove_superseded(state: Path, batch: int) -> None:
-    """Remove weights that no checkpoint needs: each needs the last file before it, and the run the newest."""
-    bests = _bests(state)
-    needed = {bests[-1][0]}
-    # names only: a thread writes and removes the files of checkpoints meanwhile
-    for saved in filter(None, (re.match(r"state-(\d{9})", path.name) for path in state.iterdir())):
-        before = [path for path, record in bests if record["nimg"] <= int(saved[1]) * batch]
-        needed.update(before[-1:])
-    for path, _ in bests:
-        if path not in needed:
-            _remove(path)
-
-
-def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    sidecar(path).unlink(missing_ok=True)
+        """Return proxy metrics of held-out prompts."""
+        return self.on_held_out(self.trainer.held_out_latents()) if self.on_held_out else {}
 
 
 class Clock:

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..cluster.machine import device as this_device
+from ..config import CONSTANTS
 from ..errors import UserError
 from ..models.backbones import Backbone
 from ..models.conditioning import PromptSet
@@ -36,11 +37,10 @@ from .blocks import shard_blocks
 from .distributed import World, connected, is_first
 from .health import AlarmWatch, TrainingStopped
 from .iteration import IterationInterrupted, Trainer
-from .logger import TrainingLogger, load_best, make_point
+from .logger import TrainingLogger, make_point
 from .optimizer import BETA2, EPS
 from .state import (
     DAMAGED,
-    WRITTEN,
     StateWriter,
     check_owner,
     load_newest_state,
@@ -100,7 +100,7 @@ def distill(
         state: folder of this run's checkpoints, with the current training.jsonl and grids/.
         on_samples: called with (nimg, latents (16, C, H, W)) for every sample grid; writes to `state`/grids.
         on_held_out: called with latents of the last `distill.proxy_samples` prompts, in micro-batches; returns the
-            proxy metrics fid_proxy and clip_proxy, which are logged and may select the generator.
+            proxy metrics fid_proxy and clip_proxy, which are logged.
         code: digest of the training code. A finished run of other code is trained again, not exported again.
         real_pairs: what `encode_pairs` wrote, for a run that uses real images.
         embeddings: folders `train` and, with real_pairs, `real` of `embed_prompts`; None: the text encoder is loaded.
@@ -178,12 +178,11 @@ def make_trainer(
 def check_times(distill: "Distill", teacher: Backbone) -> None:
     """Reject noise levels that the teacher's schedule does not have."""
     first, last = teacher.schedule.limits
-    for key in ("t_init", "t_min"):
-        if not first <= (value := getattr(distill, key)) <= last:
-            raise UserError(
-                f"distill.{key}={value}: expected {first} to {last} for {type(teacher).__name__}. Fix: set it, or take the preset of "
-                "the teacher's size"
-            )
+    if not first <= distill.t_init <= last:
+        raise UserError(
+            f"distill.t_init={distill.t_init}: expected {first} to {last} for {type(teacher).__name__}. Fix: set it, or take "
+            "the preset of the teacher's size"
+        )
 
 
 def _export(
@@ -197,8 +196,8 @@ def _export(
         "num_steps": settings.run.num_steps,
         "step_noise": settings.run.step_noise,
         "prediction_type": trainer.teacher.prediction_type,
-        "train_kimg": trainer.nimg / 1000,  # seen by these weights
-        "whole_kimg": trainer.nimg / 1000,  # seen by the run
+        "train_kimg": trainer.nimg / 1000,
+        "whole_kimg": trainer.nimg / 1000,  # earlier versions could publish weights of an earlier point
         "skipped_updates": trainer.skipped,
         "network_passes": round(trainer.network_passes),
         "train_s": last["elapsed_s"],
@@ -207,16 +206,11 @@ def _export(
         "teacher_sha256": teacher_sha256,
         "trained_from": origin,
     }
-    weights = trainer.averages()
-    if settings.distill.keep_best:
-        weights, chosen = load_best(state)
-        record["chosen"] = {"rule": f"lowest {settings.distill.keep_best}", **chosen}
-        record["train_kimg"] = chosen["nimg"] / 1000
     with atomic_path(row.training) as temporary:
         shutil.copy(files.training, temporary)
     with atomic_path(row.grids, only=r"\d{8,}\.png") as temporary:
         shutil.copytree(files.grids, temporary)
-    save_generator(out, trainer.ema, weights, record)
+    save_generator(out, trainer.ema, trainer.averages(), record)
 
 
 def _out_of_memory(error: Exception, distill: "Distill", world: World) -> str:
@@ -387,9 +381,7 @@ def _claim_state(state: Path, settings: "DistillSettings", identity: dict[str, o
     if not ended and changed:
         ended = {"iteration": 0}  # without a checkpoint nothing is lost
     if ended and (changed or recoded or ended["iteration"] > _iterations(settings.distill)):
-        best = [path for path in state.glob("best*") if WRITTEN.fullmatch(path.name)]
-        for stale in (*best, files.training):
-            stale.unlink(missing_ok=True)
+        files.training.unlink(missing_ok=True)
         for stale in (*saved_states(state), state / DAMAGED, files.grids):
             shutil.rmtree(stale, ignore_errors=True)
     mark.unlink(missing_ok=True)
@@ -420,6 +412,7 @@ def _identity(
     return {
         **{f"run.{key}": value for key, value in settings.run.model_dump().items() if key not in ("name", "strategy")},
         **{f"distill.{key}": value for key, value in distill.items() if key not in free},
+        **{f"distill.{key}": value for key, value in CONSTANTS.items()},
         **{
             "distill.adam_beta1": 0.0,
             "distill.adam_beta2": BETA2,

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..storage.files import atomic_path, remove_temporaries, sha256_file, sidecar, verify_sidecar, write_sidecar
+from ..storage.files import atomic_path, sha256_file, verify_sidecar, write_sidecar
 from ..storage.states import STATE, saved_record, saved_states
 from .flat import Layout
 from .iteration import Trainer
@@ -29,14 +29,9 @@ from .iteration import Trainer
 log = logging.getLogger(__name__)
 
 IDENTITY = "identity.json"
-BEST = re.compile(
-    r"best-\d{12}\.safetensors"
-)  # named by images seen, one for each proxy metric that was the lowest so far
 DAMAGED = "damaged"  # name of a quarantined checkpoint
 # entries that a run writes to its folder, and removes if it starts over
-WRITTEN = re.compile(
-    rf"{IDENTITY}|ended\.json|training\.jsonl|grids|best(-\d{{12}})?\.(safetensors|json)|{DAMAGED}|\.?{STATE.pattern}"
-)
+WRITTEN = re.compile(rf"{IDENTITY}|ended\.json|training\.jsonl|grids|{DAMAGED}|\.?{STATE.pattern}")
 THREADS = 8  # more than a checkpoint has files: at SD 1.5's size each takes ten seconds of a core
 
 
@@ -117,16 +112,11 @@ def check_owner(folder: Path) -> None:
 
 
 def remove_partial_writes(folder: Path) -> None:
-    """Remove partial writes of killed processes, gigabytes each: checkpoints, and best weights without a sidecar."""
+    """Remove partial checkpoints of killed processes, gigabytes each."""
     whole = saved_states(folder)
     for path in Path(folder).glob("*state-*"):
         if STATE.fullmatch(path.name.removeprefix(".")) and path not in whole:
             shutil.rmtree(path, ignore_errors=True)
-    for path in Path(folder).glob(".best*.????????"):
-        remove_temporaries(path.with_name(path.stem.removeprefix(".")))
-    for path in Path(folder).glob("best-*"):
-        if BEST.fullmatch(path.name) and not sidecar(path).is_file():
-            path.unlink()
 
 
 def load_newest_state(folder: Path, trainer: Trainer) -> dict[str, Tensor] | None:

@@ -103,7 +103,8 @@ def test_step_encodes_each_prompt_once_and_the_empty_one_once_a_run():
         return tensor.to("meta")
 
     encoder = Encoder()
-    trainer = dry_run.make_trainer(SMALL, "meta", batch=6, micro_batch=6, prompt_dropout=0.5)
+    trainer = dry_run.make_trainer(SMALL, "meta", batch=6, micro_batch=6)
+    trainer.prompt_dropout = 0.5
     prompts = PromptSet(encoder, [f"prompt {i}" for i in range(1000)], 0)
     prompts_type = type(
         "Prompts", (), {"__len__": lambda _: 1000, "__call__": lambda _, *asked: prompts(*asked).map(on_meta)}

@@ -39,7 +39,7 @@ class Plain:
         run = self.trainer.run
         guided = (run.fake_train, run.fake_eval) != (1, 1)
         draw = self.trainer._draw(
-            "fake", self.trainer.iteration, self.s.batch, self.s.prompt_dropout if guided else 0.0
+            "fake", self.trainer.iteration, self.s.batch, self.trainer.prompt_dropout if guided else 0.0
         )
         cond = self.trainer.prompts(draw.prompts, draw.dropped)
         schedule = self.fake.schedule

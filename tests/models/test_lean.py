@@ -21,7 +21,7 @@ def test_clip_of_embedded_experiment_loads_torchvision_alone():
         "from types import SimpleNamespace as S\n"
         "from sid_core.evaluation.networks.required import Clip\n"
         "network = S(source='embedded', revision=None, sha256=None)\n"
-        "clip = Clip(S(networks=lambda: {'clip': network}, clip=network, clip_strict=False, precision='float32'))\n"
+        "clip = Clip(S(networks=lambda: {'clip': network}, clip=network))\n"
         "assert clip.texts(['a red circle']).shape[0] == 1"
     )
     assert loaded(code) == {"torchvision"}

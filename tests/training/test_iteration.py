@@ -150,7 +150,8 @@ def test_learning_rate_of_both_networks_decays_linearly(make_trainer):
 )
 def test_step_with_guidance_drops_prompts_of_the_fake_phase(make_trainer, scales, dropped):
     run = dict(zip(("fake_train", "fake_eval", "teacher"), scales, strict=True))
-    trainer = make_trainer(run=run, prompt_dropout=0.9, batch=16, micro_batch=16)
+    trainer = make_trainer(run=run, batch=16, micro_batch=16)
+    trainer.prompt_dropout = 0.9
     seen = []
     inner = trainer.prompts
     recorder = lambda indices, drop=None: seen.append(drop) or inner(indices, drop)  # noqa: E731

@@ -18,7 +18,8 @@ CASES = [
 
 @pytest.mark.parametrize(("run", "distill"), CASES)
 def test_step_gives_the_gradients_of_the_plain_iteration(make_trainer, monkeypatch, run, distill):
-    trainer = make_trainer(run=run, prompt_dropout=0.3, **distill)
+    trainer = make_trainer(run=run, **distill)
+    trainer.prompt_dropout = 0.3
     fake, found, inner = trainer.trained["fake_score"], {}, TrainedNetwork.update
     torch.manual_seed(0)
     fake.master += 0.1 * torch.randn_like(fake.master)  # make the scores differ

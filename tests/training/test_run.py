@@ -17,8 +17,7 @@ from small_run import PROMPTS, interrupted, load_state, make_settings
 from sid_core.errors import UserError
 from sid_core.method.objectives.base import ScoreDistillation
 from sid_core.models.generator import load_generator
-from sid_core.storage.files import LOCK, read_json, sha256_file, sidecar
-from sid_core.storage.heartbeat import place
+from sid_core.storage.files import read_json, sha256_file, sidecar
 from sid_core.storage.lease import lease
 from sid_core.storage.states import saved_states
 from sid_core.training import run
@@ -265,8 +264,6 @@ def test_distill_in_a_folder_with_other_entries_keeps_them(tiny_teacher, folders
     [
         "training.jsonl",
         "grids",
-        "best.safetensors",
-        "best.json",
         "ended.json",
         "damaged",
         "state-000000005",
@@ -426,20 +423,14 @@ def test_state_writer_with_a_full_disk_raises(tiny_teacher, folders, monkeypatch
 
 
 def test_remove_partial_writes_after_kills_removes_all(half_done, uninterrupted, tiny_teacher):
-    """Check checkpoints without a sidecar, partly written or partly removed, and partial best weights."""
+    """Check checkpoints without a sidecar, partly written or partly removed."""
     newest, before = saved_states(half_done.state)
     (newest / "ema.json").unlink()
     begun, going = half_done.state / "state-000000011", half_done.state / ".state-000000006"
     (begun / ".ema.safetensors.abc").mkdir(parents=True)
     going.mkdir()
-    for name in (".best-000000000060.safetensors.abcdefgh", ".best-000000000060.json.abcdefgh"):
-        (half_done.state / name).mkdir()
-        (half_done.state / name / LOCK).write_text(place())
-    (half_done.state / "best-000000000060.safetensors").touch()  # its record was not written yet
-    (half_done.state / "best.safetensors").touch()
     remove_partial_writes(half_done.state)
     assert [path.name for path in half_done.state.glob("*state-*")] == [before.name]
-    assert [path.name for path in half_done.state.glob("*best*")] == ["best.safetensors"]
     begun.mkdir()
     distill(make_settings(), tiny_teacher, PROMPTS, half_done.state, half_done.out)  # removes it as well
     assert not begun.exists()
@@ -534,53 +525,6 @@ def test_distill_with_proxy_samples_never_trains_on_them(tiny_teacher, folders, 
     assert [samples.shape for samples in given] == [(2, 4, 8, 8)] * 2
     logged = points(folders.out.parent / "training.jsonl")
     assert {p["nimg"]: p["fid_proxy"] for p in logged if "fid_proxy" in p} == {40: 3.0, 80: 2.0}
-
-
-def test_keep_best_exports_the_lowest_value(tiny_teacher, folders):
-    look, _ = watch([2.0, None, 1.0, 3.0])
-    settings = make_settings(proxy_samples=2, proxy_every_nimg=20, keep_best="fid_proxy")
-    distill(settings, tiny_teacher, PROMPTS, folders.state, folders.out, on_held_out=look)
-    record = read_json(folders.out / "generator.json")
-    assert record["chosen"] == {"rule": "lowest fid_proxy", "nimg": 60, "value": 1.0}
-    short = folders.state.parent / "short"
-    distill(
-        make_settings(proxy_samples=2, train_kimg=0.06), tiny_teacher, PROMPTS, short / "state", short / "generator"
-    )
-    assert sha256_file(folders.out / WEIGHTS) == sha256_file(short / "generator" / WEIGHTS)
-
-
-def test_keep_best_with_an_earlier_point_records_its_images(tiny_teacher, folders):
-    look, _ = watch([2.0, None, 1.0, 3.0])
-    settings = make_settings(proxy_samples=2, proxy_every_nimg=20, keep_best="fid_proxy")
-    distill(settings, tiny_teacher, PROMPTS, folders.state, folders.out, on_held_out=look)
-    record = read_json(folders.out / "generator.json")
-    assert (record["train_kimg"], record["whole_kimg"]) == (0.06, 0.08)
-
-
-@pytest.mark.parametrize("saved", [0, 40])
-def test_keep_best_of_a_killed_attempt_is_not_exported_by_other_code(tiny_teacher, folders, monkeypatch, saved):
-    """Kill a run after its best point, before a checkpoint; the other code never reaches that value."""
-    monkeypatch.setattr(run, "KEEP_STATES", 1)
-    settings = make_settings(
-        proxy_samples=2, proxy_every_nimg=20, keep_best="fid_proxy", state_every_nimg=saved or 1000
-    )
-    inner = Trainer.step
-
-    def killed(self):
-        if self.nimg == 60:
-            raise KeyboardInterrupt
-        return inner(self)
-
-    look, _ = watch([3.0, 4.0, 1.0])
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            distill(settings, tiny_teacher, PROMPTS, folders.state, folders.out, on_held_out=look, code="old")
-    look, _ = watch([5.0] * 4)
-    distill(settings, tiny_teacher, PROMPTS, folders.state, folders.out, on_held_out=look, code="new")
-    chosen = read_json(folders.out / "generator.json")["chosen"]
-    # points before the checkpoint belong to the resumed run
-    assert chosen == {"rule": "lowest fid_proxy", "nimg": 20, "value": 3.0 if saved else 5.0}
 
 
 def test_make_trainer_with_too_many_proxy_samples_raises(tiny_teacher, folders):

@@ -49,7 +49,8 @@ def recorded(trainer, monkeypatch):
 
 
 def test_step_with_real_images_draws_pairs_in_the_fake_phase_alone(tiny_teacher, pairs, monkeypatch):
-    trainer = trainer_of(tiny_teacher, pairs, GAN | {"fake_updates": 2}, prompt_dropout=0.9)
+    trainer = trainer_of(tiny_teacher, pairs, GAN | {"fake_updates": 2})
+    trainer.prompt_dropout = 0.9
     first, second, generator = recorded(trainer, monkeypatch)
     assert generator[2].real is None
     assert not torch.equal(first[1].real, second[1].real)

@@ -16,7 +16,6 @@ from torch.nn.functional import normalize
 
 from ...cluster.machine import device
 from ...data.images import enlarge
-from ...models.devices import DTYPES, autocast
 from .loading import loading
 from .required import Features
 from .vision import Dinov2, RewardBlip, ScoredClip
@@ -39,14 +38,10 @@ class OptionalNetwork:
     column: str
 
     def __init__(self, settings: "FeatureSettings", network: nn.Module, identity: str, seen: str):
-        self._network, self._dtype = network.to(device()), DTYPES[settings.precision]
+        self._network = network.to(device())
         # values of a metric are compared if this is equal
-        self.record = {
-            "weights": identity,
-            "image_size": settings.image_size,
-            "seen": seen,
-            "network_precision": settings.precision,
-        }
+        record = {"weights": identity, "image_size": settings.image_size, "seen": seen}
+        self.record = record | {"network_precision": "float32"}
 
     def prepare(self, image: np.ndarray) -> Tensor:
         """Preprocess an image (H, W, 3) uint8 for the network; several threads may call it."""
@@ -73,8 +68,7 @@ class Dinov2Features(OptionalNetwork):
 
     @torch.inference_mode()
     def rows(self, prepared: Sequence[Tensor], captions: Sequence[str]) -> Tensor:
-        with autocast(device(), self._dtype):
-            return self._network(torch.stack(list(prepared)).to(device())).float().cpu()
+        return self._network(torch.stack(list(prepared)).to(device())).cpu()
 
 
 class Patches(OptionalNetwork):
@@ -115,12 +109,11 @@ class Preference(OptionalNetwork):
     @torch.inference_mode()
     def rows(self, prepared: Sequence[Tensor], captions: Sequence[str]) -> Tensor:
         images, tokens = torch.stack(list(prepared)).to(device()), self._tokenize(list(captions)).to(device())
-        with autocast(device(), self._dtype):
-            return self.scores(images, tokens).float().cpu()
+        return self.scores(images, tokens).cpu()
 
     def scores(self, images: Tensor, tokens: Tensor) -> Tensor:
         """Compute the scores (B,) of images (B, 3, S, S) and the tokenizer's output for their captions."""
-        seen, read = self._network.encode_image(images).float(), self._network.encode_text(tokens).float()
+        seen, read = self._network.encode_image(images), self._network.encode_text(tokens)
         return self.scale * (normalize(seen, dim=-1) * normalize(read, dim=-1)).sum(1)
 
 

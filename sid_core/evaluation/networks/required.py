@@ -1,7 +1,6 @@
 """Run the two networks of every protocol: an open_clip model and the feature network of FID and others.
 
-They run on a GPU if there is one, in float32 or under autocast in 16 bits. Weights, config and tokenizer identify them in a
-protocol.
+They run on a GPU if there is one, in float32. Weights, config and tokenizer identify them in a protocol.
 """
 
 from collections.abc import Sequence
@@ -16,7 +15,6 @@ from torch.nn.functional import normalize
 from ...cluster.machine import device
 from ...data.images import enlarge
 from ...errors import UserError
-from ...models.devices import DTYPES, autocast
 from ...models.lean import without
 from .feature_network import load_feature_network
 from .loading import loading
@@ -30,15 +28,6 @@ TEXTS = 256  # captions encoded at once
 TOWERS = {"timm": "timm_model_name", "transformers": "hf_model_name"}
 
 
-def _published_levels() -> np.ndarray:
-    """Map each of 256 levels as the published script does: to [-1, 1] in float32 and back, truncating."""
-    levels = torch.arange(256, dtype=torch.float32) / 255
-    return ((((levels - 0.5) / 0.5) * 0.5 + 0.5) * 255).to(torch.uint8).numpy()
-
-
-PUBLISHED_LEVELS = _published_levels()
-
-
 class Features:
     """Run the feature network."""
 
@@ -46,7 +35,7 @@ class Features:
 
     def __init__(self, settings: "FeatureSettings"):
         path, _, self.identity = network_weights(settings, "feature_network")
-        self._side, self._dtype = settings.feature_size, DTYPES[settings.precision]
+        self._side = settings.feature_size
         self._network = load_feature_network(path).to(device())
 
     @property
@@ -72,8 +61,7 @@ class Features:
                 f"{prepared[0].shape[0]} x {prepared[0].shape[1]}. Fix: set feature_size: {size}"
             )
         batch = torch.from_numpy(np.stack(prepared)).to(device()).permute(0, 3, 1, 2).float()
-        with autocast(device(), self._dtype):
-            return self._network(batch).float().cpu()
+        return self._network(batch).cpu()
 
 
 class Clip:
@@ -88,7 +76,6 @@ class Clip:
             import open_clip
 
         name = f"local-dir:{path.parent}"
-        self._strict, self._dtype = settings.clip_strict, DTYPES[settings.precision]
         what = f"evaluate.clip={settings.clip.source}: {path.parent} cannot be loaded by open_clip"
         with loading(what, "get it again, or give another"):
             # without require_pretrained, missing weights are silently random
@@ -100,14 +87,13 @@ class Clip:
 
     def prepare(self, image: np.ndarray) -> Tensor:
         """Preprocess an image (H, W, 3) uint8 for the model, (3, S, S) float32; several threads may call it."""
-        return self._preprocess(Image.fromarray(PUBLISHED_LEVELS[image] if self._strict else image))
+        return self._preprocess(Image.fromarray(image))
 
     @torch.inference_mode()
     def rows(self, prepared: Sequence[Tensor], captions: Sequence[str] = ()) -> Tensor:
         """Compute embeddings (B, E) float32 of unit length from outputs of `prepare`."""
         batch = torch.stack(list(prepared)).to(device())
-        with autocast(device(), self._dtype):
-            return normalize(self._model.encode_image(batch).float(), dim=-1).cpu()
+        return normalize(self._model.encode_image(batch), dim=-1).cpu()
 
     def images(self, images: Sequence[np.ndarray]) -> Tensor:
         """Compute embeddings (B, E) float32 of unit length of images (H, W, 3) uint8."""
@@ -118,9 +104,8 @@ class Clip:
         """Compute embeddings (N, E) float32 of unit length, encoding repeated texts once."""
         places = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         distinct = list(places)
-        with autocast(device(), self._dtype):
-            encoded = [
-                self._model.encode_text(self._tokenize(distinct[i : i + TEXTS]).to(device())).float()
-                for i in range(0, len(distinct), TEXTS)
-            ]
+        encoded = [
+            self._model.encode_text(self._tokenize(distinct[i : i + TEXTS]).to(device()))
+            for i in range(0, len(distinct), TEXTS)
+        ]
         return normalize(torch.cat(encoded), dim=-1).cpu()[torch.tensor([places[text] for text in texts])]

@@ -13,7 +13,7 @@ from tiny_parts import clip_repository, inception
 from sid_core.config import BuildReferenceSettings, FeatureSettings
 from sid_core.data.shapes import ASSETS
 from sid_core.errors import UserError
-from sid_core.evaluation.networks.required import PUBLISHED_LEVELS, Clip, Features
+from sid_core.evaluation.networks.required import Clip, Features
 from sid_core.evaluation.networks.weights import Weights, network_weights, prepare_networks
 from sid_core.storage.files import read_json, sha256_file
 
@@ -264,48 +264,13 @@ def test_identity_of_a_feature_network_depends_on_its_config(tmp_path):
     assert weights("feature_network", folder).identity != first.identity
 
 
-# --- the published script's rounding -------------------------------------------------------------------------------------------
-
-
-def test_clip_strict_lowers_63_of_256_levels_by_one():
-    levels = np.arange(256)
-    lowered = levels - PUBLISHED_LEVELS
-    assert lowered.sum() == 63
-    assert set(lowered) == {0, 1}
-
-
-def test_clip_strict_equals_the_round_trip_of_tensors(parts):
-    image = pictures(1, 32)[0]
-    tensor = (
-        torch.from_numpy(image).permute(2, 0, 1).float().div(255).sub(0.5).div(0.5)
-    )  # torchvision's ToTensor, Normalize
-    lowered = tensor.mul(0.5).add(0.5).mul(255).to(torch.uint8).permute(1, 2, 0).numpy()
-    strict, plain = clip(parts / "clip", clip_strict=True), clip(parts / "clip")
-    assert torch.equal(strict.prepare(image), plain.prepare(lowered))
-    assert not torch.equal(strict.prepare(image), plain.prepare(image))
-
-
-def test_networks_in_16_bits_stay_close_and_of_unit_length(parts):
-    exact, fast = (clip(parts / "clip", precision=precision) for precision in ("float32", "bfloat16"))
-    images = pictures(3, 32)
-    for a, b in ((exact.images(images), fast.images(images)), (exact.texts(["a", "b"]), fast.texts(["a", "b"]))):
-        assert not torch.equal(a, b)
-        torch.testing.assert_close(b.norm(dim=-1), torch.ones(len(b)))
-        assert (a * b).sum(-1).min() > 0.99
-    network = parts / "inception-2015-12-05.pt"
-    exact, fast = (features(network, precision=precision).rows(photos(2, 299)) for precision in ("float32", "bfloat16"))
-    assert not torch.equal(exact, fast)
-    torch.testing.assert_close(exact, fast, rtol=0.05, atol=0.05)
-
-
 # --- settings and the stage ------------------------------------------------------------------------------------------------------
 
 
 def test_networks_use_the_settings(parts):
     values = {"feature_network": str(parts / "inception-2015-12-05.pt"), "clip": str(parts / "clip"), "batch": 2}
-    settings = FeatureSettings(**values, clip_strict=True)
     image = pictures(1)[0]
-    assert torch.equal(Clip(settings).prepare(image), clip(parts / "clip", clip_strict=True).prepare(image))
+    assert torch.equal(Clip(FeatureSettings(**values)).prepare(image), clip(parts / "clip").prepare(image))
     for key, load in (("feature_network", Features), ("clip", Clip)):
         with pytest.raises(UserError, match=rf"evaluate\.{key}\.sha256={'0' * 64}"):
             load(FeatureSettings(**values | {key: {"source": values[key], "sha256": "0" * 64}}))

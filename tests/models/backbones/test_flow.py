@@ -218,7 +218,6 @@ def test_solver_of_the_other_kind_of_teacher_is_named(tiny_teacher, tiny_sd3_sou
     [
         ("tiny_teacher_source", {"t_init": 1000}, "distill.t_init=1000: expected 0 to 999 for StableDiffusion"),
         ("tiny_sd3_source", {"t_init": 0}, "distill.t_init=0: expected 1 to 1000 for StableDiffusion3"),
-        ("tiny_sd3_source", {"t_min": 0}, "distill.t_min=0: expected 1 to 1000 for StableDiffusion3"),
     ],
 )
 def test_make_trainer_with_times_of_another_schedule_names_them(request, source, changes, message):
