@@ -111,7 +111,8 @@ def print_error(message: str, code: int = 1) -> int:
 # --- stages ----------------------------------------------------------------------------------------------------------
 
 
-SAMPLING = "teacher captions start stop out workers embeddings"
+SAMPLING = "generator teacher captions start stop out workers embeddings"
+EXPORT = "benchmark generator prompts out teacher seed workers"
 # commands that call a function with its settings, if it has any, and some of their arguments
 CALLS = {
     "teacher": ("models.teacher:prepare_teacher", config.Teacher, "out"),
@@ -120,19 +121,15 @@ CALLS = {
     "embed-prompts": ("models.embeddings:embed_prompts", None, "captions teacher out"),
     "evaluation-networks": ("evaluation.networks.weights:prepare_networks", config.BuildReferenceSettings, "out"),
     "resample": ("models.generator:resample", config.ResampleSettings, "generator out"),
-    "generate": ("sampling.generation:generate_run", config.GenerateSettings, f"generator {SAMPLING}"),
-    "generate-baseline": ("sampling.generation:generate_baseline", config.BaselineSettings, SAMPLING),
+    "generate": ("sampling.generation:generate", config.GenerateSettings, SAMPLING),
+    "generate-baseline": ("sampling.generation:generate", config.BaselineSettings, SAMPLING),
     "features": ("evaluation.features:extract_features", config.FeatureSettings, "samples captions out workers"),
     "score": ("evaluation.scoring:score", config.ScoreSettings, "features reference captions out teacher_scores"),
     "reference": ("evaluation.features:build_reference", config.BuildReferenceSettings, "out workers code"),
     "status": ("pipeline.status:show", None, "results configfile watch"),
     "serve": ("serve:serve", None, "results port"),
     "export": ("models.convert.pipeline:export", None, "generator teacher out score"),
-    "export-benchmark": (
-        "evaluation.benchmarks:export_benchmark",
-        None,
-        "benchmark generator prompts out teacher seed workers",
-    ),
+    "export-benchmark": ("evaluation.benchmarks:export_benchmark", None, EXPORT),
     "import-benchmark": ("evaluation.benchmarks:import_benchmark", None, "benchmark file exported row"),
     "push": ("models.convert.pipeline:push", None, "pipeline repo private"),
     "vote": ("report.vote:write_vote_page", None, "runs out count seed"),
@@ -143,7 +140,7 @@ def _call(given: argparse.Namespace) -> None:
     function, settings, arguments = CALLS[given.command]
     module, name = function.split(":")
     call = getattr(import_module(f".{module}", __package__), name)
-    values, names = vars(given) | {"workers": given.threads or 1}, arguments.split()
+    values, names = {"generator": None} | vars(given) | {"workers": given.threads or 1}, arguments.split()
     if "code" in names:
         values["code"] = stage_digest(RULES[given.command].code)
     first = [config.load_settings(settings, given.settings)] if settings else []
@@ -168,9 +165,7 @@ def _distill(given: argparse.Namespace) -> None:
     set_determinism(settings.distill.deterministic)
     check_place(given.out, "generator.json")  # fails here and not days later
     if any(path.is_file() for path in (given.state, *given.state.parents)):
-        raise UserError(
-            f"--state {given.state}: is a file or below one; expected the folder of a training state, or a new one"
-        )
+        raise UserError(f"--state {given.state}: is a file or below one; expected the folder of a training state")
     verify_manifest(given.prompts.parent)
     prompts = training_prompts(given.prompts)
     codec = load_image_codec(given.teacher, AT_ONCE)
@@ -183,18 +178,8 @@ def _distill(given: argparse.Namespace) -> None:
     try:
         with mirror:
             code = stage_digest(RULES["distill"].code)
-            distill(
-                settings,
-                given.teacher,
-                prompts,
-                given.state,
-                given.out,
-                draw,
-                proxy,
-                code,
-                given.real_pairs,
-                given.embeddings,
-            )
+            inputs = (given.teacher, prompts, given.state, given.out)
+            distill(settings, *inputs, draw, proxy, code, given.real_pairs, given.embeddings)
     except Interrupted as error:
         message = f"{settings.run.name}: interrupted; its state is saved, running again continues"
         sys.exit(print_error(message, 128 + error.signum) if is_first() else 128 + error.signum)
@@ -404,11 +389,7 @@ OPTIONS: dict[str, dict] = {
         "metavar": "N",
         "help": "number of GPUs to acquire for this process alone (default: all, shared)",
     },
-    "lora": {
-        "type": int,
-        "metavar": "RANK",
-        "help": "of adapters (distill.lora.rank; default: all weights are trained)",
-    },
+    "lora": {"type": int, "metavar": "RANK", "help": "of adapters (distill.lora.rank; default: all weights)"},
     "plan-memory.gpus": {"type": int, "default": 1, "metavar": "N", "help": "that train together (default: 1)"},
     "threads": {"type": int, "metavar": "N", "help": "of torch and numpy"},
 }
@@ -440,18 +421,15 @@ DISTILL = "settings teacher prompts state tracking out reference? reference-sett
 IMPORT = "teacher out network settings? t-init? num-steps? gpus?"
 BENCHMARK = "benchmark generator prompts out teacher? seed?"
 MEMORY = "teacher|size kappa? gan? lora? gpus? precision?"
+SCORE = "settings features reference captions out teacher-scores? gpus?"
 GROUPS = {
     "Run": {
-        "report": Command(
-            _report, "make tables, figures and the page of an experiment, or of all", "settings|all results? so-far?"
-        ),
+        "report": Command(_report, "make tables, figures and a page, of one or all", "settings|all results? so-far?"),
         "track": Command(_track, "mirror an experiment's files to MLflow", "results sync? uri?"),
         "import-official": Command(_import_official, "write a published checkpoint as a generator", IMPORT),
     },
     "Inspect": {
-        "status": Command(
-            _call, "print the jobs done, running or failed, and the time left", "results|configfile? watch?"
-        ),
+        "status": Command(_call, "print jobs done, running or failed, and time left", "results|configfile? watch?"),
         "compare": Command(_compare, "compare scored runs: differences, intervals and the better run", "runs"),
     },
     "Try": {
@@ -464,13 +442,9 @@ GROUPS = {
         "plan-memory": Command(_plan_memory, "estimate the GPU memory of a training by its settings", MEMORY),
     },
     "Share": {
-        "export": Command(
-            _call, "write a diffusers pipeline with a model card and a demo", "generator teacher out score?"
-        ),
+        "export": Command(_call, "write a diffusers pipeline with model card and demo", "generator teacher out score?"),
         "export-benchmark": Command(_call, "write images in the layout of GenEval or DPG-Bench", BENCHMARK),
-        "import-benchmark": Command(
-            _call, "read a benchmark's results into a run's table", "benchmark file exported row"
-        ),
+        "import-benchmark": Command(_call, "read a benchmark's results into a table", "benchmark file exported row"),
         "push": Command(_call, "upload an exported pipeline to a hub", "pipeline repo private?"),
         "vote": Command(_call, "write a page to vote on blind pairs of samples", "runs out count? seed?"),
         "votes": Command(_votes, "print win rates, intervals and agreement of votes", "files"),
@@ -480,9 +454,7 @@ GROUPS = {
         "teacher": Command(_call, "fetch the teacher and check it", "settings out gpus?"),
         "prompts": Command(_call, "write the captions", "settings out teacher? gpus?"),
         "real-pairs": Command(_call, "encode real images with their captions", "settings teacher out gpus?"),
-        "embed-prompts": Command(
-            _call, "encode a caption file by the teacher's text encoders", "captions teacher out gpus?"
-        ),
+        "embed-prompts": Command(_call, "encode captions by the teacher's text encoders", "captions teacher out gpus?"),
         "evaluation-networks": Command(_call, "fetch evaluation networks and reference images", "settings out gpus?"),
         "reference": Command(_call, "extract features of the reference images", "settings out gpus?"),
         "distill": Command(_distill, "train a generator, or resume", DISTILL),
@@ -490,9 +462,7 @@ GROUPS = {
         "generate": Command(_call, "generate a shard of a generator's samples", f"generator {SHARD}"),
         "generate-baseline": Command(_call, "generate a shard of a baseline's samples", SHARD),
         "features": Command(_call, "extract features of a shard of samples", "settings samples captions out gpus?"),
-        "score": Command(
-            _call, "compute all metrics from features", "settings features reference captions out teacher-scores? gpus?"
-        ),
+        "score": Command(_call, "compute all metrics from features", SCORE),
         "pairs": Command(_pairs, "compute differences of all scores, and means over seeds", "settings results"),
     },
 }

@@ -44,9 +44,7 @@ class Benchmark:
     prompts: int  # of the whole set
     read: Callable[[Path], list[Prompt]]
     write: Callable[[Path, Prompt, np.ndarray], None]  # below `images`, the images (4, H, W, 3) of a prompt
-    score: Callable[
-        [Path, list[dict]], tuple[float, float]
-    ]  # of its result file: value and standard error over prompts
+    score: Callable[[Path, list[dict]], tuple[float, float]]  # value and standard error of its result file
 
 
 def export_benchmark(
@@ -64,7 +62,7 @@ def export_benchmark(
         UserError: prompts of another format, or a generator that is missing, damaged or of another teacher.
     """
     from ..models.generator import find_teacher, generator_folder, generator_sha256, recorded_steps
-    from ..sampling.generation import generate_run
+    from ..sampling.generation import generate
 
     kind, title = FORMATS[benchmark], BENCHMARKS[benchmark].title
     found = kind.read(Path(prompts))
@@ -80,19 +78,15 @@ def export_benchmark(
         captions, shard = folder / "captions.txt", folder / "samples.tar"
         captions.write_text("".join(f"{prompt.text}\n" * IMAGES for prompt in found), encoding="utf-8")
         teacher = teacher or find_teacher(generator)
-        generate_run(settings, generator, teacher, captions, 0, IMAGES * len(found), shard, workers)
+        generate(settings, generator, teacher, captions, 0, IMAGES * len(found), shard, workers)
         for prompt, (_, images) in zip(found, read_shard(shard, IMAGES), strict=True):
             kind.write(folder / "images", prompt, images)
         for path in (captions, shard, shard.with_suffix(".json")):
             path.unlink()
-        prompts_record = [{"name": prompt.name, "text": prompt.text, **prompt.metadata} for prompt in found]
-        record = {
-            "benchmark": benchmark,
-            "generator_sha256": generator_sha256(generator),
-            "nfe": steps.count,
-            "seed": seed,
-        }
-        write_manifest(folder, record | {"prompts": prompts_record})
+        record = {"benchmark": benchmark, "generator_sha256": generator_sha256(generator)}
+        record |= {"nfe": steps.count, "seed": seed}
+        record["prompts"] = [{"name": prompt.name, "text": prompt.text, **prompt.metadata} for prompt in found]
+        write_manifest(folder, record)
     log.info("%s/images: %d images each of %d x %d", out, IMAGES, *images.shape[1:3])
 
 

@@ -7,10 +7,9 @@ networks compute; the queue holds one batch, so memory does not grow with a shar
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -32,14 +31,13 @@ from ..storage.versions import versions
 from .inputs import NOISE_DEVICE, Inputs
 
 if TYPE_CHECKING:
-    from ..config import BaselineSettings, GenerateSettings, Sampling
+    from ..config import BaselineSettings, GenerateSettings
 
 EPS_ERROR_SAMPLES = 1000  # the first ones, whose epsilon-prediction error by the teacher is recorded
 PNG_LEVEL = 1  # of 0 to 9: higher levels take longer and save little disk
 
 
-@dataclass(frozen=True)
-class Sampler:
+class Sampler(NamedTuple):
     """Two steps that make samples; only the second is timed.
 
     Args:
@@ -52,8 +50,7 @@ class Sampler:
     networks: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """A decoded image (H, W, 3) uint8 with its epsilon-prediction error, None where it is not measured."""
 
     index: int
@@ -61,19 +58,9 @@ class Sample:
     eps_error: float | None
 
 
-@dataclass(frozen=True)
-class PackedSample:
-    """A sample as PNG, with the sha256 of its pixels."""
-
-    index: int
-    png: bytes
-    sha256: str
-    eps_error: float | None
-
-
-def generate_run(
-    settings: "GenerateSettings",
-    generator: Path,
+def generate(
+    settings: "GenerateSettings | BaselineSettings",
+    generator: Path | None,
     teacher: Path,
     captions: Path,
     start: int,
@@ -82,63 +69,54 @@ def generate_run(
     workers: int = 1,
     embeddings: Path | None = None,
 ) -> None:
-    """Write samples [start, stop) of a distilled generator to the shard `out` (.tar).
+    """Write samples [start, stop) of a generator to the shard `out` (.tar), or without one those of a baseline.
 
     Args:
         workers: threads that encode and hash images.
         embeddings: folder of `evaluation` by `embed_prompts`; None: the text encoder is loaded.
 
     Raises:
-        UserError: too few captions, an input that differs from its manifest, a generator distilled with other
-            settings, non-finite images.
+        UserError: too few captions, an input that differs from its manifest, a generator distilled with other settings,
+            captions that differ from those of the real images, non-finite images.
     """
+    inputs = Inputs(settings.sampling, teacher, captions, embeddings)
+    if generator:
+        sampler, nfe = _generator_sampler(settings, inputs, teacher, generator), settings.num_steps
+        keys, made = ["t_init", "num_steps", *["step_noise"] * (nfe > 1)], settings
+    else:
+        made = settings.baseline
+        sampler, nfe = BASELINES[made.kind](settings, inputs, teacher), made.nfe
+        keys = ["solver", "steps", "guidance_scale"] if made.steps else []
+    if not 0 <= start < stop <= len(inputs.captions):
+        raise UserError(
+            f"samples {start}–{stop - 1}: expected a range inside the {len(inputs.captions)} captions. "
+            "Fix: give more captions or fewer samples"
+        )
+    sampling = settings.sampling
+    if inputs.seed(stop) > SEEDS:
+        raise UserError(f"generate.seed={sampling.seed}: expected seed + samples up to 2^32. Fix: choose a smaller one")
+    record = {
+        "start": start, "stop": stop, "seed": sampling.seed, "noise_device": NOISE_DEVICE, "device": inputs.device,
+        "precision": sampling.precision, "image_size": sampling.image_size,
+        "captions_sha256": captions_sha256(inputs.captions[start:stop]), "teacher_sha256": inputs.teacher_sha256,
+        "settings_sha256": settings_digest(settings), "generator_sha256": generator and generator_sha256(generator),
+        "nfe": nfe, "sampler": {key: getattr(made, key) for key in keys} or None,
+        "versions": versions(), "images_per_s": None, "samples": [],
+    }  # fmt: skip
+    samples = _samples(inputs, sampler, start, stop, record)
+    packed = in_order(partial(_pack, inputs), samples, workers, ahead=inputs.batch)
+    write_shard(out, _record_samples(packed, record, Progress(out.stem, stop - start)), record)
+
+
+def _generator_sampler(settings: "GenerateSettings", inputs: Inputs, teacher: Path, generator: Path) -> Sampler:
     network, record = load_generator(generator, teacher)
     steps = recorded_steps(record)
     for key, found in (("t_init", steps.t_init), ("num_steps", steps.count), ("step_noise", steps.noise)):
         if found != getattr(settings, key):
-            raise UserError(
-                f"{generator}: {key}={found}: expected {getattr(settings, key)}, as in the settings. Fix: distil it again"
-            )
-    inputs = Inputs(settings.sampling, teacher, captions, embeddings)
+            expected = f"expected {getattr(settings, key)}, as in the settings"
+            raise UserError(f"{generator}: {key}={found}: {expected}. Fix: distil it again")
     network = place(network, settings.sampling.precision)
-
-    def latents(noises: Tensor, cond: Conditioning) -> Tensor:
-        return n_step(network, noises.unbind(1), steps, cond)
-
-    def networks(indices: Tensor, noises: Tensor) -> tuple[Tensor, Tensor]:
-        x_g = inputs.by_block(latents, noises, inputs.prompts(indices))
-        return inputs.by_block(inputs.codec.decode, x_g), x_g
-
-    sampler = Sampler(lambda indices: inputs.noises(indices, steps.noises), networks)
-    identity = {"settings_sha256": settings_digest(settings), "generator_sha256": generator_sha256(generator)}
-    how = {"t_init": settings.t_init, "num_steps": settings.num_steps}
-    if settings.num_steps > 1:
-        how["step_noise"] = settings.step_noise
-    _write(inputs, sampler, start, stop, out, identity | {"nfe": settings.num_steps, "sampler": how}, workers)
-
-
-def generate_baseline(
-    settings: "BaselineSettings",
-    teacher: Path,
-    captions: Path,
-    start: int,
-    stop: int,
-    out: Path,
-    workers: int = 1,
-    embeddings: Path | None = None,
-) -> None:
-    """Write samples [start, stop) of a baseline to the shard `out` (.tar): teacher, VAE round trip, or real images.
-
-    Raises:
-        UserError: as generate_run; captions that differ from those of the real images.
-    """
-    baseline = settings.baseline
-    inputs = Inputs(settings.sampling, teacher, captions, embeddings)
-    makers = {"teacher": _teacher_sampler, "vae": _vae_sampler, "real": _real_sampler}
-    identity = {"settings_sha256": settings_digest(settings), "generator_sha256": None}
-    how = {key: getattr(baseline, key) for key in ("solver", "steps", "guidance_scale")} if baseline.steps else None
-    identity |= {"nfe": baseline.nfe, "sampler": how}
-    _write(inputs, makers[baseline.kind](settings, inputs, teacher), start, stop, out, identity, workers)
+    return _from_noise(inputs, lambda noises, cond: n_step(network, noises.unbind(1), steps, cond), steps.noises)
 
 
 def _teacher_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path) -> Sampler:
@@ -150,11 +128,17 @@ def _teacher_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path
         solver.set_timesteps(baseline.steps, device=inputs.device)
         return solve(solver, inputs.teacher, noises[:, 0], cond, inputs.empty_prompt, baseline.guidance_scale)
 
+    return _from_noise(inputs, latents, 1)
+
+
+def _from_noise(inputs: Inputs, latents: Callable[[Tensor, Conditioning], Tensor], count: int) -> Sampler:
+    """Return a Sampler that decodes the latents of `count` noises an image and embeddings."""
+
     def networks(indices: Tensor, noises: Tensor) -> tuple[Tensor, Tensor]:
         x_0 = inputs.by_block(latents, noises, inputs.prompts(indices))
         return inputs.by_block(inputs.codec.decode, x_0), x_0
 
-    return Sampler(lambda indices: inputs.noises(indices, 1), networks)
+    return Sampler(lambda indices: inputs.noises(indices, count), networks)
 
 
 def _vae_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path) -> Sampler:
@@ -169,6 +153,9 @@ def _real_sampler(settings: "BaselineSettings", inputs: Inputs, teacher: Path) -
     return Sampler(partial(inputs.real_images, settings.split), None)
 
 
+BASELINES = {"teacher": _teacher_sampler, "vae": _vae_sampler, "real": _real_sampler}
+
+
 def solve(
     solver, teacher: Backbone, noise: Tensor, cond: Conditioning, uncond: Conditioning, guidance_scale: float
 ) -> Tensor:
@@ -178,29 +165,6 @@ def solve(
         x0_hat = teacher(solver.scale_model_input(x_t, step), step.expand(len(x_t)), cond, uncond, guidance_scale)
         x_t = solver.step(x0_hat, step, x_t).prev_sample
     return x_t
-
-
-def _write(inputs: Inputs, sampler: Sampler, start: int, stop: int, out: Path, identity: dict, workers: int) -> None:
-    """Sample [start, stop) and write shard and sidecar."""
-    sampling, captions = inputs.sampling, inputs.captions
-    if not 0 <= start < stop <= len(captions):
-        raise UserError(
-            f"samples {start}–{stop - 1}: expected a range inside the {len(captions)} captions. "
-            "Fix: give more captions or fewer samples"
-        )
-    if inputs.seed(stop) > SEEDS:
-        raise UserError(
-            f"generate.seed={sampling.seed}: expected seed + samples up to 2^32. Fix: choose a smaller seed"
-        )
-    record = {
-        "start": start, "stop": stop, "seed": sampling.seed, "noise_device": NOISE_DEVICE, "device": inputs.device,
-        "precision": sampling.precision, "image_size": sampling.image_size,
-        "captions_sha256": captions_sha256(captions[start:stop]), "teacher_sha256": inputs.teacher_sha256,
-        **identity, "versions": versions(), "images_per_s": None, "samples": [],
-    }  # fmt: skip
-    samples = _samples(inputs, sampler, start, stop, record)
-    packed = in_order(partial(_pack, sampling), samples, workers, ahead=inputs.batch)
-    write_shard(out, _record_samples(packed, record, inputs.seed, Progress(out.stem, stop - start)), record)
 
 
 @torch.inference_mode()
@@ -227,27 +191,26 @@ def _samples(inputs: Inputs, sampler: Sampler, start: int, stop: int, record: di
                 yield Sample(index, image, error if index < EPS_ERROR_SAMPLES else None)
 
 
-def _pack(sampling: "Sampling", sample: Sample) -> PackedSample:
-    """Encode a sample as PNG; its hash is that of the stored pixels."""
-    image = shrink(sample.image, sampling.image_size) if sampling.image_size else sample.image
-    return PackedSample(sample.index, encode_png(image, PNG_LEVEL), pixel_sha256(image), sample.eps_error)
+def _pack(inputs: Inputs, sample: Sample) -> tuple[dict, bytes]:
+    """Return a sample's entry in the record, with the hash of its stored pixels, and its PNG."""
+    side = inputs.sampling.image_size
+    image = shrink(sample.image, side) if side else sample.image
+    entry = {"index": sample.index, "seed": inputs.seed(sample.index), "sha256": pixel_sha256(image)}
+    return entry | {"eps_error": sample.eps_error}, encode_png(image, PNG_LEVEL)
 
 
 def _record_samples(
-    packed: Iterable[PackedSample], record: dict, seed: Callable[[int], int], progress: Progress
+    packed: Iterable[tuple[dict, bytes]], record: dict, progress: Progress
 ) -> Iterator[tuple[int, bytes]]:
     """Yield index and PNG of every sample, and append its entry to `record`."""
-    for sample in packed:
-        entry = {"index": sample.index, "seed": seed(sample.index), "sha256": sample.sha256}
-        record["samples"].append(entry | {"eps_error": sample.eps_error})
+    for entry, png in packed:
+        record["samples"].append(entry)
         progress.update(len(record["samples"]))
-        yield sample.index, sample.png
+        yield entry["index"], png
 
 
 def _check_finite(images: Tensor, indices: Tensor) -> Tensor:
     bad = indices[~images.isfinite().flatten(1).all(1)].tolist()
     if bad:
-        raise UserError(
-            f"samples {ranges(bad)}: expected finite values, but the network has diverged. Fix: train it with a lower lr"
-        )
+        raise UserError(f"samples {ranges(bad)}: expected finite values, it diverged. Fix: train it at a lower lr")
     return images

@@ -18,7 +18,7 @@ from sid_core.evaluation.benchmarks import export_benchmark, import_benchmark
 from sid_core.pipeline.inputs import Inputs
 from sid_core.report import summary, table
 from sid_core.report.entries import make_entries
-from sid_core.sampling.generation import generate_run
+from sid_core.sampling.generation import generate
 from sid_core.storage.files import read_json, write_json, write_manifest
 
 TASKS = ("single_object", "counting", "colors")
@@ -34,7 +34,7 @@ def samples(tiny_generator, tiny_teacher, tmp_path_factory) -> np.ndarray:
     folder = tmp_path_factory.mktemp("samples")
     captions = folder / "captions.txt"
     captions.write_text("".join(f"{entry['prompt']}\n" * 4 for entry in METADATA))
-    generate_run(generate_settings(seed=7), tiny_generator, tiny_teacher, captions, 0, 12, folder / "x.tar")
+    generate(generate_settings(seed=7), tiny_generator, tiny_teacher, captions, 0, 12, folder / "x.tar")
     [(_, images)] = read_shard(folder / "x.tar", 12)
     return images
 

@@ -26,7 +26,7 @@ from sid_core.evaluation.networks.required import Clip
 from sid_core.evaluation.scoring import score
 from sid_core.pipeline.paths import Row
 from sid_core.sampling import generation
-from sid_core.sampling.generation import generate_baseline, generate_run
+from sid_core.sampling.generation import generate
 from sid_core.storage.files import read_json, sidecar, write_sidecar
 
 
@@ -46,7 +46,7 @@ def made(tmp_path_factory, tiny_generator, tiny_teacher, captions, evaluate_sett
         features.append(folder / "features" / f"{name}.safetensors")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(generation, "EPS_ERROR_SAMPLES", 5)
-            generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, *span, samples[-1])
+            generate(generate_settings(), tiny_generator, tiny_teacher, captions, *span, samples[-1])
         extract_features(evaluate_settings().evaluate, samples[-1], captions, features[-1])
     return SimpleNamespace(reference=reference, samples=samples, features=features, captions=captions)
 
@@ -69,7 +69,7 @@ def test_score_has_every_value(scored):
 
 
 def test_score_of_real_images_has_no_throughput(tiny_teacher, evaluate_settings, scene_captions, made, tmp_path):
-    generate_baseline(baseline_settings("real"), tiny_teacher, scene_captions, 0, SAMPLES, tmp_path / "samples.tar")
+    generate(baseline_settings("real"), None, tiny_teacher, scene_captions, 0, SAMPLES, tmp_path / "samples.tar")
     features = tmp_path / "features.safetensors"
     extract_features(evaluate_settings().evaluate, tmp_path / "samples.tar", scene_captions, features)
     score(evaluate_settings(), [features], made.reference, scene_captions, tmp_path / "score.json")
@@ -124,7 +124,7 @@ def teacher_scores(made, tiny_teacher, evaluate_settings):
         row = Row(made.reference.parents[1] / name)
         kind = baseline_settings("teacher", solver="ddim", steps=2, guidance_scale=scale)
         for path, span in zip(made.features, ((0, 13), (13, SAMPLES)), strict=True):
-            generate_baseline(kind, tiny_teacher, made.captions, *span, row.samples(path.stem))
+            generate(kind, None, tiny_teacher, made.captions, *span, row.samples(path.stem))
             extract_features(
                 evaluate_settings().evaluate, row.samples(path.stem), made.captions, row.features(path.stem)
             )
@@ -241,7 +241,7 @@ def test_score_with_shards_in_any_order_is_equal(made, scored, evaluate_settings
 def test_score_of_one_shard_or_two_is_equal(
     made, scored, tiny_generator, tiny_teacher, captions, evaluate_settings, tmp_path
 ):
-    generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, 0, SAMPLES, tmp_path / "00000.tar")
+    generate(generate_settings(), tiny_generator, tiny_teacher, captions, 0, SAMPLES, tmp_path / "00000.tar")
     features = tmp_path / "00000.safetensors"
     extract_features(evaluate_settings().evaluate, tmp_path / "00000.tar", captions, features)
     score(evaluate_settings(), [features], made.reference, captions, tmp_path / "again.json")
@@ -271,7 +271,7 @@ def test_score_of_images_stored_at_the_protocols_size_is_equal(
     for size in (None, 12):
         samples, features = tmp_path / f"samples-{size}.tar", tmp_path / f"features-{size}.safetensors"
         sampled = generate_settings(image_size=size)
-        generate_run(sampled, tiny_generator, tiny_teacher, captions, 0, SAMPLES, samples)
+        generate(sampled, tiny_generator, tiny_teacher, captions, 0, SAMPLES, samples)
         extract_features(settings.evaluate, samples, captions, features)
         score(settings, [features], reference, captions, tmp_path / f"score-{size}.json")
         scores.append(read_json(tmp_path / f"score-{size}.json"))
@@ -292,7 +292,7 @@ def test_score_records_precision_and_device(
         samples = tmp_path / f"samples-{start}.tar"
         features.append(tmp_path / f"features-{start}.safetensors")
         sampled = generate_settings(precision="bfloat16")
-        generate_run(sampled, tiny_generator, tiny_teacher, captions, start, stop, samples)
+        generate(sampled, tiny_generator, tiny_teacher, captions, start, stop, samples)
         extract_features(evaluate_settings().evaluate, samples, captions, features[-1])
     score(evaluate_settings(), features, made.reference, captions, tmp_path / "score.json")
     other = read_json(tmp_path / "score.json")
@@ -411,7 +411,7 @@ def test_caption_prefix_precedes_the_caption(made, networks, evaluate_settings, 
 def test_score_of_real_images_beats_a_random_generator(
     made, scored, tiny_teacher, scene_captions, evaluate_settings, tmp_path
 ):
-    generate_baseline(baseline_settings("real"), tiny_teacher, scene_captions, 0, SAMPLES, tmp_path / "real.tar")
+    generate(baseline_settings("real"), None, tiny_teacher, scene_captions, 0, SAMPLES, tmp_path / "real.tar")
     features = tmp_path / "real.safetensors"
     extract_features(evaluate_settings().evaluate, tmp_path / "real.tar", scene_captions, features)
     score(evaluate_settings(), [features], made.reference, scene_captions, tmp_path / "score.json")
@@ -483,7 +483,7 @@ def test_score_of_shards_of_two_solvers_or_teachers_raises(made, tiny_teacher, e
     def features(start: int, stop: int, solver: str) -> Path:
         samples, out = tmp_path / f"{solver}.tar", tmp_path / f"{solver}.safetensors"
         baseline = baseline_settings("teacher", solver=solver, steps=2, guidance_scale=2)
-        generate_baseline(baseline, tiny_teacher, made.captions, start, stop, samples)
+        generate(baseline, None, tiny_teacher, made.captions, start, stop, samples)
         extract_features(evaluate_settings().evaluate, samples, made.captions, out)
         return out
 

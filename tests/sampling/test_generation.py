@@ -22,7 +22,7 @@ from sid_core.models.teacher import load_backbone, load_solver
 from sid_core.models.vae import ImageCodec
 from sid_core.sampling import generation
 from sid_core.sampling import inputs as inputs_module
-from sid_core.sampling.generation import generate_baseline, generate_run, solve
+from sid_core.sampling.generation import generate, solve
 from sid_core.sampling.inputs import Inputs, block_size
 from sid_core.storage.files import read_json, sidecar
 
@@ -50,25 +50,25 @@ def pixels(*shards) -> np.ndarray:
 def whole(tiny_generator, tiny_teacher, captions, tmp_path_factory):
     """Write all samples to one shard."""
     out = tmp_path_factory.mktemp("samples") / "00000.tar"
-    generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out)
+    generate(generate_settings(), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out)
     return out
 
 
-def test_generate_run_of_different_captions_gives_different_images(whole):
+def test_generate_of_different_captions_gives_different_images(whole):
     images = pixels(whole)
     assert images.shape == (SAMPLES, 16, 16, 3)
     assert images.std() > 5
     assert len({sample["sha256"] for sample in record(whole)["samples"]}) == SAMPLES
 
 
-def test_generate_run_with_stored_embeddings_gives_equal_bytes_without_a_text_encoder(
+def test_generate_with_stored_embeddings_gives_equal_bytes_without_a_text_encoder(
     whole, tiny_generator, tiny_teacher, captions, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(embeddings, "SHARD_BYTES", 1)
     embed_prompts(captions, tiny_teacher, tmp_path / "evaluation")
     monkeypatch.setattr(inputs_module, "load_text_encoder", None)
     out = tmp_path / "00000.tar"
-    generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out, embeddings=tmp_path)
+    generate(generate_settings(), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out, embeddings=tmp_path)
     assert out.read_bytes() == whole.read_bytes()
 
 
@@ -80,45 +80,43 @@ def test_block_size_of_larger_latents_shrinks():
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8, 64])
-def test_generate_run_with_another_batch_gives_equal_bytes(
-    batch, whole, tiny_generator, tiny_teacher, captions, tmp_path
-):
+def test_generate_with_another_batch_gives_equal_bytes(batch, whole, tiny_generator, tiny_teacher, captions, tmp_path):
     out = tmp_path / "00000.tar"
-    generate_run(generate_settings(batch=batch), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out)
+    generate(generate_settings(batch=batch), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out)
     assert out.read_bytes() == whole.read_bytes()
     assert record(out)["samples"] == record(whole)["samples"]
 
 
 @pytest.mark.parametrize("cuts", [[0, 20], [0, 7, 20], [0, 3, 9, 16, 17, 20]])
-def test_generate_run_in_other_shards_gives_equal_pixels(cuts, whole, tiny_generator, tiny_teacher, captions, tmp_path):
+def test_generate_in_other_shards_gives_equal_pixels(cuts, whole, tiny_generator, tiny_teacher, captions, tmp_path):
     shards = []
     for start, stop in itertools.pairwise(cuts):
         shards.append(tmp_path / f"{start:05d}.tar")
-        generate_run(generate_settings(batch=3), tiny_generator, tiny_teacher, captions, start, stop, shards[-1])
+        generate(generate_settings(batch=3), tiny_generator, tiny_teacher, captions, start, stop, shards[-1])
     assert np.array_equal(pixels(*shards), pixels(whole))
     assert [sample for shard in shards for sample in record(shard)["samples"]] == record(whole)["samples"]
 
 
-def test_generate_run_with_more_workers_gives_equal_bytes(whole, tiny_generator, tiny_teacher, captions, tmp_path):
+def test_generate_with_more_workers_gives_equal_bytes(whole, tiny_generator, tiny_teacher, captions, tmp_path):
     out = tmp_path / "00000.tar"
-    generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out, workers=3)
+    generate(generate_settings(), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out, workers=3)
     assert out.read_bytes() == whole.read_bytes()
     assert record(out)["samples"] == record(whole)["samples"]
 
 
-def test_generate_run_at_another_png_level_gives_equal_pixels(
+def test_generate_at_another_png_level_gives_equal_pixels(
     whole, tiny_generator, tiny_teacher, captions, tmp_path, monkeypatch
 ):
     out = tmp_path / "00000.tar"
     monkeypatch.setattr(generation, "PNG_LEVEL", 9)
-    generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out)
+    generate(generate_settings(), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out)
     assert np.array_equal(pixels(out), pixels(whole))
     assert out.read_bytes() != whole.read_bytes()
 
 
-def test_generate_run_with_image_size_equals_shrinking_later(whole, tiny_generator, tiny_teacher, captions, tmp_path):
+def test_generate_with_image_size_equals_shrinking_later(whole, tiny_generator, tiny_teacher, captions, tmp_path):
     out = tmp_path / "00000.tar"
-    generate_run(generate_settings(image_size=8), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out)
+    generate(generate_settings(image_size=8), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out)
     later = np.stack([shrink(image, 8) for image in pixels(whole)])
     assert np.array_equal(pixels(out), later)
     assert np.array_equal(np.stack([shrink(image, 8) for image in later]), later), "shrinking again must do nothing"
@@ -126,37 +124,35 @@ def test_generate_run_with_image_size_equals_shrinking_later(whole, tiny_generat
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_generate_run_in_16_bit_stays_close_to_float32(
-    precision, whole, tiny_generator, tiny_teacher, captions, tmp_path
-):
+def test_generate_in_16_bit_stays_close_to_float32(precision, whole, tiny_generator, tiny_teacher, captions, tmp_path):
     out = tmp_path / "00000.tar"
-    generate_run(generate_settings(precision=precision), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out)
+    generate(generate_settings(precision=precision), tiny_generator, tiny_teacher, captions, 0, SAMPLES, out)
     difference = np.abs(pixels(out).astype(int) - pixels(whole))
     assert 0 < difference.mean() < 1
     assert (record(out)["precision"], record(whole)["precision"]) == (precision, "float32")
     assert record(out)["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def test_generate_run_without_eps_errors_needs_no_teacher(whole, tiny_generator, tiny_teacher, captions, tmp_path):
+def test_generate_without_eps_errors_needs_no_teacher(whole, tiny_generator, tiny_teacher, captions, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.delattr(inputs_module, "load_backbone")
         patch.setattr(generation, "EPS_ERROR_SAMPLES", 0)
-        generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, 0, 4, tmp_path / "00000.tar")
+        generate(generate_settings(), tiny_generator, tiny_teacher, captions, 0, 4, tmp_path / "00000.tar")
     assert np.array_equal(pixels(tmp_path / "00000.tar"), pixels(whole)[:4])
 
 
-def test_generate_run_again_gives_equal_bytes(tiny_generator, tiny_teacher, captions, tmp_path):
+def test_generate_again_gives_equal_bytes(tiny_generator, tiny_teacher, captions, tmp_path):
     """Delete one of two shards, as an interruption leaves them, and make it again."""
     first, second = tmp_path / "00000.tar", tmp_path / "00001.tar"
     for shard, span in ((first, (0, 10)), (second, (10, 20))):
-        generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, *span, shard)
+        generate(generate_settings(), tiny_generator, tiny_teacher, captions, *span, shard)
     before = second.read_bytes()
     second.unlink()
-    generate_run(generate_settings(batch=5), tiny_generator, tiny_teacher, captions, 10, 20, second)
+    generate(generate_settings(batch=5), tiny_generator, tiny_teacher, captions, 10, 20, second)
     assert second.read_bytes() == before
 
 
-def test_generate_run_of_one_sample_depends_on_its_caption_and_seed(tiny_generator, tiny_teacher, captions, tmp_path):
+def test_generate_of_one_sample_depends_on_its_caption_and_seed(tiny_generator, tiny_teacher, captions, tmp_path):
     """Compute one sample step by step; alone in a batch it rounds differently, hence a tolerance of one level."""
     from sid_core.data.images import quantise
     from sid_core.models.text import TextEncoder
@@ -164,7 +160,7 @@ def test_generate_run_of_one_sample_depends_on_its_caption_and_seed(tiny_generat
 
     out = tmp_path / "00000.tar"
     settings = generate_settings(seed=1000)
-    generate_run(settings, tiny_generator, tiny_teacher, captions, 0, SAMPLES, out)
+    generate(settings, tiny_generator, tiny_teacher, captions, 0, SAMPLES, out)
     z = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(1000 + 13))
     cond = TextEncoder.from_directory(tiny_teacher).encode([CAPTIONS[13]])
     with torch.no_grad():
@@ -183,15 +179,15 @@ def test_noises_of_larger_count_continue_the_stream(tiny_teacher, captions):
     assert torch.equal(inputs.noises(torch.arange(BLOCK), 1)[:, 0], noises[:BLOCK, 0])
 
 
-def test_generate_run_of_two_steps_differs_from_one(save_tiny_generator, tiny_teacher, captions, whole, tmp_path):
+def test_generate_of_two_steps_differs_from_one(save_tiny_generator, tiny_teacher, captions, whole, tmp_path):
     generator = save_tiny_generator(tmp_path / "generator", num_steps=2)
     out = tmp_path / "00000.tar"
-    generate_run(generate_settings(num_steps=2), generator, tiny_teacher, captions, 0, 8, out)
+    generate(generate_settings(num_steps=2), generator, tiny_teacher, captions, 0, 8, out)
     assert record(out)["nfe"] == 2
     assert not np.array_equal(pixels(out), pixels(whole)[:8])
 
 
-def test_generate_run_records_its_inputs(whole, tiny_generator):
+def test_generate_records_its_inputs(whole, tiny_generator):
     from sid_core.data.shards import captions_sha256
     from sid_core.models.generator import generator_sha256
 
@@ -271,22 +267,22 @@ def test_solve_with_any_named_scheduler_does_not_clip_latents(name, kind, tmp_pa
     assert (x_0 - 5).abs().max() < 1e-4
 
 
-def test_generate_baseline_of_teacher_in_another_shard_gives_equal_pixels(tiny_teacher, captions, tmp_path):
+def test_generate_of_baseline_of_teacher_in_another_shard_gives_equal_pixels(tiny_teacher, captions, tmp_path):
     """Check that the history of a multistep solver does not leak from one block into the next."""
     settings = baseline_settings("teacher", solver="dpm-solver", steps=3, guidance_scale=2.0)
-    generate_baseline(settings, tiny_teacher, captions, 0, SAMPLES, tmp_path / "all.tar")
-    generate_baseline(settings, tiny_teacher, captions, 17, SAMPLES, tmp_path / "end.tar")
+    generate(settings, None, tiny_teacher, captions, 0, SAMPLES, tmp_path / "all.tar")
+    generate(settings, None, tiny_teacher, captions, 17, SAMPLES, tmp_path / "end.tar")
     assert np.array_equal(pixels(tmp_path / "all.tar")[17:], pixels(tmp_path / "end.tar"))
     assert record(tmp_path / "all.tar")["sampler"] == {"solver": "dpm-solver", "steps": 3, "guidance_scale": 2.0}
     assert record(tmp_path / "all.tar")["nfe"] == 6  # both branches of three steps
     assert record(tmp_path / "all.tar")["generator_sha256"] is None
 
 
-def test_generate_baseline_of_real_and_vae_gives_scenes_and_round_trips(tiny_teacher, scene_captions, tmp_path):
+def test_generate_of_baseline_of_real_and_vae_gives_scenes_and_round_trips(tiny_teacher, scene_captions, tmp_path):
     from sid_core.data.shapes import scenes
 
     for kind in ("real", "vae"):
-        generate_baseline(baseline_settings(kind), tiny_teacher, scene_captions, 3, SAMPLES, tmp_path / f"{kind}.tar")
+        generate(baseline_settings(kind), None, tiny_teacher, scene_captions, 3, SAMPLES, tmp_path / f"{kind}.tar")
     real = scenes.draw("evaluation", SAMPLES)[0][3:]
     assert np.array_equal(pixels(tmp_path / "real.tar"), real)
     assert pixels(tmp_path / "vae.tar").shape == real.shape
@@ -322,46 +318,46 @@ def test_images_per_s_with_slow_inputs_counts_networks_only(
     take(1, ImageCodec, "decode")
     out = tmp_path / "00000.tar"
     if kind == "generator":
-        generate_run(generate_settings(), tiny_generator, tiny_teacher, scene_captions, 0, SAMPLES, out)
+        generate(generate_settings(), tiny_generator, tiny_teacher, scene_captions, 0, SAMPLES, out)
     else:
         solver = {"solver": "ddim", "steps": 1, "guidance_scale": 1.0} if kind == "teacher" else {}
-        generate_baseline(baseline_settings(kind, **solver), tiny_teacher, scene_captions, 0, SAMPLES, out)
+        generate(baseline_settings(kind, **solver), None, tiny_teacher, scene_captions, 0, SAMPLES, out)
     assert record(out)["images_per_s"] == BLOCK
 
 
-def test_generate_baseline_of_real_with_other_captions_raises(tiny_teacher, captions, tmp_path):
+def test_generate_of_baseline_of_real_with_other_captions_raises(tiny_teacher, captions, tmp_path):
     with pytest.raises(UserError, match="caption 1='a dot number 0': expected"):
-        generate_baseline(baseline_settings("real"), tiny_teacher, captions, 0, 4, tmp_path / "00000.tar")
+        generate(baseline_settings("real"), None, tiny_teacher, captions, 0, 4, tmp_path / "00000.tar")
 
 
-def test_generate_run_beyond_the_captions_raises(tiny_generator, tiny_teacher, captions, tmp_path):
+def test_generate_beyond_the_captions_raises(tiny_generator, tiny_teacher, captions, tmp_path):
     with pytest.raises(UserError, match="20 captions"):
-        generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, 0, 21, tmp_path / "00000.tar")
+        generate(generate_settings(), tiny_generator, tiny_teacher, captions, 0, 21, tmp_path / "00000.tar")
 
 
-def test_generate_run_with_a_seed_beyond_32_bits_raises(tiny_generator, tiny_teacher, captions, tmp_path):
+def test_generate_with_a_seed_beyond_32_bits_raises(tiny_generator, tiny_teacher, captions, tmp_path):
     """Reject 2^32: torch's CPU generator uses the low 32 bits, so it would give the images of seed 0."""
     settings = generate_settings(seed=2**32)
     with pytest.raises(UserError, match=r"generate\.seed=4294967296"):
-        generate_run(settings, tiny_generator, tiny_teacher, captions, 0, 4, tmp_path / "00000.tar")
+        generate(settings, tiny_generator, tiny_teacher, captions, 0, 4, tmp_path / "00000.tar")
 
 
-def test_generate_run_with_a_generator_of_other_settings_raises(save_tiny_generator, tiny_teacher, captions, tmp_path):
+def test_generate_with_a_generator_of_other_settings_raises(save_tiny_generator, tiny_teacher, captions, tmp_path):
     generator = save_tiny_generator(tmp_path / "generator", num_steps=2)
     with pytest.raises(UserError, match="num_steps=2: expected 1, as in the settings"):
-        generate_run(generate_settings(), generator, tiny_teacher, captions, 0, 4, tmp_path / "00000.tar")
+        generate(generate_settings(), generator, tiny_teacher, captions, 0, 4, tmp_path / "00000.tar")
 
 
-def test_generate_run_with_a_changed_generator_raises(tiny_generator, tiny_teacher, captions, tmp_path):
+def test_generate_with_a_changed_generator_raises(tiny_generator, tiny_teacher, captions, tmp_path):
     shutil.copytree(tiny_generator, tmp_path / "generator")
     weights = tmp_path / "generator" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"diffusion_pytorch_model\.safetensors: differs"):
-        generate_run(generate_settings(), tmp_path / "generator", tiny_teacher, captions, 0, 4, tmp_path / "x.tar")
+        generate(generate_settings(), tmp_path / "generator", tiny_teacher, captions, 0, 4, tmp_path / "x.tar")
 
 
-def test_generate_run_of_a_diverged_generator_leaves_nothing(save_tiny_generator, tiny_teacher, captions, tmp_path):
+def test_generate_of_a_diverged_generator_leaves_nothing(save_tiny_generator, tiny_teacher, captions, tmp_path):
     generator = save_tiny_generator(tmp_path / "generator", broken=True)
     with pytest.raises(UserError, match=r"samples 0–15: expected finite values"):
-        generate_run(generate_settings(), generator, tiny_teacher, captions, 0, 4, tmp_path / "samples" / "00000.tar")
+        generate(generate_settings(), generator, tiny_teacher, captions, 0, 4, tmp_path / "samples" / "00000.tar")
     assert list((tmp_path / "samples").iterdir()) == []

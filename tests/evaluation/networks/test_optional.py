@@ -23,7 +23,7 @@ from sid_core.evaluation.features import stored as stored_image
 from sid_core.evaluation.networks import optional
 from sid_core.evaluation.networks.weights import BERT, prepare_networks
 from sid_core.evaluation.scoring import score
-from sid_core.sampling.generation import generate_run
+from sid_core.sampling.generation import generate
 from sid_core.storage.files import read_json, sha256_file, sidecar
 
 METRICS = {"dinov2": "fd_dinov2", "hps": "hps", "pickscore": "pickscore", "imagereward": "imagereward"}
@@ -199,7 +199,7 @@ def test_score_with_optional_networks_has_their_metrics(
     full = evaluate_settings(
         caption_prefix="A photo depicts ", **{key: {"source": str(folder)} for key, folder in folders.items()}
     )
-    generate_run(generate_settings(), tiny_generator, tiny_teacher, captions, 0, SAMPLES, tmp_path / "00000.tar")
+    generate(generate_settings(), tiny_generator, tiny_teacher, captions, 0, SAMPLES, tmp_path / "00000.tar")
     scores = {}
     for name, chosen in (("plain", plain), ("full", full)):
         reference, features = tmp_path / f"{name}-reference.safetensors", tmp_path / f"{name}.safetensors"

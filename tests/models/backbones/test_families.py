@@ -153,11 +153,11 @@ def test_solve_equals_the_pipeline(teacher, solver, tolerance, sample, kappa, z)
     assert_equal(latents, sample("latent"), tolerance)
 
 
-def test_generate_baseline_equals_the_pipeline_to_one_level(teacher, solver, sample, kappa, tmp_path, monkeypatch):
+def test_generate_of_baseline_equals_the_pipeline_to_one_level(teacher, solver, sample, kappa, tmp_path, monkeypatch):
     monkeypatch.setattr(inputs_module, "LARGEST_BLOCK", len(PROMPTS))
     (tmp_path / "captions.txt").write_text("\n".join(PROMPTS) + "\n")
     settings = baseline_settings("teacher", solver=solver, steps=STEPS, guidance_scale=kappa)
-    generation.generate_baseline(settings, teacher, tmp_path / "captions.txt", 0, len(PROMPTS), tmp_path / "shard.tar")
+    generation.generate(settings, None, teacher, tmp_path / "captions.txt", 0, len(PROMPTS), tmp_path / "shard.tar")
     ((_, images),) = read_shard(tmp_path / "shard.tar", len(PROMPTS))
     expected = np.stack([np.asarray(image) for image in sample("pil")])
     assert expected.std() > 5
