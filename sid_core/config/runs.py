@@ -140,7 +140,7 @@ def _expand(config: "Config") -> "Iterator[tuple[ExtraRun, DistillSettings]]":
     """Yield each run for each seed. Seed 0 has no suffix, so that adding seeds renames nothing."""
     wanted = [ExtraRun(strategy="lsg", scale=scale) for scale in config.guidance_scales] + list(config.extra_runs)
     for extra in wanted:
-        scale = extra.scale or 1.0
+        scale = 1.0 if extra.scale is None else extra.scale  # short guidance may have a scale of 0
         fake_train, fake_eval, teacher = {
             "lsg": (scale, scale, scale),
             "long": (1.0, 1.0, scale),

@@ -395,6 +395,7 @@ def test_runs_with_more_seeds_keep_their_names():
         ({"strategy": "lsg", "scale": 7}, "lsg-7", (7, 7, 7)),
         ({"strategy": "long", "scale": 3}, "long-3", (1, 1, 3)),
         ({"strategy": "short", "scale": 0.5}, "short-0.5", (0.5, 1, 1)),
+        ({"strategy": "short", "scale": 0}, "short-0", (0, 1, 1)),
         ({"strategy": "none"}, "none", (1, 1, 1)),
         ({"strategy": "zero"}, "zero", (0, 0, 1)),
         ({"strategy": "anti", "scale": -1}, "anti--1", (-1, -1, 1)),
