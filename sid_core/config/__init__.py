@@ -2,27 +2,21 @@
 
 from .blocks import (
     COCO2014_30K,
-    COMMIT,
     CONSTANTS,
-    NAME,
     SEEDS,
     Adversarial,
     Alarms,
     Baselines,
     Block,
     Captions,
-    Commit,
-    Count,
     Distill,
     DistillResources,
     Evaluate,
     ExtraRun,
     FeatureSettings,
-    Generate,
     Imported,
     JobResources,
     Lora,
-    Name,
     Network,
     Plan,
     Prompts,
@@ -30,12 +24,10 @@ from .blocks import (
     RealUID,
     ReferenceSettings,
     Sampling,
-    Solver,
-    Split,
     Teacher,
     caption_format,
 )
-from .loading import load_config, load_settings, merge, parse, parse_config, read_yaml
+from .loading import load_config, load_settings, merge, parse_config, read_yaml
 from .runs import (
     OBJECTIVES,
     REAL_IMAGES,

@@ -56,9 +56,7 @@ class Teacher(Block):
     path: str | None = Field(None, description="the diffusers directory, for source: local")
     repo: str | None = Field(None, description="OWNER/NAME, for source: hub")
     revision: str | None = Field(None, description="commit of repo; a branch or tag is resolved, with a warning")
-    variant: Literal["fp16"] | None = Field(
-        None, description="fp16: half the download, loaded as float32; null: fp16 if there is nothing else"
-    )
+    variant: Literal["fp16"] | None = Field(None, description="fp16: half the download; null: float32 where it exists")
     sha256: dict[str, Sha256] | None = Field(None, description="of files of repo, by name there; null: recorded only")
 
     @model_validator(mode="after")
@@ -81,9 +79,7 @@ class Adversarial(Block):
     """A GAN on real images, whose discriminator is the fake score's encoder (SiDA, arXiv 2410.14919)."""
 
     weight: Positive = Field(0.01, description="of the generator's GAN loss; published: 0.01, few steps 0.001")
-    discriminator_weight: Positive = Field(
-        1.0, description="of the discriminator's loss beside the fake score's; published: 1, 100 for EDM2's networks"
-    )
+    discriminator_weight: Positive = Field(1.0, description="of the discriminator's loss; published: 1")
     start_nimg: int = Field(
         ge=0,
         description="images at which the generator's GAN loss starts; the discriminator learns from the first. "
@@ -101,14 +97,9 @@ class RealUID(Block):
 class Real(Block):
     """Real images with captions, for `adversarial` and `objective: real_uid`; encoded once by the teacher's VAE."""
 
-    source: str = Field(
-        "embedded",
-        description="`embedded` draws scenes; else a folder of images, a .tar (webdataset) or .parquet, or a folder of those",
-    )
+    source: str = Field("embedded", description="`embedded`: scenes; else a folder, .tar (webdataset) or .parquet")
     pairs: Count | None = Field(None, description="the first ones in order of names; null: all, 10,000 scenes")
-    captions: str | None = Field(
-        None, description="of a folder: a table with both columns; null: a .txt with the name of each image"
-    )
+    captions: str | None = Field(None, description="of a folder: a table with both columns; null: a .txt per image")
     image_column: str = Field("image", description="of a table: file names below the folder; of a .parquet: the bytes")
     caption_column: str = Field("caption", description="of a table or .parquet")
 
@@ -138,12 +129,8 @@ class ExtraRun(Block):
 
     name: Name | None = Field(None, description="default: <strategy>-<scale>; a custom run needs one")
     strategy: Strategy
-    objective: Name = Field(
-        "sid", description="sid, dmd, diff_instruct or real_uid: an entry of method.objectives.OBJECTIVES"
-    )
-    scale: Finite | None = Field(
-        None, description="kappa of lsg (all), long (teacher > 1), short (fake_train < 1) and anti (fake score < 0)"
-    )
+    objective: Name = Field("sid", description="sid, dmd, diff_instruct or real_uid: a key of method.OBJECTIVES")
+    scale: Finite | None = Field(None, description="of lsg (all), long (teacher > 1), short (< 1) and anti (< 0)")
     fake_train: Finite | None = Field(None, description="kappa_1, for strategy: custom")
     fake_eval: Finite | None = Field(None, description="kappa_2 = kappa_3, for strategy: custom")
     teacher: Positive | None = Field(None, description="kappa_4, for strategy: custom")
@@ -151,9 +138,7 @@ class ExtraRun(Block):
     num_steps: Count | None = Field(None, description="default: distill.num_steps")
     steps_objective: StepsObjective | None = Field(None, description="default: distill.steps_objective")
     step_noise: StepNoise | None = Field(None, description="default: distill.step_noise")
-    sample_steps: list[Count] = Field(
-        [], description="further rows of the same generator in fewer evaluations, each a divisor of num_steps"
-    )
+    sample_steps: list[Count] = Field([], description="rows in fewer evaluations, each a divisor of num_steps")
     fake_updates: Count | None = Field(None, description="default: distill.fake_updates")
     ida: Fraction | None = Field(None, description="default: distill.ida")
     adversarial: Adversarial | None = Field(None, description="default: distill.adversarial")
@@ -168,9 +153,7 @@ class ExtraRun(Block):
             if None in kappas or self.name is None or self.scale is not None:
                 raise ValueError("strategy: custom needs name, fake_train, fake_eval and teacher, and no scale")
         elif any(k is not None for k in kappas):
-            raise ValueError(
-                f"fake_train, fake_eval, teacher belong to strategy: custom; {self.strategy} has one scale"
-            )
+            raise ValueError(f"fake_train, fake_eval, teacher belong to strategy: custom, not to {self.strategy}")
         elif (self.strategy in UNSCALED) == (self.scale is not None):
             raise ValueError(f"strategy: {self.strategy} {'has no' if self.scale is not None else 'needs a'} scale")
         if (self.objective == "real_uid") != (self.real_uid is not None):
@@ -184,9 +167,7 @@ class ExtraRun(Block):
         if self.strategy == "short" and self.scale >= 1:
             raise ValueError(f"scale={self.scale:g}: short guidance weakens the fake score, expected less than 1")
         if self.strategy == "anti" and self.scale >= 0:
-            raise ValueError(
-                f"scale={self.scale:g}: Anti-CFG turns the fake score away from the prompt, expected less than 0"
-            )
+            raise ValueError(f"scale={self.scale:g}: Anti-CFG turns the fake score away, expected less than 0")
         return self
 
 
@@ -232,19 +213,14 @@ class Captions(Block):
     """Captions: `embedded` draws them with the scenes, `file` reads them, `hub` reads them from a repository's file."""
 
     source: Literal["embedded", "file", "hub"] = "embedded"
-    train: Count | str = Field(
-        20_000, description="captions to distil with: a number (embedded), a path (file) or a file of `repo` (hub)"
-    )
-    evaluation: Count | str = Field(
-        5_000, description="captions to score with: a number (embedded), else a path or coco2014-30k"
-    )
+    train: Count | str = Field(20_000, description="of training: a number (embedded), a path, or a file in `repo`")
+    evaluation: Count | str = Field(5_000, description="of scores: a number (embedded), else a path or coco2014-30k")
     column: str | None = Field(None, description="of a table: name of the captions' column")
     member: str | None = Field(None, description="of a .tar: file of the training captions")
     repo: str | None = Field(None, description="the hub's repository, for source: hub")
     revision: str | None = Field(None, description="its commit; null: the newest of `main`")
     split: Split = Field(
-        "evaluation",
-        description="captions, noise and reference; choose settings on `validation`, report on `evaluation`",
+        "evaluation", description="choose on `validation`, report on `evaluation`: they share no noise"
     )
 
     @model_validator(mode="after")
@@ -285,9 +261,7 @@ class Captions(Block):
 class Prompts(Captions):
     """Captions, and the place of their embeddings."""
 
-    embeddings: Literal["memory", "disk"] = Field(
-        "memory", description="disk: encode all prompts once; training and sampling then load no text encoder"
-    )
+    embeddings: Literal["memory", "disk"] = Field("memory", description="disk: encoded once, with no encoder later")
 
 
 class Alarms(Block):
@@ -297,23 +271,16 @@ class Alarms(Block):
     latent_std_min: NonNegative = Field(description="std of x_g; below: the generator collapses")
     latent_std_max: Positive = Field(description="std of x_g; above: it diverges")
     generator_loss_max: Positive = Field(description="|generator loss|")
-    discriminator_accuracy_max: Positive = Field(
-        0.95, description="of the discriminator's logits, once its loss acts on the generator; 0.5: it knows nothing"
-    )
+    discriminator_accuracy_max: Positive = Field(0.95, description="of its logits, from start_nimg; 0.5: chance")
     patience: Count = Field(description="logged points in a row beyond a limit")
     warmup_nimg: int = Field(ge=0, description="images before limits are checked; an untrained generator exceeds them")
 
 
 # explained in docs/performance.md
+FAST = {"micro_batch": 16, "checkpointing": False, "offload": "none", "shard": "none", "compile": True}
 MEMORY = {
-    "fast": {"micro_batch": 16, "checkpointing": False, "offload": "none", "shard": "none", "compile": True},
-    "balanced": {
-        "micro_batch": 4,
-        "checkpointing": False,
-        "offload": "optimizer",
-        "shard": "optimizer",
-        "compile": True,
-    },
+    "fast": FAST,
+    "balanced": FAST | {"micro_batch": 4, "offload": "optimizer", "shard": "optimizer"},
     "smallest": {"micro_batch": 4, "checkpointing": True, "offload": "all", "shard": "all", "compile": False},
 }
 
@@ -336,36 +303,23 @@ class Distill(Block):
     fake_lr: Positive | None = Field(None, description="learning rate of the fake score; null: lr")
     lr_final: Positive | None = Field(None, description="linear decay towards it over the run; null: constant")
     fake_updates: Count = Field(1, description="updates of the fake score in an iteration, each with images of its own")
-    ida: Fraction = Field(
-        0.0,
-        description="r of implicit distribution alignment: psi <- (1 - r) psi + r theta after every iteration; 0: off",
-    )
+    ida: Fraction = Field(0.0, description="r of distribution alignment: psi <- (1 - r) psi + r theta; 0: off")
     real: Real | None = Field(None, description="null: no real images, as `adversarial` and real_uid need them")
     adversarial: Adversarial | None = Field(None, description="of every run but those of real_uid; null: none")
     lora: Lora | None = Field(None, description="null: all weights are trained")
     alpha: Positive = Field(1.0, description="of the generator loss")
-    t_init: InitialTimestep = Field(
-        625, description="noise level the generator starts at; 1000 with flow matching: noise alone"
-    )
+    t_init: InitialTimestep = Field(625, description="noise level the generator starts at; 1000 (flow): noise alone")
     num_steps: Count = Field(1, description="network evaluations per image")
     steps_objective: StepsObjective = Field(
-        "last",
-        description="last: train the last of several evaluations through all; mixture: a random one, in the memory of one",
+        "last", description="last: train the last evaluation through all; mixture: a random one, in the memory of one"
     )
-    step_noise: StepNoise = Field(
-        "fresh",
-        description="before an evaluation but the first: fresh, fixed (the first noise), ddim (the implied noise)",
-    )
+    step_noise: StepNoise = Field("fresh", description="of later evaluations: fresh, fixed (the first), ddim (implied)")
     ema_halflife_nimg: NonNegative = Field(description="images; at first 5 % of the images seen")
-    nonfinite: Literal["stop", "skip"] = Field(
-        "stop", description="on a NaN or infinity in a loss or gradient; ten skips in a row also stop the run"
-    )
+    nonfinite: Literal["stop", "skip"] = Field("stop", description="on a NaN or infinity; ten skips in a row also stop")
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = Field(
         "float32", description="of the networks' arithmetic; weights, gradients and losses are float32 in all"
     )
-    memory: Literal["fast", "balanced", "smallest"] = Field(
-        "fast", description="trade speed for memory of a GPU: the five settings below, where they are null"
-    )
+    memory: Literal["fast", "balanced", "smallest"] = Field("fast", description="sets the next five where null")
     micro_batch: Count | None = _by_memory("images per backward pass; divides batch, changes memory only")
     checkpointing: bool | None = _by_memory("recompute activations in backward: a third slower, less memory")
     offload: Literal["none", "ema", "optimizer", "all"] | None = _by_memory(
@@ -375,9 +329,7 @@ class Distill(Block):
         "optimizer: split float32 weights, second moments and averages among the GPUs; all: the teacher too"
     )
     compile: bool | None = _by_memory("compile blocks of the networks; minutes at the start, faster on GPUs")
-    deterministic: bool = Field(
-        True, description="GPU kernels with equal bits whenever a run is repeated or resumed; may be slower"
-    )
+    deterministic: bool = Field(True, description="kernels with equal bits in repeated and resumed runs; maybe slower")
     state_every_nimg: Count = Field(description="images between checkpoints")
     log_every_nimg: Count = Field(description="images between logged points")
     samples_every_nimg: Count = Field(description="images between sample grids")
@@ -418,12 +370,8 @@ class Sampling(Block):
 
     batch: Count = Field(description="images at once; changes speed and memory only")
     seed: int = Field(0, ge=0, description="sample i is seeded with seed + i")
-    precision: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="of the networks; noise, x_0 and quantisation stay float32"
-    )
-    image_size: Count | None = Field(
-        None, description="stored after centre crop and LANCZOS to this side, evaluate.image_size; null: as decoded"
-    )
+    precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the networks' arithmetic")
+    image_size: Count | None = Field(None, description="stored after crop and LANCZOS to this side; null: as decoded")
 
 
 class Generate(Sampling):
@@ -488,14 +436,10 @@ class FeatureSettings(Block):
     hps: Network | None = _network("HPS_v2.1_compressed.pt, for hps (HPSv2.1); null: not computed")
     pickscore: Network | None = _network("transformers' PickScore, for pickscore; null: not computed")
     imagereward: Network | None = _network("ImageReward.pt and med_config.json, for imagereward; null: not computed")
-    patches: bool = Field(
-        False, description="patch_fid, of central crops of images as stored, of the feature network's size"
-    )
+    patches: bool = Field(False, description="patch_fid, of central crops of stored images")
     caption_prefix: str = Field("", description="put before a caption for the CLIP score")
     image_size: Count | None = Field(None, description="centre crop and LANCZOS to this side first; null: as stored")
-    feature_size: Count | None = Field(
-        None, description="per-channel float bicubic (clean-fid) to this side; null: as is"
-    )
+    feature_size: Count | None = Field(None, description="float bicubic (clean-fid) to this side; null: as is")
     batch: Count = Field(description="images at once in feature extraction")
 
     def networks(self) -> dict[str, Network]:
@@ -506,9 +450,7 @@ class FeatureSettings(Block):
 class ReferenceSettings(FeatureSettings):
     """Reference images and the settings of their features."""
 
-    reference: str = Field(
-        "embedded", description="`embedded`, a folder or zip of images, or the URL of a zip (passwords: ~/.netrc)"
-    )
+    reference: str = Field("embedded", description="`embedded`, a folder or zip, or a zip's URL (passwords: ~/.netrc)")
     reference_sha256: Sha256 | None = Field(None, description="of the zip behind a URL; null: recorded on first use")
     reference_samples: Count = Field(description="reference images; a folder or zip must hold exactly as many")
 
@@ -531,9 +473,7 @@ class Evaluate(ReferenceSettings):
     """A protocol: features, reference images and the formulas of the scores."""
 
     protocol: Name = Field(description=f"a name of your own; {', '.join(PROTOCOLS)} guarantee settings")
-    fid_teacher: bool = Field(
-        False, description="FID-T, to the samples of the teacher's row of the lowest FID; runs wait for these rows"
-    )
+    fid_teacher: bool = Field(False, description="FID-T, to the teacher's row of the lowest FID; runs wait for it")
     neighbours: Count = Field(3, description="k of precision, recall, density and coverage")
 
 
@@ -542,17 +482,12 @@ class Plan(Block):
 
     speeds: str = Field("unknown", description="origin of the throughputs, printed with the plan; change it with them")
     unet_million: Positive = Field(description="million parameters of the UNet")
-    train_images_per_s: Positive = Field(
-        description="of a distillation by long-short guidance, per GPU; others are estimated by their network passes"
-    )
+    train_images_per_s: Positive = Field(description="of a training by LSG, per GPU; others follow by network passes")
     generate_images_per_s: Positive = Field(description="of a one-step generator with its VAE, per job")
     evaluations_per_s: Positive = Field(description="of the teacher (a guided pair is two), per job")
     feature_images_per_s: Positive = Field(description="per job")
     image_kb: Positive = Field(description="of a stored sample")
-    embedding_kb: Positive = Field(
-        240,
-        description="of a prompt's embedding, float32: 77 x 768 values of Stable Diffusion 1.5; 256 x 4096 are 4,200",
-    )
+    embedding_kb: Positive = Field(240, description="of a prompt's, float32; 77 x 768 values are 240, 256 x 4096 4,200")
     download_gb: NonNegative = Field(description="of all downloads")
 
 
@@ -594,8 +529,6 @@ class Tracking(Block):
 
     enabled: bool = True
     uri: str | None = Field(
-        None, description="null: MLFLOW_TRACKING_URI (passwords belong there alone), else sqlite:///mlflow.db here"
+        None, description="null: MLFLOW_TRACKING_URI (for passwords), else sqlite:///mlflow.db here"
     )
-    best: Literal["fid", "clip"] | None = Field(
-        "fid", description="the generator of the lowest FID or highest CLIP score is registered as a model; null: none"
-    )
+    best: Literal["fid", "clip"] | None = Field("fid", description="registers its best generator; null: none")

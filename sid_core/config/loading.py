@@ -50,9 +50,7 @@ def load_settings(kind: type[Block], path: str | Path) -> Any:
     return parse(kind, read_yaml(path), str(path), [path])
 
 
-def parse_config(
-    values: dict, source: str = "config", files: Sequence[str | Path] = (), arguments: Sequence[str] = ()
-) -> Config:
+def parse_config(values: dict, source: str = "config", files: Sequence = (), arguments: Sequence[str] = ()) -> Config:
     """Validate a configuration, merged into its preset; messages quote the text of `files` and of Snakemake's `arguments`."""
     return parse(Config, _over_preset(values, source), source, files, arguments)
 
@@ -98,9 +96,7 @@ def read_yaml(path: str | Path) -> dict:
     return values
 
 
-def parse(
-    kind: type[Block], values: dict, source: str, files: Sequence[str | Path] = (), arguments: Sequence[str] = ()
-) -> Any:
+def parse(kind: type[Block], values: dict, source: str, files: Sequence = (), arguments: Sequence[str] = ()) -> Any:
     """Validate `values` as `kind`; one UserError lists all errors, a line each."""
     if secret := [_without_secret(key, text) for key, text in _texts(values) if redact(text) != text]:
         raise UserError("\n".join(f"{source}: {line}" for line in secret))

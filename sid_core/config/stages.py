@@ -24,9 +24,7 @@ from .runs import Baseline, Run
 class BuildReferenceSettings(ReferenceSettings):
     """Settings of the reference features."""
 
-    split: Split | Literal["watch"] = Field(
-        "evaluation", description="of the embedded reference images; `watch`: for the proxy evaluations"
-    )
+    split: Split | Literal["watch"] = Field("evaluation", description="of scenes; `watch`: for proxy evaluations")
 
 
 class ImportSettings(Block):

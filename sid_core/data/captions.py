@@ -182,9 +182,7 @@ def _json_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[list
     if not isinstance(entries, list):
         lists = [key for key in entries if isinstance(entries[key], list)] if isinstance(entries, dict) else []
         fix = f", for example jq -c '.{lists[0]}[]' FILE > captions.jsonl" if lists else ""
-        raise UserError(
-            f"{where}: holds {KINDS[type(entries)]}, expected a list. Fix: extract the list of captions{fix}"
-        )
+        raise UserError(f"{where}: holds {KINDS[type(entries)]}, expected a list. Fix: extract the captions{fix}")
     for start in range(0, len(entries), BATCH):
         some = enumerate(entries[start : start + BATCH], start + 1)
         yield [_caption(entry, column, f"{where}, entry {number}") for number, entry in some]
@@ -203,9 +201,8 @@ def _caption(entry: object, column: str | None, where: str) -> str:
     if isinstance(entry, dict):
         if column not in entry:
             lacks = "" if column is None else f" without {column!r}"
-            raise UserError(
-                f"{where}: an object{lacks}, {what}. Fix: set prompts.column to one of: {_listed(list(entry))}"
-            )
+            columns = _listed(list(entry))
+            raise UserError(f"{where}: an object{lacks}, {what}. Fix: set prompts.column to one of: {columns}")
         entry = entry[column]
         what = f"expected text as prompts.column={column!r}"
     elif column is not None and entry != "":  # a blank line
@@ -234,9 +231,7 @@ def _parquet_cells(file: BinaryIO, column: str | None, where: str) -> Iterator[l
         kind = table.schema_arrow.field(column).type
         text = kind.value_type if types.is_dictionary(kind) else kind
         if not (types.is_string(text) or types.is_large_string(text) or types.is_string_view(text)):
-            raise UserError(
-                f"{where}: column {column!r} holds {kind}, expected text. Fix: choose another prompts.column"
-            )
+            raise UserError(f"{where}: column {column!r} holds {kind}, expected text. Fix: choose another column")
         for batch in table.iter_batches(BATCH, columns=[column], use_threads=False):
             if batch.num_rows:
                 yield [_one_line(cell or "") for cell in batch.column(0).to_pylist()]

@@ -77,9 +77,7 @@ def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
     if picture.mode.startswith("I;16"):
         return np.repeat((np.asarray(picture) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
     if picture.mode in ("I", "F"):  # convert would clip at 255
-        raise UserError(
-            f"{name}: has pixels of mode {picture.mode}, expected 8 or 16 bits. Fix: convert it to an 8-bit PNG"
-        )
+        raise UserError(f"{name}: has pixels of mode {picture.mode}, expected 8 or 16 bits. Fix: convert it to 8 bits")
     return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 

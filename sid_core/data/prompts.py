@@ -50,12 +50,8 @@ def prepare_prompts(settings: "PromptsSettings", out: Path, teacher: Path | None
         train, overlap = _Written(folder / "train.txt"), _Overlap(folder / "evaluation.txt")
         captions, origin = _train_captions(prompts)
         train.write(overlap.watch(captions), f"prompts.train={prompts.train}", blanks=True)
-        report = {"source": {"kind": prompts.source, "file": prompts.train, **origin}}
-        report |= {
-            "train": train.report(teacher),
-            "evaluation": evaluation.report(teacher),
-            "overlap": overlap.report(),
-        }
+        report = {"source": {"kind": prompts.source, "file": prompts.train, **origin}, "train": train.report(teacher)}
+        report |= {"evaluation": evaluation.report(teacher), "overlap": overlap.report()}
         write_json(folder / "report.json", report)
         write_manifest(folder)
     _log_report(report, embedded=prompts.source == "embedded")

@@ -6,7 +6,7 @@ Every source is streamed; images are cropped and resized to the teacher's size i
 import io
 import tarfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -48,9 +48,7 @@ def real_pairs(real: "Real", side: int, workers: int = 1) -> tuple[int, Iterator
     found = _source(real)
     count = real.pairs or (SCENES if real.source == "embedded" else found.count)
     if found.count < count:
-        raise UserError(
-            f"distill.real.pairs={count}: {real.source} holds {found.count:,}. Fix: lower the number, or give more images"
-        )
+        raise UserError(f"distill.real.pairs={count}: {real.source} holds {found.count:,}. Fix: lower the number")
     first = (pair for pair, _ in zip(found.read(), range(count), strict=False))
     return count, in_order(partial(_prepare, side), first, workers, AHEAD * workers)
 
@@ -60,9 +58,7 @@ def _prepare(side: int, pair: tuple[str, np.ndarray | bytes, str]) -> tuple[np.n
     name, image, text = pair
     where, caption = f"distill.real: {name}", " ".join(text.split())
     if not 0 < len(caption) <= LONGEST_LINE:
-        raise UserError(
-            f"{where}: expected a caption, got {len(caption):,} characters. Fix: give one, or remove the image"
-        )
+        raise UserError(f"{where}: expected a caption, got {len(caption):,} characters. Fix: give one, or remove it")
     image = _decode(image, where) if isinstance(image, bytes) else image
     height, width = image.shape[:2]
     if min(height, width) < side:
@@ -99,10 +95,10 @@ def _source(real: "Real") -> Pairs:
     else:
         kinds = {".tar": lambda file: _by_stem(*_archive(file), file), ".parquet": partial(_parquet, real)}
         if files[0].suffix not in kinds:
-            raise UserError(
-                f"distill.real.source={real.source}: expected a folder, a .tar or a .parquet. Fix: unpack it into a folder"
-            )
-        found = _joined([kinds[file.suffix](file) for file in files])
+            expected = "expected a folder, a .tar or a .parquet. Fix: unpack it"
+            raise UserError(f"distill.real.source={real.source}: {expected}")
+        parts = [kinds[file.suffix](file) for file in files]
+        found = Pairs(sum(part.count for part in parts), lambda: (pair for part in parts for pair in part.read()))
     if not found.count:
         raise UserError(
             f"distill.real.source={real.source}: expected images ({', '.join(sorted(SUFFIXES))}), got none. "
@@ -118,10 +114,6 @@ def _scenes() -> Iterator[tuple[str, np.ndarray, str]]:
         for image, caption in zip(*scenes.draw("real-images", scenes.BLOCK, start), strict=True):
             yield "embedded scene", image, caption
         start += scenes.BLOCK
-
-
-def _joined(parts: Sequence[Pairs]) -> Pairs:
-    return Pairs(sum(part.count for part in parts), lambda: (pair for part in parts for pair in part.read()))
 
 
 def _folder(path: Path) -> tuple[list[str], Callable[[str], bytes]]:

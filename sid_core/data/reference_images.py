@@ -43,11 +43,7 @@ class ReferenceImages(Protocol):
 
 
 def reference_images(evaluate: "BuildReferenceSettings") -> ReferenceImages:
-    """Open the `evaluate.reference_samples` images of `evaluate.reference`.
-
-    Raises:
-        UserError: they are missing, damaged or cannot be downloaded, or their number differs from the setting.
-    """
+    """Open all images of `evaluate.reference`; a UserError if missing or damaged, or not `reference_samples`."""
     if evaluate.reference == "embedded":
         return DrawnImages(evaluate.reference_samples, evaluate.split)
     images = ImageFiles(reference_path(evaluate))

@@ -40,21 +40,13 @@ def write_shard(path: Path, samples: Iterable[tuple[int, bytes]], record: dict) 
 
 
 def read_shard(path: Path, batch: int) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Yield (indices, images (b, H, W, 3) uint8) in index order, `batch` images at a time.
-
-    Raises:
-        UserError: the shard is missing or truncated, or an image is missing or not the recorded one.
-    """
+    """Yield (indices, images (b, H, W, 3) uint8) in order, `batch` at a time; a UserError names damage and gaps."""
     for members in batches(read_members(path, verify_sidecar(path)["record"]["samples"]), batch):
         yield [entry["index"] for entry, _ in members], np.stack([decode_member(path, member) for member in members])
 
 
 def read_members(path: Path, entries: list[dict]) -> Iterator[tuple[dict, bytes]]:
-    """Yield the record and PNG bytes of each sample of a shard, by `entries`, "samples" of its verified record.
-
-    Raises:
-        UserError: the tar is unreadable, or its samples are missing or in another order.
-    """
+    """Yield entry and PNG bytes of each sample by `entries` of the record; a UserError names damage and gaps."""
     _check_complete(path, {entry["index"] for entry in entries})
     with tarfile.open(path, "r:") as archive:
         for entry in entries:

@@ -15,11 +15,7 @@ NOTE = "95 % intervals over captions and noise drawn anew; another training seed
 
 
 def compare_runs(folders: Sequence[Path]) -> str:
-    """Return a plain-text table that compares scored runs metric by metric.
-
-    Raises:
-        UserError: fewer than two, one without a score, or scores that are not comparable.
-    """
+    """Compare two or more scored runs of one protocol, else a UserError, metric by metric in a plain-text table."""
     names = distinct_names("compare", folders)
     scored = [read(folder, name) for folder, name in zip(folders, names, strict=True)]
     for other in scored[1:]:
@@ -46,11 +42,7 @@ def _uses_real_images(folder: Path) -> bool:
 
 
 def distinct_names(command: str, folders: Sequence[Path]) -> list[str]:
-    """Return distinct names: those of the runs, if two are equal with the experiment's, else whole paths.
-
-    Raises:
-        UserError: fewer than two different folders.
-    """
+    """Name two or more different folders, else a UserError, by run, by experiment and run, or by path."""
     paths = [folder.resolve() for folder in folders]
     if len(set(paths)) < max(len(paths), 2):
         raise UserError(f"{command}: expected two or more different runs, got {', '.join(map(str, folders))}")

@@ -173,11 +173,7 @@ class FeatureExtractor:
         self._done += len(batch)
 
     def tensors(self, index: Tensor, source: str) -> dict[str, Tensor]:
-        """Return the rows of all images by network, with their index (N,).
-
-        Raises:
-            UserError: one is not finite; names `source` and the images.
-        """
+        """Return the rows of all images by network, with their index (N,); a UserError names those not finite."""
         for name, values in self._rows.items():
             if name not in MAY_LACK:
                 check_finite(values, index, f"{source}: {name}")
@@ -185,11 +181,7 @@ class FeatureExtractor:
 
 
 def load_features(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """Load tensors and record of a features file after checking its sidecar and that all values are finite.
-
-    Raises:
-        UserError: missing, damaged, not finite; the message names the file.
-    """
+    """Load tensors and record of a features file; a UserError names a missing or damaged one, or values not finite."""
     record = verify_sidecar(path)["record"]
     tensors = load_file(path)
     for name, rows in tensors.items():
@@ -202,9 +194,7 @@ def check_finite(features: Tensor, index: Tensor, source: str) -> None:
     """Raise a UserError that names samples with NaN or infinity: one would make every metric NaN."""
     bad = index[~features.reshape(len(features), -1).isfinite().all(1)]
     if len(bad):
-        raise UserError(
-            f"{source}: features of samples {ranges(bad.tolist())} are not finite. Fix: delete it, extract again"
-        )
+        raise UserError(f"{source}: features of samples {ranges(bad.tolist())} are not finite. Fix: extract again")
 
 
 def reference_record(path: Path, made: dict, settings: "FeatureSettings") -> dict:
@@ -217,10 +207,8 @@ def reference_record(path: Path, made: dict, settings: "FeatureSettings") -> dic
     expected = {"weights": made["weights"], "images": image_record(settings)}
     apart = any(record[key] != value for key, value in expected.items())
     if apart or any(made["extras"].get(key) != extra for key, extra in record["extras"].items()):
-        raise UserError(
-            f"{path}: made with another feature network, CLIP, DINOv2 or image size than the samples. "
-            "Fix: build the reference again"
-        )
+        what = "another feature network, CLIP, DINOv2 or image size than the samples"
+        raise UserError(f"{path}: made with {what}. Fix: build the reference again")
     return {key: record[key] for key in ("source", "count", "images_sha256")}
 
 

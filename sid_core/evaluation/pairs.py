@@ -83,23 +83,15 @@ def replicates_record(estimate: Estimate) -> dict:
 
 
 def read(folder: Path, name: str | None = None) -> Scored:
-    """Load the score in a run's or baseline's folder, with its uncertainty.
-
-    Raises:
-        UserError: there is none, it is damaged, or its replicates are missing or of another score.
-    """
+    """Load the score in a run's or baseline's folder; a UserError names one that is missing, damaged or changed."""
     path, replicates = Row(folder).score, Row(folder).replicates
     if not path.is_file():
-        raise UserError(
-            f"{folder}: no {path.name}; expected a scored run or baseline, such as results/shapes/runs/lsg-2"
-        )
+        raise UserError(f"{folder}: no {path.name}; expected a scored row, such as results/shapes/runs/lsg-2")
     score = read_json(path)
     if not isinstance(score, dict) or not {"intervals", "recipes", "not_computed", "protocol_hash"} <= score.keys():
         raise UserError(f"{path}: no score with intervals. Fix: delete it and run again, which takes seconds")
     records, intervals = read_json(replicates), score["intervals"]
-    foreign = UserError(
-        f"{replicates}: not of the score beside it. Fix: delete both and run again, which takes seconds"
-    )
+    foreign = UserError(f"{replicates}: not of the score beside it. Fix: delete both and run again")
     if records.keys() != intervals.keys():
         raise foreign
     estimates = {metric: _estimate(score[metric], record) for metric, record in records.items()}
@@ -115,11 +107,7 @@ def _estimate(value: float, record: dict) -> Estimate:
 
 
 def check_comparable(a: Scored, b: Scored) -> None:
-    """Check that two scores share one protocol: captions, seeds, sizes, networks and reference images.
-
-    Raises:
-        UserError: names what differs.
-    """
+    """Raise a UserError unless two scores share one protocol: captions, seeds, sizes, networks and reference images."""
     if a.score["protocol_hash"] != b.score["protocol_hash"]:
         from .protocol import differences  # imports torch, for an error alone
 
@@ -138,11 +126,7 @@ def check_comparable(a: Scored, b: Scored) -> None:
 
 
 def differences_of(a: Scored, b: Scored) -> dict[str, Estimate]:
-    """Compute the paired differences of all metrics that both measure alike, in the order of the tables.
-
-    Raises:
-        UserError: their protocols differ.
-    """
+    """Compute paired differences of all metrics that both, of one protocol, measure alike, in order of the tables."""
     check_comparable(a, b)
     return {metric: a.estimates[metric] - b.estimates[metric] for metric in _shared([a, b])}
 
@@ -162,12 +146,9 @@ def better(metric: str, difference: Estimate, a: str, b: str) -> str:
 
 
 def write_pairs(config: Config, inputs: Inputs) -> None:
-    """Write pairs.csv, paired differences of runs and baselines, and seeds.csv, means over training seeds.
+    """Write pairs.csv, paired differences of all rows of one protocol, and seeds.csv, means over training seeds.
 
     Two settings are compared over the seeds that both have; a setting and a baseline or import, which has no seed, over all.
-
-    Raises:
-        UserError: a score is missing or damaged, or two protocols differ.
     """
     scored = {name: read(path.parent, name) for name, path in inputs.scores.items()}
     rows = [

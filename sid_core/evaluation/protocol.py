@@ -34,15 +34,12 @@ def image_record(settings: "FeatureSettings") -> dict:
 def protocol_record(
     settings: "ScoreSettings", captions: list[str], weights: dict, reference: dict, noise_device: str
 ) -> dict:
-    """Return the protocol record of `settings.samples` samples of the first captions.
+    """Return the protocol record of the first `settings.samples` captions' samples; a UserError if there are fewer.
 
     Args:
         weights: `identity` of the networks, {"features", "clip"}.
         reference: {"source", "count", "images_sha256"}.
         noise_device: CUDA's random stream differs from the CPU's.
-
-    Raises:
-        UserError: fewer captions than samples.
     """
     evaluate, samples = settings.evaluate, settings.samples
     if len(captions) < samples:

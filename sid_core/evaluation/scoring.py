@@ -82,9 +82,7 @@ def score(
             **{f"{metric.key}_se": found[metric.key].se for metric in headline()},
             "standard_errors": {key: estimate.se for key, estimate in found.items()},
             "intervals": {key: [estimate.low, estimate.high] for key, estimate in found.items()},
-            "not_computed": {
-                key: _reason(metric.needs, evaluate) for key, metric in METRICS.items() if key not in found
-            },
+            "not_computed": {key: _reason(METRICS[key].needs, evaluate) for key in METRICS if key not in found},
             "recipes": {key: recipe for key, recipe in recipes.items() if recipe},
             "teacher_eps_error": sum(errors) / len(errors) if errors else None,
             "images_per_s": _throughput(records),
@@ -117,11 +115,7 @@ def _drop_small(samples: dict[str, Tensor], reference: dict[str, Tensor]) -> int
 def _teacher_features(
     paths: Sequence[Path], features: Sequence[Path], made: dict, protocol: dict
 ) -> tuple[Tensor, dict] | None:
-    """Return the features (N, D) of the teacher's row of the lowest FID, and its record; None for a row of another teacher.
-
-    Raises:
-        UserError: that row was measured by another protocol, or its features are damaged.
-    """
+    """Return features (N, D) and record of the teacher's row of the lowest FID; None if that is of another teacher."""
     scores = {path: read_json(path) for path in paths}
     best = min(paths, key=lambda path: scores[path]["fid"])
     if apart := differences(scores[best]["protocol"], protocol):

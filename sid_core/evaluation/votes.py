@@ -46,11 +46,7 @@ class Vote:
 
 
 def read_votes(paths: Sequence[Path]) -> list[Vote]:
-    """Read the files that voters saved.
-
-    Raises:
-        UserError: another file, no vote at all, or two files of one rater and page.
-    """
+    """Read files that voters saved; a UserError names another file, one without votes, and a rater's second."""
     votes, seen = [], {}
     for path in paths:
         record = read_json(path)
@@ -74,11 +70,7 @@ def _is_vote(one: object) -> bool:
 
 
 def summarise(paths: Sequence[Path]) -> str:
-    """Return a plain-text table of win rates, a row for every run and opponent, and the agreement of raters.
-
-    Raises:
-        UserError: as `read_votes`.
-    """
+    """Return a plain-text table of win rates, a row for every run and opponent, and the agreement of raters."""
     votes = read_votes(paths)
     runs = sorted({name for vote in votes for name in (vote.left, vote.right)})
     rows = [["run", "against", "votes", "wins", "ties", "losses", "win rate"]]

@@ -4,19 +4,3 @@ from .generator import Steps, n_step, one_step
 from .objectives import OBJECTIVES, Batch, Guidance, Networks, Phase, fake_score_loss, generator_loss
 from .precision import DTYPES
 from .schedule import Schedule, VPSchedule
-
-__all__ = [
-    "DTYPES",
-    "OBJECTIVES",
-    "Batch",
-    "Guidance",
-    "Networks",
-    "Phase",
-    "Schedule",
-    "Steps",
-    "VPSchedule",
-    "fake_score_loss",
-    "generator_loss",
-    "n_step",
-    "one_step",
-]

@@ -111,11 +111,7 @@ class Inputs:
         return noises.to(self.device)
 
     def real_images(self, split: str, indices: Tensor) -> Tensor:
-        """Render the images (B, 3, H, W) float32 in [-1, 1] that the captions describe.
-
-        Raises:
-            UserError: the caption file differs from the captions of the split.
-        """
+        """Render images (B, 3, H, W) float32 in [-1, 1] of the captions; a UserError names one of another split."""
         first, count = int(indices[0]), len(indices)
         images, captions = scenes.draw(split, count, first)
         for index, caption in zip(indices.tolist(), captions, strict=True):

@@ -39,12 +39,10 @@ def _verify_folder(data: Path, path: str, manifest_sha256: str) -> Path:
     folder = data / path  # pathlib drops `data` where `path` is absolute
     if not (folder / "manifest.json").is_file():
         raise UserError(
-            f"{folder}: has no manifest.json; large weights are registered by their path. Fix: restore it, or track again"
+            f"{folder}: has no manifest.json; large weights are registered by path. Fix: restore it, or track again"
         )
     if sha256_file(folder / "manifest.json") != manifest_sha256:
-        raise UserError(
-            f"{folder}: changed since this model was registered. Fix: track again, or load the newest version"
-        )
+        raise UserError(f"{folder}: changed since this model was registered. Fix: track again, or load the newest")
     return folder
 
 

@@ -47,9 +47,7 @@ def sample(generator: Path, teacher: Path | None, prompt: str, seed: int, out: P
     if not teacher.is_dir():
         raise UserError(f"--teacher {teacher}: no such folder; expected results/EXPERIMENT/… of a finished run")
     if missing := family_of(teacher).missing(teacher):
-        raise UserError(
-            f"--teacher {teacher}: has no {missing[0]}; expected a prepared teacher, results/EXPERIMENT/teacher"
-        )
+        raise UserError(f"--teacher {teacher}: has no {missing[0]}; expected a prepared teacher, results/NAME/teacher")
     if count < 1 or not 0 <= seed <= SEEDS - count:
         raise UserError(f"--seed {seed} -n {count}: expected 1 or more images, and seeds from 0 to {SEEDS - 1}")
     check_place(out)
@@ -72,9 +70,8 @@ def sample(generator: Path, teacher: Path | None, prompt: str, seed: int, out: P
     if count == 1:
         return f"{out}: {width} x {height} pixels, seed {seed}, {taken_ms[0]:.0f} ms"
     mean_ms = sum(taken_ms) / count
-    return (
-        f"{paths[0]} to {paths[-1]}: {width} x {height} pixels, seeds {seed} to {seeds[-1]}, {mean_ms:.0f} ms an image"
-    )
+    size = f"{width} x {height} pixels"
+    return f"{paths[0]} to {paths[-1]}: {size}, seeds {seed} to {seeds[-1]}, {mean_ms:.0f} ms an image"
 
 
 class InferenceSession:

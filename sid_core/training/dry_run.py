@@ -98,6 +98,5 @@ def make_trainer(
     set_memory_format(teacher.network, settings.precision, device)
     prompts = RandomPrompts(architecture.text_shape, device, architecture.pooled)
     real = RandomPairs(prompts, architecture.latent_shape)
-    return Trainer(
-        teacher, prompts, architecture.latent_shape, run or make_run(kappa), settings, device=device, real=real
-    )
+    latent_shape = architecture.latent_shape
+    return Trainer(teacher, prompts, latent_shape, run or make_run(kappa), settings, device=device, real=real)

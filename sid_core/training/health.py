@@ -32,11 +32,7 @@ class AlarmWatch:
         self.counts: dict[str, int] = {}
 
     def check(self, point: dict[str, float | None]) -> None:
-        """Check one logged point, unless it is before `warmup_nimg` images.
-
-        Raises:
-            TrainingStopped: a limit is exceeded at `patience` consecutive points.
-        """
+        """Check a logged point after `warmup_nimg`; TrainingStopped if `patience` consecutive ones exceed a limit."""
         if point["nimg"] < self.alarms.warmup_nimg:
             return
         values = {

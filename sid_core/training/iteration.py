@@ -144,11 +144,7 @@ class Trainer:
         return sum(trained.guard.skipped for trained in self.trained.values())
 
     def step(self) -> dict[str, Tensor]:
-        """Run one iteration, or its remaining phases; return its metrics, means over the batch, scalars on the device.
-
-        Raises:
-            IterationInterrupted: `should_interrupt` returned true.
-        """
+        """Run one iteration, or what IterationInterrupted left of it; return mean metrics on the device."""
         for phase in self.phases[self.phases_done :]:
             self.metrics |= self._update(phase)
             self.phases_done += 1
@@ -210,11 +206,7 @@ class Trainer:
         return here
 
     def raise_if_stopped(self) -> None:
-        """Check the number of consecutive non-finite updates; synchronises the device.
-
-        Raises:
-            TrainingStopped: it has reached its limit.
-        """
+        """Raise TrainingStopped if consecutive non-finite updates reached their limit; synchronises the device."""
         for name, trained in self.trained.items():
             stopped = trained.guard.stopped()
             if stopped is None:
@@ -224,9 +216,7 @@ class Trainer:
             place = f"{name.replace('_', ' ')}, iteration {iteration} ({images:,} images)"
             event = f"{place}: loss {loss:g}, gradient norm {norm:g}"
             if self.settings.nonfinite == "stop":
-                raise TrainingStopped(
-                    f"{event}; expected finite numbers. Lower distill.lr, or set distill.nonfinite: skip"
-                )
+                raise TrainingStopped(f"{event}. Fix: lower distill.lr, or set distill.nonfinite: skip")
             raise TrainingStopped(f"{event}; {trained.guard.limit} non-finite updates in a row. Lower distill.lr")
 
     # --- updates -----------------------------------------------------------------------------------------------------
@@ -316,11 +306,7 @@ class Trainer:
 
 
 def make_objective(run: "Run", settings: "Distill") -> "ScoreDistillation":
-    """Return the run's objective with its guidance scales.
-
-    Raises:
-        UserError: unknown objective.
-    """
+    """Return the run's objective with its guidance scales; a UserError names an unknown one."""
     if run.objective not in OBJECTIVES:
         raise UserError(f"objective={run.objective}: expected {' or '.join(OBJECTIVES)}")
     guidance = Guidance(run.fake_train, run.fake_eval, run.teacher)

@@ -11,9 +11,8 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -22,7 +21,6 @@ from tqdm import tqdm
 from ..cluster.machine import device as this_device
 from ..config import CONSTANTS
 from ..errors import UserError
-from ..models.backbones import Backbone
 from ..models.conditioning import PromptSet
 from ..models.devices import set_memory_format
 from ..models.embeddings import StoredPrompts
@@ -39,14 +37,7 @@ from .health import AlarmWatch, TrainingStopped
 from .iteration import IterationInterrupted, Trainer
 from .logger import TrainingLogger, make_point
 from .optimizer import BETA2, EPS
-from .state import (
-    DAMAGED,
-    StateWriter,
-    check_owner,
-    load_newest_state,
-    quarantine_damaged,
-    remove_partial_writes,
-)
+from .state import DAMAGED, StateWriter, check_owner, load_newest_state, quarantine_damaged, remove_partial_writes
 
 if TYPE_CHECKING:
     from ..config import Distill, DistillSettings
@@ -56,16 +47,8 @@ log = logging.getLogger(__name__)
 PATIENCE_S = 5.0
 STATE_EVERY_S = 1800.0  # at most, between checkpoints
 
-# settings that may change when a run is resumed, as they do not change the weights
-FREE = (
-    "train_kimg",
-    "memory",  # it only sets other settings
-    "state_every_nimg",
-    "log_every_nimg",
-    "samples_every_nimg",
-    "alarms",
-    "nonfinite",
-)
+# settings that may change when a run is resumed, as they do not change the weights; `memory` only sets others
+FREE = ("train_kimg", "memory", "state_every_nimg", "log_every_nimg", "samples_every_nimg", "alarms", "nonfinite")
 # settings that may change too, and change the weights by rounding
 ROUNDING = ("micro_batch", "checkpointing", "compile", "offload", "shard", "deterministic")
 
@@ -134,9 +117,8 @@ def distill(
         except RuntimeError as error:
             if "determinis" not in str(error):
                 raise
-            raise UserError(
-                f"{settings.run.name}: {str(error).split(',')[0]}; set distill.deterministic: false. Running again resumes"
-            ) from None
+            fix = "set distill.deterministic: false. Running again resumes"
+            raise UserError(f"{settings.run.name}: {str(error).split(',')[0]}; {fix}") from None
         if is_first():
             origin = trained_from(identity | {"code": code})
             _export(trainer, settings, sha256, state, out, origin)
@@ -155,7 +137,12 @@ def make_trainer(
     """Build the Trainer of a run from a prepared teacher directory, its captions and, if it uses them, real pairs."""
     world, device = world or World(), device or torch.device(this_device())
     distill, backbone = settings.distill, load_backbone(teacher)
-    check_times(distill, backbone)
+    first, last = backbone.schedule.limits
+    if not first <= distill.t_init <= last:
+        raise UserError(
+            f"distill.t_init={distill.t_init}: expected {first} to {last} for {type(backbone).__name__}. Fix: set it, "
+            "or take the preset of the teacher's size"
+        )
     set_memory_format(backbone.network, distill.precision, device)
     encoder = None if embeddings else load_text_encoder(teacher).to(device)
     prompt_set = StoredPrompts(embeddings / "train", prompts, teacher) if embeddings else PromptSet(encoder, prompts)
@@ -173,16 +160,6 @@ def make_trainer(
     if distill.shard == "all" and world.size > 1:
         shard_blocks(trainer.teacher, device)
     return trainer
-
-
-def check_times(distill: "Distill", teacher: Backbone) -> None:
-    """Reject noise levels that the teacher's schedule does not have."""
-    first, last = teacher.schedule.limits
-    if not first <= distill.t_init <= last:
-        raise UserError(
-            f"distill.t_init={distill.t_init}: expected {first} to {last} for {type(teacher).__name__}. Fix: set it, or take "
-            "the preset of the teacher's size"
-        )
 
 
 def _export(
@@ -235,22 +212,15 @@ def _out_of_memory(error: Exception, distill: "Distill", world: World) -> str:
 # --- the loop --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Due:
-    """Actions due after an iteration.
+class Due(NamedTuple):
+    """Actions due after an iteration."""
 
-    Attributes:
-        log, score, draw, save: a logged point, a proxy evaluation, a sample grid, a checkpoint.
-        last: the run is complete.
-        signum: number of a signal that arrived on any rank, else 0.
-    """
-
-    log: bool
-    score: bool
-    draw: bool
-    save: bool
-    last: bool
-    signum: int
+    log: bool  # a point
+    score: bool  # a proxy evaluation
+    draw: bool  # a sample grid
+    save: bool  # a checkpoint
+    last: bool  # the run is complete
+    signum: int  # of a signal that arrived on any rank, else 0
 
 
 def _loop(trainer: Trainer, total: int, window: dict[str, Tensor], signals: "_Signals") -> Iterator[Due]:
@@ -259,21 +229,22 @@ def _loop(trainer: Trainer, total: int, window: dict[str, Tensor], signals: "_Si
     Raises:
         IterationInterrupted: a signal arrived, and the iteration did not end within PATIENCE_S.
     """
-    s, world, clock = trainer.settings, trainer.world, _Clock(STATE_EVERY_S)
+    s, world, saved_s = trainer.settings, trainer.world, time.monotonic()
     trainer.should_interrupt = lambda: world.all_reduce_max(signals.overdue()) > 0
     while trainer.iteration < total:
         for name, value in trainer.step().items():
             window[name] = window.get(name, 0) + value.double()
         window["iterations"] = window.get("iterations", 0) + 1
         # both in one number: a single collective an iteration. The first clock that is late decides for all ranks
-        signum, late = divmod(world.all_reduce_max(2 * signals.first + clock.is_late()), 2)
+        is_late = time.monotonic() - saved_s >= STATE_EVERY_S
+        signum, late = divmod(world.all_reduce_max(2 * signals.first + is_late), 2)
         last = trainer.iteration == total
         score = s.proxy_samples > 0 and (last or _due(trainer, s.proxy_every_nimg))
         log_now = last or score or _due(trainer, s.log_every_nimg)
         save = bool(last or signum or late or _due(trainer, s.state_every_nimg))
         yield Due(log_now, score, last or _due(trainer, s.samples_every_nimg), save, last, signum)
         if save:
-            clock.start()
+            saved_s = time.monotonic()
 
 
 def _train(
@@ -328,16 +299,9 @@ def _train(
 
 
 def _bar(trainer: Trainer, total: int) -> tqdm:
-    batch = trainer.settings.batch
-    disable = None if is_first() else True
-    return tqdm(
-        total=total * batch,
-        initial=trainer.nimg,
-        unit="img",
-        desc=trainer.run.name,
-        mininterval=1,
-        disable=disable,
-    )
+    done, name, disable = trainer.nimg, trainer.run.name, None if is_first() else True
+    total *= trainer.settings.batch
+    return tqdm(total=total, initial=done, unit="img", desc=name, mininterval=1, disable=disable)
 
 
 def _due(trainer: Trainer, every_nimg: int) -> bool:
@@ -349,19 +313,13 @@ def _due(trainer: Trainer, every_nimg: int) -> bool:
 
 
 def _claim_state(state: Path, settings: "DistillSettings", identity: dict[str, object], code: str) -> None:
-    """Record this run as the owner of `state`, after removing a finished run of other settings.
-
-    Raises:
-        UserError: `state` has checkpoints of an unfinished run of other settings.
-    """
+    """Record this run as the owner of `state`; a UserError if another one has not finished there."""
     remove_partial_writes(state)
     files = State(state)
     path, mark = files.identity, files.ended
     before = _defaults(settings) | read_json(path) if path.is_file() else identity | {"code": code}
     rounding = {f"distill.{key}" for key in ROUNDING}
-    changes = {
-        key: f"{key} ({before.get(key)} -> {value})" for key, value in identity.items() if before.get(key) != value
-    }
+    changes = {key: f"{key} ({before.get(key)} -> {new})" for key, new in identity.items() if before.get(key) != new}
     changed = [change for key, change in changes.items() if key not in rounding]
     ended = read_json(mark) if mark.is_file() else None
     recoded = before.get("code") != code
@@ -413,12 +371,10 @@ def _identity(
         **{f"run.{key}": value for key, value in settings.run.model_dump().items() if key not in ("name", "strategy")},
         **{f"distill.{key}": value for key, value in distill.items() if key not in free},
         **{f"distill.{key}": value for key, value in CONSTANTS.items()},
-        **{
-            "distill.adam_beta1": 0.0,
-            "distill.adam_beta2": BETA2,
-            "distill.adam_eps": EPS,
-            "distill.weight_decay": 0.0,
-        },
+        "distill.adam_beta1": 0.0,
+        "distill.adam_beta2": BETA2,
+        "distill.adam_eps": EPS,
+        "distill.weight_decay": 0.0,
         "teacher": teacher_sha256[:16],
         # hashing 10 million prompts is slow, so the hash of their file is used if known
         "prompts": (getattr(prompts, "sha256", None) or digest(prompts))[:16],
@@ -427,34 +383,14 @@ def _identity(
 
 
 def _agree(world: World, identity: dict[str, object]) -> None:
-    """Check that all ranks have equal inputs, which may be files of different machines.
-
-    Raises:
-        UserError: they differ.
-    """
+    """Raise a UserError unless all ranks have equal inputs, which may be files of different machines."""
     mine = int(digest(identity)[:15], 16)
     if (world.all_reduce_max(mine), world.all_reduce_max(-mine)) != (mine, -mine):
-        raise UserError(
-            "the processes of this run have different settings, teachers or prompts. Fix: use the same files on all machines"
-        )
+        raise UserError("settings, teachers or prompts differ among the processes of this run. Fix: use the same files")
 
 
 def _end(state: Path, how: str, trainer: Trainer, why: str = "") -> None:
     write_json(State(state).ended, {"how": how, "iteration": trainer.iteration, "why": why})
-
-
-class _Clock:
-    """A timer of `every_s` seconds."""
-
-    def __init__(self, every_s: float):
-        self.every_s = every_s
-        self.start()
-
-    def start(self) -> None:
-        self._since_s = time.monotonic()
-
-    def is_late(self) -> bool:
-        return time.monotonic() - self._since_s >= self.every_s
 
 
 class _Signals:

@@ -92,11 +92,7 @@ class StateWriter:
 
 
 def check_owner(folder: Path) -> None:
-    """Check that entries which a run would overwrite or remove were created by a run.
-
-    Raises:
-        UserError: such entries exist, and `folder`/identity.json is missing or not created by sid-core.
-    """
+    """Raise a UserError if entries that a run would overwrite or remove were not created by one."""
     path = Path(folder) / IDENTITY
     try:
         known = path.read_text(encoding="utf-8")
@@ -120,12 +116,9 @@ def remove_partial_writes(folder: Path) -> None:
 
 
 def load_newest_state(folder: Path, trainer: Trainer) -> dict[str, Tensor] | None:
-    """Restore the newest valid checkpoint; return its log window, or None if there is no checkpoint.
+    """Restore the newest valid checkpoint, read by rank 0; return its log window, or None without checkpoints.
 
-    Rank 0 reads and broadcasts.
-
-    Raises:
-        UserError: all checkpoints are damaged; starting over silently would discard work.
+    All damaged is a UserError: starting over silently would discard work.
     """
     world, path, text = trainer.world, None, None
     if world.rank == 0:
@@ -191,9 +184,7 @@ def _newest_whole(folder: Path) -> Path | None:
             continue
         return path
     if states:
-        raise UserError(
-            f"{folder}: all {len(states)} checkpoints are damaged; delete the folder to start this run over"
-        )
+        raise UserError(f"{folder}: all {len(states)} checkpoints are damaged; delete the folder to start over")
     return None
 
 

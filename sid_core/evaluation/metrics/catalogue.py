@@ -69,10 +69,7 @@ METRICS = {  # in the order of files and tables
 }
 
 # measured by programs of their own and imported (evaluation/benchmarks.py); no functions of the features
-BENCHMARKS = {
-    "geneval": Metric("geneval", "GenEval", "higher", 3),
-    "dpg": Metric("dpg", "DPG-Bench", "higher", 1),
-}
+BENCHMARKS = {"geneval": Metric("geneval", "GenEval", "higher", 3), "dpg": Metric("dpg", "DPG-Bench", "higher", 1)}
 
 
 def headline() -> list[Metric]:

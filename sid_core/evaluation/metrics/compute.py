@@ -9,7 +9,7 @@ from ..protocol import KID_SEED, KID_SUBSET_SIZE, KID_SUBSETS
 from .catalogue import METRICS
 from .frechet import Gaussian, Reference, fid
 from .kernels import cmmd, kid
-from .neighbours import neighbours
+from .neighbours import Neighbours, neighbours
 from .samples import clip_score, diversity, mean, vendi
 from .uncertainty import GROUPS, Estimate
 
@@ -55,9 +55,7 @@ FUNCTIONS: dict[tuple[str, ...], Callable[[Sets], Estimate | Sequence[Estimate]]
     ("fid", "fid_inf"): lambda s: _frechet(s, "features"),
     ("clip",): lambda s: clip_score(s.samples["clip_image"], s.samples["clip_text"]),
     ("kid",): _kid,
-    ("precision", "recall", "density", "coverage"): lambda s: neighbours(
-        *s.pair("features"), s.evaluate.neighbours, s.groups
-    ),
+    Neighbours._fields: lambda s: neighbours(*s.pair("features"), s.evaluate.neighbours, s.groups),
     ("cmmd",): lambda s: cmmd(*s.pair("clip_image"), s.groups),
     ("vendi",): lambda s: vendi(s.samples["clip_image"], s.groups),
     ("diversity",): lambda s: diversity(s.samples["features"], s.samples["repeated"]),

@@ -44,9 +44,8 @@ def cmmd(generated: Tensor, reference: Tensor, groups: int) -> Estimate:
     member, keep = assign(generated, groups)
     count, real = keep @ member.sum(0), len(reference)
     within = _sums(generated, generated, lambda block: block @ member.float())  # (N, G)
-    across, between = (
-        _sums(x, reference, lambda block: block.sum(1, dtype=torch.float64)) for x in (generated, reference)
-    )
+    sums = (_sums(x, reference, lambda block: block.sum(1, dtype=torch.float64)) for x in (generated, reference))
+    across, between = sums
     totals = (keep @ (member.T @ within) * keep).sum(1) / count**2
     totals += between.sum() / real**2 - 2 * (keep @ (member.T @ across)) / (count * real)
     return estimate(CMMD_SCALE * totals)

@@ -26,11 +26,7 @@ class Neighbours(NamedTuple):
 
 
 def neighbours(generated: Tensor, reference: Tensor, k: int, groups: int) -> Neighbours:
-    """Compute the four metrics of features (N, D) against the reference's (M, D).
-
-    Raises:
-        UserError: fewer images than neighbours.
-    """
+    """Compute the four metrics of features (N, D) and (M, D); a UserError unless N and M exceed k."""
     smaller = min(len(generated), len(reference))
     if k >= smaller:
         raise UserError(f"evaluate.neighbours={k}: expected less than the {smaller} images of the smaller set")

@@ -73,14 +73,10 @@ def check_samples(samples: list[dict], expected: int) -> None:
     indices = Counter(sample["index"] for sample in samples)
     missing = set(range(expected)) - set(indices)
     if missing:
-        raise UserError(
-            f"samples missing: {ranges(missing)} ({len(missing)} of {expected}). Fix: generate their shards"
-        )
+        raise UserError(f"samples missing: {ranges(missing)} ({len(missing)} of {expected}). Fix: generate the shards")
     surplus = set(indices) - set(range(expected)) | {index for index, count in indices.items() if count > 1}
     if surplus:
-        raise UserError(
-            f"samples {ranges(surplus)} are too many: expected each of 0–{expected - 1} once. Fix: remove other shards"
-        )
+        raise UserError(f"samples {ranges(surplus)} are too many, expected 0–{expected - 1}. Fix: remove other shards")
     for key, what in (("seed", "seed"), ("sha256", "image")):
         owners: dict = {}
         for sample in samples:

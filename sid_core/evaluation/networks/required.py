@@ -49,11 +49,7 @@ class Features:
 
     @torch.inference_mode()
     def rows(self, prepared: Sequence[np.ndarray], captions: Sequence[str] = ()) -> Tensor:
-        """Compute features (B, D) float32 of images (H, W, 3), 0 to 255, uint8 or float32.
-
-        Raises:
-            UserError: images of another size than the network takes.
-        """
+        """Compute features (B, D) float32 of images (H, W, 3), 0 to 255; a UserError names a wrong size."""
         size = self._network.image_size
         if prepared[0].shape[:2] != (size, size):
             raise UserError(

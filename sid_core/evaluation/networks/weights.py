@@ -18,22 +18,18 @@ if TYPE_CHECKING:
     from ...config import FeatureSettings, Network, ReferenceSettings
 
 CLIP_CONFIG = "open_clip_config.json"
+CLIP_WEIGHTS = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")
 TRANSFORMERS = (("config.json",), ("model.safetensors",))
 # by setting: files beside the weights, and names of the weight file, the first preferred (by open_clip, too)
 FILES = {
     "feature_network": ((CONFIG,), (WEIGHTS,)),
-    "clip": (
-        (CLIP_CONFIG,),
-        ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
-    ),
+    "clip": ((CLIP_CONFIG,), tuple(f"open_clip_{name}" for name in CLIP_WEIGHTS)),
     "dinov2": TRANSFORMERS,
     "hps": ((), ("HPS_v2.1_compressed.pt",)),
     "pickscore": TRANSFORMERS,
     "imagereward": (("med_config.json",), ("ImageReward.pt",)),
 }
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
-
-
 # ImageReward's tokenizer, which its repository lacks
 BERT, VOCABULARY = ("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594"), "vocab.txt"
 
@@ -64,11 +60,7 @@ def prepare_networks(settings: "ReferenceSettings", out: Path) -> None:
 
 
 def network_weights(settings: "FeatureSettings", key: str) -> Weights:
-    """Find the weight file of evaluation network `key`, next to its config and other files.
-
-    Raises:
-        UserError: a file is missing, cannot be fetched, or the weights have another sha256.
-    """
+    """Find the weight file of network `key`, next to its other files; a UserError names a missing or wrong one."""
     network, where, (beside, names) = settings.networks()[key], f"evaluate.{key}", FILES[key]
     torchscript = key == "feature_network"
     if torchscript and is_url(network.source):
@@ -85,9 +77,7 @@ def network_weights(settings: "FeatureSettings", key: str) -> Weights:
         if not (folder / file).is_file():
             hint = "" if folder.exists() else f"; for a hub's repository set {where}.revision"
             files = f"{' and '.join((*beside, name))}{', or a TorchScript file' if torchscript else ''}"
-            raise UserError(
-                f"{where}.source={network.source}: no file {folder / file}; expected a folder with {files}{hint}"
-            )
+            raise UserError(f"{where}.source={network.source}: no file {folder / file}; expected {files} in it{hint}")
     if key == "clip" and _has_tokenizer(folder / CLIP_CONFIG):
         beside += tuple(file for file in TOKENIZER if (folder / file).is_file())
     if key == "imagereward" and (folder / VOCABULARY).is_file():

@@ -6,24 +6,4 @@ from .dmd import DMD
 from .real_uid import RealUID
 from .sid import SiD, generator_loss
 
-OBJECTIVES: dict[str, type[ScoreDistillation]] = {
-    "sid": SiD,
-    "dmd": DMD,
-    "diff_instruct": DiffInstruct,
-    "real_uid": RealUID,
-}
-
-__all__ = [
-    "DMD",
-    "OBJECTIVES",
-    "Batch",
-    "DiffInstruct",
-    "Guidance",
-    "Networks",
-    "Phase",
-    "RealUID",
-    "ScoreDistillation",
-    "SiD",
-    "fake_score_loss",
-    "generator_loss",
-]
+OBJECTIVES = {"sid": SiD, "dmd": DMD, "diff_instruct": DiffInstruct, "real_uid": RealUID}
