@@ -90,11 +90,7 @@ def _is_opaque(picture: Image.Image) -> bool:
 
 
 def decode_png(data: bytes, name: str) -> np.ndarray:
-    """Decode a PNG to (H, W, 3) uint8; error messages call it `name`.
-
-    Raises:
-        UserError: the data are truncated or no image, or `to_rgb` rejects the image.
-    """
+    """Decode a PNG to (H, W, 3) uint8; a UserError calls a damaged one, or one that `to_rgb` rejects, `name`."""
     try:
         with Image.open(io.BytesIO(data)) as picture:
             return to_rgb(picture, name)

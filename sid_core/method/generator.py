@@ -43,15 +43,7 @@ class Steps:
 
 
 def one_step(generator: nn.Module, z: Tensor, t_init: int, cond: Any) -> Tensor:
-    """Return x_g = f_theta(sigma(t_init) z, t_init, c).
-
-    Args:
-        z: standard normal noise (B, C, H, W).
-        cond: embeddings of B prompts.
-
-    Returns:
-        VAE-scaled latents (B, C, H, W) float32.
-    """
+    """Return x_g = f_theta(sigma(t_init) z, t_init, c), scaled latents (B, C, H, W), from standard normal z."""
     return n_step(generator, [z], Steps(t_init), cond)
 
 

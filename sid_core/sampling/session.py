@@ -29,15 +29,13 @@ CACHED_GENERATORS = 4  # in memory: the paper's four scales, 3.4 GB each at Stab
 
 
 def sample(generator: Path, teacher: Path | None, prompt: str, seed: int, out: Path, count: int = 1) -> str:
-    """Write `count` images of `prompt` by `generator` as PNG, from the noise of `seed` and the following seeds.
+    """Write `count` images of `prompt` as PNG, from `seed` and the following seeds; return a line with size and time.
 
     Args:
         generator: runs/NAME, or the folder `generator` in it.
         teacher: prepared teacher; None: the one the generator was distilled from, next to runs/.
         out: a file; with several images, each is written to out-SEED.png.
 
-    Returns:
-        One line for people: files, size, seeds and milliseconds.
 
     Raises:
         UserError: a folder is missing, damaged, or belongs to another teacher; a seed out of range.

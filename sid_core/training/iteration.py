@@ -160,11 +160,7 @@ class Trainer:
 
     @torch.no_grad()
     def grid_latents(self, count: int) -> Tensor:
-        """Sample the EMA generator for the first `count` prompts, with constant noises.
-
-        Returns:
-            Latents (count, C, H, W).
-        """
+        """Sample latents (count, C, H, W) by the EMA generator for the first prompts, with constant noises."""
         return torch.cat(list(self._samples("grid", torch.arange(count) % len(self.prompts))))
 
     @torch.no_grad()

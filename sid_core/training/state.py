@@ -13,7 +13,6 @@ import re
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Self
 
 import torch
 from safetensors import safe_open
@@ -35,7 +34,7 @@ WRITTEN = re.compile(rf"{IDENTITY}|ended\.json|training\.jsonl|grids|{DAMAGED}|\
 THREADS = 8  # more than a checkpoint has files: at SD 1.5's size each takes ten seconds of a core
 
 
-class StateWriter:
+class StateWriter(contextlib.AbstractContextManager):
     """Writes checkpoints in the background: training waits for a copy in host memory, not for the disk.
 
     One write is active at a time. The end of the context and the next checkpoint wait for it and raise its errors. A
@@ -80,9 +79,6 @@ class StateWriter:
         for old in saved_states(self.folder)[self.keep :]:
             with contextlib.suppress(FileNotFoundError):  # another rank renamed it first
                 shutil.rmtree(old.rename(self.folder / f".{old.name}"), ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         try:

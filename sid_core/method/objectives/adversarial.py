@@ -22,24 +22,13 @@ class Adversarial(Protocol):
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, elements: int) -> Tensor:
-    """Return L_D = 1/2 [BCE(clamp(real), 1) + BCE(clamp(fake), 0)] C H W, a mean over the batch.
-
-    Args:
-        real, fake: logits (B, ...) of real images and of samples, with the same t and noise.
-        elements: C H W of a latent.
-    """
+    """Return L_D = 1/2 [BCE(clamp(real), 1) + BCE(clamp(fake), 0)] C H W from logits with the same t and noise."""
     real, fake = real.clamp(-CLAMP, CLAMP), fake.clamp(-CLAMP, CLAMP)
     return (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2 * elements
 
 
 def adversarial_loss(fake: Tensor, weight: Tensor, elements: int) -> Tensor:
-    """Return L_G / lambda = BCE(fake, 1) w C H W, a mean over the batch.
-
-    Args:
-        fake: logits (B, ...) of samples, with gradient to them.
-        weight: w of each sample, `sample_weight`.
-        elements: C H W of a latent.
-    """
+    """Return L_G / lambda = BCE(fake, 1) w C H W from logits (B, ...) with gradient and `sample_weight` w."""
     return (F.softplus(-fake).flatten(1).mean(dim=1) * weight.flatten()).mean() * elements
 
 
