@@ -358,7 +358,7 @@ def _defaults(settings: "DistillSettings") -> dict[str, object]:
 
 def _iterations(distill: "Distill") -> int:
     """Return the iterations of a run, rounded up."""
-    return -(-int(1000 * distill.train_kimg) // distill.batch)
+    return -(-round(1000 * distill.train_kimg) // distill.batch)
 
 
 def _identity(

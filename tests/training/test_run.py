@@ -527,6 +527,10 @@ def test_distill_with_proxy_samples_never_trains_on_them(tiny_teacher, folders, 
     assert {p["nimg"]: p["fid_proxy"] for p in logged if "fid_proxy" in p} == {40: 3.0, 80: 2.0}
 
 
+def test_iterations_of_a_fraction_of_thousand_images_loses_no_image():
+    assert run._iterations(make_settings(train_kimg=1.001, batch=1, micro_batch=1).distill) == 1001
+
+
 def test_make_trainer_with_too_many_proxy_samples_raises(tiny_teacher, folders):
     with pytest.raises(UserError, match=r"proxy_samples=5: expected fewer than the 5 training captions"):
         distill(make_settings(proxy_samples=5), tiny_teacher, PROMPTS, folders.state, folders.out)
