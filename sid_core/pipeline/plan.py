@@ -76,7 +76,9 @@ def make_plan(config: Config, gpus_here: int = 0, passes: Passes | None = None) 
     if any(settings.run.uses_real_images for settings in trainings):
         hours = _hours(_captions(config, "real"), plan.feature_images_per_s)
         stages.append(Stage("real pairs", 1, asks["reference"], hours, 0.0))
-    usual = passes and passes(_usual(config))
+    # the run that `plan.train_images_per_s` is of: long-short guidance with the settings of `distill`
+    lsg = config.model_copy(update={"guidance_scales": [], "extra_runs": [ExtraRun(strategy="lsg", scale=2)]})
+    usual = passes and passes(distillations(lsg)[0])
     kinds: dict[tuple, list[DistillSettings]] = {}
     for run in trainings:
         kinds.setdefault((run.distill.train_kimg, passes and passes(run)), []).append(run)
@@ -124,12 +126,6 @@ def _captions(config: Config, name: str) -> int:
         return 0
     member = config.prompts.member if name == "train" else None
     return sum(map(len, read_captions(value, config.prompts.column, member)))
-
-
-def _usual(config: Config) -> DistillSettings:
-    """Return the run that `plan.train_images_per_s` is of: long-short guidance with the settings of `distill`."""
-    lsg = [ExtraRun(strategy="lsg", scale=2)]
-    return distillations(config.model_copy(update={"guidance_scales": [], "extra_runs": lsg}))[0]
 
 
 def with_measured_speeds(plan: Plan, path: Path = MEASURED) -> Plan:

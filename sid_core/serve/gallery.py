@@ -45,7 +45,11 @@ class Gallery:
             values = {key: score.get(key) for key in ("fid", "clip")}
             runs.append({"name": row.folder.name, "seed": record["run"]["seed"] or 0, **values, "note": note})
         about = {"experiment": self.experiment, "runs": runs, "examples": list(dict.fromkeys(examples))[:EXAMPLES]}
-        return about | {"vocabulary": _vocabulary() if self._embedded else None}
+        if not self._embedded:
+            return about | {"vocabulary": None}
+        from ..data.shapes.captions import all_captions  # imports torch, which takes seconds
+
+        return about | {"vocabulary": list(dict.fromkeys(" ".join(all_captions()).split()))}
 
     def draw(self, name: str, prompt: str, seed: int) -> tuple[bytes, float, float]:
         """Return the PNG that `sid-core sample` writes, and the seconds of loading and of sampling."""
@@ -78,13 +82,6 @@ class Gallery:
         if teacher not in self._sessions:
             self._sessions[teacher] = InferenceSession(teacher)
         return self._sessions[teacher]
-
-
-def _vocabulary() -> list[str]:
-    """Return the words of the embedded captions, in the order of a sentence."""
-    from ..data.shapes.captions import all_captions  # imports torch, which takes seconds
-
-    return list(dict.fromkeys(" ".join(all_captions()).split()))
 
 
 def _check_prompt(prompt: str) -> None:

@@ -1,6 +1,7 @@
 """Upload every run, score and file of an experiment to MLflow once, at its end or any time later."""
 
 import csv
+import io
 from pathlib import Path
 
 from ..config import DistillSettings, ImportSettings, ResampleSettings, load_settings, read_yaml
@@ -44,7 +45,8 @@ def track(results: Path) -> dict:
     model = None
     if not store["problem"]:
         try:
-            rows = _read_rows(paths.summary)
+            text = paths.summary.read_text(encoding="utf-8") if paths.summary.is_file() else ""  # before the report
+            rows = list(csv.DictReader(io.StringIO(text)))
             for row in rows:
                 ids[row["run"]] = _sync_row(store, row, paths)
             for folder in sorted(paths.runs.glob("*")):
@@ -66,13 +68,6 @@ def track(results: Path) -> dict:
     record = store | {"runs": ids, "links": links, "model": model}
     write_json(paths.mirrored, record)
     return record
-
-
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []  # before the report
-    with open(path, encoding="utf-8", newline="") as handle:
-        return list(csv.DictReader(handle))
 
 
 def _sync_row(store: dict, row: dict[str, str], results: Results) -> str:

@@ -101,12 +101,9 @@ class MirroredRun:
 
     def status(self, status: str) -> None:
         """Set the run's status: RUNNING, FINISHED, FAILED or KILLED."""
-        if self.client.get_run(self.id).info.status == status:
-            return
-        if status == "RUNNING":
-            self.client.update_run(self.id, status=status)
-        else:
-            self.client.set_terminated(self.id, status)
+        if self.client.get_run(self.id).info.status != status:
+            change = self.client.update_run if status == "RUNNING" else self.client.set_terminated
+            change(self.id, status)
 
 
 def _read_points(path: Path) -> list[dict]:

@@ -49,10 +49,8 @@ def jobs(config: Config) -> list[Job]:
     resampled = [settings.run.name for settings in resamplings(config)]
     for name, settings in distilled.items():
         add("distill", below.run(name).record, name, settings.distill.train_kimg, settings.run.method, run=name)
-    for name in imported:
-        add("import_official", below.run(name).record, name, run=name)
-    for name in resampled:
-        add("resample", below.run(name).record, name, run=name)
+    for name in [*imported, *resampled]:
+        add("import_official" if name in imported else "resample", below.run(name).record, name, run=name)
     sampled = [("generate", "runs", name) for name in [*distilled, *resampled, *imported]]
     sampled += [("generate_baseline", "baselines", baseline.name) for baseline in baselines(config)]
     for rule, kind, name in sampled:
