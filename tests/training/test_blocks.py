@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sid_core.models import architectures
 from sid_core.models.conditioning import Conditioning
 from sid_core.models.teacher import load_backbone
-from sid_core.training.blocks import checkpoint_blocks, compile_blocks
+from sid_core.training.blocks import blocks_to_shard, checkpoint_blocks, compile_blocks
 
 
 @pytest.fixture
@@ -84,3 +85,12 @@ def test_compile_blocks_gives_equal_outputs(denoiser, inputs):
     plain = denoiser(x_t, t, cond, uncond, 2.0)
     compile_blocks(denoiser)
     torch.testing.assert_close(denoiser(x_t, t, cond, uncond, 2.0), plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sd35-medium", "sana-600m", "flux-dev"])
+def test_blocks_to_shard_of_a_transformer_hold_nearly_all_weights(name):
+    backbone = architectures.new_backbone(architectures.from_name(name), "meta")
+    blocks = blocks_to_shard(backbone)
+    assert blocks == list(backbone.blocks())
+    held = sum(p.numel() for block in blocks for p in block.parameters())
+    assert held > 0.97 * sum(p.numel() for p in backbone.network.parameters())

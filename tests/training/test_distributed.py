@@ -14,11 +14,12 @@ import torch
 from safetensors.torch import load_file
 from small_run import PROMPTS, load_state, make_settings
 
-from sid_core.config import Adversarial, Lora, Real, RealUID
+from sid_core.config import Adversarial, Lora, Real, RealUID, Teacher
 from sid_core.errors import UserError
 from sid_core.models import architectures
 from sid_core.models.conditioning import PromptSet
 from sid_core.models.encode_pairs import encode_pairs
+from sid_core.models.teacher import prepare_teacher
 from sid_core.storage.states import saved_states
 from sid_core.training import dry_run, state
 from sid_core.training.distributed import PeerLost, World
@@ -59,14 +60,14 @@ def member(rank, size, port, teacher, folder, settings, before, real_pairs=None)
 def run(tiny_teacher, tmp_path):
     """Return run(size, folder name), which returns exit codes; every rank calls `before(rank)` first."""
 
-    def start(size, name="run", before=None, settings=None, real_pairs=None):
+    def start(size, name="run", before=None, settings=None, real_pairs=None, teacher=tiny_teacher):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
         fork = multiprocessing.get_context("fork")
-        given = (size, port, tiny_teacher, folder, settings or make_settings(**SIZE), before, real_pairs)
+        given = (size, port, teacher, folder, settings or make_settings(**SIZE), before, real_pairs)
         processes = [fork.Process(target=member, args=(rank, *given)) for rank in range(size)]
         for process in processes:
             process.start()
@@ -232,6 +233,25 @@ def test_distill_with_shard_all_gives_equal_losses(run):
     assert logs[0][0] == pytest.approx(logs[1][0], rel=1e-5)
     for a, b in zip(*logs, strict=True):  # Adam's early steps are signs: rounding grows
         assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("source", ["tiny_sd3_source", "tiny_sana_source", "tiny_flux_source"])
+def test_distill_of_a_transformer_with_shard_all_on_two_ranks_equals_one(run, request, source, tmp_path):
+    teacher = tmp_path / "teacher"
+    prepare_teacher(Teacher(source="local", path=str(request.getfixturevalue(source))), teacher)
+    unguided = dict.fromkeys(("fake_train", "fake_eval", "teacher"), 1.0)
+    changes = {"train_kimg": 0.016, "t_init": 1000, "shard": "all", "checkpointing": True}
+    settings = make_settings(unguided, **SIZE | changes)
+    one, two = (run(size, str(size), settings=settings, teacher=teacher) for size in (1, 2))
+    assert (one.codes, two.codes) == ([0], [0, 0])
+    first, *_ = both = list(zip(points(two.folder), points(one.folder), strict=True))
+    assert first[0] == pytest.approx(first[1], rel=1e-4)
+    for a, b in both:  # Adam's early steps are signs: rounding grows
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
+    weights = Path("generator") / "transformer" / WEIGHTS.name
+    expected = load_file(one.folder / weights)
+    for name, tensor in load_file(two.folder / weights).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-2, atol=5e-4)
 
 
 @pytest.mark.parametrize("ida", [0.0, 0.03])
