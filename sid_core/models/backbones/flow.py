@@ -16,6 +16,7 @@ from ...method import Steps
 from ...method.schedule import FlowSchedule
 from ...storage.files import read_json, write_json
 from ..scheduler import scheduler_config
+from ..vae import pixels_per_latent
 from .layout import DiffusersLayout, Usage
 
 # on the model card
@@ -93,7 +94,9 @@ class FlowTransformer(DiffusersLayout):
         """
         schedule, start = cls.load_schedule(folder), steps.t_init / 1000
         levels = [t / start for t in schedule.steps(steps.t_init, steps.count)]
+        height, width = (side * pixels_per_latent(folder) for side in cls.latent_shape(folder)[1:])
         call = "num_inference_steps=1" if steps.count == 1 else f"sigmas={levels}"
+        call += f", height={height}, width={width}"  # some pipelines have a size of their own
         scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=round(schedule.last_time * start))
         return scheduler, Usage(call, note="" if start == 1 else RESCALED.format(start=f"{start:g}"))
 

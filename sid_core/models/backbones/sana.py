@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ...method import Steps
 from ..conditioning import Conditioning, Encoder
-from ..vae import pixels_per_latent
 from .flow import FlowTransformer
 from .layout import Usage, component_files
 
@@ -55,7 +54,5 @@ class Sana(FlowTransformer):
     @classmethod
     def exported(cls, folder: Path, steps: Steps) -> tuple[FlowMatchEulerDiscreteScheduler, Usage]:
         scheduler, usage = super().exported(folder, steps)
-        height, width = (side * pixels_per_latent(folder) for side in cls.latent_shape(folder)[1:])
-        # the pipeline's own size is 1024, and it may replace a size by its nearest in a table
-        call = f"{usage.call}, height={height}, width={width}, use_resolution_binning=False"
-        return scheduler, replace(usage, call=call)
+        # or the pipeline replaces a size by its nearest in a table
+        return scheduler, replace(usage, call=f"{usage.call}, use_resolution_binning=False")

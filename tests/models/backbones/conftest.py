@@ -30,21 +30,24 @@ def run_stages(monkeypatch, tmp_path):
         ]
         assert cli.main([stage, "--settings", str(path), *chain(*arguments)]) in (0, None)
 
-    def run(source: Path, side: int, num_steps: int = 1, t_init: int = 625, solver: str = "ddim") -> tuple[Path, Path]:
+    def run(
+        source: Path, side: int, num_steps: int = 1, t_init: int = 625, solver: str = "ddim", kappa: float = 2.0
+    ) -> tuple[Path, Path]:
         noise = {"step_noise": "ddim"} if num_steps > 1 else {}
+        scales = dict.fromkeys(("fake_train", "fake_eval", "teacher"), kappa)
         call("teacher", yaml.safe_dump({"source": "local", "path": str(source)}), out=teacher)
         (tmp_path / "captions.txt").write_text("\n".join(PROMPTS) + "\n")
         block = dict.fromkeys(("train", "evaluation"), str(tmp_path / "captions.txt"))
         call("prompts", yaml.safe_dump({"prompts": block | {"source": "file"}}), teacher=teacher, out=prompts)
         assert not cli.main(["tracking-init", "--experiment", "x", "--off", "--out", str(tmp_path / "tracking.json")])
         call(
-            "distill", make_settings({"num_steps": num_steps} | noise, t_init=t_init), teacher=teacher, prompts=prompts / "train.txt", state=tmp_path / "state",
-            tracking=tmp_path / "tracking.json", out=generator,
+            "distill", make_settings({"num_steps": num_steps} | noise | scales, t_init=t_init), teacher=teacher,
+            prompts=prompts / "train.txt", state=tmp_path / "state", tracking=tmp_path / "tracking.json", out=generator,
         )  # fmt: skip
         inputs = {"teacher": teacher, "captions": prompts / "evaluation.txt", "range": (0, 4)}
         settings = GenerateSettings(t_init=t_init, num_steps=num_steps, **noise, sampling=Sampling(batch=4))
         call("generate", settings, generator=generator, out=tmp_path / "run.tar", **inputs)
-        baseline = Baseline(name="teacher", kind="teacher", solver=solver, steps=3, guidance_scale=2.0)
+        baseline = Baseline(name="teacher", kind="teacher", solver=solver, steps=3, guidance_scale=kappa)
         settings = BaselineSettings(baseline=baseline, split="evaluation", sampling=Sampling(batch=4))
         call("generate-baseline", settings, out=tmp_path / "baseline.tar", **inputs)
         for name in ("run", "baseline"):

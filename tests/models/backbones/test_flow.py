@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import tiny_sana
 import torch
-from PIL import Image
 from small_run import PROMPTS, make_settings
 from teacher_folders import edit, prepare
 from tiny_sd3 import new_pipeline
@@ -22,6 +21,7 @@ from sid_core.models.backbones import StableDiffusion3, family_of
 from sid_core.models.conditioning import Conditioning
 from sid_core.models.devices import place
 from sid_core.models.teacher import load_backbone, load_solver, load_text_encoder, prepare_teacher
+from sid_core.sampling.session import InferenceSession
 from sid_core.training import dry_run
 from sid_core.training.iteration import Trainer
 from sid_core.training.run import make_trainer
@@ -38,27 +38,35 @@ def without_t5(source):
     return source
 
 
-def test_stages_of_sd3_without_t5_end_in_a_pipeline_that_gives_the_image_of_sample(run_stages, copy, tmp_path):
-    teacher, generator = run_stages(without_t5(copy), 64, num_steps=3, t_init=850, solver="flow-euler")
-    assert type(load_backbone(teacher)) is StableDiffusion3
+@pytest.mark.parametrize(
+    ("copy", "side", "settings"),
+    [
+        ("tiny_sd3_source", 64, {"num_steps": 3, "t_init": 850}),
+        ("tiny_sana_source", 32, {"t_init": 1000}),
+        ("tiny_flux_source", 64, {"t_init": 850, "kappa": 1.0}),
+    ],
+    indirect=["copy"],
+)
+def test_stages_of_a_flow_end_in_a_pipeline_that_gives_the_image_of_sample(run_stages, copy, side, settings, tmp_path):
+    family = family_of(copy)
+    if family is StableDiffusion3:
+        without_t5(copy)
+    teacher, generator = run_stages(copy, side, solver="flow-euler", **settings)
+    assert type(load_backbone(teacher)) is family
     assert not (teacher / "text_encoder_3").exists()
-    folders = {"generator": generator, "teacher": teacher}
-    sample = folders | {"prompt": PROMPTS[0], "seed": 3, "out": tmp_path / "x.png"}
-    for stage, given in (("sample", sample), ("export", folders | {"out": tmp_path / "pipeline"})):
-        assert cli.main([stage, *(text for key, value in given.items() for text in (f"--{key}", str(value)))]) == 0
+    assert not cli.main(["export", "--generator", str(generator), "--teacher", str(teacher), "--out", "pipeline"])
     card = (tmp_path / "pipeline" / "README.md").read_text()
-    assert "# lsg-1.5: text to 64 x 64 images in 3 steps" in card
+    count = "3 steps" if "num_steps" in settings else "one step"
+    assert f"# lsg-1.5: text to {side} x {side} images in {count}" in card
     # the code of the card itself
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
-    code = code.replace("THIS REPOSITORY OR FOLDER", str(tmp_path / "pipeline")).replace("a prompt", PROMPTS[0])
+    code = code.replace("THIS REPOSITORY OR FOLDER", "pipeline").replace("a prompt", PROMPTS[0])
     found = {}
     exec(code.replace("manual_seed(0)", "manual_seed(3)"), found)
-    pixels = np.asarray(found["image"])
-    assert type(found["pipeline"]).__name__ == "StableDiffusion3Pipeline"
+    pixels = np.asarray(found["image"]).astype(int)
+    assert type(found["pipeline"]).__name__ == family.PIPELINES[0]
     assert pixels.std() > 5
-    with Image.open(tmp_path / "x.png") as image:
-        difference = np.asarray(image).astype(int) - pixels.repeat(2, axis=0).repeat(2, axis=1)
-    assert np.abs(difference).max() <= 1
+    assert np.abs(InferenceSession(teacher).image(generator, PROMPTS[0], 3) - pixels).max() <= 1
 
 
 def test_encoder_of_sd3_joins_clip_on_features_and_t5_on_tokens(tiny_sd3_source, tmp_path):

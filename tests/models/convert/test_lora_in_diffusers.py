@@ -14,6 +14,7 @@ import torch
 
 from sid_core.config import Lora, Teacher
 from sid_core.method import one_step
+from sid_core.models.backbones.flux import Flux
 from sid_core.models.convert.pipeline import export
 from sid_core.models.generator import save_generator
 from sid_core.models.lora import FILE, adapted, merge, own_weights
@@ -54,7 +55,7 @@ for kind in ("np", "latent"):
     exec(code, found)
     np.save(f"{out}/{kind}.npy", found["image"])
 """
-FLOWS = ("tiny_sd3_source", "tiny_sana_source")
+FLOWS = ("tiny_sd3_source", "tiny_sana_source", "tiny_flux_source")
 
 
 @pytest.fixture(scope="module")
@@ -113,5 +114,8 @@ def test_load_lora_weights_onto_a_fine_tune_adds_the_products(exported, with_pef
             backbone, z, read_json(folder / "generator.json")["t_init"], load_text_encoder(teacher).encode([PROMPT])
         )[0]
     latents = torch.from_numpy(np.load(tmp_path / "latent.npy"))
+    if latents.ndim == 2:  # of FLUX: (patches, values)
+        sides = expected.shape[1] // Flux.PATCH, expected.shape[2] // Flux.PATCH
+        latents = torch.nn.functional.pixel_shuffle(latents.T.unflatten(1, sides), Flux.PATCH)
     torch.testing.assert_close(latents, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
     assert read_json(folder / "generator.json")["run"]["lora"] == {"rank": 4}
