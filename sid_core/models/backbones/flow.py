@@ -116,8 +116,8 @@ class FlowTransformer(DiffusersLayout):
         save_file(tensors, weights, metadata={"format": "pt"})
         path = folder / "vae" / "config.json"
         default = signature(getattr(diffusers, cls.CLASSES["vae"][0])).parameters["scaling_factor"].default
-        scale = read_json(path).get("scaling_factor", default) / start
-        write_json(path, read_json(path) | {"scaling_factor": scale})
+        config = read_json(path)
+        write_json(path, config | {"scaling_factor": config.get("scaling_factor", default) / start})
 
     @classmethod
     def check(cls, folder: Path, place: str) -> dict:
