@@ -31,9 +31,8 @@ REAL_PAIRS = 10_000  # of a source whose number is not in the settings
 DMD_UPDATES = 5  # of the fake score for one of the generator (DMD2, arXiv 2405.14867)
 TOGETHER = (1, 4, 8)  # GPUs of one distillation, to choose from
 STATE_WEIGHTS = 5  # copies of the trained weights in a training state: three networks, two second moments
-ADAPTER_MILLION = (
-    0.016  # adapters of one rank at 1 million parameters, grows by the power 2/3 (SD 1.5, SDXL, shapes: ± 40 %)
-)
+# adapters of one rank at 1 million parameters, grows by the power 2/3 (SD 1.5, SDXL, shapes: ± 40 %)
+ADAPTER_MILLION = 0.016
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,8 @@ from .iteration import Trainer
 aten = torch.ops.aten
 GB, GIB = 1e9, 2**30
 BLOCK = 512  # bytes, the granularity of CUDA's allocator
-CONTEXT_BYTES, FRAGMENTED = (
-    1.2e9,
-    0.03,
-)  # CUDA context and workspaces; fraction of the peak. From experience, not measured here
+# CUDA context and workspaces; fraction of the peak. From experience, not measured here
+CONTEXT_BYTES, FRAGMENTED = 1.2e9, 0.03
 GRID = 16  # samples of a grid, decoded together
 # bytes of each GPU: RTX 3060 and 4070, RTX 3090 and 4090, A100, A100 and H100, H200
 GPUS = {"12 GB": 12 * GIB, "24 GB": 24 * GIB, "40 GB": 40 * GIB, "80 GB": 79 * GIB, "141 GB": 140 * GB}
