@@ -59,6 +59,18 @@ class Layout:
             for name, (shape, stride, offset) in self._slots.items()
         }
 
+    def contiguous_views(self, vector: Tensor) -> dict[str, Tensor]:
+        """Return contiguous views by name, for a file; reorders channels_last parameters of `vector` in place.
+
+        Only one parameter is copied at a time: all copies together would double the memory of a checkpoint.
+        """
+        views = self.views(vector)
+        for name, view in views.items():
+            if not view.is_contiguous():
+                ordered = view.contiguous()
+                views[name] = view.as_strided(ordered.shape, ordered.stride()).copy_(ordered)
+        return views
+
     def gather(self, network: nn.Module) -> Tensor:
         """Copy the network's parameters to a float32 vector (size,) on their device."""
         parameters = own_weights(dict(network.named_parameters()))

@@ -69,9 +69,8 @@ class StateWriter(contextlib.AbstractContextManager):
 
         def write(name: str) -> None:
             path = state / f"{name}.safetensors"
-            views = layout.views(self._copies[name])
             with atomic_path(path) as temporary:
-                save_file({parameter: view.contiguous() for parameter, view in views.items()}, temporary)
+                save_file(layout.contiguous_views(self._copies[name]), temporary)
                 sha256 = sha256_file(temporary)  # still in the page cache
             write_sidecar(path, record, sha256)
 

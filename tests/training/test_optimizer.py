@@ -46,6 +46,18 @@ def test_adam_step_with_skip_changes_nothing():
     assert all(torch.equal(a, b) for a, b in zip(before, (adam.parameters, adam.second, adam.steps), strict=True))
 
 
+def test_layout_contiguous_views_hold_the_parameters_in_the_vectors_own_memory():
+    net = network().to(memory_format=torch.channels_last)
+    layout = Layout(net)
+    vector = layout.gather(net)
+    views = layout.contiguous_views(vector)
+    for name, p in net.named_parameters():
+        assert torch.equal(views[name], p)
+        assert views[name].is_contiguous()
+        assert views[name].untyped_storage().data_ptr() == vector.untyped_storage().data_ptr()
+    assert not torch.equal(layout.views(vector)["0.weight"], net[0].weight)  # it was not contiguous
+
+
 def test_layout_views_keep_names_shapes_and_memory_format():
     net = network()
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
