@@ -27,7 +27,8 @@ BLOCK = 256
 
 # One colour for each word of captions.COLOURS; hues in between are interpolated, cyclically.
 PALETTE = torch.tensor(
-    [[222, 48, 52], [250, 196, 44], [64, 170, 72], [36, 178, 178], [52, 96, 214], [132, 66, 190], [240, 112, 178]]
+    [[222, 48, 52], [250, 196, 44], [64, 170, 72], [36, 178, 178], [52, 96, 214], [132, 66, 190], [240, 112, 178]],
+    dtype=torch.float64,
 ).div(255)
 
 
@@ -108,8 +109,13 @@ def sample_scenes(n: int, generator: torch.Generator) -> Scenes:
 
 
 def render(scenes: Scenes) -> Tensor:
-    """Render scenes to images (n, 3, 32, 32) uint8."""
-    centres = (torch.arange(IMAGE_SIZE) + 0.5) * 2 / IMAGE_SIZE - 1
+    """Render scenes to images (n, 3, 32, 32) uint8, in float64.
+
+    float32 sines differ in their last bit between processors, which rounds one pixel in a million to another integer: the
+    images, and so the protocol's hash, would depend on the machine.
+    """
+    scenes = Scenes(**{field.name: getattr(scenes, field.name).double() for field in fields(Scenes)})
+    centres = (torch.arange(IMAGE_SIZE, dtype=torch.float64) + 0.5) * 2 / IMAGE_SIZE - 1
     py, px = torch.meshgrid(centres, centres, indexing="ij")
     s = {field.name: getattr(scenes, field.name)[:, None, None] for field in fields(Scenes)}
 
