@@ -57,7 +57,7 @@ def test_stages_of_sdxl_end_in_a_pipeline_that_gives_the_image_of_sample(
     assert pixels.std() > 5
     with Image.open(tmp_path / "x.png") as image:
         difference = np.asarray(image).astype(int) - pixels.repeat(2, axis=0).repeat(2, axis=1)
-    assert np.abs(difference).max() <= (num_steps > 1)
+    assert np.abs(difference).max() <= 1  # rounding: on some processors one step differs, too
     card = (tmp_path / "pipeline" / "README.md").read_text()
     assert f"# lsg-1.5: text to 64 x 64 images in {words}" in card
     assert all(f"{key}={value}" in card for key, value in options.items())
