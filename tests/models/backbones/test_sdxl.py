@@ -51,13 +51,15 @@ def test_stages_of_sdxl_end_in_a_pipeline_that_gives_the_image_of_sample(
     for stage, given in (("sample", sample), ("export", folders | {"out": tmp_path / "pipeline"})):
         assert cli.main([stage, *(text for key, value in given.items() for text in (f"--{key}", str(value)))]) == 0
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "pipeline")
+    for network in (pipeline.unet, pipeline.vae):  # as in `sample`: convolutions round differently in the other format
+        network.to(memory_format=torch.channels_last)
     seed = torch.Generator().manual_seed(3)
     pixels = np.asarray(pipeline(PROMPTS[0], guidance_scale=1, generator=seed, **options).images[0])
     assert type(pipeline).__name__ == "StableDiffusionXLPipeline"
     assert pixels.std() > 5
     with Image.open(tmp_path / "x.png") as image:
         difference = np.asarray(image).astype(int) - pixels.repeat(2, axis=0).repeat(2, axis=1)
-    assert np.abs(difference).max() <= 1  # rounding: on some processors one step differs, too
+    assert np.abs(difference).max() <= (num_steps > 1)
     card = (tmp_path / "pipeline" / "README.md").read_text()
     assert f"# lsg-1.5: text to 64 x 64 images in {words}" in card
     assert all(f"{key}={value}" in card for key, value in options.items())
