@@ -52,7 +52,11 @@ class Scenes:
     stripe_phase: Tensor  # radians
 
     def __getitem__(self, index: slice | Tensor) -> "Scenes":
-        return Scenes(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+        return self.map(lambda attribute: attribute[index])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Scenes":
+        """Apply `change` to every attribute."""
+        return Scenes(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -111,13 +115,13 @@ def sample_scenes(n: int, generator: torch.Generator) -> Scenes:
 def render(scenes: Scenes) -> Tensor:
     """Render scenes to images (n, 3, 32, 32) uint8, in float64.
 
-    float32 sines differ in their last bit between processors, which rounds one pixel in a million to another integer: the
-    images, and so the protocol's hash, would depend on the machine.
+    float32 sines differ in their last bit between processors, which rounds one value in three million to another integer:
+    the images, and so the protocol's hash, would depend on the machine.
     """
-    scenes = Scenes(**{field.name: getattr(scenes, field.name).double() for field in fields(Scenes)})
+    scenes = scenes.map(Tensor.double)
     centres = (torch.arange(IMAGE_SIZE, dtype=torch.float64) + 0.5) * 2 / IMAGE_SIZE - 1
     py, px = torch.meshgrid(centres, centres, indexing="ij")
-    s = {field.name: getattr(scenes, field.name)[:, None, None] for field in fields(Scenes)}
+    s = vars(scenes.map(lambda attribute: attribute[:, None, None]))
 
     along = s["stripe_angle"].cos() * px + s["stripe_angle"].sin() * py  # (n, 32, 32), as everything here
     wave = (math.pi * s["stripe_count"] * along + s["stripe_phase"]).sin()
