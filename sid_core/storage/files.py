@@ -14,7 +14,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from ..errors import UserError
 from . import heartbeat
@@ -140,10 +142,22 @@ def write_json(path: str | Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+class _Fields(dict):
+    """An object of a JSON file, without one of whose keys nothing can go on unless `get` is asked for it."""
+
+    def __init__(self, path: str | Path, pairs: list[tuple[str, object]]):
+        super().__init__(pairs)
+        self._path = path
+
+    def __missing__(self, key: str) -> NoReturn:
+        found = ", ".join(self) or "no key"
+        raise UserError(f"{self._path}: {key!r} is missing, beside {found}. Fix: add it, or fetch or make the file again")
+
+
 def read_json(path: str | Path) -> dict:
-    """Read a JSON file; raise UserError for a missing or damaged one."""
+    """Read a JSON file; raise UserError for a missing or damaged one, and later where a key is read that it does not have."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=partial(_Fields, path))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -264,6 +264,18 @@ def test_read_json_of_a_missing_or_damaged_file_names_it(tmp_path, content):
         files.read_json(path)
 
 
+def test_read_json_names_the_file_when_a_missing_key_is_read(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"vae": {"in_channels": 4}, "sizes": [{}]}')
+    values = files.read_json(path)
+    with pytest.raises(UserError, match=r"config\.json: 'sample_size' is missing, beside in_channels"):
+        values["vae"]["sample_size"]
+    with pytest.raises(UserError, match=r"config\.json: 0 is missing, beside no key"):
+        values["sizes"][0][0]
+    assert values.get("other") is None
+    assert values == {"vae": {"in_channels": 4}, "sizes": [{}]}
+
+
 # --- manifests and sidecars ------------------------------------------------------------------------------------------
 
 

@@ -113,8 +113,8 @@ def bert_vocabulary(folder: Path) -> Path:
 def _has_tokenizer(config: Path) -> bool:
     """Return whether open_clip uses the tokenizer beside its config rather than its built-in one."""
     try:
-        return bool(read_json(config)["model_cfg"]["text_cfg"].get("hf_tokenizer_name"))
-    except (AttributeError, KeyError, TypeError):
+        return bool(read_json(config).get("model_cfg").get("text_cfg").get("hf_tokenizer_name"))
+    except AttributeError:
         return False  # open_clip's error names the fault
 
 
