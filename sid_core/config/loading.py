@@ -145,6 +145,10 @@ def _explain(kind: type[Block], problem: dict, files: Sequence[str | Path], argu
         return f"unknown key {key!r}; {hint}"
     if problem["type"] == "missing":
         return f"{key}: missing; add it, or name a preset (docs/reference/config.md lists every key with its unit)"
+    if problem["type"] == "list_type" and value is not None:
+        return f"{key}={value!r}: expected a list. Fix: {key}: [{value!r}]"
+    if problem["type"] in ("model_type", "dict_type") and value is not None:
+        return f"{key}={value!r}: expected keys with values, as in docs/reference/config.md"
     if problem["type"] == "string_pattern_mismatch":
         return f"{key}={value!r}: expected {IN_WORDS[problem['ctx']['pattern']]}"
     message = problem["msg"].removeprefix("Value error, ")

@@ -219,6 +219,19 @@ def test_parse_of_empty_text_without_null_keeps_it():
     assert c.parse_config(changed(evaluate__caption_prefix="")).evaluate.caption_prefix == ""
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"guidance_scales": 1.5}, r"guidance_scales=1\.5: expected a list\. Fix: guidance_scales: \[1\.5\]"),
+        ({"extra_runs": {"strategy": "none"}}, r"expected a list\. Fix: extra_runs: \[\{'strategy': 'none'\}\]"),
+        ({"distill": [1]}, r"distill=\[1\]: expected keys with values"),
+    ],
+)
+def test_parse_of_another_shape_shows_the_expected_one(changes, message):
+    with pytest.raises(UserError, match=message):
+        c.parse_config(changed(**changes))
+
+
 @pytest.mark.parametrize("word", [None, "null", "~"])
 def test_parse_of_an_experiment_called_null_raises(word):
     with pytest.raises(
