@@ -22,7 +22,13 @@ from sid_core.evaluation.metrics.frechet import Gaussian, Reference, fid
 from sid_core.evaluation.metrics.kernels import cmmd, kid
 from sid_core.evaluation.metrics.neighbours import neighbours
 from sid_core.evaluation.metrics.samples import clip_score, vendi
-from sid_core.evaluation.metrics.uncertainty import Estimate, mean_of_few
+from sid_core.evaluation.metrics.uncertainty import (
+    Estimate,
+    jackknife,
+    left_out,
+    mean_of_few,
+    mean_over_seeds,
+)
 
 GROUPS = 20
 # one experiment: the estimates of one draw, and the targets that are known
@@ -98,6 +104,21 @@ def of_seeds(seeds: int) -> tuple[Experiment, dict[str, float]]:
     return draw, {"mean over seeds": 3.0}
 
 
+def of_seeds_and_samples(seeds: int, count: int) -> tuple[Experiment, dict[str, float]]:
+    """Simulate differences over seeds whose spread equals the error of the samples that they share."""
+
+    def draw(generator: torch.Generator) -> dict[str, Estimate]:
+        of_seed = 0.3 + torch.randn(seeds, 1, generator=generator) / math.sqrt(count)
+        own = torch.randn(seeds, count, generator=generator) / 2
+        values = of_seed + torch.randn(count, generator=generator) + own
+        group = torch.arange(count) % GROUPS
+        kept = [~torch.isin(group, torch.tensor(left)) for left in left_out(GROUPS)]
+        differences = [jackknife(row.mean().item(), [row[keep].mean().item() for keep in kept]) for row in values]
+        return {"difference over seeds": mean_over_seeds(differences)}
+
+    return draw, {"difference over seeds": 0.3}
+
+
 CASES: dict[str, tuple[Experiment, dict[str, float]]] = {
     "FID 25, d 16, N 1000": frechet(16, 1000, 1.0, 1.75),
     "FID 1.3, d 64, N 1000": frechet(64, 1000, 0.1, 1.1),
@@ -108,6 +129,7 @@ CASES: dict[str, tuple[Experiment, dict[str, float]]] = {
     "sets, d 8, N 300": of_sets(8, 300, 0.3, 0.8),
     "equal sets, d 8, N 300": of_sets(8, 300, 0.0, 1.0),
     "3 seeds": of_seeds(3),
+    "3 seeds, N 300": of_seeds_and_samples(3, 300),
 }
 
 

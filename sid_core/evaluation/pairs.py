@@ -17,7 +17,7 @@ from ..pipeline.inputs import Inputs
 from ..pipeline.paths import Row
 from ..storage.files import read_json, write_text
 from .metrics.catalogue import METRICS
-from .metrics.uncertainty import BOOTSTRAP, Estimate, bootstrap, jackknife, mean_of_few
+from .metrics.uncertainty import BOOTSTRAP, Estimate, bootstrap, jackknife, mean_of_few, mean_over_seeds
 
 PAIR_COLUMNS = ("a", "b", "metric", "difference", "low", "high", "excludes_zero", "better", "over")
 SEED_COLUMNS = ("run", "metric", "seeds", "mean", "sd", "low", "high")
@@ -34,7 +34,7 @@ class Difference:
     low: float
     high: float
     better: str  # empty where no difference is shown
-    over: str  # samples | seeds
+    over: str  # samples, or seeds: both seeds and samples
 
     def verdict(self, run: str) -> str:
         """Describe `run`, which is `a` or `b`: 'worse by 0.60 [0.50, 0.70]', 'no difference shown (0.1 [-0.2, 0.4])'."""
@@ -185,7 +185,7 @@ def _row(a: str, b: str, metric: str, difference: Estimate, over: str) -> tuple:
 def _over_seeds(a: str, b: str, first: list[Scored], second: list[Scored]) -> list[tuple]:
     """Return rows of pairs.csv: mean differences of scores, one of `first` and one of `second` per seed."""
     means = {
-        key: mean_of_few([x.score[key] - y.score[key] for x, y in zip(first, second, strict=True)])
+        key: mean_over_seeds([x.estimates[key] - y.estimates[key] for x, y in zip(first, second, strict=True)])
         for key in _shared(first + second)
     }
     return [_row(a, b, key, mean, "seeds") for key, mean in means.items()]

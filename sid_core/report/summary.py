@@ -19,7 +19,7 @@ def notes(entries: list[Entry], scores: dict[str, dict]) -> list[str]:
         _errors_are(entries),
         "Best rows: the lowest FID and the highest CLIP score of the generators are set in bold. Which differences are larger "
         "than chance explains: pairs.csv. The headline's verdicts are from there, with 95 % intervals in brackets: over seeds of "
-        "training where there are several, else over samples of the same captions and noise.",
+        "training and samples where there are several seeds, else over samples of the same captions and noise alone.",
         *([f"Not computed: {', '.join(missing)}."] if missing else []),
         *_imported(scores),
         *_real_images(entries),

@@ -151,7 +151,9 @@ class _Fields(dict):
 
     def __missing__(self, key: str) -> NoReturn:
         found = ", ".join(self) or "no key"
-        raise UserError(f"{self._path}: {key!r} is missing, beside {found}. Fix: add it, or fetch or make the file again")
+        raise UserError(
+            f"{self._path}: {key!r} is missing, beside {found}. Fix: add it, or fetch or make the file again"
+        )
 
 
 def read_json(path: str | Path) -> dict:

@@ -16,7 +16,7 @@ from sid_core import cli
 from sid_core.config import Config, baselines, generators, merge, parse_config
 from sid_core.errors import UserError
 from sid_core.evaluation.metrics.catalogue import METRICS
-from sid_core.evaluation.metrics.uncertainty import Estimate, bootstrap, jackknife
+from sid_core.evaluation.metrics.uncertainty import Estimate, bootstrap, jackknife, mean_over_seeds
 from sid_core.evaluation.pairs import read, replicates_record, write_pairs
 from sid_core.pipeline.inputs import Inputs
 from sid_core.storage.files import digest, write_json
@@ -241,7 +241,11 @@ def test_write_pairs_over_seeds_against_a_baseline_uses_all_seeds(tmp_path):
         if (row["a"], row["b"], row["metric"], row["over"]) == ("lsg-2", "vae", "fid", "seeds")
     ]
     assert (float(fid["difference"]), fid["better"]) == (pytest.approx(3.01), "vae")
-    assert float(fid["high"]) - float(fid["low"]) == pytest.approx(2 * 4.3027 * 0.01 / 3**0.5, rel=1e-4)
+    ours = [read(tmp_path / "runs" / name).estimates["fid"] for name in ("lsg-2", "lsg-2-seed1", "lsg-2-seed2")]
+    vae = read(tmp_path / "baselines" / "vae").estimates["fid"]
+    expected = mean_over_seeds([one - vae for one in ours])
+    assert [float(fid["low"]), float(fid["high"])] == [expected.low, expected.high]
+    assert expected.high - expected.low > 2 * 4.3027 * 0.01 / 3**0.5  # the spread of the seeds alone
 
 
 def test_write_pairs_over_seeds_of_other_recipes_writes_no_mean(tmp_path):

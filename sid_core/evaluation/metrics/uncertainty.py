@@ -102,6 +102,28 @@ def mean_of_few(values: Sequence[float]) -> Estimate:
     return Estimate(mean, se, mean - half, mean + half, "values", tuple(values))
 
 
+def mean_over_seeds(differences: Sequence[Estimate]) -> Estimate:
+    """Estimate the mean of paired differences, one per training seed: other seeds and other samples.
+
+    All seeds have the same captions and noise, so the samples' error is common to them and their spread does not show it.
+    Half widths of both intervals add in squares; what each seed's samples have of their own counts in both.
+    """
+    seeds, first = mean_of_few([one.value for one in differences]), differences[0]
+    replicates = [
+        math.fsum(values) / len(values) for values in zip(*(one.replicates for one in differences), strict=True)
+    ]
+    if first.method == BOOTSTRAP:
+        samples = bootstrap(seeds.value, replicates)
+    else:
+        centre = math.fsum(one.centre for one in differences) / len(differences)
+        samples = jackknife(seeds.value, replicates, first.quadratic, centre)
+    low, high = (
+        samples.centre + sign * math.hypot(seeds.high - seeds.value, end - samples.centre)
+        for sign, end in ((-1, samples.low), (1, samples.high))
+    )
+    return Estimate(seeds.value, math.hypot(seeds.se, samples.se), low, high, "seeds", ())
+
+
 def _variance(values: Sequence[float]) -> float:
     mean = math.fsum(values) / len(values)
     return math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)

@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sid_core.evaluation.metrics.uncertainty import bootstrap, jackknife, left_out, mean_of_few
+from sid_core.evaluation.metrics.uncertainty import (
+    Estimate,
+    bootstrap,
+    jackknife,
+    left_out,
+    mean_of_few,
+    mean_over_seeds,
+)
 
 GROUPS = 20
 ROOT = Path(__file__).parents[3]
@@ -79,6 +86,26 @@ def test_mean_of_few_uses_student_t():
     assert found.high - found.value == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
 
 
+def estimated(values: list[float], kind) -> Estimate:
+    if kind is jackknife:
+        return jackknife(mean(values), replicates(values, mean))
+    draws = [random.Random(draw).choices(range(len(values)), k=len(values)) for draw in range(200)]
+    return bootstrap(mean(values), [mean([values[i] for i in draw]) for draw in draws])
+
+
+@pytest.mark.parametrize("kind", [jackknife, bootstrap])
+def test_mean_over_seeds_adds_both_errors_in_squares(kind):
+    values = numbers(200)
+    one = estimated(values, kind)
+    same = mean_over_seeds([one, one, one])
+    assert (same.value, same.se, same.low, same.high) == pytest.approx((one.value, one.se, one.low, one.high))
+    apart = mean_over_seeds([estimated([value + shift for value in values], kind) for shift in (-1, 0, 1)])
+    assert (apart.value, apart.se) == pytest.approx((one.value, math.hypot(one.se, 1 / math.sqrt(3))))
+    half = 4.3027 / math.sqrt(3)
+    assert apart.high - one.centre == pytest.approx(math.hypot(half, one.high - one.centre), rel=1e-4)
+    assert one.centre - apart.low == pytest.approx(math.hypot(half, one.centre - one.low), rel=1e-4)
+
+
 def test_uncertainty_imports_no_torch():
     code = (
         "import sys, sid_core.evaluation.comparison; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
@@ -86,7 +113,7 @@ def test_uncertainty_imports_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("case", ["FID 25, d 16, N 1000", "pairs, N 300"])
+@pytest.mark.parametrize("case", ["FID 25, d 16, N 1000", "pairs, N 300", "3 seeds, N 300"])
 def test_intervals_have_their_coverage(case, monkeypatch):
     # 200 draws: 95 % come out as 90.5 to 98.5 % in 99 of 100 tries; the benchmark's 1,000 are in docs/uncertainty.md.
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
