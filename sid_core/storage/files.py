@@ -143,7 +143,7 @@ def write_json(path: str | Path, value: object) -> None:
 
 
 class _Fields(dict):
-    """An object of a JSON file, without one of whose keys nothing can go on unless `get` is asked for it."""
+    """An object of a JSON file: where `[key]` finds nothing the file is at fault, and a UserError names it."""
 
     def __init__(self, path: str | Path, pairs: list[tuple[str, object]]):
         super().__init__(pairs)
