@@ -95,13 +95,13 @@ def test_atomic_path_beside_a_live_writer_keeps_its_files(tmp_path, monkeypatch,
 
 def test_atomic_path_watches_the_heartbeat_of_a_writer_on_another_machine(tmp_path, monkeypatch):
     begin(tmp_path / "00000.tar", "killed")
+    [folder] = tmp_path.iterdir()
     monkeypatch.setattr(files, "place", lambda: "another machine")
     monkeypatch.setattr(heartbeat, "PERIOD_S", 100)
-    files.write_text(tmp_path / "00000.tar", "whole")
-    assert len(list(tmp_path.iterdir())) == 2
-    monkeypatch.setattr(heartbeat, "PERIOD_S", 0.001)
-    files.write_text(tmp_path / "00000.tar", "whole")
-    assert [p.name for p in tmp_path.iterdir()] == ["00000.tar"]
+    for age_s, left in ((300, 2), (500, 1)):
+        os.utime(folder, times=(time.time() - age_s,) * 2)
+        files.write_text(tmp_path / "00000.tar", "whole")
+        assert len(list(tmp_path.iterdir())) == left
 
 
 def test_atomic_path_while_writing_updates_its_heartbeat(tmp_path, monkeypatch):
