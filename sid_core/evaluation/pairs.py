@@ -17,7 +17,7 @@ from ..pipeline.inputs import Inputs
 from ..pipeline.paths import Row
 from ..storage.files import read_json, write_text
 from .metrics.catalogue import METRICS
-from .metrics.uncertainty import BOOTSTRAP, Estimate, bootstrap, jackknife, mean_of_few, mean_over_seeds
+from .metrics.uncertainty import Estimate, from_replicates, mean_of_few, mean_over_seeds
 
 PAIR_COLUMNS = ("a", "b", "metric", "difference", "low", "high", "excludes_zero", "better", "over")
 SEED_COLUMNS = ("run", "metric", "seeds", "mean", "sd", "low", "high")
@@ -101,9 +101,7 @@ def read(folder: Path, name: str | None = None) -> Scored:
 
 
 def _estimate(value: float, record: dict) -> Estimate:
-    if record["method"] == BOOTSTRAP:
-        return bootstrap(value, record["values"])
-    return jackknife(value, record["values"], record["quadratic"], record["centre"])
+    return from_replicates(record["method"], value, record["values"], record["quadratic"], record["centre"])
 
 
 def check_comparable(a: Scored, b: Scored) -> None:

@@ -140,7 +140,7 @@ def with_measured_speeds(plan: Plan, path: Path = MEASURED) -> Plan:
         if absent := [name for name in Plan.model_fields if name.endswith("_per_s") and name not in found]:
             origin += f", but {', '.join(absent)}: {plan.speeds}"
         return Plan(**plan.model_dump() | found | {"speeds": origin})
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: expected what `make gpu` writes, got {error!r}. Fix: rerun or remove it") from None
 
 

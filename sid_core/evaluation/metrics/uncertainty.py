@@ -34,9 +34,7 @@ class Estimate:
         assert self.method == other.method, f"{self.method} and {other.method}: no pairs of replicates"
         value = self.value - other.value
         replicates = [a - b for a, b in zip(self.replicates, other.replicates, strict=True)]
-        if self.method == BOOTSTRAP:
-            return bootstrap(value, replicates)
-        return jackknife(value, replicates, self.quadratic, self.centre - other.centre)
+        return from_replicates(self.method, value, replicates, self.quadratic, self.centre - other.centre)
 
     @property
     def centre(self) -> float:
@@ -84,6 +82,13 @@ def jackknife(
     return Estimate(value, se, centre - half, centre + half, JACKKNIFE, tuple(replicates), quadratic)
 
 
+def from_replicates(
+    method: str, value: float, replicates: Sequence[float], quadratic: float, centre: float
+) -> Estimate:
+    """Compute the interval of replicates made by `method`; a bootstrap has its centre in them."""
+    return bootstrap(value, replicates) if method == BOOTSTRAP else jackknife(value, replicates, quadratic, centre)
+
+
 def bootstrap(value: float, means: Sequence[float]) -> Estimate:
     """Compute the percentile interval and the standard error of the means of resamples."""
     count = len(means)
@@ -112,11 +117,8 @@ def mean_over_seeds(differences: Sequence[Estimate]) -> Estimate:
     replicates = [
         math.fsum(values) / len(values) for values in zip(*(one.replicates for one in differences), strict=True)
     ]
-    if first.method == BOOTSTRAP:
-        samples = bootstrap(seeds.value, replicates)
-    else:
-        centre = math.fsum(one.centre for one in differences) / len(differences)
-        samples = jackknife(seeds.value, replicates, first.quadratic, centre)
+    centre = math.fsum(one.centre for one in differences) / len(differences)
+    samples = from_replicates(first.method, seeds.value, replicates, first.quadratic, centre)
     low, high = (
         samples.centre + sign * math.hypot(seeds.high - seeds.value, end - samples.centre)
         for sign, end in ((-1, samples.low), (1, samples.high))
